@@ -1,0 +1,220 @@
+"""The ledger: each claim of the write-up, the rule that was fixed for it, what was measured, and the verdict.
+
+Rules are data (``resources/claims.yaml``). A notebook hands over named statistics; the verdict follows from the rule. What a
+notebook measured is one small file; the ledger is all of those beside the list of claims, so that no claim is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from snipnb.paths import resource, write_atomically
+
+VERDICTS = ("reproduced", "reproduced with correction", "not reproduced", "refuted", "weak", "untested")
+FIELDS = "id claim section rule reported measured low high n verdict reason profile notebook figure".split()
+_COMPARISONS = {"at_most": (float.__le__, "above"), "at_least": (float.__ge__, "below")}
+
+
+@cache
+def load_claims() -> dict[str, dict[str, Any]]:
+    """All claims by id, in the write-up's order, as they stand in ``claims.yaml``."""
+    return {claim["id"]: claim for claim in yaml.safe_load(resource("claims.yaml").read_text(encoding="utf-8"))}
+
+
+def claims_of(notebook: str) -> list[str]:
+    """Ids of the claims that a notebook has to give a verdict on."""
+    return [claim["id"] for claim in load_claims().values() if claim["notebook"] == notebook]
+
+
+def judge(claim_id: str, measured: Mapping[str, float], *, n: int | None, profile: str) -> tuple[str, str]:
+    """The verdict on a claim, and the reason for it.
+
+    Args:
+        claim_id: For instance ``"C8"``.
+        measured: Statistic -> value; has to hold every statistic that the rule names.
+        n: Seeds or runs behind the numbers, None where there is nothing to count.
+        profile: Name of the profile that was run.
+
+    Returns:
+        Verdict (one of :data:`VERDICTS`; ``weak`` and ``untested`` with the reason in brackets) and the reason: which
+        conditions failed, or empty.
+
+    Raises:
+        ValueError: If the claim is unknown, or a statistic is missing or not a number.
+    """
+    claim = _claim(claim_id)
+    needed = {name for outcome in claim["outcomes"] for name in outcome.get("when", {})}
+    if missing := needed - measured.keys():
+        raise ValueError(f"{claim_id} needs the statistics {sorted(needed)}; missing are {sorted(missing)}")
+    for name in needed:
+        if math.isnan(float(measured[name])):
+            raise ValueError(f"{claim_id}: statistic {name!r} is not a number")
+    verdict, reason = _outcome(claim, measured)
+    needs = claim.get("needs", {})
+    if profile not in needs.get("profiles", [profile]):
+        return f"untested (budget of profile {profile})", reason
+    if n is not None and n < needs.get("n", 0):
+        return f"weak (n = {n}, the rule asks for {needs['n']}; so far {verdict})", reason
+    return (f"weak ({claim['weak_as']})" if verdict == "weak" else verdict), reason
+
+
+def entry(
+    claim_id: str,
+    measured: Mapping[str, float],
+    *,
+    notebook: str,
+    profile: str,
+    n: int | None = None,
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+    figure: str | None = None,
+) -> dict[str, Any]:
+    """One row of the ledger: the claim, its rule, the numbers and the verdict; arguments as :func:`judge`.
+
+    Args:
+        intervals: Statistic -> (low, high), for those that have one.
+        figure: File name of the figure or table that shows it.
+
+    Raises:
+        ValueError: As :func:`judge`; or if the claim belongs to another notebook.
+    """
+    claim = _claim(claim_id)
+    if claim["notebook"] != notebook:
+        raise ValueError(f"{claim_id} belongs to notebook {claim['notebook']!r}; given was {notebook!r}")
+    intervals = intervals or {}
+    if extra := intervals.keys() - measured.keys():
+        raise ValueError(f"{claim_id}: intervals for {sorted(extra)}, which are not among the statistics")
+    verdict, reason = judge(claim_id, measured, n=n, profile=profile)
+    return {
+        **_description(claim),
+        "measured": {name: _rounded(value) for name, value in measured.items()},
+        "low": {name: _rounded(ends[0]) for name, ends in intervals.items()},
+        "high": {name: _rounded(ends[1]) for name, ends in intervals.items()},
+        "n": n,
+        "verdict": verdict,
+        "reason": reason,
+        "profile": profile,
+        "figure": figure,
+    }
+
+
+def assemble(entries: Iterable[Mapping[str, Any]], *, existing: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """The whole ledger in the write-up's order: measured entries, and the other claims as untested.
+
+    Args:
+        entries: What notebooks measured.
+        existing: Notebooks there are, to tell "did not run" from "is not written yet".
+    """
+    measured = {e["id"]: dict(e) for e in entries}
+    written = set(existing)
+    rows = []
+    for claim_id, claim in load_claims().items():
+        if claim_id in measured:
+            rows.append(measured[claim_id])
+            continue
+        why = "its notebook has not run" if claim["notebook"] in written else "its notebook is not written yet"
+        empty = {"measured": {}, "low": {}, "high": {}, "n": None, "reason": "", "profile": None, "figure": None}
+        rows.append({**_description(claim), **empty, "verdict": f"untested ({why})"})
+    return [{field: row[field] for field in FIELDS} for row in rows]
+
+
+def write_ledger(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Write ``claims.json`` and ``claims.md`` into a folder."""
+    write_atomically(folder / "claims.json", json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    table = markdown_table(rows)
+    rules = "\n".join(f"- **{row['id']}** {row['rule']}" for row in rows)
+    write_atomically(folder / "claims.md", f"# Claims and verdicts\n\n{table}\n\n## Rules, fixed beforehand\n\n{rules}\n")
+
+
+def markdown_table(rows: list[dict[str, Any]]) -> str:
+    """The ledger as a Markdown table: id, claim, verdict, numbers, where to look."""
+    lines = ["| | claim (section) | verdict | measured | n | profile | where |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        where = row["notebook"] + (f"<br>{row['figure']}" if row["figure"] else "")
+        cells = [
+            row["id"],
+            f"{row['claim']} ({row['section']})",
+            f"**{row['verdict']}**" + (f"<br>{row['reason']}" if row["reason"] else ""),
+            "<br>".join(_numbers(row)),
+            "" if row["n"] is None else str(row["n"]),
+            row["profile"] or "",
+            where,
+        ]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def text_table(rows: list[dict[str, Any]], *, width: int = 118) -> str:
+    """The ledger for a terminal: claims with a verdict line by line, and the untested ones as a list of ids."""
+    tested = [row for row in rows if row["profile"]]
+    lines = []
+    for row in tested:
+        claim = textwrap.shorten(row["claim"], width - 6 - 36, placeholder=" ...")
+        lines.append(f"{row['id']:<5} {claim:<{width - 6 - 36}} {row['verdict']}")
+    rest = [row["id"] for row in rows if not row["profile"]]
+    if rest:
+        lines.append(f"no verdict yet: {', '.join(rest)}")
+    return "\n".join(lines)
+
+
+def verdict_frame(entries: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """What a notebook shows of its verdicts: one row per claim."""
+    return pd.DataFrame(
+        {
+            "claim": e["id"],
+            "what it says": e["claim"],
+            "reported": e["reported"] or "",
+            "measured": "; ".join(_numbers(e)),
+            "n": "" if e["n"] is None else e["n"],
+            "verdict": e["verdict"],
+        }
+        for e in entries
+    ).set_index("claim")
+
+
+def _claim(claim_id: str) -> dict[str, Any]:
+    claims = load_claims()
+    if claim_id not in claims:
+        raise ValueError(f"there is no claim {claim_id!r}; the claims are {', '.join(claims)}")
+    return claims[claim_id]
+
+
+def _description(claim: Mapping[str, Any]) -> dict[str, Any]:
+    return {**{field: claim[field] for field in ("id", "claim", "section", "rule", "notebook")}, "reported": claim.get("reported")}
+
+
+def _outcome(claim: Mapping[str, Any], measured: Mapping[str, float]) -> tuple[str, str]:
+    """The first outcome whose conditions all hold, and what kept the first one from holding."""
+    reasons: list[str] = []
+    for outcome in claim["outcomes"]:
+        failed = [
+            f"{name} {float(measured[name]):.4g} is {_COMPARISONS[kind][1]} {bound:g}"
+            for name, bounds in outcome.get("when", {}).items()
+            for kind, bound in bounds.items()
+            if not _COMPARISONS[kind][0](float(measured[name]), float(bound))
+        ]
+        if not failed:
+            return outcome["verdict"], "; ".join(reasons)
+        reasons = reasons or failed
+    raise AssertionError(f"the last outcome of {claim['id']} has a condition")
+
+
+def _rounded(value: float) -> float | int:
+    """Six significant digits are what a ledger compares; integers stay integers."""
+    return int(value) if float(value).is_integer() else float(f"{float(value):.6g}")
+
+
+def _numbers(row: Mapping[str, Any]) -> list[str]:
+    texts = []
+    for name, value in row["measured"].items():
+        interval = f" [{row['low'][name]:.4g}, {row['high'][name]:.4g}]" if name in row["low"] else ""
+        texts.append(f"{name.replace('_', ' ')} {value:.4g}{interval}")
+    return texts

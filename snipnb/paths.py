@@ -1,0 +1,58 @@
+"""Where things are: the checkout, the data, what ships in the package, and where a notebook writes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def project_root() -> Path | None:
+    """The checkout this package is imported from, or None when it is installed elsewhere."""
+    root = Path(__file__).resolve().parent.parent
+    return root if (root / "pyproject.toml").is_file() and (root / "notebooks").is_dir() else None
+
+
+def resource(*parts: str) -> Path:
+    """Path of a data file that ships inside the package, e.g. ``resource("claims.yaml")``."""
+    return Path(__file__).resolve().parent.joinpath("resources", *parts)
+
+
+def data_dir() -> Path:
+    """Folder that holds ``MNIST/raw``.
+
+    The environment variable ``SNIPNB_DATA`` if set, else ``data/`` of the checkout, else the user's cache folder.
+    """
+    if os.environ.get("SNIPNB_DATA"):
+        return Path(os.environ["SNIPNB_DATA"]).expanduser()
+    root = project_root()
+    if root is not None:
+        return root / "data"
+    cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    return Path(cache) / "snipnb"
+
+
+def output_dir() -> Path:
+    """Folder a notebook writes its figures, tables and verdicts to.
+
+    ``SNIPNB_OUTPUT`` if set (the runner sets it), else ``build/lab`` of the checkout, else ``snipnb-output`` in the
+    working directory: a notebook tried out by hand never overwrites the published ``figures/``.
+    """
+    if os.environ.get("SNIPNB_OUTPUT"):
+        return Path(os.environ["SNIPNB_OUTPUT"])
+    root = project_root()
+    return root / "build" / "lab" if root is not None else Path("snipnb-output").resolve()
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write ``content`` to ``path`` so that a reader sees the old file or the whole new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
