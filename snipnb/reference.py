@@ -1,0 +1,160 @@
+"""Slow and obviously right: what the fast functions are compared with, in tests and in notebooks.
+
+Everything here does what its definition says, one parameter at a time where need be, on a float64 copy of the model in
+evaluation mode. None of it is meant to be fast.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from snipnb.progress import track
+from snipnb.salience import Loss, Salience, check_classes, check_examples, float_parameters
+
+
+def mean_loss(model: nn.Module, images: Tensor, labels: Tensor, *, loss: Loss | None = None) -> Tensor:
+    """L(w): the mean loss over the images, a float64 scalar."""
+    return _Examples(model, images, labels, loss).value({})
+
+
+def indicator_salience(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    loss: Loss | None = None,
+    at: float = 1.0,
+) -> Salience:
+    """dL(c * w)/dc by automatic differentiation with respect to explicit indicators c, all equal to ``at``.
+
+    **Definition.** Every parameter tensor w is replaced by c * w with c a tensor of its shape; autograd differentiates
+    with respect to c. **Source.** Write-up, section 1, which says "an indicator variable equal to 1".
+
+    Returns:
+        Dictionary name -> dL/dc, float64.
+    """
+    examples = _Examples(model, images, labels, loss)
+    indicators = {name: torch.full_like(w, at, requires_grad=True) for name, w in examples.parameters.items()}
+    value = examples.value({name: c * examples.parameters[name] for name, c in indicators.items()})
+    gradients = torch.autograd.grad(value, list(indicators.values()))
+    return dict(zip(indicators, gradients, strict=True))
+
+
+def finite_difference_salience(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    parameters: Mapping[str, Tensor],
+    *,
+    loss: Loss | None = None,
+    step: float = 1e-5,
+) -> Salience:
+    """dL/dc_j at c = 1 as (L(c_j = 1 + step) - L(c_j = 1 - step)) / (2 step), for chosen parameters.
+
+    Args:
+        parameters: Name -> flat indices, as from :func:`stratified_sample`.
+
+    Returns:
+        Dictionary name -> float64 values, in the order of the indices.
+    """
+    examples = _Examples(model, images, labels, loss)
+    return {
+        name: (examples.scaled(name, index, 1 + step) - examples.scaled(name, index, 1 - step)) / (2 * step)
+        for name, index in _each(parameters, "finite differences")
+    }
+
+
+def ablation_salience(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    parameters: Mapping[str, Tensor] | None = None,
+    loss: Loss | None = None,
+) -> Salience:
+    """Exact salience by brute force: L(w with w_j = 0) - L(w), one forward pass per parameter.
+
+    **Definition.** DESIGN: signed loss change when one parameter is zeroed and the others stay. **Source.** Write-up,
+    section 1, where L(0) means that w_j alone is zero.
+
+    Args:
+        parameters: Name -> flat indices to do; default all, in the parameters' shapes.
+
+    Returns:
+        Dictionary name -> float64 values, in the order of the indices, or in the parameter's shape.
+    """
+    examples = _Examples(model, images, labels, loss)
+    before = examples.value({})
+    if parameters is not None:
+        return {name: examples.scaled(name, i, 0.0) - before for name, i in _each(parameters, "ablation")}
+    everything = {name: torch.arange(w.numel()) for name, w in examples.parameters.items()}
+    return {
+        name: (examples.scaled(name, i, 0.0) - before).view_as(examples.parameters[name])
+        for name, i in _each(everything, "ablation")
+    }
+
+
+def loss_along_weight(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    name: str,
+    index: int,
+    factors: Sequence[float],
+    *,
+    loss: Loss | None = None,
+) -> Tensor:
+    """L with one parameter w_j replaced by c * w_j, for each c of ``factors``; float64 [len(factors)]."""
+    examples = _Examples(model, images, labels, loss)
+    return torch.cat([examples.scaled(name, torch.tensor([index]), c) for c in factors])
+
+
+def stratified_sample(model: nn.Module, per_tensor: int, *, seed: int = 0) -> dict[str, Tensor]:
+    """Up to ``per_tensor`` flat indices of every parameter tensor, ascending, drawn without replacement."""
+    draw = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randperm(p.numel(), generator=draw)[:per_tensor].sort().values
+        for name, p in float_parameters(model).items()
+    }
+
+
+def pick(salience: Salience, parameters: Mapping[str, Tensor]) -> Salience:
+    """The entries of a salience at the given flat indices."""
+    return {name: salience[name].flatten()[index.to(salience[name].device)] for name, index in parameters.items()}
+
+
+def _each(parameters: Mapping[str, Tensor], description: str) -> list[tuple[str, Tensor]]:
+    return list(track(parameters.items(), description, total=len(parameters)))
+
+
+class _Examples:
+    """A float64 copy of a model with its images: the loss at changed parameters."""
+
+    def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, loss: Loss | None) -> None:
+        check_examples(images, labels, 1)
+        float_parameters(model)
+        self.model = copy.deepcopy(model).double().eval()
+        self.parameters = float_parameters(self.model)
+        device = next(iter(self.parameters.values())).device
+        self.images, self.labels, self.loss = images.to(device).double(), labels.to(device), loss
+        if loss is None:
+            check_classes(functional_call(self.model, {}, (self.images[:1],)), self.labels)
+
+    def value(self, changed: Mapping[str, Tensor]) -> Tensor:
+        outputs = functional_call(self.model, {**self.parameters, **changed}, (self.images,))
+        return nn.functional.cross_entropy(outputs, self.labels) if self.loss is None else self.loss(outputs, self.labels)
+
+    @torch.no_grad()
+    def scaled(self, name: str, indices: Tensor, factor: float) -> Tensor:
+        """The loss with one entry multiplied by ``factor``, for each index in turn."""
+        values = []
+        for index in indices.tolist():
+            changed = self.parameters[name].clone()
+            changed.view(-1)[index] *= factor
+            values.append(self.value({name: changed}))
+        return torch.stack(values)

@@ -1,0 +1,123 @@
+"""Intervals and tests, as thin named wrappers over SciPy and NumPy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+
+
+def mean_interval(values: np.ndarray, *, level: float = LEVEL) -> tuple[float, float, float]:
+    """Mean and its t interval, ``(mean, low, high)``; with fewer than two values the ends are NaN."""
+    values = np.asarray(values, dtype=float)
+    mean = float(values.mean())
+    if len(values) < 2:
+        return mean, float("nan"), float("nan")
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values)
+    return mean, float(mean - half), float(mean + half)
+
+
+def binomial_interval(events: int, trials: int, *, level: float = LEVEL) -> tuple[float, float]:
+    """Wilson score interval of a proportion."""
+    low, high = stats.binomtest(events, trials).proportion_ci(level, method="wilson")
+    return float(low), float(high)
+
+
+def predictive_mid_p(value: int, reference: np.ndarray) -> float:
+    """Two-sided mid-p of one more count, given the counts of n seeds: how unusual would ``value`` be as the next one?
+
+    **Definition.** Where the standard deviation is at least 1, the t predictive distribution of the next count (mean,
+    sd * sqrt(1 + 1/n), n - 1 degrees of freedom), rounded to integers. Otherwise the empirical distribution of the n
+    counts and ``value`` together. The p-value is twice the smaller tail, half of the probability of equality included.
+
+    Args:
+        value: The count to place.
+        reference: Counts of the seeds, integers [n], n at least 2.
+
+    Returns:
+        Probability in (0, 1]; small is unusual.
+    """
+    reference = np.asarray(reference, dtype=float)
+    n, sd = len(reference), reference.std(ddof=1)
+    if sd >= 1:
+        scale = sd * np.sqrt(1 + 1 / n)
+        ends = (np.array([value - 0.5, value + 0.5]) - reference.mean()) / scale
+        lower = stats.t.cdf(ends, n - 1).mean()
+    else:
+        lower = (np.sum(reference < value) + 0.5 * (np.sum(reference == value) + 1)) / (n + 1)
+    return float(2 * min(lower, 1 - lower))
+
+
+def prediction_interval(reference: np.ndarray, highest: int, *, level: float = LEVEL) -> tuple[int, int]:
+    """Smallest and largest count from 0 to ``highest`` that would not be unusual as the next seed's.
+
+    Not unusual: :func:`predictive_mid_p` above 1 - ``level``.
+    """
+    reference = np.asarray(reference)
+    centre = int(round(float(reference.mean())))
+    ends = []
+    for step, limit in ((-1, 0), (1, highest)):
+        end = centre
+        while end != limit and predictive_mid_p(end + step, reference) > 1 - level:
+            end += step
+        ends.append(end)
+    return ends[0], ends[1]
+
+
+@dataclass(frozen=True)
+class TableFit:
+    """How a published table of counts compares with the tables of n seeds; see :func:`table_fit`."""
+
+    cell_p: np.ndarray  # [cells], predictive mid-p of each published count
+    outside: int  # published cells outside their 95 % prediction interval
+    smallest_p: float
+    p_value: float  # share of all n + 1 tables that are at least as extreme as the published one
+    seeds_outside: np.ndarray  # [n], the same count for each seed against all other tables
+
+
+def table_fit(published: np.ndarray, seeds: np.ndarray, *, level: float = LEVEL) -> TableFit:
+    """Is a published table of counts one that another seed could have given?
+
+    **Definition.** Each of the n + 1 tables is scored against the n others: the number of cells with predictive mid-p at
+    most 1 - ``level``, and the smallest mid-p. Each table's rank among all, in whichever of the two it is more extreme,
+    is its extremeness; the p-value is the share of tables at least as extreme as the published one. Under the hypothesis
+    that the published table is one more seed, all tables are exchangeable and the p-value is exact.
+
+    Args:
+        published: Counts [cells].
+        seeds: Counts [n, cells], n at least 3.
+    """
+    tables = np.vstack([np.asarray(published), np.asarray(seeds)])
+    rows = range(len(tables))
+    cell_p = np.array(
+        [[predictive_mid_p(tables[i, j], np.delete(tables[:, j], i)) for j in range(tables.shape[1])] for i in rows]
+    )
+    outside, smallest = (cell_p <= 1 - level).sum(axis=1), cell_p.min(axis=1)
+    by_count = (outside[None, :] >= outside[:, None]).mean(axis=1)
+    by_cell = (smallest[None, :] <= smallest[:, None]).mean(axis=1)
+    extremeness = np.minimum(by_count, by_cell)
+    p_value = float((extremeness <= extremeness[0]).mean())
+    return TableFit(cell_p[0], int(outside[0]), float(smallest[0]), p_value, outside[1:])
+
+
+def overlap(first: dict, second: dict) -> float:
+    """Intersection over union of two masks' kept sets; 1 if both keep nothing.
+
+    Raises:
+        ValueError: If the masks have different parameters.
+    """
+    if first.keys() != second.keys():
+        raise ValueError(f"the masks have different parameters: {sorted(first.keys() ^ second.keys())}")
+    both = sum(int((first[name] & second[name]).sum()) for name in first)
+    either = sum(int((first[name] | second[name]).sum()) for name in first)
+    return both / either if either else 1.0
+
+
+def largest_relative_difference(first: np.ndarray, second: np.ndarray) -> float:
+    """Largest abs(a - b) / max(abs(a), abs(b)) over all entries; 0 where both are zero."""
+    first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    size = np.maximum(np.abs(first), np.abs(second))
+    return float(np.max(np.abs(first - second) / np.where(size > 0, size, 1)))
