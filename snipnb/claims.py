@@ -20,7 +20,22 @@ import yaml
 from snipnb.paths import resource, write_atomically
 
 VERDICTS = ("reproduced", "reproduced with correction", "not reproduced", "refuted", "weak", "untested")
-FIELDS = "id claim section rule reported measured low high n verdict reason profile notebook figure".split()
+FIELDS = [
+    "id",
+    "claim",
+    "section",
+    "rule",
+    "reported",
+    "measured",
+    "low",
+    "high",
+    "n",
+    "verdict",
+    "reason",
+    "profile",
+    "notebook",
+    "figure",
+]
 _COMPARISONS = {"at_most": (float.__le__, "above"), "at_least": (float.__ge__, "below")}
 
 
@@ -33,6 +48,14 @@ def load_claims() -> dict[str, dict[str, Any]]:
 def claims_of(notebook: str) -> list[str]:
     """Ids of the claims that a notebook has to give a verdict on."""
     return [claim["id"] for claim in load_claims().values() if claim["notebook"] == notebook]
+
+
+def bound(claim_id: str, statistic: str) -> float:
+    """The number that the rule of a claim compares a statistic with, for drawing it; the first if several."""
+    for outcome in _claim(claim_id)["outcomes"]:
+        if statistic in outcome.get("when", {}):
+            return float(next(iter(outcome["when"][statistic].values())))
+    raise ValueError(f"the rule of {claim_id} does not use the statistic {statistic!r}")
 
 
 def judge(claim_id: str, measured: Mapping[str, float], *, n: int | None, profile: str) -> tuple[str, str]:
@@ -131,7 +154,9 @@ def write_ledger(folder: Path, rows: list[dict[str, Any]]) -> None:
     write_atomically(folder / "claims.json", json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     table = markdown_table(rows)
     rules = "\n".join(f"- **{row['id']}** {row['rule']}" for row in rows)
-    write_atomically(folder / "claims.md", f"# Claims and verdicts\n\n{table}\n\n## Rules, fixed beforehand\n\n{rules}\n")
+    write_atomically(
+        folder / "claims.md", f"# Claims and verdicts\n\n{table}\n\n## Rules, fixed beforehand\n\n{rules}\n"
+    )
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
@@ -188,7 +213,10 @@ def _claim(claim_id: str) -> dict[str, Any]:
 
 
 def _description(claim: Mapping[str, Any]) -> dict[str, Any]:
-    return {**{field: claim[field] for field in ("id", "claim", "section", "rule", "notebook")}, "reported": claim.get("reported")}
+    return {
+        **{field: claim[field] for field in ("id", "claim", "section", "rule", "notebook")},
+        "reported": claim.get("reported"),
+    }
 
 
 def _outcome(claim: Mapping[str, Any], measured: Mapping[str, float]) -> tuple[str, str]:

@@ -205,7 +205,9 @@ def acquire_mnist(root: str | os.PathLike[str] | None = None, *, download: bool 
         reasons.append("network: not asked (download=False or SNIPNB_OFFLINE)")
     left = {f: problem for f in RAW_FILES if (problem := _problem(raw / f.name, f))}
     if left:
-        wanted = "\n".join(f"  {f.name}: {problem}; needs {f.size:,} bytes, SHA-256 {f.sha256}" for f, problem in left.items())
+        wanted = "\n".join(
+            f"  {f.name}: {problem}; needs {f.size:,} bytes, SHA-256 {f.sha256}" for f, problem in left.items()
+        )
         tried = "\n".join(f"  {reason}" for reason in reasons)
         raise DataUnavailableError(
             f"MNIST is incomplete. Put these files, or the same with .gz, into {raw}:\n{wanted}\nTried:\n{tried}"
@@ -263,7 +265,10 @@ def _from_mirrors(raw: Path, missing: list[RawFile]) -> None:
             for expected in missing:
                 note(f"fetching {expected.name} from {mirror}")
                 address = f"{mirror}{expected.name}.gz"
-                with urllib.request.urlopen(address, timeout=MIRROR_TIMEOUT_SECONDS) as answer, gzip.open(answer) as stream:
+                with (
+                    urllib.request.urlopen(address, timeout=MIRROR_TIMEOUT_SECONDS) as answer,
+                    gzip.open(answer) as stream,
+                ):
                     _store(stream, raw, expected)
             return
         except (OSError, EOFError, zlib.error, _SourceError) as error:

@@ -126,9 +126,7 @@ def layer_table(mask: Mask) -> pd.DataFrame:
         Tidy frame with one row per parameter tensor: ``layer``, ``parameters``, ``kept``, ``removed_percent``.
     """
     _check_mask(mask)
-    table = pd.DataFrame(
-        {"layer": name, "parameters": m.numel(), "kept": int(m.sum())} for name, m in mask.items()
-    )
+    table = pd.DataFrame({"layer": name, "parameters": m.numel(), "kept": int(m.sum())} for name, m in mask.items())
     table["removed_percent"] = 100 * (1 - table["kept"] / table["parameters"])
     return table
 
@@ -182,7 +180,9 @@ def _flat_magnitudes(salience: Salience) -> Tensor:
     for name, s in salience.items():
         if not bool(torch.isfinite(s).all()):
             bad = int((~torch.isfinite(s)).sum())
-            raise ValueError(f"salience of {name!r} is not finite in {bad} of {s.numel()} entries; finite numbers are needed")
+            raise ValueError(
+                f"salience of {name!r} is not finite in {bad} of {s.numel()} entries; finite numbers are needed"
+            )
     device = next(iter(salience.values())).device
     return torch.cat([s.detach().abs().flatten().to(device) for s in salience.values()])
 

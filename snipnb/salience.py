@@ -6,7 +6,8 @@ dtype. Saliences are signed; masks rank them by magnitude. No function here chan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -120,15 +121,33 @@ def random_salience(model: nn.Module, *, seed: int = 0) -> Salience:
 
 def float_parameters(model: nn.Module) -> dict[str, Tensor]:
     """Detached parameters by name; an error if there are none or one is not floating point."""
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    parameters = dict(model.named_parameters())
     if not parameters:
         raise ValueError(f"the model ({type(model).__name__}) has no parameters; at least one is needed")
     for name, p in parameters.items():
-        if isinstance(p, nn.parameter.UninitializedTensorMixin):
+        if nn.parameter.is_lazy(p):
             raise ValueError(f"parameter {name!r} has no shape yet; run the model once on a batch first")
         if not p.is_floating_point():
             raise ValueError(f"parameter {name!r} is {p.dtype}; accepted are floating-point parameters")
-    return parameters
+    return {name: p.detach() for name, p in parameters.items()}
+
+
+def call_with(model: nn.Module, replaced: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    """``model(inputs)`` with some parameters or buffers replaced for this call, also where one is used in several places.
+
+    ``torch.func.functional_call`` finds shared tensors by itself, but then leaves a sub-module that stands in two places with
+    the replacement inside. So every place is named here, each sub-module once.
+
+    Args:
+        replaced: Keyed like ``named_parameters()`` and ``named_buffers()``, which name a shared tensor once.
+    """
+    names = {id(t): name for name, t in itertools.chain(model.named_parameters(), model.named_buffers())}
+    places = {}
+    for prefix, module in model.named_modules():
+        for slot, tensor in {**module._parameters, **module._buffers}.items():
+            if tensor is not None and names[id(tensor)] in replaced:
+                places[f"{prefix}.{slot}" if prefix else slot] = replaced[names[id(tensor)]]
+    return functional_call(model, places, (inputs,), tie_weights=False)
 
 
 def check_examples(images: Tensor, labels: Tensor, batch_size: int) -> None:
@@ -144,12 +163,16 @@ def check_examples(images: Tensor, labels: Tensor, batch_size: int) -> None:
 def check_classes(outputs: Tensor, labels: Tensor) -> None:
     """Raise ValueError unless outputs are logits [n, C] and labels are integers [n] in [0, C)."""
     if outputs.dim() != 2:
-        raise ValueError(f"the model's output has shape {tuple(outputs.shape)}; cross-entropy takes logits [n, classes]")
+        raise ValueError(
+            f"the model's output has shape {tuple(outputs.shape)}; cross-entropy takes logits [n, classes]"
+        )
     if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; accepted are integers [n]")
     lowest, highest, classes = int(labels.min()), int(labels.max()), outputs.shape[1]
     if lowest < 0 or highest >= classes:
-        raise ValueError(f"labels range from {lowest} to {highest}; the model's {classes} outputs accept 0 to {classes - 1}")
+        raise ValueError(
+            f"labels range from {lowest} to {highest}; the model's {classes} outputs accept 0 to {classes - 1}"
+        )
 
 
 @contextmanager
@@ -197,7 +220,7 @@ def _batch_gradients(
     with in_mode(model, mode), torch.random.fork_rng(devices=cuda), torch.enable_grad():
         for batch in batch_starts(len(images), batch_size, "gradient"):
             x, y = images[batch].to(device), labels[batch].to(device)
-            outputs = functional_call(model, {**leaves, **buffers}, (x,))
+            outputs = call_with(model, {**leaves, **buffers}, x)
             if loss is None:
                 if batch.start == 0:
                     check_classes(outputs, labels)

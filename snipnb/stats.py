@@ -16,8 +16,13 @@ def mean_interval(values: np.ndarray, *, level: float = LEVEL) -> tuple[float, f
     mean = float(values.mean())
     if len(values) < 2:
         return mean, float("nan"), float("nan")
-    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values)
+    half = t_quantile(len(values) - 1, level=level) * stats.sem(values)
     return mean, float(mean - half), float(mean + half)
+
+
+def t_quantile(degrees: int, *, level: float = LEVEL) -> float:
+    """Two-sided quantile of Student's t."""
+    return float(stats.t.ppf((1 + level) / 2, degrees))
 
 
 def binomial_interval(events: int, trials: int, *, level: float = LEVEL) -> tuple[float, float]:
@@ -57,7 +62,7 @@ def prediction_interval(reference: np.ndarray, highest: int, *, level: float = L
     Not unusual: :func:`predictive_mid_p` above 1 - ``level``.
     """
     reference = np.asarray(reference)
-    centre = int(round(float(reference.mean())))
+    centre = round(float(reference.mean()))
     ends = []
     for step, limit in ((-1, 0), (1, highest)):
         end = centre

@@ -1,0 +1,96 @@
+# Everything a user runs. `make` alone prints this help; each line of it is taken from the targets below.
+
+PROFILE ?= default
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
+FORCE ?=
+comma := ,
+
+# An activated conda environment (other than base) is used as it is; else a virtual environment of the project's own.
+ifneq ($(and $(CONDA_PREFIX),$(filter-out base,$(CONDA_DEFAULT_ENV))),)
+ENV := $(CONDA_PREFIX)
+else
+ENV := .venv
+endif
+PY = "$(ENV)/bin/python"
+
+NOTEBOOKS := $(sort $(basename $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb))))
+
+unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP MPLBACKEND JUPYTER_PATH JUPYTER_PREFER_ENV_PATH
+.DEFAULT_GOAL := help
+.PHONY: help env env-test data figures smoke test lint format lab readme lock clean distclean $(NOTEBOOKS)
+
+help:  ## this list
+	@echo "make figures regenerates every figure, table and verdict; make test runs every test."
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@echo "  make NN_slug      one notebook of: $(NOTEBOOKS)"
+	@echo
+	@echo "Settings: PROFILE=default|smoke|path.yaml   FORCE=1 (run what is up to date too)   PYTHON=python3.11"
+
+# $(call install,EXTRAS): create the environment if need be and install under the pins, unless that was done already for
+# these very files in this very folder. The stamp is written last, so an interrupted installation is simply done again.
+define install
+@set -e; stamp="$(ENV)/.snipnb-$(1)"; want="$(CURDIR) $$(cat requirements.lock pyproject.toml | cksum)"; \
+if [ "$$(cat "$$stamp" 2>/dev/null)" != "$$want" ]; then \
+  if [ "$(ENV)" = .venv ]; then \
+    "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+      { echo "Python 3.11 or newer is needed; '$(PYTHON)' is not. Name one: make PYTHON=/path/to/python3.11"; exit 1; }; \
+    echo "creating .venv with $(PYTHON)"; "$(PYTHON)" -m venv .venv; \
+  fi; \
+  echo "installing snipnb[$(1)] under the pins of requirements.lock into $(ENV) (several minutes)"; \
+  [ -t 1 ] && quiet= || quiet=--quiet; \
+  $(PY) -m pip install $$quiet --disable-pip-version-check --constraint requirements.lock --editable ".[$(1)]"; \
+  printf '%s\n' "$$want" > "$$stamp"; \
+fi
+endef
+
+env:  ## the environment: .venv, or the activated conda environment
+	$(call install,notebooks)
+
+env-test: env
+	$(call install,notebooks$(comma)test)
+
+data: env  ## fetch and verify MNIST (55 MB on disk)
+	@$(PY) -m snipnb data
+
+figures: env  ## run the notebooks: figures/, tables, verdicts
+	@$(PY) -m snipnb figures --profile "$(PROFILE)" $(if $(FORCE),--force)
+
+$(NOTEBOOKS): env
+	@$(PY) -m snipnb figures --profile "$(PROFILE)" $(if $(FORCE),--force) $@
+
+smoke: env  ## every notebook on the shipped sample, into build/smoke/
+	@$(PY) -m snipnb figures --profile smoke $(if $(FORCE),--force)
+
+test: env-test lint  ## all tests, the notebooks' smoke runs included; no network, no data needed
+	@$(PY) -m pytest
+
+lint: env-test  ## style of code and notebooks
+	@$(PY) -m ruff check --quiet . && $(PY) -m ruff format --check --quiet .
+
+format: env-test  ## bring code and notebooks into the style
+	@$(PY) -m ruff check --quiet --fix . ; $(PY) -m ruff format --quiet .
+
+lab: env  ## open the notebooks in JupyterLab
+	@$(PY) -m jupyterlab --notebook-dir=notebooks
+
+readme: env  ## bring the generated parts of README.md up to date
+	@$(PY) -m snipnb readme
+
+lock: ## resolve the newest versions again: requirements.lock and environment.yml
+	@rm -rf build/lock && "$(PYTHON)" -m venv build/lock
+	@build/lock/bin/python -m pip install --quiet torch==2.13.0 torchvision==0.28.0
+	@build/lock/bin/python -m pip install --quiet ".[notebooks,test]"
+	@build/lock/bin/python -m pip list --format=freeze --exclude snipnb --exclude pip --exclude setuptools --exclude wheel \
+	  | sed 's/+.*//' | LC_ALL=C sort -f > build/lock/pins
+	@{ echo "# Exact versions that are tested together, for Python 3.11. Written by \`make lock\`."; cat build/lock/pins; } > requirements.lock
+	@{ echo "# The same pins as requirements.lock, for conda and Binder. Written by \`make lock\`."; \
+	  printf 'name: snipnb\nchannels: [conda-forge]\ndependencies:\n  - python=3.11\n  - pip\n  - pip:\n'; \
+	  sed 's/^/      - /' build/lock/pins; echo '      - -e .'; } > environment.yml
+	@rm -rf build/lock
+
+clean:  ## remove build/ and caches; figures, data and environment stay
+	rm -rf build .pytest_cache .ruff_cache .hypothesis snipnb/__pycache__ tests/__pycache__
+
+distclean: clean  ## remove the environment and the data too
+	rm -rf .venv data *.egg-info

@@ -1,0 +1,53 @@
+"""Command line: ``python -m snipnb --help``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from snipnb.data import DataUnavailableError, acquire_mnist
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="snipnb", description="SNIP network pruning, reproduced.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("data", help="fetch and verify MNIST")
+    figures = commands.add_parser("figures", help="run the notebooks and publish figures, tables and verdicts")
+    figures.add_argument("notebooks", nargs="*", help="names or leading digits; default all")
+    figures.add_argument("--profile", default="default", help="profile name or path of a YAML file (default: default)")
+    figures.add_argument("--force", action="store_true", help="run even what is up to date")
+    readme = commands.add_parser("readme", help="bring the generated parts of README.md up to date")
+    readme.add_argument("--check", action="store_true", help="change nothing; fail if something is out of date")
+    given = parser.parse_args(arguments)
+    try:
+        return _COMMANDS[given.command](given)
+    except (ValueError, DataUnavailableError) as error:
+        print(f"snipnb: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nsnipnb: interrupted; everything that was finished is kept", file=sys.stderr)
+        return 130
+
+
+def _data(_: argparse.Namespace) -> int:
+    print(f"MNIST is complete and verified in {acquire_mnist()}")
+    return 0
+
+
+def _figures(given: argparse.Namespace) -> int:
+    from snipnb import notebooks
+
+    return 0 if notebooks.run(given.profile, given.notebooks, force=given.force) else 1
+
+
+def _readme(given: argparse.Namespace) -> int:
+    from snipnb import readme
+
+    return 0 if readme.update(check=given.check) else 1
+
+
+_COMMANDS = {"data": _data, "figures": _figures, "readme": _readme}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,399 @@
+"""Running the notebooks without a browser: what is stale is executed, checked, cleaned and only then published.
+
+A notebook runs in a folder of its own under ``build/``. Its figures, tables and verdicts move to ``figures/`` when every
+cell has run and everything it promises is there; until then what was published before stays as it was. Whether a notebook
+is up to date is decided by content (notebook, package, parameters, data, versions, and the published files themselves),
+not by file times, which a clone or a checkout sets at will. Needs papermill, which only this module imports.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from snipnb import claims
+from snipnb.data import acquire_mnist, data_checksum
+from snipnb.paths import project_root, write_atomically
+from snipnb.profiles import Profile, check_parameters, declared_parameters, load_profile
+from snipnb.report import RUN_FILE, versions
+
+KERNEL = "python3"
+INJECTED_ID = "injected-parameters"
+# Variables that would let a user's own set-up into the kernel.
+REMOVED_VARIABLES = [
+    "JUPYTER_PATH",
+    "JUPYTER_CONFIG_PATH",
+    "MPLBACKEND",
+    "MATPLOTLIBRC",
+    "PYTHONPATH",
+    "PYTHONSTARTUP",
+    "PYTHONWARNINGS",
+]
+
+
+class NotebookError(RuntimeError):
+    """A notebook did not run through, or did not write what it promises."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The folders of one profile: where results are published, and where work goes on."""
+
+    published: Path
+    work: Path
+
+    def state(self, notebook: str) -> Path:
+        """The file that says what was published for a notebook, and from what."""
+        return self.work / "state" / f"{notebook}.json"
+
+
+def find_notebooks(root: Path) -> list[Path]:
+    """The ordered notebooks of a checkout."""
+    return sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+def place_of(profile: Profile, root: Path) -> Place:
+    """``figures/`` for the default profile, ``build/smoke`` for smoke, ``figures/<name>`` for any other."""
+    published = {"default": root / "figures", "smoke": root / "build" / "smoke"}
+    return Place(published.get(profile.name, root / "figures" / profile.name), root / "build" / f".{profile.name}")
+
+
+def run(
+    profile_name: str = "default", notebooks: Sequence[str] = (), *, force: bool = False, root: Path | None = None
+) -> bool:
+    """Bring figures, tables and verdicts of a profile up to date, and print the ledger.
+
+    Args:
+        profile_name: Name of a profile, or the path of a YAML file.
+        notebooks: Names or leading digits of notebooks; default all.
+        force: Run even what is up to date.
+        root: The checkout; default the one this package is imported from.
+
+    Returns:
+        Whether everything that was asked for is now up to date.
+
+    Raises:
+        ValueError: If profile, parameter or notebook names are unknown; nothing has run then.
+        DataUnavailableError: If the images are missing.
+    """
+    root = root or project_root()
+    if root is None:
+        raise ValueError("notebooks run from a checkout of the repository; this package is installed without one")
+    profile, everything = load_profile(profile_name), find_notebooks(root)
+    check_parameters(profile, everything)
+    chosen = _choose(everything, notebooks)
+    place = place_of(profile, root)
+    _check_writable(place)
+    if any(not _parameters(path, profile).get("sample") for path in chosen):
+        acquire_mnist()
+    print(f"profile {profile.name}: {profile.about}" if profile.about else f"profile {profile.name}")
+    with _only_one(place):
+        failures, written, began = {}, [], time.monotonic()
+        for number, path in enumerate(chosen, 1):
+            print(f"[{number}/{len(chosen)}] {path.stem} ", end="", flush=True)
+            mark = fingerprint(path, profile, root)
+            if not force and _is_current(path.stem, mark, place):
+                print("is up to date")
+                continue
+            start = time.monotonic()
+            try:
+                files = run_one(path, profile, place, mark)
+            except NotebookError as error:
+                failures[path.stem] = str(error)
+                print(f"FAILED after {time.monotonic() - start:.0f} s")
+            else:
+                written += files
+                print(f"{time.monotonic() - start:.0f} s, {len(files)} files")
+        rows = gather_ledger(place, everything)
+        claims.write_ledger(place.published, rows)
+    print(f"\n{claims.text_table(rows)}\n")
+    if written:
+        print(f"written in {time.monotonic() - began:.0f} s to {_short(place.published, root)}:")
+        print("\n".join(f"  {file}" for file in [*written, "claims.json", "claims.md", "provenance.json"]))
+    for name, message in failures.items():
+        print(f"\n{name} failed; what it had published before is untouched, the next run tries it again.\n{message}")
+    return not failures
+
+
+def run_one(path: Path, profile: Profile, place: Place, mark: str) -> list[str]:
+    """Execute one notebook and publish what it wrote; returns the published files, relative to the folder.
+
+    Raises:
+        NotebookError: If a cell fails or did not run, or a promised file or verdict is missing. The message names notebook,
+            cell and error, and the partial notebook that was kept.
+    """
+    stage = place.work / "stage" / path.stem
+    shutil.rmtree(stage, ignore_errors=True)
+    (stage / "notebooks").mkdir(parents=True)
+    executed = stage / "notebooks" / path.name
+    start = time.monotonic()
+    parameters = _parameters(path, profile)
+    try:
+        _execute(path, executed, parameters, stage)
+        _check(executed, path, stage)
+    except NotebookError as error:
+        kept = place.work / "failed" / path.name
+        if executed.is_file():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(executed, kept)
+        where = f"  partial notebook: {kept}" if kept.is_file() else "  no cell ran"
+        raise NotebookError(f"{error}\n{where}") from None
+    seconds = time.monotonic() - start
+    run_facts = json.loads((stage / RUN_FILE).read_text(encoding="utf-8")) if (stage / RUN_FILE).is_file() else {}
+    (stage / RUN_FILE).unlink(missing_ok=True)
+    clean(executed, root=path.parent.parent)
+    files = _publish(path.stem, stage, place)
+    _write_provenance(place, path.stem, {"seconds": round(seconds, 1), **run_facts, "parameters": parameters})
+    hashes = {file: _file_hash(place.published / file) for file in files}
+    write_atomically(place.state(path.stem), json.dumps({"fingerprint": mark, "files": hashes}, indent=1))
+    return files
+
+
+def fingerprint(path: Path, profile: Profile, root: Path) -> str:
+    """SHA-256 of everything a notebook's results follow from: itself, the package, parameters, data and versions."""
+    digest = hashlib.sha256(path.read_bytes())
+    package = root / "snipnb"
+    for source in sorted(
+        [*package.glob("*.py"), *package.glob("resources/**/*.csv"), package / "resources" / "claims.yaml"]
+    ):
+        digest.update(f"{source.relative_to(root)}\0".encode() + source.read_bytes())
+    parameters = _parameters(path, profile)
+    facts = [parameters, data_checksum(sample=bool(parameters.get("sample"))), versions(), platform.python_version()]
+    digest.update(json.dumps(facts, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def gather_ledger(place: Place, notebooks: Sequence[Path]) -> list[dict[str, Any]]:
+    """The ledger of a published folder, from what each notebook left there."""
+    entries: list[dict[str, Any]] = []
+    for path in notebooks:
+        file = place.published / "claims" / f"{path.stem}.json"
+        if file.is_file():
+            entries += json.loads(file.read_text(encoding="utf-8"))
+    return claims.assemble(entries, existing=[path.stem for path in notebooks])
+
+
+def clean(executed: Path, *, root: Path) -> None:
+    """Take out of an executed notebook what differs from run to run: times, ids, widget state and the checkout's path."""
+    notebook = json.loads(executed.read_text(encoding="utf-8"))
+    for key in ("papermill", "widgets"):
+        notebook["metadata"].pop(key, None)
+    for cell in notebook["cells"]:
+        for key in ("papermill", "execution"):
+            cell["metadata"].pop(key, None)
+        if INJECTED_ID in cell["metadata"].get("tags", []):
+            cell["id"] = INJECTED_ID
+        for output in cell.get("outputs", []):
+            if "text" in output:
+                output["text"] = [line.replace(f"{root}{os.sep}", "") for line in output["text"]]
+    write_atomically(executed, json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+# --- execution --------------------------------------------------------------------------------------------------------
+
+
+def _execute(path: Path, executed: Path, parameters: Mapping[str, Any], stage: Path) -> None:
+    import papermill
+    from jupyter_client.kernelspec import NoSuchKernel
+    from nbclient.exceptions import DeadKernelError
+    from traitlets.config import Config
+
+    with _kernel_environment(stage, threads=parameters["threads"]):
+        try:
+            papermill.execute_notebook(
+                str(path),
+                str(executed),
+                parameters=dict(parameters),
+                kernel_name=KERNEL,
+                cwd=str(stage),
+                progress_bar=sys.stderr.isatty(),
+                start_timeout=120,
+                config=Config(KernelManager={"transport": "tcp" if sys.platform == "win32" else "ipc"}),
+                coalesce_streams=True,
+            )
+        except papermill.PapermillExecutionError as error:
+            message = f"  cell {error.cell_index}: {error.ename}: {error.evalue}\n  in: {_first_line(error.source)}"
+            raise NotebookError(message) from None
+        except (DeadKernelError, NoSuchKernel, RuntimeError) as error:
+            raise NotebookError(f"  the kernel failed: {type(error).__name__}: {error}") from None
+
+
+@contextmanager
+def _kernel_environment(stage: Path, *, threads: int) -> Iterator[None]:
+    """The variables a kernel starts with: nothing of the user's set-up, a fixed thread count, where to write."""
+    before = dict(os.environ)
+    with tempfile.TemporaryDirectory(prefix="snipnb-") as scratch:  # short: sockets live in it
+        try:
+            for name in REMOVED_VARIABLES:
+                os.environ.pop(name, None)
+            folders = ["IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"]
+            os.environ.update({name: os.path.join(scratch, name[:3] + str(i)) for i, name in enumerate(folders)})
+            os.environ.update(
+                {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+            )
+            os.environ.update(
+                {
+                    "JUPYTER_PREFER_ENV_PATH": "1",
+                    "PYTHONHASHSEED": "0",
+                    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+                    "MPLCONFIGDIR": str(
+                        stage.parent.parent / "matplotlib"
+                    ),  # kept: its font cache takes seconds to build
+                    "SNIPNB_OUTPUT": str(stage),
+                    "SNIPNB_PROGRESS": _terminal(),
+                }
+            )
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def _terminal() -> str:
+    """Path of the terminal that progress goes to, "0" if there is none."""
+    try:
+        return os.ttyname(sys.stderr.fileno()) if sys.stderr.isatty() else "0"
+    except (OSError, AttributeError, ValueError):
+        return "0"
+
+
+def _check(executed: Path, source: Path, stage: Path) -> None:
+    """An exit code of zero proves nothing: look at every cell and every promise."""
+    notebook = json.loads(executed.read_text(encoding="utf-8"))
+    for index, cell in enumerate(notebook["cells"]):
+        if cell["cell_type"] != "code" or not "".join(cell["source"]).strip():
+            continue
+        if cell["execution_count"] is None:
+            raise NotebookError(f"  cell {index} did not run\n  in: {_first_line(cell['source'])}")
+        for output in cell["outputs"]:
+            if output["output_type"] == "error":
+                raise NotebookError(f"  cell {index}: {output['ename']}: {output['evalue']}")
+    promised = notebook["metadata"].get("snipnb", {}).get("promises", [])
+    if missing := [name for name in promised if not (stage / name).is_file()]:
+        raise NotebookError(f"  it ran, but did not write {', '.join(missing)}")
+    if claims.claims_of(source.stem) and not (stage / "claims" / f"{source.stem}.json").is_file():
+        raise NotebookError(
+            f"  it ran, but gave no verdicts; its claims are {', '.join(claims.claims_of(source.stem))}"
+        )
+
+
+def _publish(notebook: str, stage: Path, place: Place) -> list[str]:
+    """Move the staged files to the published folder, each in one step, and remove what the notebook no longer writes."""
+    files = sorted(str(file.relative_to(stage)) for file in stage.rglob("*") if file.is_file())
+    prefix = notebook.split("_")[0] + "_"
+    place.state(notebook).unlink(missing_ok=True)  # from here on the published files are of no known state
+    try:
+        for file in files:
+            target = place.published / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(stage / file, target)
+        for old in place.published.glob(f"{prefix}*"):
+            if old.is_file() and old.name not in files:
+                old.unlink()
+    except OSError as error:
+        raise NotebookError(f"  it ran, but {error.filename} cannot be written: {error.strerror}") from None
+    shutil.rmtree(stage, ignore_errors=True)
+    return files
+
+
+# --- bookkeeping ------------------------------------------------------------------------------------------------------
+
+
+def _choose(everything: Sequence[Path], wanted: Sequence[str]) -> list[Path]:
+    chosen = []
+    for name in wanted:
+        found = [path for path in everything if name in (path.stem, path.name, path.stem.split("_")[0])]
+        if not found:
+            raise ValueError(f"there is no notebook {name!r}; there are {', '.join(path.stem for path in everything)}")
+        chosen += found
+    return [path for path in everything if path in chosen] if wanted else list(everything)
+
+
+def _parameters(path: Path, profile: Profile) -> dict[str, Any]:
+    return {**declared_parameters(path), **profile.parameters(path.stem)}
+
+
+def _is_current(notebook: str, mark: str, place: Place) -> bool:
+    try:
+        state = json.loads(place.state(notebook).read_text(encoding="utf-8"))
+        same = all(_file_hash(place.published / file) == value for file, value in state["files"].items())
+        return same and state["fingerprint"] == mark
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _file_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _check_writable(place: Place) -> None:
+    for folder in (place.published, place.work):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ValueError(
+                f"{folder} cannot be written to ({error.strerror}); make it writable and run again"
+            ) from None
+
+
+@contextmanager
+def _only_one(place: Place) -> Iterator[None]:
+    """Hold the lock of a profile: a second run waits for the first, and says so."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(place.work / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print("another run of this profile is going on; waiting for it", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write_provenance(place: Place, notebook: str, facts: Mapping[str, Any]) -> None:
+    """Add one notebook's run to ``provenance.json``: the only file that holds times, and the one never compared."""
+    path = place.published / "provenance.json"
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))["notebooks"]
+    except (OSError, ValueError, KeyError, TypeError):
+        known = {}
+    known[notebook] = {**facts, "machine": machine(), "versions": {"python": platform.python_version(), **versions()}}
+    about = "How each notebook was run. Times and machines live here only; this file is never compared."
+    content = {"about": about, "notebooks": {key: known[key] for key in sorted(known)}}
+    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and memory, as far as the system tells."""
+    facts: dict[str, Any] = {"system": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count()}
+    try:
+        model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        facts["processor"] = model[0].split(":", 1)[1].strip() if model else platform.processor()
+        facts["memory_gb"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (OSError, ValueError, AttributeError):
+        facts["processor"] = platform.processor()
+    return facts
+
+
+def _first_line(source: str | list[str]) -> str:
+    return next((line for line in "".join(source).splitlines() if line.strip()), "")
+
+
+def _short(path: Path, root: Path) -> str:
+    return f"{path.relative_to(root)}/" if path.is_relative_to(root) else str(path)

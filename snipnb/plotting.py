@@ -1,0 +1,341 @@
+"""House figures: one style, one look per criterion, one function per figure. Functions take frames and return a figure."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from snipnb.paths import write_atomically
+
+PALETTE = sns.color_palette("colorblind").as_hex()
+REPORTED = {"marker": "o", "markerfacecolor": "none", "markeredgecolor": "black", "linestyle": "none", "color": "black"}
+NEUTRAL = "#5a5a5a"
+PNG_DPI = 200
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one criterion looks in every figure."""
+
+    label: str
+    colour: str
+    marker: str
+    dash: Any
+
+
+LOOKS = {
+    "snip": Look("SNIP", PALETTE[0], "o", "-"),
+    "exact": Look("exact salience", PALETTE[1], "s", (0, (4, 1.5))),
+    "random": Look("random", PALETTE[7], "X", (0, (1, 1))),
+    "magnitude": Look("magnitude", PALETTE[2], "D", (0, (5, 1, 1, 1))),
+}
+
+
+def look(criterion: str) -> Look:
+    """The look of a criterion; an unknown one is an error, never a surprise colour."""
+    if criterion not in LOOKS:
+        raise ValueError(f"there is no look for criterion {criterion!r}; there are {', '.join(LOOKS)}")
+    return LOOKS[criterion]
+
+
+def use_house_style() -> None:
+    """The one style of all figures, whatever the user's own matplotlibrc says."""
+    backend = mpl.rcParams["backend"]
+    mpl.rcParams.update(mpl.rcParamsDefault)
+    mpl.rcParams["backend"] = backend
+    sns.set_theme(style="ticks", palette=PALETTE)
+    mpl.rcParams.update(
+        {
+            "font.family": "DejaVu Sans",
+            "font.size": 9,
+            "axes.labelsize": 9,
+            "axes.titlesize": 9.5,
+            "axes.titlelocation": "left",
+            "xtick.labelsize": 8,
+            "ytick.labelsize": 8,
+            "legend.fontsize": 8,
+            "legend.frameon": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.linewidth": 0.5,
+            "grid.color": "#e2e2e2",
+            "axes.axisbelow": True,
+            "lines.linewidth": 1.6,
+            "lines.markersize": 5,
+            "figure.dpi": 100,
+            "figure.facecolor": "white",
+            "svg.hashsalt": "snipnb",
+            "svg.fonttype": "path",
+        }
+    )
+
+
+def save(figure: Figure, target: Path | BytesIO, *, alt: str, dpi: int = PNG_DPI) -> None:
+    """Write a figure so that the same figure gives the same bytes: no date, no software tag, a fixed salt for ids.
+
+    Args:
+        figure: The figure.
+        target: Path ending in ``.png`` or ``.svg``, or a stream, which gets PNG.
+        alt: Text alternative, stored in the file's metadata.
+        dpi: Resolution of a PNG.
+    """
+    kind = target.suffix[1:] if isinstance(target, Path) else "png"
+    metadata = (
+        {"Date": None, "Creator": None, "Description": alt} if kind == "svg" else {"Software": None, "Description": alt}
+    )
+    stream = BytesIO()
+    figure.savefig(stream, format=kind, dpi=dpi, metadata=metadata)
+    if isinstance(target, Path):
+        write_atomically(target, stream.getvalue())
+    else:
+        target.write(stream.getvalue())
+
+
+def footnote(figure: Figure, text: str) -> None:
+    """Small print under a figure: what the bars are, n, and the budget."""
+    width = round(16.5 * figure.get_figwidth())  # characters of the small print that fit
+    figure.supxlabel(textwrap.fill(text, width), x=0.01, ha="left", fontsize=7.5, color=NEUTRAL)
+
+
+# --- notebook 01 ------------------------------------------------------------------------------------------------------
+
+
+def loss_paths(frame: pd.DataFrame, *, note: str) -> Figure:
+    """The loss change along single weights, with the tangent at c = 1 that SNIP follows to c = 0.
+
+    Args:
+        frame: ``layer``, ``kind`` (row of panels), ``c``, ``change`` (L(c w_j) - L(w_j)), ``tangent``.
+        note: Small print.
+    """
+    kinds, layers = list(dict.fromkeys(frame["kind"])), list(dict.fromkeys(frame["layer"]))
+    figure, axes = plt.subplots(
+        len(kinds),
+        len(layers),
+        figsize=(2.15 * len(layers), 2.35 * len(kinds)),
+        sharex=True,
+        layout="constrained",
+        squeeze=False,
+    )
+    for (kind, layer), path in frame.groupby(["kind", "layer"], sort=False):
+        axis = axes[kinds.index(kind), layers.index(layer)]
+        exponent = int(np.floor(np.log10(path[["change", "tangent"]].abs().to_numpy().max())))
+        scale = 10.0**-exponent
+        colour = look("exact").colour
+        axis.plot(path["c"], path["tangent"] * scale, color=look("snip").colour, ls="--", lw=1.3, zorder=2)
+        axis.plot(path["c"], path["change"] * scale, color=colour, lw=1.8, zorder=3)
+        start = path.iloc[path["c"].argmin()]
+        axis.plot(
+            0, start["tangent"] * scale, "o", mfc="white", mec=look("snip").colour, ms=5.5, clip_on=False, zorder=5
+        )
+        axis.plot(0, start["change"] * scale, "s", color=colour, ms=4.5, clip_on=False, zorder=4)
+        axis.axhline(0, color=NEUTRAL, lw=0.6, zorder=1)
+        axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+        axis.set_title(f"loss change, $10^{{{exponent}}}$", fontsize=7.5, color=NEUTRAL, pad=3)
+        axis.margins(y=0.12)
+    for axis, layer in zip(axes[0], layers, strict=True):
+        axis.annotate(layer, (0.5, 1.2), xycoords="axes fraction", ha="center", fontsize=10, fontweight="bold")
+    for axis, kind in zip(axes[:, 0], kinds, strict=True):
+        axis.set_ylabel(kind, fontsize=9.5, fontweight="bold", labelpad=7)
+    for axis in axes[-1]:
+        axis.set_xlabel("c  (weight is $c\\,w_j$)")
+    handles = [
+        plt.Line2D(
+            [], [], color=look("exact").colour, lw=1.8, marker="s", ms=4.5, label="the loss; at c = 0 its exact change"
+        ),
+        plt.Line2D(
+            [],
+            [],
+            color=look("snip").colour,
+            lw=1.3,
+            ls="--",
+            marker="o",
+            mfc="white",
+            label="tangent at c = 1; at c = 0 what SNIP assumes",
+        ),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2)
+    footnote(figure, note)
+    return figure
+
+
+def linearity(frame: pd.DataFrame, *, bound: float, note: str) -> Figure:
+    """How far SNIP is from the exact salience where the loss is, and is not, linear in each weight.
+
+    Args:
+        frame: ``case`` (row), ``layer``, ``error`` (relative to the case's largest exact salience).
+        bound: Error up to which SNIP counts as exact.
+        note: Small print.
+    """
+    cases = list(dict.fromkeys(frame["case"]))
+    floor = 1e-18  # where differences of exactly zero are drawn
+    figure, axis = plt.subplots(figsize=(7.2, 0.75 * len(cases) + 1.5), layout="constrained")
+    draw = np.random.RandomState(0)
+    for row, case in enumerate(cases):
+        errors = frame.loc[frame["case"] == case, "error"].to_numpy()
+        shown = np.maximum(errors, floor)
+        axis.plot(
+            shown,
+            row + draw.uniform(-0.22, 0.22, len(shown)),
+            ".",
+            ms=3.5,
+            alpha=0.45,
+            mew=0,
+            color=PALETTE[0],
+            rasterized=True,
+        )
+        axis.plot([np.median(shown)] * 2, [row - 0.32, row + 0.32], color="black", lw=2)
+    axis.set_xscale("log")
+    axis.set_yticks(range(len(cases)), cases)
+    axis.set_ylim(len(cases) - 0.5, -0.5)
+    axis.set_xlabel("difference between SNIP and exact salience, relative to the largest exact one")
+    axis.axvspan(floor / 3, bound, color="#efefef", zorder=0)
+    axis.annotate(
+        f"exact by the rule of C23: up to {bound:g}",
+        (bound, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(-4, 3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=7.5,
+        color=NEUTRAL,
+    )
+    decades = [10.0**k for k in range(-16, 1, 2)]
+    axis.set_xticks([floor, *decades], ["0", *(f"$10^{{{k}}}$" for k in range(-16, 1, 2))])
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xlim(left=floor / 3)
+    axis.grid(axis="y", visible=False)
+    footnote(figure, note)
+    return figure
+
+
+# --- notebook 03 ------------------------------------------------------------------------------------------------------
+
+
+def layer_counts(frame: pd.DataFrame, reported: pd.DataFrame, *, note: str) -> Figure:
+    """Kept share of each layer over seeds, with prediction intervals, beside the published counts.
+
+    Args:
+        frame: One row per seed, sparsity and layer: ``label``, ``sparsity``, ``kept_percent``.
+        reported: One row per sparsity and layer: ``label``, ``sparsity``, ``kept_percent``, ``low_percent``,
+            ``high_percent`` (ends of the prediction interval), ``inside``.
+        note: Small print.
+    """
+    labels, sparsities = list(dict.fromkeys(frame["label"])), sorted(frame["sparsity"].unique())
+    figure, axes = plt.subplots(
+        1, len(sparsities), figsize=(4.6 * len(sparsities), 4.6), sharey=True, layout="constrained"
+    )
+    draw = np.random.RandomState(0)
+    for axis, sparsity in zip(np.atleast_1d(axes), sparsities, strict=True):
+        for row, label in enumerate(labels):
+            own = (frame["sparsity"] == sparsity) & (frame["label"] == label)
+            kept = frame.loc[own, "kept_percent"].to_numpy()
+            cell = reported[(reported["sparsity"] == sparsity) & (reported["label"] == label)].iloc[0]
+            low, high = cell["low_percent"], cell["high_percent"]
+            axis.plot(
+                [low, high], [row, row], color=look("snip").colour, alpha=0.25, lw=11, solid_capstyle="butt", zorder=1
+            )
+            axis.plot(
+                kept,
+                row + draw.uniform(-0.2, 0.2, len(kept)),
+                ".",
+                color=look("snip").colour,
+                ms=4.5,
+                mew=0,
+                alpha=0.7,
+                zorder=2,
+            )
+            axis.plot(cell["kept_percent"], row, **(REPORTED | {"markersize": 7.5, "markeredgewidth": 1.4}), zorder=3)
+            if not cell["inside"]:
+                axis.annotate(
+                    "outside",
+                    (cell["kept_percent"], row),
+                    xytext=(0, 8),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=7,
+                    color="black",
+                )
+        axis.axvline(100 * (1 - sparsity), color=NEUTRAL, lw=1, ls=":", zorder=0)
+        axis.annotate(
+            f"whole network: {100 * (1 - sparsity):.0f} %",
+            (100 * (1 - sparsity), 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, 2),
+            textcoords="offset points",
+            fontsize=7.5,
+            color=NEUTRAL,
+        )
+        axis.set_title(f"sparsity {sparsity:g}", pad=14)
+        axis.set_xlabel("parameters kept, %" + (" (log scale)" if sparsity > 0.9 else ""))
+        if sparsity > 0.9:
+            axis.set_xscale("log")
+            axis.set_xlim(1, 130)
+            axis.xaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100]))
+            axis.xaxis.set_minor_locator(NullLocator())
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        else:
+            axis.set_xlim(0, 104)
+    first: Axes = np.atleast_1d(axes)[0]
+    first.set_yticks(range(len(labels)), labels)
+    first.set_ylim(len(labels) - 0.4, -0.6)
+    handles = [
+        plt.Line2D([], [], ls="none", marker=".", ms=7, color=look("snip").colour, label="one seed"),
+        plt.Line2D(
+            [], [], color=look("snip").colour, alpha=0.25, lw=9, label="95 % prediction interval for one more seed"
+        ),
+        plt.Line2D([], [], **REPORTED, markersize=7, markeredgewidth=1.4, label="published"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3)
+    footnote(figure, note)
+    return figure
+
+
+def error_dots(frame: pd.DataFrame, reported: pd.DataFrame, *, note: str) -> Figure:
+    """Three ways to state the error rate of the same runs, per sparsity, beside the published values.
+
+    Args:
+        frame: One row per run and way: ``sparsity``, ``way``, ``error_percent``.
+        reported: ``sparsity``, ``error_percent``.
+        note: Small print.
+    """
+    sparsities, ways = sorted(frame["sparsity"].unique()), list(dict.fromkeys(frame["way"]))
+    figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    colours = dict(zip(ways, (PALETTE[0], PALETTE[3], PALETTE[4]), strict=False))
+    for column, sparsity in enumerate(sparsities):
+        for place, way in enumerate(ways):
+            errors = frame.loc[(frame["sparsity"] == sparsity) & (frame["way"] == way), "error_percent"].to_numpy()
+            x = column + 0.22 * (place - (len(ways) - 1) / 2)
+            axis.plot([x, x], [errors.min(), errors.max()], color=colours[way], lw=1.2, zorder=1)
+            axis.plot(np.full(len(errors), x), errors, "o", color=colours[way], ms=4, alpha=0.6, mew=0, zorder=2)
+            axis.plot([x - 0.07, x + 0.07], [errors.mean()] * 2, color=colours[way], lw=2.5, zorder=3)
+        value = reported.loc[reported["sparsity"] == sparsity, "error_percent"].iloc[0]
+        axis.plot(column + 0.42, value, **(REPORTED | {"markersize": 7, "markeredgewidth": 1.4}))
+        axis.annotate(
+            f"{value:.2f}", (column + 0.42, value), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=7.5
+        )
+    axis.set_xticks(range(len(sparsities)), [f"{s:g}" for s in sparsities])
+    axis.set_xlim(-0.5, len(sparsities) - 0.4)
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("sparsity")
+    axis.set_ylabel("error rate on scored images, %")
+    axis.grid(axis="x", visible=False)
+    handles = [plt.Line2D([], [], color=colours[way], marker="o", ms=4, lw=1.5, label=way) for way in ways]
+    handles.append(
+        plt.Line2D([], [], **REPORTED, markersize=7, markeredgewidth=1.4, label="published (best of 80 epochs)")
+    )
+    axis.legend(handles=handles, loc="upper left")
+    footnote(figure, note)
+    return figure

@@ -1,0 +1,161 @@
+"""What a criterion keeps, layer by layer, over many initialisations, and where published counts fall among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import pandas as pd
+from torch import Tensor, nn
+
+from snipnb.masks import keep_mask, layer_table, num_removed
+from snipnb.models import lenet5, published_label
+from snipnb.progress import track
+from snipnb.salience import snip
+from snipnb.stats import TableFit, prediction_interval, table_fit
+
+
+def kept_counts(
+    images: Tensor,
+    labels: Tensor,
+    *,
+    seeds: Iterable[int],
+    sparsities: Sequence[float],
+    network: Callable[..., nn.Module] = lenet5,
+    init: str = "pytorch",
+    ties: str = "remove",
+) -> pd.DataFrame:
+    """How many parameters SNIP keeps in each layer, for each initialisation.
+
+    Args:
+        images: [n, 1, 28, 28]; saliences are taken over all of them.
+        labels: [n].
+        seeds: Initialisations.
+        sparsities: Fractions removed.
+        network: Function of ``init`` and ``seed``.
+        init: Initialisation.
+        ties: See :func:`snipnb.keep_mask`.
+
+    Returns:
+        Tidy frame, one row per seed, sparsity and parameter tensor: ``seed``, ``sparsity``, ``layer``, ``label`` (the
+        write-up's name), ``parameters``, ``kept``, ``removed_percent``.
+    """
+    frames = []
+    for seed in track(list(seeds), "saliences, seeds"):
+        salience = snip(network(init=init, seed=seed), images, labels)
+        for sparsity in sparsities:
+            table = layer_table(keep_mask(salience, sparsity, ties=ties))
+            frames.append(table.assign(seed=seed, sparsity=sparsity, label=table["layer"].map(published_label)))
+    columns = ["seed", "sparsity", "layer", "label", "parameters", "kept", "removed_percent"]
+    return pd.concat(frames, ignore_index=True)[columns]
+
+
+def place_reported(counts: pd.DataFrame, reported: pd.DataFrame) -> tuple[pd.DataFrame, TableFit]:
+    """Where each published count falls among those of the seeds.
+
+    Args:
+        counts: As from :func:`kept_counts`.
+        reported: ``layer`` (the write-up's name), ``params``, ``sparsity``, ``kept``.
+
+    Returns:
+        One row per published count: ``label``, ``parameters``, ``sparsity``, ``reported``, ``mean``, ``smallest``,
+        ``largest``, ``low`` and ``high`` (95 % prediction interval of one more seed), ``mid_p``, ``inside``; and the
+        fit of the whole table (:func:`snipnb.stats.table_fit`).
+
+    Raises:
+        ValueError: If a published layer or its size is not one of the network's.
+    """
+    wide = counts.pivot(index="seed", columns=["sparsity", "label"], values="kept")
+    sizes = counts.drop_duplicates("label").set_index("label")["parameters"]
+    cells = list(zip(reported["sparsity"], reported["layer"], strict=True))
+    if unknown := [cell for cell in cells if cell not in wide.columns]:
+        raise ValueError(
+            f"the published table has {unknown[0]}, which was not measured; measured are {list(wide.columns)}"
+        )
+    for label, size in zip(reported["layer"], reported["params"], strict=True):
+        if sizes[label] != size:
+            raise ValueError(f"the published table gives {label!r} {size} parameters; the network has {sizes[label]}")
+    fit = table_fit(reported["kept"].to_numpy(), wide[cells].to_numpy())
+    rows = []
+    for (sparsity, label), value, p in zip(cells, reported["kept"], fit.cell_p, strict=True):
+        kept = wide[sparsity, label].to_numpy()
+        low, high = prediction_interval(kept, int(sizes[label]))
+        rows.append(
+            {
+                "label": label,
+                "parameters": int(sizes[label]),
+                "sparsity": sparsity,
+                "reported": int(value),
+                "mean": float(kept.mean()),
+                "smallest": int(kept.min()),
+                "largest": int(kept.max()),
+                "low": low,
+                "high": high,
+                "mid_p": float(p),
+                "inside": bool(low <= value <= high),
+            }
+        )
+    return pd.DataFrame(rows), fit
+
+
+def beside_reported(counts: pd.DataFrame, reported: pd.DataFrame, *, seed: int) -> pd.DataFrame:
+    """The write-up's table and that of one seed side by side, one row per layer and a total.
+
+    Returns:
+        ``layer``, ``params``, and for each sparsity ``reported <s>`` and ``seed <n> <s>`` as "kept (removed %)".
+    """
+    sizes = reported.drop_duplicates("layer").set_index("layer")["params"]
+    table = pd.DataFrame({"layer": [*sizes.index, "total"], "params": [*sizes, sizes.sum()]})
+    for sparsity in sorted(reported["sparsity"].unique()):
+        own = counts[(counts["seed"] == seed) & (counts["sparsity"] == sparsity)].set_index("label")["kept"]
+        published = reported[reported["sparsity"] == sparsity].set_index("layer")["kept"]
+        for column, kept in ((f"reported, {sparsity:g}", published), (f"seed {seed}, {sparsity:g}", own)):
+            numbers = [*kept[sizes.index], kept[sizes.index].sum()]
+            table[column] = [_cell(int(n), int(size)) for n, size in zip(numbers, table["params"], strict=True)]
+    return table
+
+
+def _cell(kept: int, size: int) -> str:
+    return f"{kept} ({100 * (1 - kept / size):.1f} %)"
+
+
+def kept_percent(counts: pd.DataFrame, placement: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Counts as shares of each layer, for plotting: those of the seeds, and the published ones with their intervals.
+
+    Args:
+        counts: As from :func:`kept_counts`.
+        placement: As from :func:`place_reported`.
+
+    Returns:
+        ``seed``, ``sparsity``, ``label``, ``kept_percent``; and ``sparsity``, ``label``, ``kept_percent``,
+        ``low_percent``, ``high_percent``, ``inside``.
+    """
+    points = counts[["seed", "sparsity", "label"]].assign(kept_percent=100 * counts["kept"] / counts["parameters"])
+    cells = placement[["sparsity", "label", "inside"]].copy()
+    for column, source in (("kept_percent", "reported"), ("low_percent", "low"), ("high_percent", "high")):
+        cells[column] = 100 * placement[source] / placement["parameters"]
+    return points, cells
+
+
+def totals(counts: pd.DataFrame, reported: pd.DataFrame) -> pd.DataFrame:
+    """Parameters kept in the whole network, over seeds, beside the sum of the published counts.
+
+    Returns:
+        One row per sparsity: ``sparsity``, ``m`` (parameters), ``rank`` (floor(sparsity m)), ``published``, ``smallest`` and
+        ``largest`` total over seeds, ``seeds_with_another_total`` (than the published one).
+    """
+    own = counts.groupby(["sparsity", "seed"])["kept"].sum()
+    rows = []
+    for sparsity, cells in reported.groupby("sparsity"):
+        count, published = int(cells["params"].sum()), int(cells["kept"].sum())
+        rows.append(
+            {
+                "sparsity": sparsity,
+                "m": count,
+                "rank": num_removed(count, sparsity),
+                "published": published,
+                "smallest": int(own[sparsity].min()),
+                "largest": int(own[sparsity].max()),
+                "seeds_with_another_total": int((own[sparsity] != published).sum()),
+            }
+        )
+    return pd.DataFrame(rows)

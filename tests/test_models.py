@@ -1,0 +1,73 @@
+import pytest
+import torch
+
+import snipnb
+
+SHAPES = {
+    "conv1.weight": (6, 1, 5, 5),
+    "conv1.bias": (6,),
+    "conv2.weight": (16, 6, 5, 5),
+    "conv2.bias": (16,),
+    "full1.weight": (120, 400),
+    "full1.bias": (120,),
+    "full2.weight": (84, 120),
+    "full2.bias": (84,),
+    "full3.weight": (10, 84),
+    "full3.bias": (10,),
+}
+
+
+def test_lenet5_is_the_network_of_the_table():
+    model = snipnb.lenet5()
+    assert {name: tuple(p.shape) for name, p in model.named_parameters()} == SHAPES
+    assert sum(p.numel() for p in model.parameters()) == 61_706
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+def test_lenet_300_100():
+    model = snipnb.lenet_300_100()
+    assert sum(p.numel() for p in model.parameters()) == 266_610
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("init", snipnb.INITIALISATIONS)
+@pytest.mark.parametrize("network", [snipnb.lenet5, snipnb.lenet_300_100])
+def test_seeds_determine_the_weights_and_nothing_else_is_touched(network, init):
+    state = torch.get_rng_state()
+    first, again, other = network(init=init, seed=4), network(init=init, seed=4), network(init=init, seed=5)
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, p in first.named_parameters():
+        assert torch.equal(p, again.get_parameter(name))
+        if name.endswith("weight") or not init.endswith("zero_bias"):
+            assert not torch.equal(p, other.get_parameter(name))
+
+
+def test_initialisations_have_their_spread():
+    fan_in, fan_out = 400, 120
+    xavier = (2 / (fan_in + fan_out)) ** 0.5
+    spread = {"pytorch": (1 / (3 * fan_in)) ** 0.5, "xavier_uniform": xavier, "xavier_normal": xavier}
+    for init, expected in spread.items():
+        weights = snipnb.lenet5(init=init, seed=0).full1.weight.detach()
+        assert float(weights.std()) == pytest.approx(expected, rel=0.02)
+        bound = float(weights.abs().max()) / expected
+        assert (bound < 3**0.5 + 0.01) == (init != "xavier_normal")
+
+
+def test_xavier_keeps_the_biases_of_pytorch_and_zero_bias_clears_them():
+    default = snipnb.lenet5(seed=2)
+    for init in ("xavier_uniform", "xavier_normal"):
+        xavier, cleared = snipnb.lenet5(init=init, seed=2), snipnb.lenet5(init=f"{init}_zero_bias", seed=2)
+        assert torch.equal(xavier.full1.bias, default.full1.bias)
+        assert not torch.equal(xavier.full1.weight, default.full1.weight)
+        assert torch.equal(xavier.full1.weight, cleared.full1.weight)
+        assert bool((cleared.full1.bias == 0).all())
+
+
+def test_unknown_initialisation_is_named():
+    with pytest.raises(ValueError, match="'he'; accepted are pytorch, xavier_uniform"):
+        snipnb.lenet5(init="he")
+
+
+def test_labels_of_the_write_up():
+    assert [snipnb.published_label(name) for name in ("conv1.weight", "full3.bias")] == ["conv 1", "bias full 3"]
+    assert snipnb.published_label("features.0.weight") == "features.0.weight"
