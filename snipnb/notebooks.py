@@ -102,7 +102,7 @@ def run(
         failures, written, began = {}, [], time.monotonic()
         for number, path in enumerate(chosen, 1):
             print(f"[{number}/{len(chosen)}] {path.stem} ", end="", flush=True)
-            mark = fingerprint(path, profile, root)
+            mark = fingerprint(path, profile)
             if not force and _is_current(path.stem, mark, place):
                 print("is up to date")
                 continue
@@ -160,14 +160,13 @@ def run_one(path: Path, profile: Profile, place: Place, mark: str) -> list[str]:
     return files
 
 
-def fingerprint(path: Path, profile: Profile, root: Path) -> str:
+def fingerprint(path: Path, profile: Profile) -> str:
     """SHA-256 of everything a notebook's results follow from: itself, the package, parameters, data and versions."""
     digest = hashlib.sha256(path.read_bytes())
-    package = root / "snipnb"
-    for source in sorted(
-        [*package.glob("*.py"), *package.glob("resources/**/*.csv"), package / "resources" / "claims.yaml"]
-    ):
-        digest.update(f"{source.relative_to(root)}\0".encode() + source.read_bytes())
+    package = Path(__file__).resolve().parent
+    sources = [*package.glob("*.py"), *package.glob("resources/**/*.csv"), package / "resources" / "claims.yaml"]
+    for source in sorted(sources):
+        digest.update(f"{source.relative_to(package)}\0".encode() + source.read_bytes())
     parameters = _parameters(path, profile)
     facts = [parameters, data_checksum(sample=bool(parameters.get("sample"))), versions(), platform.python_version()]
     digest.update(json.dumps(facts, sort_keys=True).encode())

@@ -82,13 +82,16 @@ def declared_parameters(notebook: Path) -> dict[str, Any]:
         raise ValueError(f"{notebook.name} has {len(tagged)} cells tagged 'parameters'; it needs exactly one")
     values = {}
     for statement in ast.parse("".join(tagged[0]["source"])).body:
-        simple = isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                pass
+            case _:
+                name, value = "", statement
         try:
-            values[statement.targets[0].id] = ast.literal_eval(statement.value) if simple else None
+            values[name] = ast.literal_eval(value)
         except ValueError:
-            simple = False
-        if not simple:
-            raise ValueError(f"{notebook.name}: {ast.unparse(statement)!r} in its parameters is not 'name = literal'")
+            message = f"{notebook.name}: {ast.unparse(statement)!r} in its parameters is not 'name = literal'"
+            raise ValueError(message) from None
     return values
 
 

@@ -60,22 +60,27 @@ class Report:
             frame: The numbers that are plotted.
             alt: What the figure shows, for those who cannot see it.
         """
-        self._own(name)
+        self._csv(frame, name)
         plotting.save(figure, self.folder / f"{self._stem(name)}.png", alt=alt)
         plotting.save(figure, self.folder / f"{self._stem(name)}.svg", alt=alt)
-        self._csv(frame, name)
         stream = BytesIO()
         plotting.save(figure, stream, alt=alt, dpi=INLINE_DPI)
         plt.close(figure)
         return Picture(stream.getvalue(), alt)
 
     def table(self, frame: pd.DataFrame, name: str, *, digits: int = 4) -> pd.DataFrame:
-        """Write a table as CSV and Markdown, and return it for display."""
-        self._own(name)
+        """Write a table as CSV and, with ``digits`` significant digits, as Markdown; return it for display."""
         self._csv(frame, name)
-        text = frame.to_markdown(index=False, floatfmt=f".{digits}g")
+        shown = frame.apply(lambda column: column.map(lambda value: _cell(value, digits)))
+        align = ["right" if pd.api.types.is_numeric_dtype(frame[column]) else "left" for column in frame]
+        text = shown.to_markdown(index=False, disable_numparse=True, colalign=align)
         write_atomically(self.folder / f"{self._stem(name)}.md", text + "\n")
         return frame
+
+    def data(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:
+        """Write a long table as CSV alone, and return its first rows for display."""
+        self._csv(frame, name)
+        return frame.head()
 
     def claim(
         self,
@@ -128,11 +133,9 @@ class Report:
     def _stem(self, name: str) -> str:
         return f"{self.notebook.split('_')[0]}_{name}"
 
-    def _own(self, name: str) -> None:
+    def _csv(self, frame: pd.DataFrame, name: str) -> None:
         if not name.replace("_", "").isalnum() or not name.isascii():
             raise ValueError(f"{name!r} is no file stem; accepted are letters, digits and underscores")
-
-    def _csv(self, frame: pd.DataFrame, name: str) -> None:
         write_atomically(self.folder / f"{self._stem(name)}.csv", frame.to_csv(index=False, float_format="%.8g"))
 
 
@@ -177,6 +180,13 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def _cell(value: Any, digits: int) -> str:
+    """A number with so many significant digits, but never in powers of ten where all its digits fit; else the value."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if 10**digits <= abs(value) < 10**9 else f"{value:.{digits}g}"
 
 
 def _peak_memory_mb() -> int | None:

@@ -1,0 +1,91 @@
+"""The generated parts of README.md: what stands between the markers follows from the files of ``figures/``."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from snipnb.paths import project_root, write_atomically
+
+MARKER = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+STRENGTH = ("paper", "default")  # a claim is shown at the first of these profiles that measured it
+
+
+def update(*, check: bool = False, root: Path | None = None) -> bool:
+    """Bring README.md up to date with the published ledger and provenance.
+
+    Args:
+        check: Change nothing; only say whether it is up to date.
+        root: The checkout.
+
+    Returns:
+        Whether README.md is up to date afterwards.
+
+    Raises:
+        ValueError: If a marker names a part that cannot be generated.
+    """
+    root = root or project_root()
+    if root is None:
+        raise ValueError("README.md is part of a checkout of the repository; this package is installed without one")
+    path = root / "README.md"
+    text = path.read_text(encoding="utf-8")
+    new = render(text, root / "figures")
+    if new == text:
+        return True
+    if check:
+        print("README.md differs from figures/; run make readme")
+        return False
+    write_atomically(path, new)
+    return True
+
+
+def render(text: str, figures: Path) -> str:
+    """The text with every generated part made anew."""
+    parts = {"verdicts": verdicts, "cost": cost}
+
+    def replace(found: re.Match[str]) -> str:
+        if found[2] not in parts:
+            raise ValueError(f"README.md has a part {found[2]!r}; the generated parts are {', '.join(parts)}")
+        return f"{found[1]}{parts[found[2]](figures)}\n{found[3]}"
+
+    return MARKER.sub(replace, text)
+
+
+def verdicts(figures: Path) -> str:
+    """The verdict table: every claim, at the strongest profile that measured it."""
+    ledgers = {name: _rows(_folder(figures, name) / "claims.json") for name in STRENGTH}
+    lines = ["| | the write-up says | verdict | where |", "|---|---|---|---|"]
+    for row in ledgers["default"].values():
+        found = [ledger[row["id"]] for ledger in ledgers.values() if ledger.get(row["id"], {}).get("profile")]
+        settled = [r for r in found if not r["verdict"].startswith("untested")]
+        best = next(iter(settled or found), row)
+        name, where = best["notebook"], ""
+        if best["profile"]:
+            where = f"[{name.split('_')[0]}](notebooks/{name}.ipynb)"
+            folder = "figures" if best["profile"] == "default" else f"figures/{best['profile']}"
+            where += f", [{best['figure'].split('.')[1]}]({folder}/{best['figure']})" if best["figure"] else ""
+        lines.append(f"| {best['id']} | {best['claim']} | {best['verdict']} | {where} |")
+    return "\n".join(lines)
+
+
+def cost(figures: Path) -> str:
+    """What each notebook of each profile took when the published files were made."""
+    lines = ["| profile | notebook | minutes | peak memory | machine |", "|---|---|---|---|---|"]
+    for profile in reversed(STRENGTH):
+        path = _folder(figures, profile) / "provenance.json"
+        runs = json.loads(path.read_text(encoding="utf-8"))["notebooks"] if path.is_file() else {}
+        for notebook, run in runs.items():
+            machine = f"{run['machine']['cores']} cores, {run['machine']['processor']}"
+            memory = f"{run['peak_memory_mb'] / 1024:.1f} GiB" if run.get("peak_memory_mb") else ""
+            lines.append(f"| {profile} | {notebook} | {run['seconds'] / 60:.1f} | {memory} | {machine} |")
+    return "\n".join(lines)
+
+
+def _folder(figures: Path, profile: str) -> Path:
+    return figures if profile == "default" else figures / profile
+
+
+def _rows(path: Path) -> dict[str, dict[str, Any]]:
+    return {row["id"]: row for row in json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else {}

@@ -1,0 +1,119 @@
+import json
+
+import pytest
+
+from snipnb import claims
+from snipnb.paths import resource
+
+IDS = [f"C{i}" for i in range(1, 36)]
+
+
+def test_every_claim_has_a_rule_that_can_be_applied():
+    loaded = claims.load_claims()
+    assert list(loaded) == IDS
+    for claim in loaded.values():
+        assert {"id", "claim", "section", "notebook", "rule", "outcomes"} <= claim.keys()
+        assert claim.keys() <= {
+            *("id", "claim", "section", "notebook", "rule", "outcomes", "reported", "needs", "weak_as")
+        }
+        assert "when" not in claim["outcomes"][-1]
+        assert len(claim["rule"]) > 40
+        for outcome in claim["outcomes"]:
+            assert outcome["verdict"] in claims.VERDICTS
+            assert outcome["verdict"] != "weak" or claim["weak_as"]
+            for bounds in outcome.get("when", {}).values():
+                assert bounds.keys() <= {"at_most", "at_least"}
+        for outcome in claim["outcomes"][:-1]:
+            assert outcome["when"]
+        if str(claim.get("reported")).endswith(".csv"):
+            assert resource("reported", claim["reported"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("claim", "measured", "verdict", "reason"),
+    [
+        ("C8", {"relative_difference": 1e-12, "signed_overlap": 1.0}, "reproduced", ""),
+        (
+            "C8",
+            {"relative_difference": 1e-12, "signed_overlap": 0.3},
+            "reproduced with correction",
+            "signed_overlap 0.3 is below 0.99",
+        ),
+        (
+            "C8",
+            {"relative_difference": 1e-3, "signed_overlap": 1.0},
+            "not reproduced",
+            "relative_difference 0.001 is above 1e-10",
+        ),
+        ("C8", {"relative_difference": 1e-10, "signed_overlap": 0.99}, "reproduced", ""),  # bounds are included
+        ("C23", {"largest_error": 1.0}, "refuted", "largest_error 1 is above 1e-10"),
+    ],
+)
+def test_the_first_outcome_that_holds_is_the_verdict(claim, measured, verdict, reason):
+    assert claims.judge(claim, measured, n=None, profile="default") == (verdict, reason)
+
+
+def test_too_little_evidence_is_weak_or_untested():
+    measured = {"share_as_extreme": 0.5}
+    assert claims.judge("C32", measured, n=100, profile="default")[0] == "reproduced"
+    weak = "weak (n = 20, the rule asks for 100; so far reproduced)"
+    assert claims.judge("C32", measured, n=20, profile="default")[0] == weak
+    assert claims.judge("C32", measured, n=100, profile="smoke")[0] == "untested (budget of profile smoke)"
+    assert claims.judge("C33", {"outside_interval": 0}, n=10, profile="paper")[0] == "reproduced"
+    assert claims.judge("C33", {"outside_interval": 0}, n=10, profile="default")[0].startswith("untested")
+    mixed = {"inverted_minus_snip_low": 1.0, "shuffled_minus_snip_low": 0.0}
+    assert claims.judge("C2", mixed, n=3, profile="default")[0].startswith("weak (which parameters")
+
+
+def test_bad_claims_are_named():
+    with pytest.raises(ValueError, match="no claim 'C99'; the claims are C1, C2"):
+        claims.judge("C99", {}, n=None, profile="default")
+    with pytest.raises(ValueError, match=r"missing are \['signed_overlap'\]"):
+        claims.judge("C8", {"relative_difference": 0}, n=None, profile="default")
+    with pytest.raises(ValueError, match="'largest_error' is not a number"):
+        claims.judge("C23", {"largest_error": float("nan")}, n=None, profile="default")
+    with pytest.raises(ValueError, match="C23 belongs to notebook '01_salience_derivation'; given was '02_x'"):
+        claims.entry("C23", {"largest_error": 0}, notebook="02_x", profile="default")
+    with pytest.raises(ValueError, match=r"intervals for \['other'\]"):
+        claims.entry(
+            "C23",
+            {"largest_error": 0},
+            notebook="01_salience_derivation",
+            profile="default",
+            intervals={"other": (0, 1)},
+        )
+    with pytest.raises(ValueError, match="does not use the statistic 'size'"):
+        claims.bound("C23", "size")
+    assert claims.bound("C23", "largest_error") == 1e-10
+
+
+def measured_entry():
+    return claims.entry(
+        "C23",
+        {"largest_error": 3.14159265e-14},
+        notebook="01_salience_derivation",
+        profile="default",
+        n=4,
+        intervals={"largest_error": (1e-14, 5e-14)},
+        figure="01_linearity.png",
+    )
+
+
+def test_the_ledger_holds_every_claim(tmp_path):
+    rows = claims.assemble([measured_entry()], existing=["01_salience_derivation"])
+    assert [row["id"] for row in rows] == IDS
+    assert all(list(row) == list(claims.FIELDS) for row in rows)
+    by_id = {row["id"]: row for row in rows}
+    assert by_id["C23"]["measured"] == {"largest_error": 3.14159e-14}
+    assert by_id["C23"]["verdict"] == "reproduced"
+    assert by_id["C8"]["verdict"] == "untested (its notebook has not run)"
+    assert by_id["C30"]["verdict"] == "untested (its notebook is not written yet)"
+    claims.write_ledger(tmp_path, rows)
+    assert json.loads((tmp_path / "claims.json").read_text()) == rows
+    text = (tmp_path / "claims.md").read_text()
+    assert "largest error 3.142e-14 [1e-14, 5e-14]" in text
+    assert text.count("\n- **C") == 35
+    terminal = claims.text_table(rows)
+    assert terminal.splitlines()[0].startswith("C23   SNIP is exact")
+    assert "no verdict yet: C1, C2" in terminal
+    assert claims.verdict_frame([measured_entry()]).loc["C23", "verdict"] == "reproduced"

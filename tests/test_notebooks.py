@@ -1,0 +1,272 @@
+"""The notebooks themselves: anatomy, and a smoke run of every file; and the runner, on tiny notebooks of its own."""
+
+import ast
+import json
+import re
+import threading
+
+import pytest
+from filelock import FileLock
+
+from snipnb import claims, notebooks, profiles
+from snipnb.paths import project_root
+
+ROOT = project_root()
+NOTEBOOKS = notebooks.find_notebooks(ROOT)
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def load(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def code(path):
+    return ["".join(c["source"]) for c in load(path)["cells"] if c["cell_type"] == "code"]
+
+
+# --- anatomy ----------------------------------------------------------------------------------------------------------
+
+
+@every_notebook
+def test_sources_carry_no_outputs(path):
+    notebook = load(path)
+    assert all(c["outputs"] == [] and c["execution_count"] is None for c in notebook["cells"] if "outputs" in c)
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    ids = [cell["id"] for cell in notebook["cells"]]
+    assert len(set(ids)) == len(ids)
+
+
+@every_notebook
+def test_anatomy(path):
+    notebook = load(path)
+    first = "".join(notebook["cells"][0]["source"])
+    assert first.startswith(f"# {path.stem.split('_')[0]} ·")
+    assert "Claims under test" in first
+    assert set(claims.claims_of(path.stem)) <= set(re.findall(r"C\d+", first))
+    assert "parameters" in notebook["cells"][1]["metadata"]["tags"]
+    assert f'begin("{path.stem}", globals())' in code(path)[1]
+    assert code(path)[-1].endswith("report.provenance()")
+    assert any(cell.endswith("report.verdicts()") for cell in code(path))
+
+
+@every_notebook
+def test_cells_are_short_and_hold_no_logic(path):
+    for cell in code(path):
+        tree = ast.parse(cell)
+        assert len(cell.splitlines()) <= 16, cell
+        banned = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Try, ast.Lambda, ast.While)
+        assert not any(isinstance(node, banned) for node in ast.walk(tree)), cell
+        assert not any(isinstance(n, ast.ImportFrom) and n.names[0].name == "*" for n in ast.walk(tree)), cell
+        assert not re.search(r"[\"'][^\"']*/(home|tmp|work|data|build|figures)\b", cell), cell
+
+
+@every_notebook
+def test_each_parameter_has_a_comment(path):
+    assert all("  # " in line for line in code(path)[0].splitlines())
+
+
+@every_notebook
+def test_every_call_that_writes_is_promised(path):
+    number = path.stem.split("_")[0]
+    written = set()
+    for node in ast.walk(ast.parse("\n".join(code(path)))):
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="report"), attr=kind), args=[_, ast.Constant(name), *_]):
+                endings = {"figure": ("png", "svg", "csv"), "table": ("md", "csv"), "data": ("csv",)}.get(kind, ())
+                written |= {f"{number}_{name}.{ending}" for ending in endings}
+    assert written == set(load(path)["metadata"]["snipnb"]["promises"])
+
+
+# --- smoke runs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.smoke
+@every_notebook
+def test_smoke(path, tmp_path):
+    profile = profiles.load_profile("smoke")
+    place = notebooks.Place(tmp_path / "figures", tmp_path / "work")
+    files = notebooks.run_one(path, profile, place, mark="x")
+    assert set(load(path)["metadata"]["snipnb"]["promises"]) <= set(files)
+    entries = json.loads((place.published / "claims" / f"{path.stem}.json").read_text())
+    assert {entry["id"] for entry in entries} == set(claims.claims_of(path.stem))
+    assert {entry["profile"] for entry in entries} == {"smoke"}
+    executed = load(place.published / "notebooks" / path.name)
+    outputs = [output for cell in executed["cells"] for output in cell.get("outputs", [])]
+    assert not [o for o in outputs if o.get("name") == "stderr"]
+    assert all(
+        o["metadata"]["image/png"]["alt"] for o in outputs if o["output_type"] != "stream" and "image/png" in o["data"]
+    )
+    assert str(ROOT) not in json.dumps(executed)
+    run = json.loads((place.published / "provenance.json").read_text())["notebooks"][path.stem]
+    assert run["seconds"] > 0
+    assert run["peak_memory_mb"] > 50
+
+
+# --- the runner -------------------------------------------------------------------------------------------------------
+
+WRITE = """
+import os, pathlib
+pathlib.Path(os.environ["SNIPNB_OUTPUT"], "98_picture.txt").write_text(f"{size} {os.environ['OMP_NUM_THREADS']}")
+print(size)"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A checkout with one notebook that writes a file and imports nothing heavy; returns a function that changes it."""
+    root = tmp_path / "a check out é"
+    (root / "notebooks").mkdir(parents=True)
+    profile = root / "mine.yaml"
+    profile.write_text("common: {threads: 1, sample: true}\nnotebooks: {98_test: {size: 5}}")
+
+    def change(*cells, promises=("98_picture.txt",)):
+        sources = ['profile = "x"\nthreads = 2\nsample = True\nsize = 3', *cells]
+        notebook = {
+            "cells": [
+                {
+                    "cell_type": "code",
+                    "execution_count": None,
+                    "id": f"c{i}",
+                    "metadata": {"tags": ["parameters"]} if i == 0 else {},
+                    "outputs": [],
+                    "source": source,
+                }
+                for i, source in enumerate(sources)
+            ],
+            "metadata": {
+                "kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"},
+                "snipnb": {"promises": list(promises)},
+            },
+            "nbformat": 4,
+            "nbformat_minor": 5,
+        }
+        (root / "notebooks" / "98_test.ipynb").write_text(json.dumps(notebook))
+
+    change(WRITE)
+    return root, change
+
+
+def run(root, **options):
+    return notebooks.run(str(root / "mine.yaml"), root=root, **options)
+
+
+def test_what_is_up_to_date_is_left_and_what_is_not_is_run(project, capsys):
+    root, _ = project
+    published = root / "figures" / "mine"
+    picture = published / "98_picture.txt"
+    assert run(root)
+    assert picture.read_text() == "5 1"
+    assert "98_picture.txt" in capsys.readouterr().out
+    executed = published / "notebooks" / "98_test.ipynb"
+    first = executed.read_bytes()
+    assert load(executed)["cells"][2]["outputs"][0]["text"] == ["5\n"]
+
+    assert run(root)
+    assert "is up to date" in capsys.readouterr().out
+    assert run(root, force=True)
+    assert "is up to date" not in capsys.readouterr().out
+    assert executed.read_bytes() == first  # byte-stable
+
+    picture.write_text("edited by hand")
+    assert run(root)
+    assert picture.read_text() == "5 1"
+    (root / "mine.yaml").write_text("common: {threads: 1, sample: true}\nnotebooks: {98_test: {size: 6}}")
+    assert run(root)
+    assert picture.read_text() == "6 1"
+    (root / "build" / ".mine" / "state" / "98_test.json").write_text("{ half a fil")
+    assert run(root)
+    assert "is up to date" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ((WRITE, "x = 1\nx / 0"), r"cell 3: ZeroDivisionError: division by zero\n  in: x = 1"),
+        ((WRITE, "import sys; sys.exit(0)", "print('never')"), r"98_test failed"),
+        ((WRITE, "import os; os._exit(1)"), r"the kernel failed|did not run"),
+        (("print('nothing written')",), r"it ran, but did not write 98_picture\.txt"),
+    ],
+)
+def test_a_failure_is_said_and_leaves_what_was_published(project, capsys, cells, message):
+    root, change = project
+    assert run(root)
+    picture = root / "figures" / "mine" / "98_picture.txt"
+    before = {f: f.read_bytes() for f in picture.parent.rglob("*") if f.is_file() and f.name != "provenance.json"}
+    capsys.readouterr()
+    change(*cells)
+    assert not run(root)
+    out = capsys.readouterr().out
+    assert re.search(message, out)
+    assert "partial notebook: " in out
+    kept = root / "build" / ".mine" / "failed" / "98_test.ipynb"
+    assert kept.is_file()
+    assert {f: f.read_bytes() for f in before} == before
+    assert not run(root)  # a failed notebook is never up to date
+    change(WRITE)
+    assert run(root)
+
+
+def test_files_that_are_no_longer_written_disappear(project):
+    root, change = project
+    change(WRITE, WRITE.replace("98_picture", "98_other"))
+    assert run(root)
+    change(WRITE)
+    assert run(root)
+    assert sorted(f.name for f in (root / "figures" / "mine").glob("98_*")) == ["98_picture.txt"]
+
+
+def test_the_users_own_set_up_stays_out(project, monkeypatch, tmp_path):
+    root, change = project
+    startup = tmp_path / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "00.py").write_text("size = 'from the start-up file'; intruder = 1")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.setenv("MPLBACKEND", "nonsense")
+    change(WRITE, "import os\nassert 'intruder' not in globals() and os.environ['MPLBACKEND'] != 'nonsense'")
+    assert run(root)
+
+
+def test_unknown_names_are_errors_before_anything_runs(project):
+    root, _ = project
+    with pytest.raises(ValueError, match="no notebook '07'; there are 98_test"):
+        run(root, notebooks=["07"])
+    (root / "mine.yaml").write_text("notebooks: {98_test: {sise: 5}}")
+    with pytest.raises(ValueError, match=r"sets \['sise'\]"):
+        run(root)
+    assert not (root / "figures").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_said(project):
+    root, _ = project
+    (root / "figures").write_text("a file where the folder should be")
+    with pytest.raises(ValueError, match=r"figures/mine cannot be written to \(Not a directory\)"):
+        run(root)
+
+
+def test_a_second_run_waits_for_the_first(project, capsys):
+    root, _ = project
+    assert run(root)
+    held, go_on = threading.Event(), threading.Event()
+
+    def first_run():
+        with FileLock(root / "build" / ".mine" / "lock"):
+            held.set()
+            go_on.wait(timeout=60)
+
+    first = threading.Thread(target=first_run)
+    first.start()
+    held.wait(timeout=60)
+    threading.Timer(1.0, go_on.set).start()
+    assert run(root)
+    first.join()
+    assert "another run of this profile is going on" in capsys.readouterr().out
+
+
+def test_environment_variables_come_back(project, monkeypatch):
+    import os
+
+    root, _ = project
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    before = dict(os.environ)
+    assert run(root)
+    assert dict(os.environ) == before

@@ -1,0 +1,100 @@
+import json
+
+import pytest
+
+from snipnb import notebooks, profiles
+from snipnb.paths import project_root
+
+ROOT = project_root()
+NOTEBOOKS = notebooks.find_notebooks(ROOT)
+
+
+def write_notebook(folder, source, tags=("parameters",)):
+    path = folder / "01_x.ipynb"
+    cell = {"cell_type": "code", "metadata": {"tags": list(tags)}, "source": source.splitlines(keepends=True)}
+    path.write_text(json.dumps({"cells": [cell]}))
+    return path
+
+
+def write_profile(folder, text):
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", profiles.available_profiles())
+def test_shipped_profiles_set_every_parameter_of_every_notebook(name):
+    profile = profiles.load_profile(name)
+    profiles.check_parameters(profile, NOTEBOOKS)
+    for path in NOTEBOOKS:
+        assert profile.parameters(path.stem).keys() == profiles.declared_parameters(path).keys()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_opened_by_hand_has_the_default_profile(path):
+    assert profiles.declared_parameters(path) == profiles.load_profile("default").parameters(path.stem)
+
+
+def test_unknown_profile_is_named():
+    with pytest.raises(ValueError, match=r"no profile 'quick'; there are default, smoke, or give a \.yaml file"):
+        profiles.load_profile("quick")
+    with pytest.raises(ValueError, match=r"no profile '/nowhere/x\.yaml'"):
+        profiles.load_profile("/nowhere/x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("notebooks: [", "is not valid YAML"),
+        ("- 1", "has list; accepted are the sections about, common, notebooks"),
+        ("common: {}", "accepted are the sections"),
+        ("notebooks: {}\nnotebook: {}", "accepted are the sections"),
+        ("notebooks: {01_x: 3}", "section '01_x' .* is 3; a mapping"),
+        ("notebooks: {}\ncommon: 3", "section 'common' .* is 3; a mapping"),
+        ("notebooks: {}\ncommon: !!python/object/apply:os.system ['echo']", "is not valid YAML"),
+    ],
+)
+def test_malformed_profiles_are_named(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        profiles.load_profile(write_profile(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("notebooks: {09_y: {}}", r"has sections \['09_y'\]; the notebooks are \['01_x'\]"),
+        (
+            "notebooks: {01_x: {epoch: 3}}",
+            r"sets \['epoch'\] for 01_x; its parameters are epochs, profile, rate, seeds",
+        ),
+        ("common: {thread: 3}\nnotebooks: {}", r"sets \['thread'\] for 01_x"),
+        ("notebooks: {01_x: {epochs: '3'}}", "sets epochs = '3' for 01_x; accepted is a int"),
+        ("notebooks: {01_x: {epochs: true}}", "accepted is a int"),
+        ("notebooks: {01_x: {epochs: 2.5}}", "accepted is a int"),
+        ("notebooks: {01_x: {rate: 1e-3}}", r"sets rate = '1e-3' .* YAML needs a point and a sign in 1\.0e-3"),
+        ("notebooks: {01_x: {seeds: [1, x]}}", "accepted is a list"),
+        ("notebooks: {01_x: {epochs: null}}", "accepted is a int"),
+    ],
+)
+def test_unknown_parameters_and_wrong_types_are_errors(tmp_path, text, message):
+    path = write_notebook(tmp_path, 'profile = "default"\nepochs = 3  # passes\nrate = 0.1\nseeds = [0, 1]\n')
+    with pytest.raises(ValueError, match=message):
+        profiles.check_parameters(profiles.load_profile(write_profile(tmp_path, text)), [path])
+
+
+def test_good_values_pass(tmp_path):
+    path = write_notebook(tmp_path, 'profile = "default"\nepochs = 3\nrate = 0.1\nseeds = [0, 1]\n')
+    profile = profiles.load_profile(write_profile(tmp_path, "notebooks: {01_x: {epochs: 4, rate: 1, seeds: []}}"))
+    profiles.check_parameters(profile, [path])
+    assert profile.parameters("01_x") == {"profile": "mine", "epochs": 4, "rate": 1, "seeds": []}
+
+
+@pytest.mark.parametrize("source", ["epochs = 2 + 3", "import os", "epochs = range(3)", "a, b = 1, 2", "print(3)"])
+def test_parameters_are_literals(tmp_path, source):
+    with pytest.raises(ValueError, match="is not 'name = literal'"):
+        profiles.declared_parameters(write_notebook(tmp_path, source))
+
+
+def test_there_is_one_parameters_cell(tmp_path):
+    with pytest.raises(ValueError, match="has 0 cells tagged 'parameters'"):
+        profiles.declared_parameters(write_notebook(tmp_path, "epochs = 2", tags=[]))

@@ -1,0 +1,63 @@
+import re
+import shlex
+
+import pytest
+
+from snipnb import readme
+from snipnb.notebooks import find_notebooks
+from snipnb.paths import project_root
+
+ROOT = project_root()
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_generated_parts_are_up_to_date():
+    assert readme.update(check=True), "run make readme"
+
+
+def test_every_linked_file_exists():
+    targets = [t for t in re.findall(r"\]\(([^)]+)\)", TEXT) if "://" not in t]
+    assert len(targets) > 8
+    assert not [target for target in targets if not (ROOT / target).is_file()]
+
+
+def test_every_path_named_exists():
+    paths = re.findall(r"`((?:snipnb|notebooks|tests|figures)/[\w./]*)`", TEXT)
+    assert paths
+    made_on_demand = {"figures/mine/"}
+    assert not [path for path in set(paths) - made_on_demand if not (ROOT / path).exists()]
+    modules = re.findall(r"`(\w+\.py)`", TEXT)
+    assert not [module for module in modules if not (ROOT / "snipnb" / module).is_file()]
+
+
+def test_every_module_stands_in_the_map():
+    hidden = {"__init__", "__main__", "paths", "progress", "readme", "torchvision_shim"}
+    modules = {path.stem for path in (ROOT / "snipnb").glob("*.py")} - hidden
+    assert not [module for module in modules if f"{module}.py" not in TEXT]
+
+
+def test_every_command_is_a_target():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE)) | {p.stem for p in find_notebooks(ROOT)}
+    commands = re.findall(r"(?:`|^)(make [^`#\n]*)", TEXT, flags=re.MULTILINE)
+    assert len(commands) > 5
+    for command in commands:
+        words = [word for word in shlex.split(command)[1:] if "=" not in word]
+        assert set(words) <= targets, command
+
+
+def test_the_example_runs(capsys):
+    example = re.search(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)[1]
+    exec(compile(example, "README.md", "exec"), {})
+    assert "conv1.weight" in capsys.readouterr().out
+
+
+def test_parts_follow_from_the_files(tmp_path):
+    text = "a\n<!-- generated: verdicts -->\nold\n<!-- end -->\nb\n<!-- generated: cost -->\n<!-- end -->\n"
+    new = readme.render(text, ROOT / "figures")
+    assert "old" not in new
+    assert "| C35 |" in new
+    assert "| default | 01_salience_derivation |" in new
+    assert readme.render(new, ROOT / "figures") == new
+    with pytest.raises(ValueError, match="has a part 'weather'; the generated parts are verdicts, cost"):
+        readme.render("<!-- generated: weather -->\n<!-- end -->", tmp_path)

@@ -1,0 +1,145 @@
+import json
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from snipnb import plotting, report
+from snipnb.paths import write_atomically
+
+
+@pytest.fixture
+def written(monkeypatch, tmp_path):
+    monkeypatch.setenv("SNIPNB_OUTPUT", str(tmp_path))
+    namespace = {
+        "profile": "smoke",
+        "threads": 2,
+        "sample": True,
+        "init_seed": 0,
+        "num_images": 5,
+        "per_tensor": 1,
+        "num_factors": 2,
+        "other": object(),
+    }
+    return report.begin("01_salience_derivation", namespace), tmp_path
+
+
+def small_figure():
+    figure, axis = plt.subplots(figsize=(2, 1))
+    axis.plot([0, 1], [1, 0], label="a")
+    axis.legend()
+    return figure
+
+
+def test_begin_knows_the_parameters(written):
+    current, folder = written
+    assert current.profile == "smoke"
+    assert "other" not in current.parameters
+    assert current.folder == folder
+
+
+def test_a_figure_is_written_in_three_forms_with_its_alternative_text(written):
+    current, folder = written
+    frame = pd.DataFrame({"x": [0.1, 1 / 3], "n": [1, 2]})
+    picture = current.figure(small_figure(), "small_one", frame, alt="A falling line.")
+    assert (folder / "01_small_one.csv").read_text() == "x,n\n0.1,1\n0.33333333,2\n"
+    assert b"A falling line." in (folder / "01_small_one.png").read_bytes()
+    assert "A falling line." in (folder / "01_small_one.svg").read_text()
+    data, metadata = picture._repr_mimebundle_()
+    assert data["image/png"].startswith(b"\x89PNG")
+    assert metadata["image/png"]["alt"] == data["text/plain"] == "A falling line."
+    assert not plt.get_fignums()  # closed
+
+
+def test_figures_are_byte_stable(tmp_path):
+    plotting.use_house_style()
+    files = []
+    for name in ("a", "b"):
+        for kind in ("png", "svg"):
+            figure = small_figure()
+            plotting.save(figure, tmp_path / f"{name}.{kind}", alt="x")
+            plt.close(figure)
+        files.append([(tmp_path / f"{name}.{kind}").read_bytes() for kind in ("png", "svg")])
+    assert files[0] == files[1]
+    assert b"matplotlib" not in files[0][0].lower()
+
+
+def test_a_table_keeps_whole_numbers_whole(written):
+    current, folder = written
+    frame = pd.DataFrame({"layer": ["a", "b"], "m": [61_706, 6], "p": [0.000123456, 23_456.7], "ok": [True, False]})
+    assert current.table(frame, "numbers", digits=3) is frame
+    rows = (folder / "01_numbers.md").read_text().splitlines()
+    assert [cell.strip() for cell in rows[2].strip("|").split("|")] == ["a", "61706", "0.000123", "True"]
+    assert [cell.strip() for cell in rows[3].strip("|").split("|")] == ["b", "6", "23457", "False"]
+    assert current.data(frame, "long_one").shape == (2, 4)
+    assert not (folder / "01_long_one.md").exists()
+
+
+def test_names_are_stems(written):
+    current, folder = written
+    for name in ("../escape", "a.b", "", "é"):
+        with pytest.raises(ValueError, match="is no file stem"):
+            current.table(pd.DataFrame({"a": [1]}), name)
+    assert not any(folder.iterdir())
+
+
+def test_verdicts_need_every_claim_and_existing_figures(written):
+    current, folder = written
+    with pytest.raises(ValueError, match=r"points at 01_nothing\.png, which this notebook has not written"):
+        current.claim("C23", {"largest_error": 0.0}, figure="nothing.png")
+    current.claim("C23", {"largest_error": 1.0})
+    current.claim("C23", {"largest_error": 0.0})  # said again: replaced
+    with pytest.raises(ValueError, match="has no verdict on C10, C14"):
+        current.verdicts()
+    for claim, measured in (
+        ("C6", {"additive_overlap": 0.4, "median_step_error": 0, "largest_step_error": 0}),
+        ("C7", {"median_step_error": 0, "largest_step_error": 0}),
+        ("C8", {"relative_difference": 0, "signed_overlap": 0.3}),
+        ("C10", {"masks_changed": 0, "distance_of_sum_from_100": 0}),
+        ("C14", {"share_of_saliences_at_one": 0, "loss_difference_at_one": 0}),
+        ("C15", {"symbolic_differences": 0, "relative_difference": 0}),
+        ("C16", {"operations_over_one_gradient": 1, "relative_difference": 0}),
+        ("C17", {"symbolic_differences": 0, "median_remainder_order": 2}),
+    ):
+        current.claim(claim, measured)
+    frame = current.verdicts()
+    assert len(frame) == 9
+    entries = json.loads((folder / "claims" / "01_salience_derivation.json").read_text())
+    assert [e["verdict"] for e in entries if e["id"] == "C23"] == ["reproduced"]
+
+
+def test_provenance_names_versions_and_parameters_but_no_time(written):
+    current, folder = written
+    frame = current.provenance()
+    assert frame.loc["parameter num_images", "value"] == "5"
+    assert frame.loc["torch", "value"]
+    assert "sample" in frame.loc["images", "value"]
+    assert not [name for name in frame.index if "second" in name or "date" in name or "memory" in name]
+    assert json.loads((folder / report.RUN_FILE).read_text())["peak_memory_mb"] > 0
+
+
+def test_unknown_criterion_has_no_look():
+    assert plotting.look("snip").label == "SNIP"
+    with pytest.raises(ValueError, match="no look for criterion 'grasp'; there are snip, exact"):
+        plotting.look("grasp")
+
+
+def test_house_style_ignores_the_users_own(monkeypatch):
+    plt.rcParams["axes.facecolor"] = "hotpink"
+    plotting.use_house_style()
+    assert plt.rcParams["axes.facecolor"] == "white"
+    assert plt.rcParams["svg.hashsalt"] == "snipnb"
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    write_atomically(path, "old")
+
+    def no_space(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", no_space)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
