@@ -58,14 +58,17 @@ def bound(claim_id: str, statistic: str) -> float:
     raise ValueError(f"the rule of {claim_id} does not use the statistic {statistic!r}")
 
 
-def judge(claim_id: str, measured: Mapping[str, float], *, n: int | None, profile: str) -> tuple[str, str]:
+def judge(
+    claim_id: str, measured: Mapping[str, float], *, n: int | None, profile: str, protocol_followed: bool = False
+) -> tuple[str, str]:
     """The verdict on a claim, and the reason for it.
 
     Args:
         claim_id: For instance ``"C8"``.
-        measured: Statistic -> value; has to hold every statistic that the rule names.
+        measured: Statistic -> value; has to hold every statistic that the rule names, unless the verdict is ``untested``.
         n: Seeds or runs behind the numbers, None where there is nothing to count.
         profile: Name of the profile that was run.
+        protocol_followed: Whether the published protocol was followed, for the rules that ask for it.
 
     Returns:
         Verdict (one of :data:`VERDICTS`; ``weak`` and ``untested`` with the reason in brackets) and the reason: which
@@ -75,6 +78,11 @@ def judge(claim_id: str, measured: Mapping[str, float], *, n: int | None, profil
         ValueError: If the claim is unknown, or a statistic is missing or not a number.
     """
     claim = _claim(claim_id)
+    needs = claim.get("needs", {})
+    if profile not in needs.get("profiles", [profile]):
+        return f"untested (budget of profile {profile})", ""
+    if needs.get("protocol") and not protocol_followed:
+        return "untested (not the published protocol)", ""
     needed = {name for outcome in claim["outcomes"] for name in outcome.get("when", {})}
     if missing := needed - measured.keys():
         raise ValueError(f"{claim_id} needs the statistics {sorted(needed)}; missing are {sorted(missing)}")
@@ -82,9 +90,6 @@ def judge(claim_id: str, measured: Mapping[str, float], *, n: int | None, profil
         if math.isnan(float(measured[name])):
             raise ValueError(f"{claim_id}: statistic {name!r} is not a number")
     verdict, reason = _outcome(claim, measured)
-    needs = claim.get("needs", {})
-    if profile not in needs.get("profiles", [profile]):
-        return f"untested (budget of profile {profile})", reason
     if n is not None and n < needs.get("n", 0):
         return f"weak (n = {n}, the rule asks for {needs['n']}; so far {verdict})", reason
     return (f"weak ({claim['weak_as']})" if verdict == "weak" else verdict), reason
@@ -99,6 +104,7 @@ def entry(
     n: int | None = None,
     intervals: Mapping[str, tuple[float, float]] | None = None,
     figure: str | None = None,
+    protocol_followed: bool = False,
 ) -> dict[str, Any]:
     """One row of the ledger: the claim, its rule, the numbers and the verdict; arguments as :func:`judge`.
 
@@ -115,7 +121,7 @@ def entry(
     intervals = intervals or {}
     if extra := intervals.keys() - measured.keys():
         raise ValueError(f"{claim_id}: intervals for {sorted(extra)}, which are not among the statistics")
-    verdict, reason = judge(claim_id, measured, n=n, profile=profile)
+    verdict, reason = judge(claim_id, measured, n=n, profile=profile, protocol_followed=protocol_followed)
     return {
         **_description(claim),
         "measured": {name: _rounded(value) for name, value in measured.items()},
@@ -153,9 +159,10 @@ def write_ledger(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Write ``claims.json`` and ``claims.md`` into a folder."""
     write_atomically(folder / "claims.json", json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     table = markdown_table(rows)
-    rules = "\n".join(f"- **{row['id']}** {row['rule']}" for row in rows)
+    rules = "\n".join(f"- **{row['id']}** {row['rule']}{_change(row['id'])}" for row in rows)
     write_atomically(
-        folder / "claims.md", f"# Claims and verdicts\n\n{table}\n\n## Rules, fixed beforehand\n\n{rules}\n"
+        folder / "claims.md",
+        f"# Claims and verdicts\n\n{table}\n\n## Rules, fixed beforehand; changes are marked\n\n{rules}\n",
     )
 
 
@@ -203,6 +210,11 @@ def verdict_frame(entries: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         }
         for e in entries
     ).set_index("claim")
+
+
+def _change(claim_id: str) -> str:
+    changed = _claim(claim_id).get("changed")
+    return f" *Changed:* {changed}" if changed else ""
 
 
 def _claim(claim_id: str) -> dict[str, Any]:

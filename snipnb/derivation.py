@@ -41,20 +41,75 @@ def compare_indicators(model: nn.Module, images: Tensor, labels: Tensor) -> pd.D
     )
 
 
-def step_errors(model: nn.Module, images: Tensor, labels: Tensor, *, per_tensor: int, seed: int = 0) -> pd.DataFrame:
+def step_errors(
+    model: nn.Module, images: Tensor, labels: Tensor, *, per_tensor: int, steps: Sequence[float], seed: int = 0
+) -> pd.DataFrame:
     """Central differences of the loss along c beside SNIP, on a stratified sample of every parameter tensor.
 
     Returns:
-        One row per sampled parameter: ``layer``, ``index``, ``salience``, ``finite_difference``, ``error`` (absolute
-        difference over the largest salience of the whole network).
+        One row per step and sampled parameter: ``step``, ``layer``, ``index``, ``salience``, ``finite_difference``, ``error``
+        (absolute difference over the largest salience of the whole network).
     """
     fast = snip(_double(model), images.double(), labels)
     sample = reference.stratified_sample(model, per_tensor, seed=seed)
-    slow = reference.finite_difference_salience(model, images, labels, sample)
     largest = max(float(s.abs().max()) for s in fast.values())
-    frame = _sampled({"salience": reference.pick(fast, sample), "finite_difference": slow}, sample)
-    frame["error"] = (frame["salience"] - frame["finite_difference"]).abs() / largest
-    return frame
+    frames = []
+    for step in steps:
+        slow = reference.finite_difference_salience(model, images, labels, sample, step=step)
+        frame = _sampled({"salience": reference.pick(fast, sample), "finite_difference": slow}, sample)
+        frame["error"] = (frame["salience"] - frame["finite_difference"]).abs() / largest
+        frames.append(frame.assign(step=step))
+    return pd.concat(frames, ignore_index=True)
+
+
+def step_table(errors: pd.DataFrame) -> pd.DataFrame:
+    """Median and largest error by layer, one pair of columns per step, and over all layers at the end."""
+    pieces = []
+    for layers, part in ((errors["layer"], errors), ("all", errors)):
+        grouped = part.assign(layer=layers).groupby(["layer", "step"], sort=False)["error"]
+        pieces.append(grouped.agg(["median", "max"]).unstack("step"))
+    table = pd.concat(pieces)
+    table.columns = [f"{kind} at {step:g}" for kind, step in table.columns]
+    return table.reset_index()
+
+
+def order_table(orders: pd.DataFrame, sampled: pd.DataFrame) -> pd.DataFrame:
+    """Observed orders by layer: how many parameters were sampled, how many have a remainder above rounding, quartiles.
+
+    Args:
+        orders: As from :func:`remainder_orders`.
+        sampled: Any frame with one row per sampled parameter and a column ``layer``.
+    """
+    rows = []
+    for layer in [*dict.fromkeys(sampled["layer"]), "all"]:
+        own = orders["order"] if layer == "all" else orders.loc[orders["layer"] == layer, "order"]
+        count = len(sampled) if layer == "all" else int((sampled["layer"] == layer).sum())
+        quartiles = own.quantile([0.25, 0.5, 0.75]).tolist()
+        rows.append(
+            {
+                "layer": layer,
+                "sampled": count,
+                "usable": len(own),
+                **dict(zip(("q25", "median", "q75"), quartiles, strict=True)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def exact_counts(cases: pd.DataFrame, *, bound: float) -> pd.DataFrame:
+    """How many sampled parameters of each case have SNIP exact, and how many of those belong to the last layer.
+
+    Args:
+        cases: As from :func:`linear_cases`.
+        bound: Error up to which SNIP counts as exact.
+    """
+    last = cases["layer"].str.split(".").str[0] == cases["layer"].iloc[-1].split(".")[0]
+    exact = cases["error"] <= bound
+    frame = pd.DataFrame(
+        {"case": cases["case"].str.replace("\n", " "), "sampled": 1, "exact": exact, "exact, last layer": exact & last}
+    )
+    frame["loss unchanged"] = (cases["exact"] == 0) & exact
+    return frame.groupby("case", sort=False).sum().astype(int).reset_index()
 
 
 def loss_paths(

@@ -117,7 +117,8 @@ def loss_paths(frame: pd.DataFrame, *, note: str) -> Figure:
     """The loss change along single weights, with the tangent at c = 1 that SNIP follows to c = 0.
 
     Args:
-        frame: ``layer``, ``kind`` (row of panels), ``c``, ``change`` (L(c w_j) - L(w_j)), ``tangent``.
+        frame: ``layer``, ``kind`` (row of panels), ``c``, ``change`` (L(c w_j) - L(w_j)), ``tangent``, ``error`` (of SNIP, relative
+            to the larger of its own and the exact value).
         note: Small print.
     """
     kinds, layers = list(dict.fromkeys(frame["kind"])), list(dict.fromkeys(frame["layer"]))
@@ -143,7 +144,10 @@ def loss_paths(frame: pd.DataFrame, *, note: str) -> Figure:
         axis.plot(0, start["change"] * scale, "s", color=colour, ms=4.5, clip_on=False, zorder=4)
         axis.axhline(0, color=NEUTRAL, lw=0.6, zorder=1)
         axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-        axis.set_title(f"loss change, $10^{{{exponent}}}$", fontsize=7.5, color=NEUTRAL, pad=3)
+        title = f"loss change, $10^{{{exponent}}}$"
+        axis.set_title(title, fontsize=7.5, color=NEUTRAL, pad=3)
+        error = f"SNIP off by {100 * path['error'].iloc[0]:.{0 if path['error'].iloc[0] >= 0.1 else 1}f} %"
+        axis.set_title(error, loc="right", fontsize=7.5, color="black", pad=3)
         axis.margins(y=0.12)
     for axis, layer in zip(axes[0], layers, strict=True):
         axis.annotate(layer, (0.5, 1.2), xycoords="axes fraction", ha="center", fontsize=10, fontweight="bold")

@@ -90,6 +90,7 @@ class Report:
         n: int | None = None,
         intervals: Mapping[str, tuple[float, float]] | None = None,
         figure: str | None = None,
+        protocol_followed: bool = False,
     ) -> None:
         """Put a verdict on a claim into the ledger; see :func:`snipnb.claims.entry`. Saying it again replaces it."""
         if figure is not None:
@@ -104,6 +105,7 @@ class Report:
             n=n,
             intervals=intervals,
             figure=figure,
+            protocol_followed=protocol_followed,
         )
         self.entries = [entry for entry in self.entries if entry["id"] != claim_id] + [new]
 

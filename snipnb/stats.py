@@ -20,7 +20,7 @@ def mean_interval(values: np.ndarray, *, level: float = LEVEL) -> tuple[float, f
     return mean, float(mean - half), float(mean + half)
 
 
-def t_quantile(degrees: int, *, level: float = LEVEL) -> float:
+def t_quantile(degrees: float, *, level: float = LEVEL) -> float:
     """Two-sided quantile of Student's t."""
     return float(stats.t.ppf((1 + level) / 2, degrees))
 
@@ -34,9 +34,9 @@ def binomial_interval(events: int, trials: int, *, level: float = LEVEL) -> tupl
 def predictive_mid_p(value: int, reference: np.ndarray) -> float:
     """Two-sided mid-p of one more count, given the counts of n seeds: how unusual would ``value`` be as the next one?
 
-    **Definition.** Where the standard deviation is at least 1, the t predictive distribution of the next count (mean,
+    **Definition.** Approximate. Where the standard deviation is at least 1, the t predictive distribution of the next count (mean,
     sd * sqrt(1 + 1/n), n - 1 degrees of freedom), rounded to integers. Otherwise the empirical distribution of the n
-    counts and ``value`` together. The p-value is twice the smaller tail, half of the probability of equality included.
+    counts and ``value`` together, whose smallest p-value is 1/(n + 1): below 19 seeds nothing is unusual there. The p-value is twice the smaller tail, half of the probability of equality included.
 
     Args:
         value: The count to place.
@@ -89,7 +89,8 @@ def table_fit(published: np.ndarray, seeds: np.ndarray, *, level: float = LEVEL)
     **Definition.** Each of the n + 1 tables is scored against the n others: the number of cells with predictive mid-p at
     most 1 - ``level``, and the smallest mid-p. Each table's rank among all, in whichever of the two it is more extreme,
     is its extremeness; the p-value is the share of tables at least as extreme as the published one. Under the hypothesis
-    that the published table is one more seed, all tables are exchangeable and the p-value is exact.
+    that the published table is one more seed, all tables are exchangeable, so the p-value is valid (ties make it conservative).
+    A large p-value says that the table cannot be told from one more seed's, not that it is one.
 
     Args:
         published: Counts [cells].

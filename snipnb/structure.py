@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
+from decimal import ROUND_HALF_UP, Decimal
 
+import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from snipnb.masks import keep_mask, layer_table, num_removed
+from snipnb.masks import LayerCollapseWarning, keep_mask, layer_table, num_removed
 from snipnb.models import lenet5, published_label
 from snipnb.progress import track
-from snipnb.salience import snip
-from snipnb.stats import TableFit, prediction_interval, table_fit
+from snipnb.salience import Salience, magnitude_salience, snip
+from snipnb.stats import LEVEL, TableFit, prediction_interval, table_fit
+
+RANKINGS: dict[str, Callable[[Salience, Salience], Salience]] = {
+    "snip": lambda salience, weights: salience,
+    "gradient": lambda salience, weights: {k: s / weights[k].where(weights[k] != 0, 1) for k, s in salience.items()},
+    "signed salience": lambda salience, weights: _above_zero(salience),
+    "magnitude": lambda salience, weights: weights,
+}
 
 
 def kept_counts(
@@ -23,8 +33,9 @@ def kept_counts(
     network: Callable[..., nn.Module] = lenet5,
     init: str = "pytorch",
     ties: str = "remove",
+    rankings: Sequence[str] = ("snip",),
 ) -> pd.DataFrame:
-    """How many parameters SNIP keeps in each layer, for each initialisation.
+    """How many parameters are kept in each layer, for each initialisation.
 
     Args:
         images: [n, 1, 28, 28]; saliences are taken over all of them.
@@ -34,19 +45,72 @@ def kept_counts(
         network: Function of ``init`` and ``seed``.
         init: Initialisation.
         ties: See :func:`snipnb.keep_mask`.
+        rankings: What parameters are ranked by, of :data:`RANKINGS`: SNIP, and controls that cost nothing more: the gradient
+            alone, the salience with its sign, the weights' magnitude.
 
     Returns:
-        Tidy frame, one row per seed, sparsity and parameter tensor: ``seed``, ``sparsity``, ``layer``, ``label`` (the
-        write-up's name), ``parameters``, ``kept``, ``removed_percent``.
+        Tidy frame, one row per seed, ranking, sparsity and parameter tensor: ``seed``, ``ranking``, ``sparsity``, ``layer``,
+        ``label`` (the write-up's name), ``parameters``, ``kept``, ``removed_percent``.
+
+    Raises:
+        ValueError: If a ranking is unknown.
     """
+    if unknown := sorted(set(rankings) - set(RANKINGS)):
+        raise ValueError(f"there are no rankings {unknown}; accepted are {', '.join(RANKINGS)}")
     frames = []
     for seed in track(list(seeds), "saliences, seeds"):
-        salience = snip(network(init=init, seed=seed), images, labels)
-        for sparsity in sparsities:
-            table = layer_table(keep_mask(salience, sparsity, ties=ties))
-            frames.append(table.assign(seed=seed, sparsity=sparsity, label=table["layer"].map(published_label)))
-    columns = ["seed", "sparsity", "layer", "label", "parameters", "kept", "removed_percent"]
+        model = network(init=init, seed=seed)
+        salience, weights = snip(model, images, labels), magnitude_salience(model)
+        for ranking in rankings:
+            scores = RANKINGS[ranking](salience, weights)
+            for sparsity in sparsities:
+                with warnings.catch_warnings():
+                    if ranking != "snip":  # that a control cuts the network shows in its counts
+                        warnings.simplefilter("ignore", LayerCollapseWarning)
+                    table = layer_table(keep_mask(scores, sparsity, ties=ties))
+                labelled = table.assign(label=table["layer"].map(published_label))
+                frames.append(labelled.assign(seed=seed, ranking=ranking, sparsity=sparsity))
+    columns = ["seed", "ranking", "sparsity", "layer", "label", "parameters", "kept", "removed_percent"]
     return pd.concat(frames, ignore_index=True)[columns]
+
+
+def _above_zero(salience: Salience) -> Salience:
+    """Shifted so that ranking by magnitude is ranking by the signed value."""
+    lowest = min(float(s.min()) for s in salience.values())
+    return {name: s.double() - lowest for name, s in salience.items()}
+
+
+def rejected_controls(counts: pd.DataFrame, *, level: float = LEVEL) -> pd.DataFrame:
+    """Would the rule for a whole table notice another procedure? Each seed's table by another ranking against SNIP's.
+
+    Args:
+        counts: As from :func:`kept_counts`, with the ranking ``snip`` and others.
+
+    Returns:
+        One row per ranking: ``ranking``, ``n``, ``rejected`` (tables with p-value at most 1 - ``level``), ``median_p``,
+        ``smallest_possible_p``. For ``snip`` itself each seed's table is scored against those of the other seeds.
+    """
+    tables = {
+        name: part.pivot(index="seed", columns=["sparsity", "label"], values="kept")
+        for name, part in counts.groupby("ranking")
+    }
+    own = tables["snip"].to_numpy()
+    rows = []
+    for name, table in tables.items():
+        others = table[tables["snip"].columns].to_numpy()
+        references = [np.delete(own, i, axis=0) if name == "snip" else own for i in range(len(others))]
+        p = np.array([table_fit(row, reference).p_value for row, reference in zip(others, references, strict=True)])
+        smallest = 1 / (1 + len(references[0]))
+        rows.append(
+            {
+                "ranking": name,
+                "n": len(p),
+                "rejected": int((p <= 1 - level).sum()),
+                "median_p": float(np.median(p)),
+                "smallest_possible_p": smallest,
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def place_reported(counts: pd.DataFrame, reported: pd.DataFrame) -> tuple[pd.DataFrame, TableFit]:
@@ -64,6 +128,7 @@ def place_reported(counts: pd.DataFrame, reported: pd.DataFrame) -> tuple[pd.Dat
     Raises:
         ValueError: If a published layer or its size is not one of the network's.
     """
+    counts = counts[counts["ranking"] == "snip"]
     wide = counts.pivot(index="seed", columns=["sparsity", "label"], values="kept")
     sizes = counts.drop_duplicates("label").set_index("label")["parameters"]
     cells = list(zip(reported["sparsity"], reported["layer"], strict=True))
@@ -106,7 +171,8 @@ def beside_reported(counts: pd.DataFrame, reported: pd.DataFrame, *, seed: int) 
     sizes = reported.drop_duplicates("layer").set_index("layer")["params"]
     table = pd.DataFrame({"layer": [*sizes.index, "total"], "params": [*sizes, sizes.sum()]})
     for sparsity in sorted(reported["sparsity"].unique()):
-        own = counts[(counts["seed"] == seed) & (counts["sparsity"] == sparsity)].set_index("label")["kept"]
+        this = (counts["seed"] == seed) & (counts["sparsity"] == sparsity) & (counts["ranking"] == "snip")
+        own = counts[this].set_index("label")["kept"]
         published = reported[reported["sparsity"] == sparsity].set_index("layer")["kept"]
         for column, kept in ((f"reported, {sparsity:g}", published), (f"seed {seed}, {sparsity:g}", own)):
             numbers = [*kept[sizes.index], kept[sizes.index].sum()]
@@ -115,7 +181,8 @@ def beside_reported(counts: pd.DataFrame, reported: pd.DataFrame, *, seed: int) 
 
 
 def _cell(kept: int, size: int) -> str:
-    return f"{kept} ({100 * (1 - kept / size):.1f} %)"
+    removed = Decimal(100 * (size - kept)) / size  # the write-up rounds halves up
+    return f"{kept} ({removed.quantize(Decimal('0.1'), ROUND_HALF_UP)} %)"
 
 
 def kept_percent(counts: pd.DataFrame, placement: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -129,6 +196,7 @@ def kept_percent(counts: pd.DataFrame, placement: pd.DataFrame) -> tuple[pd.Data
         ``seed``, ``sparsity``, ``label``, ``kept_percent``; and ``sparsity``, ``label``, ``kept_percent``,
         ``low_percent``, ``high_percent``, ``inside``.
     """
+    counts = counts[counts["ranking"] == "snip"]
     points = counts[["seed", "sparsity", "label"]].assign(kept_percent=100 * counts["kept"] / counts["parameters"])
     cells = placement[["sparsity", "label", "inside"]].copy()
     for column, source in (("kept_percent", "reported"), ("low_percent", "low"), ("high_percent", "high")):
@@ -140,10 +208,11 @@ def totals(counts: pd.DataFrame, reported: pd.DataFrame) -> pd.DataFrame:
     """Parameters kept in the whole network, over seeds, beside the sum of the published counts.
 
     Returns:
-        One row per sparsity: ``sparsity``, ``m`` (parameters), ``rank`` (floor(sparsity m)), ``published``, ``smallest`` and
-        ``largest`` total over seeds, ``seeds_with_another_total`` (than the published one).
+        One row per sparsity: ``sparsity``, ``m`` (parameters), ``rank`` (floor(sparsity m)), ``kept_if_rounded`` (what the
+        nearest integer for a rank would leave), ``published``, ``smallest`` and ``largest`` total over seeds,
+        ``seeds_with_another_total`` (than the published one).
     """
-    own = counts.groupby(["sparsity", "seed"])["kept"].sum()
+    own = counts[counts["ranking"] == "snip"].groupby(["sparsity", "seed"])["kept"].sum()
     rows = []
     for sparsity, cells in reported.groupby("sparsity"):
         count, published = int(cells["params"].sum()), int(cells["kept"].sum())
@@ -152,6 +221,7 @@ def totals(counts: pd.DataFrame, reported: pd.DataFrame) -> pd.DataFrame:
                 "sparsity": sparsity,
                 "m": count,
                 "rank": num_removed(count, sparsity),
+                "kept_if_rounded": count - round(sparsity * count),
                 "published": published,
                 "smallest": int(own[sparsity].min()),
                 "largest": int(own[sparsity].max()),

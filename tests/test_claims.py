@@ -14,7 +14,7 @@ def test_every_claim_has_a_rule_that_can_be_applied():
     for claim in loaded.values():
         assert {"id", "claim", "section", "notebook", "rule", "outcomes"} <= claim.keys()
         assert claim.keys() <= {
-            *("id", "claim", "section", "notebook", "rule", "outcomes", "reported", "needs", "weak_as")
+            *("id", "claim", "section", "notebook", "rule", "outcomes", "reported", "needs", "weak_as", "changed")
         }
         assert "when" not in claim["outcomes"][-1]
         assert len(claim["rule"]) > 40
@@ -59,8 +59,10 @@ def test_too_little_evidence_is_weak_or_untested():
     weak = "weak (n = 20, the rule asks for 100; so far reproduced)"
     assert claims.judge("C32", measured, n=20, profile="default")[0] == weak
     assert claims.judge("C32", measured, n=100, profile="smoke")[0] == "untested (budget of profile smoke)"
-    assert claims.judge("C33", {"outside_interval": 0}, n=10, profile="paper")[0] == "reproduced"
-    assert claims.judge("C33", {"outside_interval": 0}, n=10, profile="default")[0].startswith("untested")
+    inside = {"outside_interval": 0}
+    assert claims.judge("C33", inside, n=10, profile="paper", protocol_followed=True)[0] == "reproduced"
+    assert claims.judge("C33", {}, n=10, profile="paper")[0] == "untested (not the published protocol)"
+    assert claims.judge("C33", {}, n=10, profile="default", protocol_followed=True)[0].startswith("untested (budget")
     mixed = {"inverted_minus_snip_low": 1.0, "shuffled_minus_snip_low": 0.0}
     assert claims.judge("C2", mixed, n=3, profile="default")[0].startswith("weak (which parameters")
 
@@ -113,6 +115,7 @@ def test_the_ledger_holds_every_claim(tmp_path):
     text = (tmp_path / "claims.md").read_text()
     assert "largest error 3.142e-14 [1e-14, 5e-14]" in text
     assert text.count("\n- **C") == 35
+    assert text.count("*Changed:*") == sum("changed" in claim for claim in claims.load_claims().values()) > 0
     terminal = claims.text_table(rows)
     assert terminal.splitlines()[0].startswith("C23   SNIP is exact")
     assert "no verdict yet: C1, C2" in terminal

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from networks import tiny, tiny_examples
@@ -21,9 +22,12 @@ def test_indicators_agree_for_every_parameter(network):
 
 
 def test_steps_agree_with_snip(network):
-    frame = derivation.step_errors(*network, per_tensor=3)
-    assert len(frame) == 30
-    assert frame["error"].median() < 1e-6
+    frame = derivation.step_errors(*network, per_tensor=3, steps=[1e-4, 1e-5])
+    assert len(frame) == 2 * 30
+    assert (frame.groupby("step")["error"].median() < 1e-6).all()
+    table = derivation.step_table(frame)
+    assert table["layer"].tolist() == [*dict.fromkeys(frame["layer"]), "all"]
+    assert table["max at 1e-05"].iloc[-1] == frame.loc[frame["step"] == 1e-5, "error"].max()
 
 
 def test_paths_start_at_zero_and_end_at_the_ablation(network):
@@ -42,6 +46,10 @@ def test_paths_start_at_zero_and_end_at_the_ablation(network):
 def test_remainder_of_a_tangent_is_of_second_order():
     # Without activations the loss is smooth, and every remainder is of order 2; with them, switches blur it.
     orders = derivation.remainder_orders(tiny("linear"), *tiny_examples(), per_tensor=20)
+    sampled = pd.DataFrame({"layer": ["1.weight"] * 20 + ["1.bias"] * 3})
+    table = derivation.order_table(orders, sampled)
+    assert table["sampled"].tolist() == [20, 3, 23]
+    assert table["usable"].iloc[-1] == len(orders)
     assert len(orders) > 10
     assert orders["order"].to_numpy() == pytest.approx(2, abs=0.05)
 
@@ -51,6 +59,10 @@ def test_snip_is_exact_for_losses_linear_in_each_weight_and_only_for_them(networ
     largest = frame.groupby("case", sort=False)["error"].max()
     assert largest.iloc[0] < 1e-10
     assert (largest.iloc[1:] > 1e-6).all()
+    counts = derivation.exact_counts(frame, bound=1e-10)
+    assert counts["sampled"].tolist() == [30] * 4
+    assert counts["exact"].iloc[0] == 30
+    assert counts["exact, last layer"].tolist()[:3] == [6, 0, 6]  # nothing non-linear follows the last layer
 
 
 def test_without_activations_shares_parameters_and_is_linear(network):

@@ -59,5 +59,8 @@ def test_parts_follow_from_the_files(tmp_path):
     assert "| C35 |" in new
     assert "| default | 01_salience_derivation |" in new
     assert readme.render(new, ROOT / "figures") == new
+    only_verdicts = readme.render(text, ROOT / "figures", parts=("verdicts",))
+    assert "| C35 |" in only_verdicts
+    assert "| default |" not in only_verdicts
     with pytest.raises(ValueError, match="has a part 'weather'; the generated parts are verdicts, cost"):
         readme.render("<!-- generated: weather -->\n<!-- end -->", tmp_path)

@@ -58,9 +58,39 @@ def test_tables_beside_each_other(counts):
     assert table["seed 0, 0.5"].tolist()[-1] == "30853 (50.0 %)"
 
 
+def test_rounding_is_that_of_the_published_table():
+    table = reported("figure2")
+    counts = table.rename(columns={"layer": "label", "params": "parameters"}).assign(seed=0, ranking="snip")
+    cells = structure.beside_reported(counts, table, seed=0)
+    assert cells["reported, 0.95"].tolist()[2] == "666 (72.3 %)"  # 72.25, as printed
+    assert (cells["reported, 0.5"] == cells["seed 0, 0.5"]).all()
+
+
+def test_controls_are_other_rankings():
+    images, labels = snipnb.load_mnist("train", sample=True)
+    images, labels = images[:200], labels[:200]
+    counts = structure.kept_counts(
+        images, labels, seeds=range(20), sparsities=[0.5, 0.95], rankings=list(structure.RANKINGS), ties="stable"
+    )
+    model = snipnb.lenet5(seed=1)
+    own = counts[(counts["seed"] == 1) & (counts["sparsity"] == 0.5)].set_index(["ranking", "layer"])["kept"]
+    magnitude = snipnb.layer_table(snipnb.keep_mask(snipnb.magnitude_salience(model), 0.5, ties="stable"))
+    assert own["magnitude"].tolist() == magnitude["kept"].tolist()
+    salience = snipnb.snip(model, images, labels)
+    gradient = {name: s / model.get_parameter(name).detach() for name, s in salience.items()}
+    table = snipnb.layer_table(snipnb.keep_mask(gradient, 0.5, ties="stable"))
+    assert own["gradient"].tolist() == table["kept"].tolist()
+    controls = structure.rejected_controls(counts).set_index("ranking")
+    assert controls.loc["magnitude", "rejected"] == 20  # quite another structure is noticed every time
+    assert controls.loc["snip", "rejected"] <= 3  # SNIP's own tables hardly ever are
+    with pytest.raises(ValueError, match=r"no rankings \['grasp'\]; accepted are snip, gradient"):
+        structure.kept_counts(images, labels, seeds=[0], sparsities=[0.5], rankings=["grasp"])
+
+
 def test_totals(counts):
     table = structure.totals(counts, reported("figure2"))
     assert table["rank"].tolist() == [30_853, 58_620]
+    assert table["kept_if_rounded"].tolist() == [30_853, 3_085]
     assert table["seeds_with_another_total"].tolist() == [0, 0]
     off = counts.assign(kept=counts["kept"] + (counts["layer"] == "conv1.bias") * (counts["seed"] == 1))
     assert structure.totals(off, reported("figure2"))["seeds_with_another_total"].tolist() == [1, 1]

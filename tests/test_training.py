@@ -1,5 +1,8 @@
+import dataclasses
+
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 from torch import nn
 
@@ -170,15 +173,50 @@ def test_runs_of_one_seed_share_initial_weights_and_saliences_come_from_training
 
 
 def test_published_errors_are_placed_by_spread_and_binomial_variance():
-    errors = pd.DataFrame(
-        {
-            "sparsity": [0.0] * 4,
-            "way": [experiments.WAYS["best_error_rate"]] * 4,
-            "error_percent": [1.0, 1.1, 0.9, 1.0],
-        }
+    way = experiments.WAYS["best_error_rate"]
+    errors = pd.DataFrame({"sparsity": [0.0] * 4, "way": [way] * 4, "error_percent": [1.0, 1.1, 0.9, 1.0]})
+    reported = pd.DataFrame({"sparsity": [0.0], "error_percent": [1.2]})
+    placed = experiments.place_errors(errors, reported, num_scored=10_000).iloc[0]
+    # s^2 = 0.02 / 3; binomial 99 (1/10000 + 1/10500); degrees 3 ((spread + binomial) / spread)^2
+    spread, binomial = 0.02 / 3 * 1.25, 99 * (1 / 10_000 + 1 / 10_500)
+    degrees = 3 * ((spread + binomial) / spread) ** 2
+    half = scipy.stats.t.ppf(0.975, degrees) * (spread + binomial) ** 0.5
+    assert placed[["mean", "low", "high"]].tolist() == pytest.approx([1.0, 1 - half, 1 + half])
+    assert placed["inside"]
+    for value, inside in ((1 + half - 0.001, True), (1 + half + 0.001, False), (1 - half - 0.001, False)):
+        shifted = reported.assign(error_percent=value)
+        assert experiments.place_errors(errors, shifted, num_scored=10_000)["inside"].tolist() == [inside]
+    three = pd.concat([reported.assign(sparsity=s) for s in (0.0, 0.5, 0.95)])
+    wider = experiments.place_errors(
+        pd.concat([errors.assign(sparsity=s) for s in (0.0, 0.5, 0.95)]), three, num_scored=10_000
     )
-    # mean 1, s^2 = 0.02 / 3; binomial 99 (1/10000 + 1/10500); t(0.975, 3) = 3.182
-    half = 3.1824 * (0.02 / 3 * 1.25 + 99 * (1 / 10_000 + 1 / 10_500)) ** 0.5
-    for value, outside in ((1 + half - 0.001, 0), (1 + half + 0.001, 1), (1 - half - 0.001, 1)):
-        reported = pd.DataFrame({"sparsity": [0.0], "error_percent": [value]})
-        assert experiments.outside_prediction(errors, reported, num_scored=10_000) == outside
+    assert (wider["high"] > placed["high"]).all()  # three intervals that hold jointly
+    with pytest.raises(ValueError, match="1 runs at sparsity 0; an interval for one more needs at least 2"):
+        experiments.place_errors(errors[:1], reported, num_scored=10_000)
+
+
+def test_runs_without_spread_are_placed_by_the_binomial_variance_alone():
+    way = experiments.WAYS["best_error_rate"]
+    errors = pd.DataFrame({"sparsity": [0.0] * 3, "way": [way] * 3, "error_percent": [1.0] * 3})
+    reported = pd.DataFrame({"sparsity": [0.0], "error_percent": [1.0]})
+    placed = experiments.place_errors(errors, reported, num_scored=10_000).iloc[0]
+    assert placed["high"] - 1 == pytest.approx(1.95996 * (99 * (1 / 10_000 + 1 / 10_500)) ** 0.5, rel=1e-4)
+
+
+def test_the_published_protocol_is_recognised(split):
+    published = dataclasses.replace(split, name="published")
+    recipe = snipnb.Recipe(epochs=80, learning_rate=0.0012, schedule="constant")
+    assert experiments.follows_published_protocol(published, recipe)
+    assert not experiments.follows_published_protocol(split, recipe)
+    for change in ({"epochs": 3}, {"learning_rate": 0.01}, {"schedule": "one_cycle"}, {"optimiser": "sgd"}):
+        assert not experiments.follows_published_protocol(published, dataclasses.replace(recipe, **change))
+
+
+def test_a_split_without_validation_has_no_selected_epoch():
+    runs = pd.DataFrame(
+        {"seed": 0, "sparsity": 0.5, "epoch": [1, 2], "validation_error": float("nan"), "test_error": [0.2, 0.3]}
+    )
+    errors = experiments.error_table(runs)
+    assert errors["way"].tolist() == ["last epoch", "best epoch on scored images"]
+    assert errors["error_percent"].tolist() == [30, 20]
+    assert experiments.same_in_every_way(errors) == 0
