@@ -86,11 +86,13 @@ def judge(
     needed = {name for outcome in claim["outcomes"] for name in outcome.get("when", {})}
     if missing := needed - measured.keys():
         raise ValueError(f"{claim_id} needs the statistics {sorted(needed)}; missing are {sorted(missing)}")
-    for name in needed:
-        if math.isnan(float(measured[name])):
-            raise ValueError(f"{claim_id}: statistic {name!r} is not a number")
+    for name, value in measured.items():
+        if isinstance(value, str) or not math.isfinite(float(value)):
+            raise ValueError(f"{claim_id}: statistic {name!r} is {value!r}; finite numbers are needed")
+    if "n" in needs and (isinstance(n, bool) or not isinstance(n, int) or n < 0):
+        raise ValueError(f"{claim_id}: n is {n!r}; its rule asks for at least {needs['n']}, so an integer is needed")
     verdict, reason = _outcome(claim, measured)
-    if n is not None and n < needs.get("n", 0):
+    if "n" in needs and n < needs["n"]:
         return f"weak (n = {n}, the rule asks for {needs['n']}; so far {verdict})", reason
     return (f"weak ({claim['weak_as']})" if verdict == "weak" else verdict), reason
 

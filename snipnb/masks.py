@@ -103,10 +103,12 @@ def standardise(salience: Salience) -> Salience:
     Raises:
         ValueError: If the salience is empty, not finite, or zero everywhere.
     """
-    total = _flat_magnitudes(salience).sum(dtype=torch.float64)
-    if total == 0:
+    largest = _flat_magnitudes(salience).max().double()
+    if largest == 0:
         raise ValueError("every salience is zero; percentages need at least one that is not")
-    return {name: 100 * (s.abs().double() / total.to(s.device)) for name, s in salience.items()}
+    scaled = {name: s.detach().abs().double() / largest.to(s.device) for name, s in salience.items()}  # cannot overflow
+    total = float(sum(s.sum().cpu() for s in scaled.values()))
+    return {name: 100 * s / total for name, s in scaled.items()}
 
 
 def num_kept(mask: Mask) -> int:
@@ -145,10 +147,11 @@ def apply_mask(model: nn.Module, mask: Mask) -> nn.Module:
         The same model.
 
     Raises:
-        ValueError: If names or shapes of the mask are not those of the model, or entries are not boolean. The model is
-            then unchanged.
+        ValueError: If names or shapes of the mask are not those of the model, entries are not boolean, or a parameter is
+            tied, standing in several modules, which ``torch.nn.utils.prune`` cannot mask. The model is then unchanged.
     """
     check_mask_fits(model, mask)
+    _check_places(model)
     modules = dict(model.named_modules())
     for name, m in mask.items():
         module, _, parameter = name.rpartition(".")
@@ -173,11 +176,32 @@ def check_mask_fits(model: nn.Module, mask: Mask) -> None:
             raise ValueError(f"mask of {name!r} has shape {tuple(m.shape)}; the parameter has {shapes[name]}")
 
 
+def _check_places(model: nn.Module) -> None:
+    """Raise ValueError unless torch.nn.utils.prune can mask every parameter: one place each, and its names are free."""
+    places: dict[int, str] = {}
+    for prefix, module in model.named_modules():
+        for slot, p in module._parameters.items():
+            if p is None:
+                continue
+            name = f"{prefix}.{slot}" if prefix else slot
+            if id(p) in places:
+                raise ValueError(
+                    f"{places[id(p)]!r} and {name!r} are one tied parameter; untie them to prune the model"
+                )
+            places[id(p)] = name
+            if taken := [s for s in (f"{slot}_orig", f"{slot}_mask") if hasattr(module, s)]:
+                raise ValueError(f"{prefix!r} has an attribute {taken[0]!r} already, which pruning {name!r} needs")
+
+
 def _flat_magnitudes(salience: Salience) -> Tensor:
     """All magnitudes in one vector, in the order of the dictionary; an error for an empty or non-finite salience."""
+    if others := [name for name, s in salience.items() if not isinstance(s, Tensor)]:
+        raise ValueError(f"salience of {others[0]!r} is a {type(salience[others[0]]).__name__}; tensors are needed")
     if not salience or sum(s.numel() for s in salience.values()) == 0:
         raise ValueError("the salience is empty; it needs at least one parameter")
     for name, s in salience.items():
+        if not s.is_floating_point():
+            raise ValueError(f"salience of {name!r} is {s.dtype}; accepted are floating-point tensors")
         if not bool(torch.isfinite(s).all()):
             bad = int((~torch.isfinite(s)).sum())
             raise ValueError(
@@ -191,8 +215,9 @@ def _check_mask(mask: Mask) -> None:
     if not mask:
         raise ValueError("the mask is empty; it needs at least one parameter")
     for name, m in mask.items():
-        if m.dtype != torch.bool:
-            raise ValueError(f"mask of {name!r} is {m.dtype}; accepted is torch.bool, True keeps")
+        kind = m.dtype if isinstance(m, Tensor) else type(m).__name__
+        if kind != torch.bool:
+            raise ValueError(f"mask of {name!r} is {kind}; accepted is torch.bool, True keeps")
 
 
 def _is_weight(name: str, tensor: Tensor) -> bool:

@@ -8,6 +8,7 @@ not by file times, which a clone or a checkout sets at will. Needs papermill, wh
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ from typing import Any
 
 from snipnb import claims
 from snipnb.data import acquire_mnist, data_checksum
-from snipnb.paths import project_root, write_atomically
+from snipnb.paths import data_dir, project_root, write_atomically
 from snipnb.profiles import Profile, check_parameters, declared_parameters, load_profile
 from snipnb.report import RUN_FILE, versions
 
@@ -60,7 +61,15 @@ class Place:
 
 def find_notebooks(root: Path) -> list[Path]:
     """The ordered notebooks of a checkout."""
-    return sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    found = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    numbers = [path.stem[:2] for path in found]
+    if twice := sorted({number for number in numbers if numbers.count(number) > 1}):
+        raise ValueError(
+            f"several notebooks have the number {', '.join(twice)}; each needs its own, it names their figures"
+        )
+    if not found:
+        raise ValueError(f"there are no notebooks NN_slug.ipynb in {root / 'notebooks'}")
+    return found
 
 
 def place_of(profile: Profile, root: Path) -> Place:
@@ -109,8 +118,9 @@ def run(
             start = time.monotonic()
             try:
                 files = run_one(path, profile, place, mark)
-            except NotebookError as error:
-                failures[path.stem] = str(error)
+            except Exception as error:  # whatever one notebook does, the others are run
+                known = isinstance(error, NotebookError)
+                failures[path.stem] = str(error) if known else f"  {type(error).__name__}: {error}"
                 print(f"FAILED after {time.monotonic() - start:.0f} s")
             else:
                 written += files
@@ -122,7 +132,7 @@ def run(
         print(f"written in {time.monotonic() - began:.0f} s to {_short(place.published, root)}:")
         print("\n".join(f"  {file}" for file in [*written, "claims.json", "claims.md", "provenance.json"]))
     for name, message in failures.items():
-        print(f"\n{name} failed; what it had published before is untouched, the next run tries it again.\n{message}")
+        print(f"\n{name} failed; the next run tries it again, and what it had published before is kept.\n{message}")
     return not failures
 
 
@@ -141,7 +151,7 @@ def run_one(path: Path, profile: Profile, place: Place, mark: str) -> list[str]:
     parameters = _parameters(path, profile)
     try:
         _execute(path, executed, parameters, stage)
-        _check(executed, path, stage)
+        run_facts = _check(executed, path, stage)
     except NotebookError as error:
         kept = place.work / "failed" / path.name
         if executed.is_file():
@@ -150,8 +160,6 @@ def run_one(path: Path, profile: Profile, place: Place, mark: str) -> list[str]:
         where = f"  partial notebook: {kept}" if kept.is_file() else "  no cell ran"
         raise NotebookError(f"{error}\n{where}") from None
     seconds = time.monotonic() - start
-    run_facts = json.loads((stage / RUN_FILE).read_text(encoding="utf-8")) if (stage / RUN_FILE).is_file() else {}
-    (stage / RUN_FILE).unlink(missing_ok=True)
     clean(executed, root=path.parent.parent)
     files = _publish(path.stem, stage, place)
     _write_provenance(place, path.stem, {"seconds": round(seconds, 1), **run_facts, "parameters": parameters})
@@ -179,7 +187,10 @@ def gather_ledger(place: Place, notebooks: Sequence[Path]) -> list[dict[str, Any
     for path in notebooks:
         file = place.published / "claims" / f"{path.stem}.json"
         if file.is_file():
-            entries += json.loads(file.read_text(encoding="utf-8"))
+            rows = _read_json(file, None)
+            if not _are_verdicts(rows):
+                raise ValueError(f"{file} does not hold verdicts; remove it and run {path.stem} again")
+            entries += rows
     return claims.assemble(entries, existing=[path.stem for path in notebooks])
 
 
@@ -249,6 +260,8 @@ def _kernel_environment(stage: Path, *, threads: int) -> Iterator[None]:
                     "MPLCONFIGDIR": str(
                         stage.parent.parent / "matplotlib"
                     ),  # kept: its font cache takes seconds to build
+                    "PYTHONPATH": str(Path(__file__).resolve().parent.parent),  # this very package, not another
+                    "SNIPNB_DATA": str(data_dir()),
                     "SNIPNB_OUTPUT": str(stage),
                     "SNIPNB_PROGRESS": _terminal(),
                 }
@@ -267,8 +280,8 @@ def _terminal() -> str:
         return "0"
 
 
-def _check(executed: Path, source: Path, stage: Path) -> None:
-    """An exit code of zero proves nothing: look at every cell and every promise."""
+def _check(executed: Path, source: Path, stage: Path) -> dict[str, Any]:
+    """An exit code of zero proves nothing: look at every cell, every promise and the verdicts; returns the run's own facts."""
     notebook = json.loads(executed.read_text(encoding="utf-8"))
     for index, cell in enumerate(notebook["cells"]):
         if cell["cell_type"] != "code" or not "".join(cell["source"]).strip():
@@ -281,29 +294,65 @@ def _check(executed: Path, source: Path, stage: Path) -> None:
     promised = notebook["metadata"].get("snipnb", {}).get("promises", [])
     if missing := [name for name in promised if not (stage / name).is_file()]:
         raise NotebookError(f"  it ran, but did not write {', '.join(missing)}")
-    if claims.claims_of(source.stem) and not (stage / "claims" / f"{source.stem}.json").is_file():
-        raise NotebookError(
-            f"  it ran, but gave no verdicts; its claims are {', '.join(claims.claims_of(source.stem))}"
-        )
+    given = _read_json(stage / "claims" / f"{source.stem}.json", [])
+    if not _are_verdicts(given) or not all(row["notebook"] == source.stem for row in given):
+        raise NotebookError("  it ran, but its verdicts are not those of a ledger; give them by report.claim")
+    if missing := sorted(set(claims.claims_of(source.stem)) - {row["id"] for row in given}):
+        raise NotebookError(f"  it ran, but gave no verdict on {', '.join(missing)}")
+    facts = _read_json(stage / RUN_FILE, {})
+    return facts if isinstance(facts, dict) else {}
 
 
 def _publish(notebook: str, stage: Path, place: Place) -> list[str]:
-    """Move the staged files to the published folder, each in one step, and remove what the notebook no longer writes."""
-    files = sorted(str(file.relative_to(stage)) for file in stage.rglob("*") if file.is_file())
-    prefix = notebook.split("_")[0] + "_"
-    place.state(notebook).unlink(missing_ok=True)  # from here on the published files are of no known state
+    """Copy the staged files beside their targets, then rename all of them; remove what the notebook no longer writes.
+
+    Only what a notebook may write is published: its numbered files, its executed copy and its verdicts. If a copy fails, nothing
+    was renamed, and the staged files stay where the message says.
+    """
+    number = notebook.split("_")[0]
+    allowed = {f"notebooks/{notebook}.ipynb", f"claims/{notebook}.json"}
+    staged = [file for file in stage.rglob("*") if file.is_file() and not file.is_symlink()]
+    names = sorted(file.relative_to(stage).as_posix() for file in staged)
+    files = [name for name in names if name in allowed or (name.startswith(f"{number}_") and "/" not in name)]
+    state = _read_json(place.state(notebook), {})
+    before = list(state.get("files", {})) if isinstance(state, dict) else []
+    copies: list[tuple[Path, Path]] = []
     try:
         for file in files:
             target = place.published / file
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(stage / file, target)
-        for old in place.published.glob(f"{prefix}*"):
-            if old.is_file() and old.name not in files:
-                old.unlink()
+            if target.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "a folder stands in its place", str(target))
+            copies.append((target.with_name(f".{target.name}.part"), target))
+            shutil.copyfile(stage / file, copies[-1][0])
+        place.state(notebook).unlink(missing_ok=True)  # from here on the published files are of no known state
+        for copy, target in copies:
+            os.replace(copy, target)
+        for name in set(before) - set(files):
+            (place.published / name).unlink(missing_ok=True)
     except OSError as error:
-        raise NotebookError(f"  it ran, but {error.filename} cannot be written: {error.strerror}") from None
+        what = error.filename2 or error.filename
+        raise NotebookError(
+            f"  it ran, but {what} cannot be written: {error.strerror}; its results are in {stage}"
+        ) from None
+    finally:
+        for copy, _ in copies:
+            copy.unlink(missing_ok=True)
     shutil.rmtree(stage, ignore_errors=True)
     return files
+
+
+def _read_json(path: Path, default: Any) -> Any:
+    """The content of a JSON file; ``default`` if there is none or it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return default
+
+
+def _are_verdicts(rows: Any) -> bool:
+    fields = set(claims.FIELDS)
+    return isinstance(rows, list) and all(isinstance(row, dict) and fields <= row.keys() for row in rows)
 
 
 # --- bookkeeping ------------------------------------------------------------------------------------------------------
@@ -368,10 +417,9 @@ def _only_one(place: Place) -> Iterator[None]:
 def _write_provenance(place: Place, notebook: str, facts: Mapping[str, Any]) -> None:
     """Add one notebook's run to ``provenance.json``: the only file that holds times, and the one never compared."""
     path = place.published / "provenance.json"
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))["notebooks"]
-    except (OSError, ValueError, KeyError, TypeError):
-        known = {}
+    stored = _read_json(path, {})
+    known = stored.get("notebooks") if isinstance(stored, dict) else None
+    known = known if isinstance(known, dict) else {}
     known[notebook] = {**facts, "machine": machine(), "versions": {"python": platform.python_version(), **versions()}}
     about = "How each notebook was run. Times and machines live here only; this file is never compared."
     content = {"about": about, "notebooks": {key: known[key] for key in sorted(known)}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -23,7 +24,10 @@ def data_dir() -> Path:
     The environment variable ``SNIPNB_DATA`` if set, else ``data/`` of the checkout, else the user's cache folder.
     """
     if os.environ.get("SNIPNB_DATA"):
-        return Path(os.environ["SNIPNB_DATA"]).expanduser()
+        try:
+            return Path(os.environ["SNIPNB_DATA"]).expanduser().absolute()
+        except RuntimeError as error:  # ~ of somebody who is not there
+            raise ValueError(f"SNIPNB_DATA is {os.environ['SNIPNB_DATA']!r}; a folder is needed ({error})") from None
     root = project_root()
     if root is not None:
         return root / "data"
@@ -46,13 +50,20 @@ def output_dir() -> Path:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write ``content`` to ``path`` so that a reader sees the old file or the whole new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     data = content.encode("utf-8") if isinstance(content, str) else content
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:
-        with open(temporary, "wb") as stream:
+        with open(descriptor, "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

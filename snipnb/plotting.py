@@ -144,7 +144,7 @@ def loss_paths(frame: pd.DataFrame, *, note: str) -> Figure:
         axis.plot(0, start["change"] * scale, "s", color=colour, ms=4.5, clip_on=False, zorder=4)
         axis.axhline(0, color=NEUTRAL, lw=0.6, zorder=1)
         axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-        title = f"loss change, $10^{{{exponent}}}$"
+        title = f"$\\times 10^{{{exponent}}}$"
         axis.set_title(title, fontsize=7.5, color=NEUTRAL, pad=3)
         error = f"SNIP off by {100 * path['error'].iloc[0]:.{0 if path['error'].iloc[0] >= 0.1 else 1}f} %"
         axis.set_title(error, loc="right", fontsize=7.5, color="black", pad=3)
@@ -152,7 +152,7 @@ def loss_paths(frame: pd.DataFrame, *, note: str) -> Figure:
     for axis, layer in zip(axes[0], layers, strict=True):
         axis.annotate(layer, (0.5, 1.2), xycoords="axes fraction", ha="center", fontsize=10, fontweight="bold")
     for axis, kind in zip(axes[:, 0], kinds, strict=True):
-        axis.set_ylabel(kind, fontsize=9.5, fontweight="bold", labelpad=7)
+        axis.set_ylabel(f"{kind}: loss change", fontsize=9.5, fontweight="bold", labelpad=7)
     for axis in axes[-1]:
         axis.set_xlabel("c  (weight is $c\\,w_j$)")
     handles = [

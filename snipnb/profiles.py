@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ import yaml
 from snipnb.paths import resource
 
 SECTIONS = ("about", "common", "notebooks")
+RESERVED = ("default", "smoke", "paper", "notebooks", "claims", "bench")  # folders of figures/, and profiles of ours
+MOST_THREADS = 1024
+REQUIRED = ("profile", "threads", "sample")
 
 
 @dataclass(frozen=True)
@@ -48,26 +53,30 @@ def load_profile(name: str) -> Profile:
         ValueError: If there is no such profile, or the file is not a mapping with the sections ``about``, ``common`` and
             ``notebooks``.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else resource("profiles", f"{name}.yaml")
-    if not path.is_file():
+    own = name.endswith((".yaml", ".yml"))
+    path = Path(name) if own else resource("profiles", f"{name}.yaml")
+    if not (own and path.is_file()) and name not in available_profiles():
         raise ValueError(
             f"there is no profile {name!r}; there are {', '.join(available_profiles())}, or give a .yaml file"
         )
+    if own and (path.stem in RESERVED or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,60}", path.stem)):
+        raise ValueError(
+            f"a profile file cannot be called {path.name!r}: results go to a folder of that name; use letters, digits, - and _, "
+            f"and none of {', '.join(RESERVED)}"
+        )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"profile {path} is not valid YAML: {error}") from None
     if not isinstance(content, dict) or set(content) - set(SECTIONS) or "notebooks" not in content:
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"profile {path} has {found}; accepted are the sections {', '.join(SECTIONS)}")
-    common, notebooks = content.get("common") or {}, content["notebooks"] or {}
-    sections = {"common": common, "notebooks": notebooks, **(notebooks if isinstance(notebooks, dict) else {})}
-    for section, values in sections.items():
-        if values is not None and not isinstance(values, dict):
-            raise ValueError(f"section {section!r} of profile {path} is {values!r}; a mapping name: value is needed")
-    return Profile(
-        path.stem, str(content.get("about", "")), common, {key: value or {} for key, value in notebooks.items()}
-    )
+    common, notebooks = _section(content, "common", path), _section(content, "notebooks", path)
+    notebooks = {key: _section(notebooks, key, path) for key in notebooks}
+    for section, values in {"common": common, **notebooks}.items():
+        if "profile" in values:
+            raise ValueError(f"section {section!r} of profile {path} sets 'profile'; it is always the name of the file")
+    return Profile(path.stem, str(content.get("about", "")), common, notebooks)
 
 
 def declared_parameters(notebook: Path) -> dict[str, Any]:
@@ -76,12 +85,19 @@ def declared_parameters(notebook: Path) -> dict[str, Any]:
     Raises:
         ValueError: If there is not exactly one such cell, or it holds anything but ``name = literal``.
     """
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{notebook.name} is not a notebook ({type(error).__name__}: {error})") from None
     if len(tagged) != 1:
         raise ValueError(f"{notebook.name} has {len(tagged)} cells tagged 'parameters'; it needs exactly one")
     values = {}
-    for statement in ast.parse("".join(tagged[0]["source"])).body:
+    try:
+        statements = ast.parse("".join(tagged[0]["source"])).body
+    except SyntaxError as error:
+        raise ValueError(f"{notebook.name}: the parameters are not Python: {error}") from None
+    for statement in statements:
         match statement:
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
                 pass
@@ -89,20 +105,23 @@ def declared_parameters(notebook: Path) -> dict[str, Any]:
                 name, value = "", statement
         try:
             values[name] = ast.literal_eval(value)
-        except ValueError:
+            json.dumps(values[name], allow_nan=False)  # what a profile can hold
+        except (ValueError, TypeError):
             message = f"{notebook.name}: {ast.unparse(statement)!r} in its parameters is not 'name = literal'"
             raise ValueError(message) from None
+    if missing := [name for name in REQUIRED if name not in values]:
+        raise ValueError(f"{notebook.name} has no parameters {missing}; every notebook needs {', '.join(REQUIRED)}")
     return values
 
 
 def check_parameters(profile: Profile, notebooks: list[Path]) -> None:
     """Raise ValueError unless every name that the profile sets is one that the notebook declares, in its type."""
     known = {path.stem for path in notebooks}
-    if unknown := sorted(set(profile.notebooks) - known):
+    if unknown := sorted(set(map(str, profile.notebooks)) - known):
         raise ValueError(f"profile {profile.name!r} has sections {unknown}; the notebooks are {sorted(known)}")
     for path in notebooks:
         declared, given = declared_parameters(path), profile.parameters(path.stem)
-        if unknown := sorted(set(given) - set(declared)):
+        if unknown := sorted(set(map(str, given)) - set(declared)):
             raise ValueError(
                 f"profile {profile.name!r} sets {unknown} for {path.stem}; its parameters are {', '.join(sorted(declared))}"
             )
@@ -113,13 +132,37 @@ def check_parameters(profile: Profile, notebooks: list[Path]) -> None:
                     f"profile {profile.name!r} sets {name} = {value!r} for {path.stem}; "
                     f"accepted is a {type(declared[name]).__name__}, as in {declared[name]!r}{hint}"
                 )
+        if not 1 <= given.get("threads", 1) <= MOST_THREADS:
+            raise ValueError(
+                f"profile {profile.name!r} sets threads = {given['threads']}; accepted are 1 to {MOST_THREADS}"
+            )
 
 
 def _same_type(value: Any, example: Any) -> bool:
     if isinstance(value, bool) or isinstance(example, bool):
         return isinstance(value, bool) and isinstance(example, bool)
     if isinstance(example, float):
-        return isinstance(value, (int, float))
+        return isinstance(value, (int, float)) and math.isfinite(value)
     if isinstance(example, list):
-        return isinstance(value, list) and all(_same_type(v, e) for v in value for e in example[:1])
+        return isinstance(value, list) and all(_same_type(v, e) for v in value for e in example[:1] or [0.0])
     return isinstance(value, type(example))
+
+
+def _section(content: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+    """A part of a profile that has to be a mapping; nothing at all counts as an empty one."""
+    values = content.get(key)
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"section {key!r} of profile {path} is {values!r}; a mapping name: value is needed")
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader that does not let the last of two equal keys win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := sorted({str(key) for key in keys if keys.count(key) > 1}):
+            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)

@@ -55,11 +55,13 @@ def snip(
         loss: Mean loss of a batch; default cross-entropy on logits (or on log-probabilities, which gives the same).
 
     Returns:
-        Dictionary name -> signed salience (non-negative for ``"batch_magnitude"``), each like its parameter.
+        Dictionary name -> signed salience (non-negative for ``"batch_magnitude"``), each with its parameter's shape, device and
+        dtype; float32 for half-precision parameters, in which small saliences would all become zero.
 
     Raises:
         ValueError: If the model has no parameters or one that is not floating point, images and labels differ in length
-            or are empty, labels are not integers in range, or an option is unknown.
+            or are empty, labels are not integers in range, dtypes do not match, an option is unknown, or a parameter reaches the
+            loss around its module, so that its salience would come out wrong.
 
     Example:
         >>> import snipnb
@@ -72,6 +74,7 @@ def snip(
         raise ValueError(f"aggregate is {aggregate!r}; accepted are {', '.join(AGGREGATES)}")
     parameters = float_parameters(model)
     total = {name: torch.zeros_like(p, dtype=_accumulator(p)) for name, p in parameters.items()}
+    check_examples(images, labels, batch_size)
     num_images, num_batches = len(images), 0
     for share, gradients in _batch_gradients(model, parameters, images, labels, batch_size, mode, loss):
         num_batches += 1
@@ -82,8 +85,8 @@ def snip(
                 total[name].add_(gradient.abs())
     with torch.no_grad():
         if aggregate == "batch_magnitude":
-            return {name: (p.abs() * (total[name] / num_batches)).to(p.dtype) for name, p in parameters.items()}
-        return {name: (p * total[name]).to(p.dtype) for name, p in parameters.items()}
+            return {name: (p.abs() * (total[name] / num_batches)).to(_result(p)) for name, p in parameters.items()}
+        return {name: (p * total[name]).to(_result(p)) for name, p in parameters.items()}
 
 
 def magnitude_salience(model: nn.Module) -> Salience:
@@ -106,6 +109,8 @@ def random_salience(model: nn.Module, *, seed: int = 0) -> Salience:
     """
     parameters = float_parameters(model)
     count = sum(p.numel() for p in parameters.values())
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed is {seed!r}; accepted are integers")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)) + 1
     salience, start = {}, 0
     for name, p in parameters.items():
@@ -152,6 +157,10 @@ def call_with(model: nn.Module, replaced: Mapping[str, Tensor], inputs: Tensor) 
 
 def check_examples(images: Tensor, labels: Tensor, batch_size: int) -> None:
     """Raise ValueError unless images and labels are as many, not empty, and the batch size is a positive integer."""
+    for name, given in (("images", images), ("labels", labels)):
+        if not isinstance(given, Tensor) or given.dim() == 0:
+            kind = type(given).__name__ if not isinstance(given, Tensor) else "tensor without dimensions"
+            raise ValueError(f"{name} are a {kind}; tensors [n, ...] are needed")
     if len(images) != len(labels):
         raise ValueError(f"{len(images)} images but {len(labels)} labels; as many of both are needed")
     if len(images) == 0:
@@ -162,12 +171,15 @@ def check_examples(images: Tensor, labels: Tensor, batch_size: int) -> None:
 
 def check_classes(outputs: Tensor, labels: Tensor) -> None:
     """Raise ValueError unless outputs are logits [n, C] and labels are integers [n] in [0, C)."""
+    if not isinstance(outputs, Tensor):
+        raise ValueError(f"the model's output is a {type(outputs).__name__}; give a loss of your own that takes it")
     if outputs.dim() != 2:
         raise ValueError(
             f"the model's output has shape {tuple(outputs.shape)}; cross-entropy takes logits [n, classes]"
         )
     if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; accepted are integers [n]")
+    labels = labels.long()  # not every integer type has a minimum
     lowest, highest, classes = int(labels.min()), int(labels.max()), outputs.shape[1]
     if lowest < 0 or highest >= classes:
         raise ValueError(
@@ -196,6 +208,40 @@ def batch_starts(number: int, batch_size: int, description: str) -> Iterator[sli
         yield slice(start, start + batch_size)
 
 
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Put back, afterwards, what a forward pass may leave in a model: buffers, tensors set by hooks, ``requires_grad``."""
+    buffers = [(b, b.clone()) for b in model.buffers()]
+    hooked = [(m, {k: v for k, v in m.__dict__.items() if isinstance(v, Tensor)}) for m in model.modules()]
+    frozen = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
+        for module, tensors in hooked:
+            module.__dict__.update(tensors)
+        for p, requires_grad in frozen:
+            p.requires_grad_(requires_grad)
+
+
+def _check_loss(loss: Tensor) -> None:
+    if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.requires_grad:
+        given = (
+            f"a {type(loss).__name__}" if not isinstance(loss, Tensor) else f"{loss.dtype} of shape {tuple(loss.shape)}"
+        )
+        raise ValueError(
+            f"the loss is {given}, or does not depend on the parameters; a differentiable scalar tensor is needed"
+        )
+
+
+def _result(parameter: Tensor) -> torch.dtype:
+    """The parameter's dtype, but not half precision: products of small weights and gradients vanish there."""
+    return parameter.dtype if parameter.dtype.itemsize >= 4 else torch.float32
+
+
 def _accumulator(parameter: Tensor) -> torch.dtype:
     """Sums over batches are carried in float64, where the device has it."""
     return torch.float32 if parameter.device.type == "mps" else torch.float64
@@ -211,15 +257,22 @@ def _batch_gradients(
     loss: Loss | None,
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """For each batch its number of images and the gradient of its mean loss, by parameter name."""
-    check_examples(images, labels, batch_size)
-    device = next(iter(parameters.values())).device
-    # Leaves of their own (sharing memory) and copies of the buffers: the model's .grad and statistics stay untouched.
-    leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
+    first = next(iter(parameters.values()))
+    device = first.device
+    if torch.is_inference_mode_enabled():
+        raise ValueError("gradients cannot be taken inside torch.inference_mode(); call snip outside of it")
+    if loss is None and images.is_floating_point() and images.dtype != first.dtype:
+        raise ValueError(f"images are {images.dtype}, the model's parameters {first.dtype}; convert one of them")
+    # Copies of parameters and buffers, so that a forward pass that writes into them leaves the model alone.
+    leaves = {name: p.clone().requires_grad_() for name, p in parameters.items()}
     buffers = {name: b.clone() for name, b in model.named_buffers()}
+    originals = list(model.parameters())
     cuda = sorted({p.device.index for p in parameters.values() if p.device.type == "cuda"})
-    with in_mode(model, mode), torch.random.fork_rng(devices=cuda), torch.enable_grad():
+    with in_mode(model, mode), unchanged(model), torch.random.fork_rng(devices=cuda), torch.enable_grad():
         for batch in batch_starts(len(images), batch_size, "gradient"):
             x, y = images[batch].to(device), labels[batch].to(device)
+            for p in originals:
+                p.requires_grad_(True)
             outputs = call_with(model, {**leaves, **buffers}, x)
             if loss is None:
                 if batch.start == 0:
@@ -227,5 +280,13 @@ def _batch_gradients(
                 mean_loss = nn.functional.cross_entropy(outputs, y.long())
             else:
                 mean_loss = loss(outputs, y)
-            gradients = torch.autograd.grad(mean_loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-            yield len(x), dict(zip(leaves, gradients, strict=True))
+            _check_loss(mean_loss)
+            gradients = torch.autograd.grad(mean_loss, [*leaves.values(), *originals], allow_unused=True)
+            for name, around in zip(leaves, gradients[len(leaves) :], strict=True):
+                if around is not None:
+                    raise ValueError(
+                        f"parameter {name!r} reaches the loss in a way that cannot be followed (held outside its module, "
+                        "cached by a parametrization, or in the loss function itself); give a model and a loss without that"
+                    )
+            found = zip(leaves.items(), gradients, strict=False)
+            yield len(x), {name: torch.zeros_like(leaf) if g is None else g for (name, leaf), g in found}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from snipnb.data import Split
 from snipnb.masks import Mask, check_mask_fits
 from snipnb.progress import track
-from snipnb.salience import in_mode
+from snipnb.salience import check_examples, in_mode
 
 OPTIMISERS = ("adam", "sgd")
 SCHEDULES = ("one_cycle", "constant")
@@ -102,7 +102,8 @@ def train(
                 optimiser.zero_grad()
                 loss.backward()
                 for name, m in kept.items():
-                    parameters[name].grad.mul_(m)
+                    if parameters[name].grad is not None:  # None: frozen, or not used
+                        parameters[name].grad.mul_(m)
                 optimiser.step()
                 schedule.step()
                 loss_sum += loss.detach() * len(batch)
@@ -123,6 +124,9 @@ def error_rate(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Fraction of images whose largest logit is not at their label, in evaluation mode; NaN for no images."""
     if len(labels) == 0:
         return float("nan")
+    check_examples(images, labels, SCORING_BATCH)
+    if labels.dim() != 1:
+        raise ValueError(f"labels have shape {tuple(labels.shape)}; accepted are classes [n]")
     device = next(model.parameters()).device
     wrong = 0
     with in_mode(model, "eval"):

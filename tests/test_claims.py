@@ -72,8 +72,15 @@ def test_bad_claims_are_named():
         claims.judge("C99", {}, n=None, profile="default")
     with pytest.raises(ValueError, match=r"missing are \['signed_overlap'\]"):
         claims.judge("C8", {"relative_difference": 0}, n=None, profile="default")
-    with pytest.raises(ValueError, match="'largest_error' is not a number"):
+    with pytest.raises(ValueError, match="'largest_error' is nan; finite numbers"):
         claims.judge("C23", {"largest_error": float("nan")}, n=None, profile="default")
+    measured = {"inverted_minus_snip_low": 1, "shuffled_minus_snip_low": 1}
+    for n in (None, float("nan"), True, 2.0):
+        with pytest.raises(ValueError, match=r"C2: n is .*; its rule asks for at least 3"):
+            claims.judge("C2", measured, n=n, profile="default")
+    for value in (float("-inf"), "0"):
+        with pytest.raises(ValueError, match="finite numbers are needed"):
+            claims.judge("C23", {"largest_error": value}, n=None, profile="default")
     with pytest.raises(ValueError, match="C23 belongs to notebook '01_salience_derivation'; given was '02_x'"):
         claims.entry("C23", {"largest_error": 0}, notebook="02_x", profile="default")
     with pytest.raises(ValueError, match=r"intervals for \['other'\]"):

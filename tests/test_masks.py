@@ -129,6 +129,9 @@ def test_bad_sparsity_is_named(sparsity):
         ({"w": torch.zeros(0)}, "the salience is empty"),
         ({"w": torch.tensor([1.0, float("nan")])}, "salience of 'w' is not finite in 1 of 2"),
         ({"w": torch.ones(2), "v": torch.tensor([float("inf")])}, "salience of 'v' is not finite"),
+        ({"w": torch.tensor([-128, 3], dtype=torch.int8)}, r"salience of 'w' is torch\.int8; accepted are floating"),
+        ({"w": torch.ones(2, dtype=torch.complex64)}, "accepted are floating-point"),
+        ({"w": [1.0, 2.0]}, "salience of 'w' is a list; tensors are needed"),
     ],
 )
 def test_bad_salience_is_named(salience, message):
@@ -173,6 +176,29 @@ def test_percentages_rank_alike_and_sum_to_100():
         snipnb.standardise({"w": torch.zeros(3)})
 
 
+def test_percentages_of_huge_saliences_do_not_overflow():
+    shares = snipnb.standardise({"w": torch.full((4,), 1e308, dtype=torch.float64)})
+    assert shares["w"].tolist() == [25.0] * 4
+
+
+def test_a_tied_parameter_is_refused_before_anything_is_pruned():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    mask = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in model.named_parameters()}
+    with pytest.raises(ValueError, match=r"'0\.weight' and '1\.weight' are one tied parameter"):
+        snipnb.apply_mask(model, mask)
+    assert not prune.is_pruned(model)
+
+
+def test_a_name_that_pruning_needs_and_is_taken_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].register_buffer("weight_mask", torch.ones(1))
+    mask = {name: torch.ones_like(p, dtype=torch.bool) for name, p in model.named_parameters()}
+    with pytest.raises(ValueError, match="attribute 'weight_mask' already"):
+        snipnb.apply_mask(model, mask)
+    assert not prune.is_pruned(model)
+
+
 def test_applied_masks_hold_under_an_optimiser(examples):
     images, labels = examples
     model = snipnb.lenet5(seed=0)
@@ -203,6 +229,7 @@ def good_mask():
             r"shape \(11,\); the parameter has \(10,\)",
         ),
         (lambda m: m.update({"full3.bias": torch.ones(10)}), "accepted is torch.bool"),
+        (lambda m: m.update({"full3.bias": [True] * 10}), "is list; accepted is torch.bool"),
         (lambda m: m.clear(), "the mask is empty"),
     ],
 )

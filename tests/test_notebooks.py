@@ -214,6 +214,70 @@ def test_files_that_are_no_longer_written_disappear(project):
     assert sorted(f.name for f in (root / "figures" / "mine").glob("98_*")) == ["98_picture.txt"]
 
 
+def test_only_files_of_its_own_number_are_published_or_removed(project):
+    root, change = project
+    intruder = """
+import os, pathlib
+out = pathlib.Path(os.environ["SNIPNB_OUTPUT"])
+(out / "claims").mkdir()
+for name in ("claims/01_other.json", "97_other.txt", "claims.json"):
+    (out / name).write_text("[]")
+(out / "98_link.txt").symlink_to("98_picture.txt")"""
+    change(WRITE, intruder)
+    assert run(root)
+    published = root / "figures" / "mine"
+    (published / "98_notes_of_mine.md").write_text("kept")
+    assert not [f for f in published.rglob("*") if f.name in ("01_other.json", "97_other.txt", "98_link.txt")]
+    assert len(json.loads((published / "claims.json").read_text())) == 35
+    change(WRITE)
+    assert run(root)
+    assert (published / "98_notes_of_mine.md").read_text() == "kept"
+
+
+def test_if_one_file_cannot_be_published_none_is(project, capsys):
+    root, change = project
+    change(WRITE, WRITE.replace("98_picture", "98_z"))
+    assert run(root)
+    published = root / "figures" / "mine"
+    (published / "98_z.txt").unlink()
+    (published / "98_z.txt").mkdir()
+    (root / "mine.yaml").write_text("common: {threads: 1, sample: true}\nnotebooks: {98_test: {size: 7}}")
+    assert not run(root)
+    assert "98_z.txt cannot be written: a folder stands in its place; its results are in" in capsys.readouterr().out
+    assert (published / "98_picture.txt").read_text() == "5 1"
+    assert not list(published.glob(".*"))
+
+
+def test_numbers_are_unique(project):
+    root, _ = project
+    (root / "notebooks" / "98_again.ipynb").write_text((root / "notebooks" / "98_test.ipynb").read_text())
+    with pytest.raises(ValueError, match="several notebooks have the number 98"):
+        run(root)
+
+
+def test_a_notebook_computes_with_the_package_that_is_fingerprinted(project):
+    root, change = project
+    change(
+        WRITE, "import snipnb, os\nassert os.path.dirname(os.path.dirname(snipnb.__file__)) == os.environ['PYTHONPATH']"
+    )
+    assert run(root)
+
+
+def test_damaged_verdicts_are_named(project):
+    root, change = project
+    assert run(root)
+    damaged = root / "figures" / "mine" / "claims" / "98_test.json"
+    damaged.parent.mkdir(exist_ok=True)
+    damaged.write_text("{ half")
+    with pytest.raises(ValueError, match=r"98_test\.json does not hold verdicts; remove it and run 98_test again"):
+        run(root)
+    damaged.unlink()
+    write = "import os\nos.makedirs('claims')\nopen('claims/98_test.json', 'w').write('[{}]')"
+    change(WRITE, write)
+    assert not run(root)  # refused before it is published
+    assert not damaged.exists()
+
+
 def test_the_users_own_set_up_stays_out(project, monkeypatch, tmp_path):
     root, change = project
     startup = tmp_path / "ipython" / "profile_default" / "startup"

@@ -51,6 +51,10 @@ def test_unknown_profile_is_named():
         ("notebooks: {}\nnotebook: {}", "accepted are the sections"),
         ("notebooks: {01_x: 3}", "section '01_x' .* is 3; a mapping"),
         ("notebooks: {}\ncommon: 3", "section 'common' .* is 3; a mapping"),
+        ("notebooks: []", "section 'notebooks' .* is \\[\\]; a mapping"),
+        ("notebooks: {01_x: {epochs: 1, epochs: 2}}", "epochs stands twice"),
+        ("notebooks: {}\nnotebooks: {}", "notebooks stands twice"),
+        ("notebooks: {01_x: {profile: default}}", "sets 'profile'; it is always the name of the file"),
         ("notebooks: {}\ncommon: !!python/object/apply:os.system ['echo']", "is not valid YAML"),
     ],
 )
@@ -65,7 +69,7 @@ def test_malformed_profiles_are_named(tmp_path, text, message):
         ("notebooks: {09_y: {}}", r"has sections \['09_y'\]; the notebooks are \['01_x'\]"),
         (
             "notebooks: {01_x: {epoch: 3}}",
-            r"sets \['epoch'\] for 01_x; its parameters are epochs, profile, rate, seeds",
+            r"sets \['epoch'\] for 01_x; its parameters are epochs, profile, rate, sample, seeds, threads",
         ),
         ("common: {thread: 3}\nnotebooks: {}", r"sets \['thread'\] for 01_x"),
         ("notebooks: {01_x: {epochs: '3'}}", "sets epochs = '3' for 01_x; accepted is a int"),
@@ -74,22 +78,41 @@ def test_malformed_profiles_are_named(tmp_path, text, message):
         ("notebooks: {01_x: {rate: 1e-3}}", r"sets rate = '1e-3' .* YAML needs a point and a sign in 1\.0e-3"),
         ("notebooks: {01_x: {seeds: [1, x]}}", "accepted is a list"),
         ("notebooks: {01_x: {epochs: null}}", "accepted is a int"),
+        ("notebooks: {01_x: {rate: .nan}}", "accepted is a float"),
+        ("common: {threads: 0}\nnotebooks: {}", "threads = 0; accepted are 1 to 1024"),
     ],
 )
 def test_unknown_parameters_and_wrong_types_are_errors(tmp_path, text, message):
-    path = write_notebook(tmp_path, 'profile = "default"\nepochs = 3  # passes\nrate = 0.1\nseeds = [0, 1]\n')
+    path = write_notebook(
+        tmp_path, 'profile = "default"\nthreads = 2\nsample = False\nepochs = 3  # passes\nrate = 0.1\nseeds = [0, 1]\n'
+    )
     with pytest.raises(ValueError, match=message):
         profiles.check_parameters(profiles.load_profile(write_profile(tmp_path, text)), [path])
 
 
 def test_good_values_pass(tmp_path):
-    path = write_notebook(tmp_path, 'profile = "default"\nepochs = 3\nrate = 0.1\nseeds = [0, 1]\n')
+    path = write_notebook(
+        tmp_path, 'profile = "default"\nthreads = 2\nsample = False\nepochs = 3\nrate = 0.1\nseeds = [0, 1]\n'
+    )
     profile = profiles.load_profile(write_profile(tmp_path, "notebooks: {01_x: {epochs: 4, rate: 1, seeds: []}}"))
     profiles.check_parameters(profile, [path])
     assert profile.parameters("01_x") == {"profile": "mine", "epochs": 4, "rate": 1, "seeds": []}
 
 
-@pytest.mark.parametrize("source", ["epochs = 2 + 3", "import os", "epochs = range(3)", "a, b = 1, 2", "print(3)"])
+@pytest.mark.parametrize(
+    "name", ["default.yaml", "paper.yaml", "notebooks.yaml", "...yaml", ".hidden.yaml", "a b.yaml"]
+)
+def test_a_profile_of_ones_own_cannot_pass_for_another(tmp_path, name):
+    (tmp_path / name).write_text("notebooks: {}")
+    with pytest.raises(ValueError, match="a profile file cannot be called"):
+        profiles.load_profile(str(tmp_path / name))
+    with pytest.raises(ValueError, match="no profile"):
+        profiles.load_profile("../profiles/default")
+
+
+@pytest.mark.parametrize(
+    "source", ["epochs = 2 + 3", "import os", "epochs = range(3)", "a, b = 1, 2", "print(3)", "x = {1}", "x = {[]: 1}"]
+)
 def test_parameters_are_literals(tmp_path, source):
     with pytest.raises(ValueError, match="is not 'name = literal'"):
         profiles.declared_parameters(write_notebook(tmp_path, source))
@@ -98,3 +121,14 @@ def test_parameters_are_literals(tmp_path, source):
 def test_there_is_one_parameters_cell(tmp_path):
     with pytest.raises(ValueError, match="has 0 cells tagged 'parameters'"):
         profiles.declared_parameters(write_notebook(tmp_path, "epochs = 2", tags=[]))
+
+
+def test_a_broken_notebook_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"01_x\.ipynb: the parameters are not Python"):
+        profiles.declared_parameters(write_notebook(tmp_path, "epochs = "))
+    with pytest.raises(ValueError, match=r"01_x\.ipynb has no parameters \['threads', 'sample'\]"):
+        profiles.declared_parameters(write_notebook(tmp_path, "profile = 'x'"))
+    for text in ("{ half", "[]", '{"cells": 3}'):
+        (tmp_path / "02_y.ipynb").write_text(text)
+        with pytest.raises(ValueError, match=r"02_y\.ipynb is not a notebook"):
+            profiles.declared_parameters(tmp_path / "02_y.ipynb")

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from networks import TINY, tiny, tiny_examples
 from torch import nn
 
@@ -124,6 +125,101 @@ def test_shared_modules_and_tied_weights_count_every_use_and_survive():
     assert model.second.weight is weight
 
 
+class HeldOutside(nn.Module):
+    """Uses its weight through a list, where no one can replace it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.held = [self.layer.weight]
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.held[0], self.layer.bias)
+
+
+def test_a_salience_that_would_come_out_wrong_is_refused():
+    images, labels = torch.randn(6, 4), torch.arange(6) % 3
+    with pytest.raises(ValueError, match=r"'layer\.weight' reaches the loss in a way that cannot be followed"):
+        snipnb.snip(HeldOutside(), images, labels)
+    model = nn.Linear(4, 3)
+
+    def penalised(outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets) + model.weight.square().sum()
+
+    with pytest.raises(ValueError, match="'weight' reaches the loss"):
+        snipnb.snip(model, images, labels, loss=penalised)
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
+    with nn.utils.parametrize.cached():
+        normed(images)
+        with pytest.raises(ValueError, match="cannot be followed"):
+            snipnb.snip(normed, images, labels)
+    salience = snipnb.snip(normed, images, labels)  # without the cache it can
+    loss = nn.functional.cross_entropy(normed(images), labels)
+    for (name, p), g in zip(
+        normed.named_parameters(), torch.autograd.grad(loss, list(normed.parameters())), strict=True
+    ):
+        torch.testing.assert_close(salience[name], (p * g).detach())
+
+
+def test_writing_modules_leave_the_model_as_it_was():
+    model = nn.Sequential(nn.Embedding(10, 4, max_norm=0.5), nn.Flatten(), nn.Linear(8, 3))
+    before = copy.deepcopy(model.state_dict())
+    snipnb.snip(model, torch.arange(12).view(6, 2) % 10, torch.arange(6) % 3, batch_size=2)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_recomputed_batch_norm_leaves_its_statistics():
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm, self.last = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            inner = torch.utils.checkpoint.checkpoint(lambda z: self.norm(self.first(z)), x, use_reentrant=False)
+            return self.last(inner)
+
+    model = Checkpointed()
+    before = copy.deepcopy(model.state_dict())
+    snipnb.snip(model, torch.randn(8, 4), torch.arange(8) % 3, mode="train")
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_pruned_model_can_still_be_trained(examples):
+    images, labels = examples
+    model = snipnb.lenet5(seed=0)
+    mask = snipnb.keep_mask(snipnb.snip(model, images, labels), 0.5)
+    snipnb.apply_mask(model, mask)
+    model(images)
+    salience = snipnb.snip(model, images, labels)
+    assert bool((salience["full1.weight_orig"][~mask["full1.weight"]] == 0).all())
+    model.full1.weight.square().sum().backward()  # what the hooks had set is what is set
+
+
+def test_modes_come_back_when_the_forward_pass_fails():
+    class Fails(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, x):
+            raise RuntimeError("midway")
+
+    model = Fails().train()
+    model.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="midway"):
+        snipnb.snip(model, torch.ones(2, 2), torch.zeros(2, dtype=torch.long))
+    assert model.training
+    assert model.layer.training
+    assert not model.layer.weight.requires_grad
+
+
+def test_half_precision_does_not_lose_small_saliences(examples):
+    images, labels = examples
+    model = snipnb.lenet5(seed=0).bfloat16()
+    salience = snipnb.snip(model, images.bfloat16(), labels)
+    assert {s.dtype for s in salience.values()} == {torch.float32}
+
+
 def test_frozen_parameters_and_no_grad_do_not_matter(few):
     images, labels = few
     model = snipnb.lenet5(seed=0).double()
@@ -171,6 +267,13 @@ def test_random_salience_has_no_ties_in_half_precision():
         ({"labels": torch.tensor([0, 1, 2, 3])}, "labels range from 0 to 3; the model's 3 outputs accept 0 to 2"),
         ({"labels": torch.tensor([0, -1, 2, 0])}, "labels range from -1 to 2"),
         ({"labels": torch.zeros(4)}, "accepted are integers"),
+        ({"images": [[1.0]]}, "images are a list; tensors"),
+        ({"labels": None}, "labels are a NoneType; tensors"),
+        ({"images": torch.tensor(1.0)}, "images are a tensor without dimensions"),
+        ({"images": torch.zeros(4, 2).double()}, "images are torch.float64, the model's parameters torch.float32"),
+        ({"loss": lambda z, y: 1.0}, "the loss is a float"),
+        ({"loss": lambda z, y: z}, "a differentiable scalar tensor is needed"),
+        ({"loss": lambda z, y: z.detach().sum()}, "a differentiable scalar tensor is needed"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"batch_size": 2.5}, "batch_size is 2.5"),
         ({"aggregate": "mean"}, "'mean'; accepted are dataset, batch_magnitude"),
@@ -185,6 +288,20 @@ def test_bad_input_is_named(change, message):
     given = {"model": nn.Linear(2, 3), "images": torch.zeros(4, 2), "labels": torch.zeros(4, dtype=torch.long)} | change
     with pytest.raises(ValueError, match=message):
         snipnb.snip(**given)
+
+
+def test_labels_of_any_integer_type(few):
+    images, labels = few
+    model = snipnb.lenet5().double()
+    expected = snipnb.snip(model, images, labels)
+    for dtype in (torch.uint8, torch.int16, torch.int32, torch.uint16):
+        torch.testing.assert_close(snipnb.snip(model, images, labels.to(dtype)), expected, rtol=0, atol=0)
+
+
+def test_inference_mode_is_refused_in_words(few):
+    model = snipnb.lenet5().double()
+    with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
+        snipnb.snip(model, *few)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
