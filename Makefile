@@ -35,7 +35,7 @@ if [ "$$(cat "$$stamp" 2>/dev/null)" != "$$want" ]; then \
   if [ "$(ENV)" = .venv ]; then \
     "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
       { echo "Python 3.11 or newer is needed; '$(PYTHON)' is not. Name one: make PYTHON=/path/to/python3.11"; exit 1; }; \
-    echo "creating .venv with $(PYTHON)"; "$(PYTHON)" -m venv .venv; \
+    [ -x .venv/bin/python ] || echo "creating .venv with $(PYTHON)"; "$(PYTHON)" -m venv .venv; \
   fi; \
   echo "installing snipnb[$(1)] under the pins of requirements.lock into $(ENV) (several minutes)"; \
   [ -t 1 ] && quiet= || quiet=--quiet; \
