@@ -7,7 +7,7 @@ evaluation mode. None of it is meant to be fast.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -137,8 +137,8 @@ def pick(salience: Salience, parameters: Mapping[str, Tensor]) -> Salience:
     return {name: salience[name].flatten()[index.to(salience[name].device)] for name, index in parameters.items()}
 
 
-def _each(parameters: Mapping[str, Tensor], description: str) -> list[tuple[str, Tensor]]:
-    return list(track(parameters.items(), description, total=len(parameters)))
+def _each(parameters: Mapping[str, Tensor], description: str) -> Iterator[tuple[str, Tensor]]:
+    yield from track(parameters.items(), description, total=len(parameters))
 
 
 class _Examples:
