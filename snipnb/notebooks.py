@@ -154,6 +154,7 @@ def run_one(path: Path, profile: Profile, place: Place, mark: str) -> list[str]:
         run_facts = _check(executed, path, stage)
     except NotebookError as error:
         kept = place.work / "failed" / path.name
+        kept.unlink(missing_ok=True)  # of an earlier failure
         if executed.is_file():
             kept.parent.mkdir(parents=True, exist_ok=True)
             os.replace(executed, kept)

@@ -269,10 +269,10 @@ def _batch_gradients(
     originals = list(model.parameters())
     cuda = sorted({p.device.index for p in parameters.values() if p.device.type == "cuda"})
     with in_mode(model, mode), unchanged(model), torch.random.fork_rng(devices=cuda), torch.enable_grad():
+        for p in originals:  # so that one that is used all the same shows in the gradient
+            p.requires_grad_(True)
         for batch in batch_starts(len(images), batch_size, "gradient"):
             x, y = images[batch].to(device), labels[batch].to(device)
-            for p in originals:
-                p.requires_grad_(True)
             outputs = call_with(model, {**leaves, **buffers}, x)
             if loss is None:
                 if batch.start == 0:

@@ -74,6 +74,11 @@ def kept_counts(
     return pd.concat(frames, ignore_index=True)[columns]
 
 
+def _of_snip(counts: pd.DataFrame) -> pd.DataFrame:
+    """The counts of SNIP itself, without the controls."""
+    return counts[counts["ranking"] == "snip"]
+
+
 def _above_zero(salience: Salience) -> Salience:
     """Shifted so that ranking by magnitude is ranking by the signed value."""
     lowest = min(float(s.min()) for s in salience.values())
@@ -128,7 +133,7 @@ def place_reported(counts: pd.DataFrame, reported: pd.DataFrame) -> tuple[pd.Dat
     Raises:
         ValueError: If a published layer or its size is not one of the network's.
     """
-    counts = counts[counts["ranking"] == "snip"]
+    counts = _of_snip(counts)
     wide = counts.pivot(index="seed", columns=["sparsity", "label"], values="kept")
     sizes = counts.drop_duplicates("label").set_index("label")["parameters"]
     cells = list(zip(reported["sparsity"], reported["layer"], strict=True))
@@ -168,11 +173,11 @@ def beside_reported(counts: pd.DataFrame, reported: pd.DataFrame, *, seed: int) 
     Returns:
         ``layer``, ``params``, and for each sparsity ``reported <s>`` and ``seed <n> <s>`` as "kept (removed %)".
     """
+    measured = _of_snip(counts[counts["seed"] == seed])
     sizes = reported.drop_duplicates("layer").set_index("layer")["params"]
     table = pd.DataFrame({"layer": [*sizes.index, "total"], "params": [*sizes, sizes.sum()]})
     for sparsity in sorted(reported["sparsity"].unique()):
-        this = (counts["seed"] == seed) & (counts["sparsity"] == sparsity) & (counts["ranking"] == "snip")
-        own = counts[this].set_index("label")["kept"]
+        own = measured[measured["sparsity"] == sparsity].set_index("label")["kept"]
         published = reported[reported["sparsity"] == sparsity].set_index("layer")["kept"]
         for column, kept in ((f"reported, {sparsity:g}", published), (f"seed {seed}, {sparsity:g}", own)):
             numbers = [*kept[sizes.index], kept[sizes.index].sum()]
@@ -196,7 +201,7 @@ def kept_percent(counts: pd.DataFrame, placement: pd.DataFrame) -> tuple[pd.Data
         ``seed``, ``sparsity``, ``label``, ``kept_percent``; and ``sparsity``, ``label``, ``kept_percent``,
         ``low_percent``, ``high_percent``, ``inside``.
     """
-    counts = counts[counts["ranking"] == "snip"]
+    counts = _of_snip(counts)
     points = counts[["seed", "sparsity", "label"]].assign(kept_percent=100 * counts["kept"] / counts["parameters"])
     cells = placement[["sparsity", "label", "inside"]].copy()
     for column, source in (("kept_percent", "reported"), ("low_percent", "low"), ("high_percent", "high")):
@@ -212,7 +217,7 @@ def totals(counts: pd.DataFrame, reported: pd.DataFrame) -> pd.DataFrame:
         nearest integer for a rank would leave), ``published``, ``smallest`` and ``largest`` total over seeds,
         ``seeds_with_another_total`` (than the published one).
     """
-    own = counts[counts["ranking"] == "snip"].groupby(["sparsity", "seed"])["kept"].sum()
+    own = _of_snip(counts).groupby(["sparsity", "seed"])["kept"].sum()
     rows = []
     for sparsity, cells in reported.groupby("sparsity"):
         count, published = int(cells["params"].sum()), int(cells["kept"].sum())
