@@ -4,6 +4,7 @@ The public names are the ones listed in ``__all__``; nothing is computed, loaded
 """
 
 from snipnb.data import DataUnavailableError, Split, load_mnist, load_split
+from snipnb.exact import exact_salience
 from snipnb.masks import (
     LayerCollapseWarning,
     Mask,
@@ -33,6 +34,7 @@ __all__ = [
     "collapsed_layers",
     "error_rate",
     "error_rates",
+    "exact_salience",
     "keep_mask",
     "layer_table",
     "lenet5",

@@ -1,0 +1,289 @@
+"""Exact salience of every parameter: the change of the loss when it alone is set to zero.
+
+One forward pass per parameter would do; there are 61,706 parameters. But zeroing one changes a single unit or channel of
+one layer, so everything before it, and the rest of that layer, stays. For a batch of images the activations are computed
+once; the changes of one channel under all of its parameters are formed together and carried through the following layers
+as columns of matrix products (``propagation.py``; ``sequential.py`` makes its steps from a model). Where only linear layers and ReLUs follow, even that is not needed:
+the loss is a function of one number per image and unit, known piece by piece (``lines.py``). The loss change of each image
+is taken directly from the change of its logits, never as a difference of two losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from snipnb.lines import Head, loss_changes_along_lines
+from snipnb.progress import track
+from snipnb.propagation import ALL, Mix, Scratch, Step
+from snipnb.salience import Salience, check_classes, check_examples, float_parameters
+from snipnb.sequential import steps_of
+
+# How many numbers one temporary holds: on a processor about what its caches do, on a GPU what keeps it busy.
+TEMPORARY = {"cpu": 2**24, "cuda": 2**26}
+PAIRS = {"cpu": 8192, "cuda": 2**20}  # (parameter, image) pairs at once, at most
+TOGETHER = {"cpu": 256, "cuda": 1024}  # images at once, at most: the innermost, contiguous axis
+KEPT = 2**26  # numbers kept per batch of images: their activations
+IMAGES = 1000  # images per batch, at most
+
+
+@torch.no_grad()
+def exact_salience(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    parameters: Mapping[str, Tensor] | None = None,
+) -> Salience:
+    """Exact salience of every parameter, or of chosen ones, over all given images.
+
+    **Definition.** e_j = L(w with w_j = 0) - L(w), with L the mean cross-entropy over all of ``images`` and the other
+    parameters as they are. Signed: negative where the loss falls without w_j. Ranking is by abs(e_j).
+
+    **Source.** Write-up, section 1. **Departs from** it: the write-up takes the difference of two float32 mean losses on
+    one mini-batch, which resolves 1.2e-7 of the loss; here the change is formed image by image without cancellation, so
+    that a salience has the digits of its dtype whatever its size, and is exactly zero where nothing changes.
+
+    Args:
+        model: ``nn.Sequential`` (nested ones too) of Conv2d, Linear, ReLU, MaxPool2d, AvgPool2d, Flatten, Dropout,
+            BatchNorm1d and BatchNorm2d, ending in logits or LogSoftmax; float32 or float64, on any device. It is
+            taken in evaluation mode, whatever its own mode is.
+        images: Inputs [n, channels, height, width] or [n, features], in the model's dtype, on any device.
+        labels: Classes, integers [n] in [0, C).
+        parameters: Name -> flat indices into that parameter, to do these only; default all of every parameter. The cost
+            of a sample is in proportion, except for the forward pass of each batch.
+
+    Returns:
+        Dictionary name -> signed salience in the parameter's shape, or, for ``parameters``, in the order of the given
+        indices; on the model's device, in its dtype.
+
+    Raises:
+        ValueError: If the model has a layer or an option that is not covered, shares a parameter, is in half precision,
+            or does not fit the images; if images, labels or indices are not as said.
+
+    Example:
+        >>> import snipnb
+        >>> images, labels = snipnb.load_mnist("test", sample=True)
+        >>> some = {"full1.weight": torch.tensor([0, 48_000 - 1])}
+        >>> snipnb.exact_salience(snipnb.lenet5(), images[:100], labels[:100], parameters=some)["full1.weight"].shape
+        torch.Size([2])
+    """
+    tensors = float_parameters(model)
+    first = next(iter(tensors.values()))
+    check_examples(images, labels, 1)
+    for name, p in tensors.items():
+        if p.dtype not in (torch.float32, torch.float64) or p.dtype != first.dtype or p.device != first.device:
+            raise ValueError(
+                f"parameter {name!r} is {p.dtype} on {p.device}; accepted are float32 or float64, all alike"
+            )
+    if images.dtype != first.dtype:
+        raise ValueError(f"images are {images.dtype}, the model's parameters {first.dtype}; convert one of them")
+    steps = steps_of(model, images.shape[1:])
+    wanted = _wanted(tensors, parameters)
+    tasks = [task for k in range(len(steps)) if (task := _task(steps, k, wanted)) is not None]
+    if not tasks:
+        return {name: first.new_zeros(len(indices)) for name, indices in wanted.items()}
+
+    size = _batch_size(steps, images)
+    starts = range(0, len(images), size)
+    parts = [(start, task) for start in starts for task in tasks]
+    scratch, batch = Scratch(), None
+    for start, task in track(parts, "exact salience", total=len(parts)):
+        if task is tasks[0]:
+            y = labels[start : start + size].to(first.device)
+            batch = _Batch(steps, images[start : start + size].to(first.device), y)
+            check_classes(batch.logits.T, labels)
+        task.add(batch, scratch)
+
+    found: Salience = {}
+    for task in tasks:
+        found |= task.result(len(images))
+    if parameters is None:
+        return {name: found[name].view_as(p).to(p.dtype) for name, p in tensors.items()}
+    return {name: found.get(name, first.new_zeros(0)).to(first.dtype) for name in parameters}
+
+
+def _wanted(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Flat indices to do, by name."""
+    if parameters is None:
+        return {name: torch.arange(p.numel()) for name, p in tensors.items()}
+    if not isinstance(parameters, Mapping):
+        raise ValueError(f"parameters is a {type(parameters).__name__}; accepted is a dictionary name -> flat indices")
+    wanted = {}
+    for name, given in parameters.items():
+        if name not in tensors:
+            raise ValueError(f"parameters names {name!r}; the model has {', '.join(tensors)}")
+        indices = torch.as_tensor(given).cpu()
+        count = tensors[name].numel()
+        if indices.numel() == 0:
+            indices = indices.long()
+        if indices.dim() != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
+            raise ValueError(
+                f"indices of {name!r} are {indices.dtype} of shape {tuple(indices.shape)}; integers [n] are"
+            )
+        if indices.numel() and not (int(indices.min()) >= 0 and int(indices.max()) < count):
+            low, high = int(indices.min()), int(indices.max())
+            raise ValueError(f"indices of {name!r} range from {low} to {high}; accepted are 0 to {count - 1}")
+        wanted[name] = indices.long()
+    return wanted
+
+
+class _Batch:
+    """Some images with everything that the steps keep of them."""
+
+    def __init__(self, steps: list[Step], images: Tensor, labels: Tensor) -> None:
+        a = images.flatten(2).permute(2, 1, 0)[:, None] if images.dim() == 4 else images.T[None, None]
+        a = a.contiguous()
+        self.kept = []
+        for step in steps:
+            a, kept = step.forward(a)
+            self.kept.append(kept)
+        self.logits = a.reshape(-1, a.shape[-1])  # [classes, images]
+        self.log_p = self.logits.log_softmax(0)
+        self.labels = labels.long()
+
+    def part(self, images: slice) -> _Batch:
+        """The same for some of its images."""
+        part = object.__new__(_Batch)
+        part.kept = [tuple(t[..., images] for t in kept) for kept in self.kept]
+        part.logits, part.log_p = self.logits[:, images], self.log_p[:, images]
+        part.labels = self.labels[images]
+        return part
+
+
+def _batch_size(steps: list[Step], images: Tensor) -> int:
+    """Images per batch, so that what is kept of them stays bounded."""
+    with torch.no_grad():
+        device = next(t for s in steps for t in vars(s).values() if isinstance(t, Tensor)).device
+        one = _Batch(steps, images[:1].to(device), torch.zeros(1, dtype=torch.long, device=device))
+    each = sum(t.numel() for kept in one.kept for t in kept) + 2 * max(
+        step.rows(getattr(step, "inputs", 1)) for step in steps
+    )
+    return max(1, min(IMAGES, KEPT // each, len(images)))
+
+
+# --- the parameters of one step ---------------------------------------------------------------------------------------
+
+
+def _task(steps: list[Step], k: int, wanted: Mapping[str, Tensor]) -> _Task | None:
+    """What is to be done for step k, or None if nothing is wanted of it."""
+    own = steps[k].own
+    if own is None or not any(name in wanted and len(wanted[name]) for name in own.names):
+        return None
+    head = Head.after(steps, k)
+    return _Propagated(steps, k, wanted) if head is None else _AlongLines(steps, k, wanted, head)
+
+
+class _Task:
+    """The wanted parameters of one step, by channel, with their sums over images so far."""
+
+    def __init__(self, steps: list[Step], k: int, wanted: Mapping[str, Tensor]) -> None:
+        self.steps, self.k, self.own = steps, k, steps[k].own
+        device = self.own.values.device
+        channels, columns = self.own.values.shape
+        self.wanted, grid = {}, torch.zeros(channels, columns, dtype=torch.bool)
+        first = 0
+        for name, count in zip(self.own.names, self.own.columns, strict=True):
+            if name in wanted:
+                place = wanted[name] // count * columns + first + wanted[name] % count
+                grid.view(-1)[place] = True
+                self.wanted[name] = place.to(device)
+            first += count
+        self.sums = torch.zeros(channels, columns, dtype=torch.float64, device=device)
+        self.channels = [int(o) for o in grid.any(1).nonzero()]
+        everything = torch.arange(columns)
+        self.columns = {
+            o: (everything if bool(grid[o].all()) else grid[o].nonzero()[:, 0]).to(device) for o in self.channels
+        }
+        if all(len(c) == columns for c in self.columns.values()):
+            self.columns = dict.fromkeys(self.channels, everything.to(device))  # one tensor: factors are shared
+
+    def add(self, batch: _Batch, scratch: Scratch) -> None:
+        raise NotImplementedError
+
+    def result(self, images: int) -> Salience:
+        return {name: self.sums.view(-1)[place] / images for name, place in self.wanted.items()}
+
+
+class _Propagated(_Task):
+    """Carries the changes of one channel through the layers, as columns of matrix products."""
+
+    def add(self, batch: _Batch, scratch: Scratch) -> None:
+        kind = "cuda" if self.sums.is_cuda else "cpu"
+        rows, inputs = [batch.kept[self.k][0].shape[0]], 1
+        for step in self.steps[self.k + 1 :]:
+            rows.append(step.rows(inputs))
+            inputs = step.outputs if isinstance(step, Mix) else inputs
+        pairs = max(1, min(PAIRS[kind], TEMPORARY[kind] // max(rows)))
+        images = min(TOGETHER[kind], pairs)
+        for start in range(0, batch.logits.shape[1], images):
+            part = batch.part(slice(start, start + images))
+            factors, of = None, None
+            for o in self.channels:
+                columns = self.columns[o]
+                if not (self.own.shared and of is columns):
+                    factors, of = self.steps[self.k].factors(part.kept[self.k], o, columns), columns
+                for first in range(0, len(columns), pairs // images):
+                    some = slice(first, first + pairs // images)
+                    self._add(part, o, columns[some], factors[:, :, some], scratch)
+
+    def _add(self, part: _Batch, o: int, columns: Tensor, factors: Tensor, scratch: Scratch) -> None:
+        values, channels = -self.own.values[o, columns, None], slice(o, o + 1)
+        following = list(zip(self.steps, part.kept, strict=True))[self.k + 1 :]
+        if following:
+            step, kept = following[0]
+            d, channels = step.change_of_product(factors, values, kept, channels, scratch)
+            for step, kept in following[1:]:
+                d, channels = step.change(d, kept, channels, scratch)
+        else:
+            d = (factors * values).unsqueeze(2)
+        if channels != ALL:  # nothing mixed: the logits themselves
+            whole = d.new_zeros(len(part.logits), *d.shape[3:])
+            whole[channels] = d[0, 0]
+            d = whole
+        changes = loss_changes(d.reshape(len(part.logits), *d.shape[-2:]), part.log_p, part.labels)
+        self.sums[o].index_add_(0, columns, changes.sum(1, dtype=torch.float64))
+
+
+class _AlongLines(_Task):
+    """Linear layers with only linear layers and ReLUs behind them: one number per image and unit."""
+
+    def __init__(self, steps: list[Step], k: int, wanted: Mapping[str, Tensor], head: Head) -> None:
+        super().__init__(steps, k, wanted)
+        self.head = head
+
+    def add(self, batch: _Batch, scratch: Scratch) -> None:
+        x = batch.kept[self.k][0][0, 0].T  # [images, inputs]
+        if len(self.own.columns) > 1:
+            x = torch.cat([x, x.new_ones(len(x), 1)], 1)
+        values = {o: self.own.values[o, columns] for o, columns in self.columns.items()}
+        loss_changes_along_lines(
+            x.contiguous(), values, self.columns, self.head, batch.kept, batch.logits, batch.labels, self.sums
+        )
+
+
+def loss_changes(dz: Tensor, log_p: Tensor, labels: Tensor) -> Tensor:
+    """Change of the cross-entropy of each image for a change of its logits.
+
+    **Definition.** log(sum_c p_c exp(dz_c)) - dz_y, as log1p(sum_{c != y} p_c expm1(dz_c - dz_y)): nothing cancels where
+    the changes are small or p_y is close to 1. Where the loss falls by much, or the sum overflows, the first form is used.
+
+    Args:
+        dz: Change of the logits [classes, parameters, images]; overwritten.
+        log_p: Log-probabilities before the change [classes, images].
+        labels: Classes [images].
+
+    Returns:
+        Loss changes [parameters, images].
+    """
+    own = labels[None, None].expand(1, dz.shape[1], -1)
+    dz -= dz.gather(0, own)
+    total = torch.expm1(dz).mul_(log_p.exp()[:, None]).sum(0)
+    change = torch.log1p(total)
+    lowest, highest = torch.aminmax(total)
+    if not (float(lowest) > -0.5 and float(highest) < torch.finfo(dz.dtype).max):
+        careful = torch.logsumexp(log_p[:, None] + dz, 0)
+        change = torch.where((total > -0.5) & torch.isfinite(total), change, careful)
+    return change

@@ -1,0 +1,327 @@
+"""The loss along one unit of a linear layer, known piece by piece: exact salience without a forward pass.
+
+Zeroing w_ui changes unit u of one image by d = -w_ui x_i, one number. Where only linear layers and ReLUs follow, the logits
+are piecewise affine in that number: z + J d until some ReLU behind switches. Within a piece the loss change is the cumulant
+generating function of the slopes J under the softmax p,
+
+    log sum_c p_c exp((J_c - J_y) d) = kappa_1 d + kappa_2 d^2 / 2 + kappa_3 d^3 / 6 + ...
+
+whose series converges for abs(d) (max J - min J) < pi, or, where one class leads the others together by a margin of log
+odds, < that margin if it is larger: beyond, no sum of such exponentials is zero. So for every image and unit the pieces that
+its inputs can reach are listed once, each with its first cumulants; then all inputs of the unit are evaluated at once as
+a short polynomial. A piece that is long for its series is cut, so there is no approximation beyond rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from snipnb.propagation import Flat, Gate, Mix, Norm, Step
+
+LONGEST = 1 / 6  # of a piece, as a part of the radius of convergence of its series
+ENTRIES = 2**23  # numbers that one table of (image, unit, unit behind) holds
+SMALLEST = 1e-30  # stands for 0 in a quotient
+
+
+def cumulants(p: Tensor, values: Tensor, order: int) -> Tensor:
+    """Cumulants kappa_1 to kappa_order of ``values`` under the probabilities ``p``.
+
+    **Definition.** log sum_c p_c exp(t v_c) = sum_k kappa_k t^k / k!; by the recursion over the moments m_k = sum_c p_c v_c^k,
+    kappa_k = m_k - sum_{i<k} binomial(k-1, i-1) kappa_i m_{k-i}.
+
+    Args:
+        p: Probabilities [..., classes].
+        values: [..., classes].
+
+    Returns:
+        [order, ...].
+    """
+    moments, power = [], p
+    for _ in range(order):
+        power = power * values
+        moments.append(power.sum(-1))
+    found: list[Tensor] = []
+    for k in range(1, order + 1):
+        lower = [math.comb(k - 1, i - 1) * found[i - 1] * moments[k - i - 1] for i in range(1, k)]
+        found.append(moments[k - 1] - sum(lower) if lower else moments[0])
+    return torch.stack(found)
+
+
+@dataclass
+class Head:
+    """What follows a linear layer, as matrices with a ReLU between each two of them."""
+
+    scale: Tensor  # [units]: batch norms before the units' own ReLU
+    gate: int | None  # which step is that ReLU
+    matrices: list[Tensor]  # [hidden, units], ..., [classes, hidden]
+    gates: list[int]  # which steps are the ReLUs between them
+
+    @classmethod
+    def after(cls, steps: Sequence[Step], k: int) -> Head | None:
+        """The head behind step k, or None if something else than linear layers, batch norms and ReLUs follows."""
+        if not (isinstance(steps[k], Mix) and steps[k].table is None):
+            return None
+        units = steps[k].outputs
+        weight = steps[k].weight
+        scale, gate, matrices, gates = weight.new_ones(units), None, [], []
+        matrix = torch.eye(units, dtype=weight.dtype, device=weight.device)
+        mixed = rectified = False  # since the last ReLU; since the last matrix
+        for index, step in enumerate(steps[k + 1 :], k + 1):
+            if isinstance(step, Mix) and step.table is None:
+                matrix, mixed, rectified = step.weight[:, 0] @ matrix, True, False
+            elif isinstance(step, Norm):
+                if not mixed and gate is None and not gates:
+                    scale = scale * step.scale[:, 0, 0]
+                else:
+                    matrix = step.scale[:, 0] * matrix
+            elif isinstance(step, Gate) and step.windows is None and step.relu and not rectified:
+                if mixed:
+                    matrices.append(matrix)
+                    gates.append(index)
+                    matrix = torch.eye(len(matrix), dtype=weight.dtype, device=weight.device)
+                else:
+                    gate = index
+                mixed, rectified = False, True
+            elif not (isinstance(step, Flat) and step.positions == 1):
+                return None
+        return cls(scale, gate, [*matrices, matrix], gates)
+
+    def slopes(self, first: Tensor, on: Tensor) -> tuple[Tensor, Tensor]:
+        """Slopes of all hidden values [rows, hidden in all] and logits [rows, classes], given those of the first matrix."""
+        found, start = [], 0
+        current = first
+        for matrix in self.matrices[1:]:
+            found.append(current)
+            current = (current * on[:, start : start + current.shape[1]]) @ matrix.T
+            start += found[-1].shape[1]
+        return (torch.cat(found, 1) if found else first[:, :0]), current
+
+
+@dataclass
+class _Pieces:
+    """Stretches of lines, each a polynomial in clamp(sign * change of the unit + shift, lower, upper)."""
+
+    unit: Tensor  # [pieces]
+    image: Tensor
+    shift: Tensor
+    lower: Tensor
+    upper: Tensor
+    coefficients: Tensor  # [order, pieces]
+    length: Tensor  # that is used, as a part of the radius of convergence
+
+    def total(self, unit: slice, x: Tensor, factors: Tensor) -> Tensor:
+        """Sum over the pieces of one unit, [inputs]; ``factors`` is the sign times what each input is multiplied by."""
+        if unit.stop == unit.start:
+            return torch.zeros_like(factors)
+        d = x.index_select(0, self.image[unit])
+        torch.addcmul(self.shift[unit, None], d, factors, out=d)
+        torch.maximum(d, self.lower[unit, None], out=d)
+        torch.minimum(d, self.upper[unit, None], out=d)
+        order = _order(float(self.length[unit].max()), d.dtype)
+        highest, *others = self.coefficients[:order, unit, None].flip(0)
+        total = d * highest  # Horner's rule, in place
+        if others:
+            total.add_(others[0])
+        for coefficient in others[1:]:
+            torch.addcmul(coefficient, total, d, out=total)
+        return (total.mul_(d) if others else total).sum(0)
+
+
+def _order(length: float, dtype: torch.dtype) -> int:
+    """Terms of the series that reach the precision of the dtype on a piece of this length (part of its radius)."""
+    if length == 0:
+        return 1
+    return max(1, math.ceil(math.log(torch.finfo(dtype).eps / 8) / math.log(min(length, LONGEST))))
+
+
+def loss_changes_along_lines(
+    x: Tensor,
+    values: Mapping[int, Tensor],
+    columns: Mapping[int, Tensor],
+    head: Head,
+    kept: Sequence[tuple[Tensor, ...]],
+    logits: Tensor,
+    labels: Tensor,
+    sums: Tensor,
+) -> None:
+    """Add, for parameters of a linear layer, the sum over images of the loss change when each is set to zero.
+
+    Args:
+        x: What the parameters multiply [images, columns] (1 in the column of the bias).
+        values: Unit -> its wanted parameters.
+        columns: Unit -> the columns of x that they belong to.
+        head: What follows the layer.
+        kept: What each step of the network keeps of these images.
+        logits: [classes, images].
+        labels: [images].
+        sums: [units, columns], float64; added to.
+    """
+    hidden = [before_relu(kept[g]) for g in head.gates]
+    width = max(1, sum(h.shape[1] for h in hidden))
+    units = list(values)
+    step = max(1, ENTRIES // (width * len(units)))
+    own = None if head.gate is None else before_relu(kept[head.gate])
+    for start in range(0, len(x), step):
+        images = slice(start, start + step)
+        lines = _Lines(
+            x[images],
+            {u: -values[u] * head.scale[u] for u in units},
+            None if own is None else own[images],
+            [h[images] for h in hidden],
+            logits[:, images].T,
+            labels[images],
+            head,
+        )
+        for sign, pieces in lines.pieces():
+            borders = torch.searchsorted(pieces.unit, torch.arange(len(units) + 1, device=x.device)).tolist()
+            for i, u in enumerate(units):
+                some = x[images] if len(columns[u]) == x.shape[1] else x[images].index_select(1, columns[u])
+                total = pieces.total(slice(borders[i], borders[i + 1]), some, sign * lines.factors[u])
+                sums[u].index_add_(0, columns[u], total.double())
+
+
+def before_relu(kept: tuple[Tensor, Tensor]) -> Tensor:
+    """The values that come into a ReLU [images, units], from what its step keeps."""
+    gap, floor = kept
+    return (gap - floor)[0, 0].T.contiguous()
+
+
+class _Lines:
+    """One line per image and unit: where its pieces begin and end, and the loss on each."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        factors: dict[int, Tensor],
+        own: Tensor | None,
+        hidden: list[Tensor],
+        logits: Tensor,
+        labels: Tensor,
+        head: Head,
+    ) -> None:
+        self.factors, self.head, self.logits, self.labels = factors, head, logits, labels
+        self.units = torch.tensor(list(factors), device=x.device)
+        # Bounds of the change over all inputs, by unit and image; changes stay within them.
+        ends = torch.stack([torch.stack(f.aminmax()) for f in factors.values()], 1)  # [2, units]
+        products = ends[:, None, :, None] * torch.stack(x.aminmax(dim=1))[None, :, None]
+        low, high = products.flatten(0, 1).amin(0).clamp(max=0), products.flatten(0, 1).amax(0).clamp(min=0)
+        if own is None:
+            shift, top = torch.zeros_like(low), torch.full_like(low, torch.inf)
+        else:
+            values = own[:, self.units].T
+            shift, top = values.clamp(max=0), values.relu()
+        low, high = torch.maximum(low + shift, -top), torch.maximum(high + shift, -top)
+        unit, image = torch.nonzero((low < 0) | (high > 0), as_tuple=True)  # units that can change, unit by unit
+        self.unit, self.image = unit, image
+        self.low, self.high, self.shift, self.top = (t[unit, image] for t in (low, high, shift, top))
+        self.first = head.matrices[0].T[self.units[unit]]  # slopes of the first hidden values [lines, hidden]
+        self.values = torch.cat(hidden, 1)[image] if hidden else self.first[:, :0]
+
+    def pieces(self) -> list[tuple[int, _Pieces]]:
+        """The pieces around the present point (sign 1), those above it (1) and those below it (-1), each by unit."""
+        on = self.values > 0
+        slopes, j = self.head.slopes(self.first, on)
+        rate = _rate(slopes, self.values, on)
+        z = self.logits[self.image]
+        radius = _radius(z, j)
+        longest = LONGEST * radius
+        above = _reciprocal(-rate.amin(1)) if rate.shape[1] else longest
+        below = _reciprocal(rate.amax(1)) if rate.shape[1] else longest
+        above, below = torch.minimum(above, longest), torch.minimum(below, longest)
+        around = self._make(
+            torch.arange(len(self.unit), device=z.device),
+            self.shift,
+            torch.maximum(torch.where(below < -self.low, -below, -torch.inf), -self.top),
+            torch.where(above < self.high, above, torch.inf),
+            torch.maximum(torch.minimum(above, self.high), torch.minimum(below, -self.low)) / radius,
+            z,
+            j,
+        )
+        found = [(1, around)]
+        for sign, end, reach in ((1, above, self.high), (-1, below, -self.low)):
+            beyond = torch.nonzero(end < reach)[:, 0]
+            if len(beyond):
+                found.append((sign, self._walk(sign, beyond, end[beyond], reach[beyond], on, slopes, j, rate, z)))
+        return found
+
+    def _walk(
+        self,
+        sign: int,
+        line: Tensor,
+        end: Tensor,
+        reach: Tensor,
+        on: Tensor,
+        slopes: Tensor,
+        j: Tensor,
+        rate: Tensor,
+        z: Tensor,
+    ) -> _Pieces:
+        """All pieces on one side, by going from switch to switch on all lines together."""
+        first, values, on = sign * self.first[line], self.values[line], on[line]
+        slopes, j, rate, z = sign * slopes[line], sign * j[line], sign * rate[line], z[line]
+        position, length, made = torch.zeros_like(end), end, []
+        while len(line):
+            position = position + length
+            values, z = torch.addcmul(values, slopes, length[:, None]), torch.addcmul(z, j, length[:, None])
+            if rate.shape[1]:
+                fastest, which = rate.min(1)
+                switches = _reciprocal(-fastest) <= length  # else the piece was only cut
+                row = torch.nonzero(switches)[:, 0]
+                on[row, which[row]] = ~on[row, which[row]]
+                values[row, which[row]] = 0
+            slopes, j = self.head.slopes(first, on)
+            rate = _rate(slopes, values, on)
+            radius = _radius(z, j)
+            length = LONGEST * radius
+            if rate.shape[1]:
+                length = torch.minimum(length, _reciprocal(-rate.amin(1)))
+            last = position + length >= reach
+            upper = torch.where(last, torch.inf, length)
+            if sign < 0:  # the unit itself cannot fall below zero
+                upper = torch.minimum(upper, self.top[line] - position)
+            within = torch.minimum(length, reach - position) / radius
+            shift = sign * self.shift[line] - position
+            made.append(self._make(line, shift, torch.zeros_like(upper), upper, within, z, j))
+            on_goes = torch.nonzero(~last)[:, 0]
+            line, reach, position, length = (t[on_goes] for t in (line, reach, position, length))
+            first, values, on, slopes, j, rate, z = (t[on_goes] for t in (first, values, on, slopes, j, rate, z))
+        order = max(len(m.coefficients) for m in made)
+        for m in made:
+            m.coefficients = torch.cat([m.coefficients, z.new_zeros(order - len(m.coefficients), len(m.unit))])
+        fields = {key: torch.cat([getattr(m, key) for m in made], -1) for key in vars(made[0])}
+        by_unit = torch.argsort(fields["unit"], stable=True)
+        return _Pieces(**{key: value[..., by_unit] for key, value in fields.items()})
+
+    def _make(
+        self, line: Tensor, shift: Tensor, lower: Tensor, upper: Tensor, length: Tensor, z: Tensor, j: Tensor
+    ) -> _Pieces:
+        order = _order(float(length.max()), z.dtype) if len(line) else 1
+        leader = j.gather(1, z.argmax(1, keepdim=True))  # relative to it, nothing cancels in the cumulants
+        kappa = cumulants(z.softmax(1), j - leader, order)
+        kappa[0] += (leader - j.gather(1, self.labels[self.image[line], None]))[:, 0]
+        factorials = kappa.new_tensor([float(math.factorial(k)) for k in range(1, order + 1)])
+        return _Pieces(self.unit[line], self.image[line], shift, lower, upper, kappa / factorials[:, None], length)
+
+
+def _radius(z: Tensor, j: Tensor) -> Tensor:
+    """Radius of convergence, at least, of log sum_c exp(z_c + J_c d) around d = 0; [lines]."""
+    low, high = j.aminmax(dim=1)
+    leading, which = z.max(1, keepdim=True)
+    margin = leading[:, 0] - z.scatter(1, which, -torch.inf).logsumexp(1)
+    return margin.clamp(min=math.pi) / (high - low).clamp(min=SMALLEST)
+
+
+def _rate(slopes: Tensor, values: Tensor, on: Tensor) -> Tensor:
+    """How fast each value moves away from its switch (negative: towards it), relative to its distance from it."""
+    sign = on.to(values.dtype).mul_(2).sub_(1)
+    return slopes * sign / (values * sign).clamp_(min=SMALLEST)
+
+
+def _reciprocal(rate: Tensor) -> Tensor:
+    """How far until a switch that is approached at this relative rate; infinity if it is not approached."""
+    return torch.where(rate > 0, 1 / rate, torch.inf)

@@ -1,0 +1,302 @@
+"""How a change of activations passes through each kind of layer, in a form in which nothing cancels.
+
+Every step knows two things: its output for a batch (``forward``, which also keeps what the second needs), and the exact
+change of its output for a given change of its input (``change``). Convolutions and linear layers are linear, so they
+pass the change on as it is. ReLU and max-pooling are one rule: with a the values in a window, and M their maximum
+(at least 0 if there is a ReLU),
+
+    change = max(max_q(r_q + d_q), -M)    where r = a - M,
+
+in which an unchanged window gives exactly 0 and a small change keeps all its digits, because M is never added and
+taken away again. (Without a ReLU there is no -M; a ReLU alone has windows of one.)
+
+**Layout.** Activations are [positions, window, channels, images] and changes [positions, window, channels, parameters,
+images], features first, so that every layer is ``weight @ change`` with parameters and images as columns. The window
+axis is longer than 1 only between a convolution and the pooling it feeds, where the convolution computes the values of
+each pooling window side by side. A change of one channel is carried with a channel axis of 1 until a layer mixes channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+FEW = 16  # a linear layer with more outputs has them innermost in memory, which its matrix product prefers
+Channels = slice
+ALL = slice(None)
+
+
+class Scratch:
+    """Memory that is used again: large temporaries would otherwise be fetched from the system anew each time."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple, Tensor] = {}
+
+    def take(self, key: tuple, shape: Sequence[int], like: Tensor) -> Tensor:
+        """An uninitialised tensor, valid until the same key is taken again."""
+        size = torch.Size(shape).numel()
+        if key not in self._buffers or self._buffers[key].numel() < size:
+            self._buffers[key] = torch.empty(size, dtype=like.dtype, device=like.device)
+        return self._buffers[key][:size].view(shape)
+
+
+@dataclass
+class Own:
+    """A step's own parameters: which there are per output channel, and what each multiplies.
+
+    Zeroing the parameter in column j of channel o changes that channel by -values[o, j] * factors(...)[:, :, j].
+    """
+
+    names: tuple[str, ...]  # of the model's parameters: weight, bias
+    columns: tuple[int, ...]  # how many columns each of them has
+    values: Tensor  # [channels, sum of columns]
+    shared: bool  # whether the factors are the same for every channel
+
+
+class Step:
+    """One layer, or a few that act as one."""
+
+    own: Own | None = None
+
+    def rows(self, channels: int) -> int:
+        """The most numbers that this step makes of one column with so many changed channels."""
+        return 1
+
+    def forward(self, a: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Output for the input ``a`` [positions, window, channels, images], and what ``change`` needs, images last."""
+        raise NotImplementedError
+
+    def change(
+        self, d: Tensor, kept: tuple[Tensor, ...], channels: Channels, scratch: Scratch
+    ) -> tuple[Tensor, Channels]:
+        """Change of the output for a change ``d`` of the input's ``channels``; may overwrite ``d``."""
+        raise NotImplementedError
+
+    def change_of_product(
+        self, factors: Tensor, values: Tensor, kept: tuple[Tensor, ...], channels: Channels, scratch: Scratch
+    ) -> tuple[Tensor, Channels]:
+        """``change`` for the input change values * factors of one channel."""
+        d = torch.mul(factors, values, out=scratch.take((self, "start"), factors.shape, factors))
+        return self.change(d.unsqueeze(2), kept, channels, scratch)
+
+    def factors(self, kept: tuple[Tensor, ...], channel: int, columns: Tensor) -> Tensor:
+        """What a channel's own parameters in ``columns`` multiply: [positions, window, columns, images]."""
+        raise NotImplementedError
+
+
+class Mix(Step):
+    """Conv2d or Linear: every output channel is a weighted sum over a field of positions and all channels.
+
+    A convolution that feeds a pooling computes the values of one window at once, from the field that they share: a larger
+    and better-shaped matrix product, and far fewer copies.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, names: tuple[str, ...], geometry: Geometry | None) -> None:
+        outputs = len(weight)
+        self.table = None if geometry is None else geometry.field  # [positions out, field]
+        self.pixels = 1 if geometry is None else geometry.pixels  # positions in; this index stands for padding
+        self.padded = geometry is not None and int(geometry.field.max()) == geometry.pixels
+        self.taps = None if geometry is None else geometry.taps  # [positions out, window, kernel]
+        self.window = 1 if geometry is None else geometry.taps.shape[1]
+        self.inputs, self.outputs, self.bias = weight.shape[1], outputs, bias
+        self.weight = (
+            weight[:, None] if geometry is None else geometry.spread(weight)
+        )  # [window * outputs, field, inputs]
+        flat = weight.flatten(1)
+        values = flat if bias is None else torch.cat([flat, bias[:, None]], 1)
+        self.own = Own(names, (flat.shape[1],) if bias is None else (flat.shape[1], 1), values, shared=True)
+        self.blocks: dict[int, Tensor] = {}
+
+    def rows(self, channels: int) -> int:
+        if self.table is None:
+            return self.outputs
+        return max(self.table.numel() * channels, len(self.table) * self.window * self.outputs)
+
+    def _block(self, channels: Channels) -> Tensor:
+        """Weights of the given input channels as a matrix [window * outputs, field * channels]."""
+        if channels == ALL:
+            return self.weight.flatten(1)
+        if channels.start not in self.blocks:
+            self.blocks = {channels.start: self.weight[:, :, channels].flatten(1).contiguous()}  # the last one only
+        return self.blocks[channels.start]
+
+    def _product(self, d: Tensor, channels: Channels, scratch: Scratch) -> Tensor:
+        """[positions, 1, channels, *columns] -> [positions out, window, outputs, *columns]."""
+        weight, columns = self._block(channels), d.shape[3:]
+        if self.table is None:
+            d = d.reshape(weight.shape[1], -1)
+            if self.outputs < FEW:
+                out = torch.mm(weight, d, out=scratch.take((self, "product"), (self.outputs, d.shape[1]), d))
+            else:
+                out = torch.mm(d.T, weight.T, out=scratch.take((self, "product"), (d.shape[1], self.outputs), d)).T
+            return out.view(1, 1, self.outputs, *columns)
+        rows = d.reshape(d.shape[0], -1)
+        if self.padded:
+            rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
+        field = scratch.take((self, "field"), (self.table.numel(), rows.shape[1]), d)
+        torch.index_select(rows, 0, self.table.flatten(), out=field)
+        field = field.view(len(self.table), weight.shape[1], columns.numel())
+        out = scratch.take((self, "product"), (len(self.table), len(weight), columns.numel()), d)
+        torch.bmm(weight.expand(len(self.table), -1, -1), field, out=out)
+        return out.view(len(self.table), self.window, self.outputs, *columns)
+
+    def forward(self, a: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        out = self._product(a, ALL, Scratch())
+        return (out if self.bias is None else out.add_(self.bias[:, None])), (a,)
+
+    def change(
+        self, d: Tensor, kept: tuple[Tensor, ...], channels: Channels, scratch: Scratch
+    ) -> tuple[Tensor, Channels]:
+        return self._product(d, channels, scratch), ALL
+
+    def factors(self, kept: tuple[Tensor, ...], channel: int, columns: Tensor) -> Tensor:
+        a = kept[0][:, 0]  # [positions in, inputs, images]
+        inputs, images = a.shape[1:]
+        a = torch.cat([a.reshape(-1, images), a.new_zeros(inputs, images), a.new_ones(1, images)])
+        kernel = 1 if self.taps is None else self.taps.shape[2]
+        if self.taps is None:
+            row = columns[None, None]
+        else:
+            row = self.taps[:, :, columns % kernel] * inputs + columns // kernel
+        bias = torch.full_like(row, len(a) - 1)
+        row = torch.where(columns >= inputs * kernel, bias, row)  # [positions out, window, columns]
+        return a.index_select(0, row.flatten()).view(*row.shape, images)
+
+
+class Norm(Step):
+    """BatchNorm in evaluation mode: a fixed scale and shift of every channel."""
+
+    def __init__(self, module: nn.BatchNorm1d | nn.BatchNorm2d, names: tuple[str, ...]) -> None:
+        deviation = (module.running_var + module.eps).sqrt()
+        self.mean, self.spread = module.running_mean[:, None], deviation[:, None]
+        weight, bias = module.weight, module.bias
+        self.scale = (1 / deviation if weight is None else weight.detach() / deviation)[
+            :, None, None
+        ]  # change: [C, 1, 1]
+        self.weight = None if weight is None else weight.detach()[:, None]
+        self.bias = None if bias is None else bias.detach()[:, None]
+        if names:
+            self.own = Own(names, (1,) * len(names), torch.cat([self.weight, self.bias], 1), shared=False)
+
+    def forward(self, a: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        normal = (a - self.mean) / self.spread
+        return (normal if self.weight is None else normal * self.weight + self.bias), (normal,)
+
+    def change(
+        self, d: Tensor, kept: tuple[Tensor, ...], channels: Channels, scratch: Scratch
+    ) -> tuple[Tensor, Channels]:
+        return d.mul_(self.scale[channels]), channels
+
+    def factors(self, kept: tuple[Tensor, ...], channel: int, columns: Tensor) -> Tensor:
+        normal = kept[0][:, :, channel]  # [positions, window, images]
+        return torch.stack([normal, torch.ones_like(normal)], 2)[:, :, columns]
+
+
+class Gate(Step):
+    """ReLU, max-pooling, or both: the rule of this module's first paragraph."""
+
+    def __init__(self, relu: bool, windows: Windows | None) -> None:
+        self.relu, self.windows = relu, windows  # windows: to be gathered here, or None where the input is in them
+
+    def forward(self, a: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if self.windows is not None:
+            a = self.windows.gather(a, -torch.inf)
+        top = a if a.shape[1] == 1 else a.amax(1, keepdim=True)
+        if self.relu:
+            top = top.relu()
+        return top, (a - top, -top)
+
+    def change(
+        self, d: Tensor, kept: tuple[Tensor, ...], channels: Channels, scratch: Scratch
+    ) -> tuple[Tensor, Channels]:
+        gap, floor = (t[:, :, channels, None] for t in kept)
+        if self.windows is not None:
+            d = self.windows.gather(d, 0.0)
+        d.add_(gap)
+        if d.shape[1] > 1:
+            out = scratch.take((self, "gate"), (d.shape[0], 1, *d.shape[2:]), d)
+            highest = reduce(lambda x, y: torch.maximum(x, y, out=x), d.unbind(1)[1:])
+            d = torch.maximum(d[:, 0], highest, out=out[:, 0]).unsqueeze(1)
+        return (torch.maximum(d, floor, out=d) if self.relu else d), channels
+
+    def change_of_product(
+        self, factors: Tensor, values: Tensor, kept: tuple[Tensor, ...], channels: Channels, scratch: Scratch
+    ) -> tuple[Tensor, Channels]:
+        if self.windows is not None:
+            return super().change_of_product(factors, values, kept, channels, scratch)
+        gap, floor = (t[:, :, channels, None] for t in kept)
+        shape = (len(factors), *factors.shape[2:])
+        d, other = (scratch.take((self, key), shape, factors) for key in ("start", "other"))
+        torch.addcmul(gap[:, 0, 0], factors[:, 0], values, out=d)
+        for q in range(1, factors.shape[1]):
+            torch.addcmul(gap[:, q, 0], factors[:, q], values, out=other)
+            torch.maximum(d, other, out=d)
+        return (torch.maximum(d, floor[:, 0, 0], out=d) if self.relu else d)[:, None, None], channels
+
+
+class Mean(Step):
+    """Average pooling; padding counts as zeros."""
+
+    def __init__(self, windows: Windows | None) -> None:
+        self.windows = windows
+
+    def forward(self, a: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return (a if self.windows is None else self.windows.gather(a, 0.0)).mean(1, keepdim=True), ()
+
+    def change(
+        self, d: Tensor, kept: tuple[Tensor, ...], channels: Channels, scratch: Scratch
+    ) -> tuple[Tensor, Channels]:
+        return self.forward(d)[0], channels
+
+
+class Flat(Step):
+    """Flatten: positions become channels, in PyTorch's order (channel by channel)."""
+
+    def __init__(self, positions: int) -> None:
+        self.positions = positions
+
+    def forward(self, a: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return a.transpose(0, 2).reshape(1, 1, -1, *a.shape[3:]), ()
+
+    def change(
+        self, d: Tensor, kept: tuple[Tensor, ...], channels: Channels, scratch: Scratch
+    ) -> tuple[Tensor, Channels]:
+        if channels != ALL:
+            channels = slice(channels.start * self.positions, channels.stop * self.positions)
+        return self.forward(d)[0], channels
+
+
+# --- which position meets which ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class Windows:
+    """Positions of each pooling window: [positions out, window]; ``pixels`` stands for padding."""
+
+    table: Tensor
+    pixels: int
+
+    def gather(self, a: Tensor, padding: float) -> Tensor:
+        """[positions, 1, ...] -> [positions out, window, ...]."""
+        a = a[:, 0]
+        if int(self.table.max()) == self.pixels:
+            a = torch.cat([a, a.new_full((1, *a.shape[1:]), padding)])
+        return a[self.table]
+
+
+@dataclass
+class Geometry:
+    """A convolution whose outputs are computed window by window."""
+
+    field: Tensor  # [positions out, field]: input positions that a window of outputs sees
+    taps: Tensor  # [positions out, window, kernel]: those that one output of the window sees
+    pixels: int
+    place: Callable[[Tensor], Tensor] = field(repr=False)
+
+    def spread(self, weight: Tensor) -> Tensor:
+        """[outputs, inputs, kernel] -> [window * outputs, field, inputs], zero where an output does not see the field."""
+        return self.place(weight).flatten(0, 1).flatten(2).transpose(1, 2).contiguous()

@@ -1,0 +1,226 @@
+"""A sequential network as the steps through which changes are carried; a clear error for what they do not cover."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from snipnb.propagation import Flat, Gate, Geometry, Mean, Mix, Norm, Step, Windows
+
+ACCEPTED = (
+    "Conv2d, Linear, ReLU, MaxPool2d, AvgPool2d, Flatten, Dropout, Identity, BatchNorm1d and BatchNorm2d with running "
+    "statistics, Sequential, and LogSoftmax as the last layer"
+)
+
+
+def steps_of(model: nn.Module, image_shape: Sequence[int]) -> list[Step]:
+    """The steps of a sequential network for images of one shape ([channels, height, width] or [features]).
+
+    Raises:
+        ValueError: If the network holds a layer, an option or a sharing of parameters that these steps do not cover.
+    """
+    layers = _layers(model)
+    if len(image_shape) not in (1, 3):
+        raise ValueError(
+            f"images have shape {tuple(image_shape)}; accepted are [channels, height, width] and [features]"
+        )
+    steps: list[Step] = []
+    shape = tuple(image_shape)
+    arranged = False  # whether the values of the coming pooling windows already lie side by side
+    for i, (name, layer) in enumerate(layers):
+        if isinstance(layer, nn.Conv2d):
+            _need(len(shape) == 3 and shape[0] == layer.in_channels, name, layer, shape)
+            pool = next((p for _, p in layers[i + 1 :] if not isinstance(p, _Norms)), None)
+            arranged = isinstance(pool, _Pool) and pool.padding == (0, 0)
+            window = (pool.kernel, pool.stride) if arranged else ((1, 1), (1, 1))
+            size = _size(shape[1:], layer.kernel_size, layer.stride, _padding(layer), layer.dilation)
+            _need(min(size) > 0 and (not arranged or min(_size(size, *window, (0, 0))) > 0), name, layer, shape)
+            geometry = _geometry(layer, shape[1:], window)
+            steps.append(_mix(name, layer, geometry))
+            shape = (layer.out_channels, *size)
+        elif isinstance(layer, nn.Linear):
+            _need(len(shape) == 1 and shape[0] == layer.in_features, name, layer, shape)
+            steps.append(_mix(name, layer, None))
+            shape = (layer.out_features,)
+        elif isinstance(layer, _Norms):
+            _need(len(shape) == (3 if isinstance(layer, nn.BatchNorm2d) else 1), name, layer, shape)
+            _need(shape[0] == layer.num_features, name, layer, shape)
+            steps.append(Norm(layer, _own_names(name, layer)))
+        elif isinstance(layer, _Pool):
+            _need(len(shape) == 3, name, layer.module, shape)
+            size = _size(shape[1:], layer.kernel, layer.stride, layer.padding)
+            _need(min(size) > 0, name, layer.module, shape)
+            table = _positions(shape[1:], layer.kernel, layer.stride, layer.padding)
+            windows = None if arranged else Windows(table, shape[1] * shape[2])
+            steps.append(Gate(layer.relu, windows) if layer.kind == "max" else Mean(windows))
+            shape, arranged = (shape[0], *size), False
+        elif isinstance(layer, nn.ReLU):
+            steps.append(Gate(True, None))
+        else:  # Flatten
+            if len(shape) == 3:
+                steps.append(Flat(shape[1] * shape[2]))
+            shape = (torch.Size(shape).numel(),)
+    if len(shape) != 1:
+        raise ValueError(f"the model's output has shape {shape} per image; logits [classes] are needed")
+    device = next(model.parameters()).device
+    for step in steps:
+        for key, value in vars(step).items():
+            if isinstance(value, Tensor):
+                setattr(step, key, value.to(device))
+            elif isinstance(value, Windows):
+                value.table = value.table.to(device)
+    return steps
+
+
+_Norms = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+@dataclass
+class _Pool:
+    """A pooling layer, with the ReLU that stands before or after it."""
+
+    module: nn.Module
+    kind: str  # max, mean
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    relu: bool
+
+
+def _layers(model: nn.Module) -> list[tuple[str, nn.Module | _Pool]]:
+    """Named layers in order: what does nothing is left out, a ReLU beside a max-pooling is joined with it."""
+    if type(model) is not nn.Sequential:
+        raise ValueError(f"the model is a {type(model).__name__}; accepted is nn.Sequential of {ACCEPTED}")
+    leaves = [(name, m) for name, m in model.named_modules(remove_duplicate=False) if type(m) is not nn.Sequential]
+    seen: dict[int, str] = {}
+    layers: list[tuple[str, nn.Module | _Pool]] = []
+    for i, (name, module) in enumerate(leaves):
+        _check_layer(name, module, last=i == len(leaves) - 1)
+        for key, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen:
+                raise ValueError(f"parameter {name}.{key} is also {seen[id(parameter)]}; each may be used once only")
+            seen[id(parameter)] = f"{name}.{key}"
+        before = layers[-1][1] if layers else None
+        if isinstance(module, nn.ReLU):
+            if isinstance(before, _Pool) and before.kind == "max":
+                before.relu = True
+            elif not isinstance(before, nn.ReLU):
+                layers.append((name, module))
+        elif isinstance(module, (nn.MaxPool2d, nn.AvgPool2d)):
+            kernel = _pair(module.kernel_size)
+            stride, padding = _pair(module.stride or kernel), _pair(module.padding)
+            kind = "max" if isinstance(module, nn.MaxPool2d) else "mean"
+            joined = kind == "max" and isinstance(before, nn.ReLU)
+            if joined:
+                layers.pop()
+            layers.append((name, _Pool(module, kind, kernel, stride, padding, relu=joined)))
+        elif not isinstance(module, (nn.Dropout, nn.Identity, nn.LogSoftmax)):
+            layers.append((name, module))
+    return layers
+
+
+def _check_layer(name: str, module: nn.Module, *, last: bool) -> None:
+    """Raise ValueError for a layer or an option that is not covered."""
+    kinds = (nn.Conv2d, nn.Linear, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten, nn.Dropout, nn.Identity, *_Norms)
+    if type(module) not in (*kinds, nn.LogSoftmax) or (type(module) is nn.LogSoftmax and not last):
+        raise ValueError(f"layer {name!r} is a {type(module).__name__}; accepted are {ACCEPTED}")
+    if module._forward_pre_hooks or module._forward_hooks or nn.utils.parametrize.is_parametrized(module):
+        raise ValueError(
+            f"layer {name!r} has hooks or a parametrization; make masks permanent first (torch.nn.utils.prune.remove)"
+        )
+    options = {
+        nn.Conv2d: {"groups": 1, "padding_mode": "zeros"},
+        nn.MaxPool2d: {"ceil_mode": False, "dilation": 1, "return_indices": False},
+        nn.AvgPool2d: {"ceil_mode": False, "divisor_override": None},
+        nn.BatchNorm1d: {"track_running_stats": True},
+        nn.BatchNorm2d: {"track_running_stats": True},
+        nn.Flatten: {"start_dim": 1, "end_dim": -1},
+        nn.LogSoftmax: {"dim": (1, -1)},
+    }
+    for option, accepted in options.get(type(module), {}).items():
+        given = getattr(module, option)
+        if (
+            given != accepted
+            and not (option == "dilation" and _pair(given) == (1, 1))
+            and not (option == "dim" and given in accepted)
+        ):
+            raise ValueError(
+                f"layer {name!r} ({type(module).__name__}) has {option}={given!r}; accepted is {accepted!r}"
+            )
+    if type(module) is nn.AvgPool2d and _pair(module.padding) != (0, 0) and not module.count_include_pad:
+        raise ValueError(f"layer {name!r} (AvgPool2d) has padding without count_include_pad; accepted is with")
+    if (
+        type(module) is nn.Conv2d
+        and module.padding == "same"
+        and any(d * (k - 1) % 2 for d, k in zip(module.dilation, module.kernel_size, strict=True))
+    ):
+        raise ValueError(f"layer {name!r} (Conv2d) pads one side more (padding='same'); accepted is equal padding")
+
+
+def _need(condition: bool, name: str, layer: nn.Module, shape: tuple[int, ...]) -> None:
+    if not condition:
+        raise ValueError(f"layer {name!r} is {layer}; it gets {tuple(shape)} per image, which does not fit")
+
+
+def _own_names(name: str, layer: nn.Module) -> tuple[str, ...]:
+    return tuple(f"{name}.{key}" for key, _ in layer.named_parameters(recurse=False))
+
+
+def _mix(name: str, layer: nn.Conv2d | nn.Linear, geometry: Geometry | None) -> Mix:
+    bias = None if layer.bias is None else layer.bias.detach()
+    return Mix(layer.weight.detach(), bias, _own_names(name, layer), geometry)
+
+
+# --- which position meets which ---------------------------------------------------------------------------------------
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def _positions(size: tuple[int, int], kernel, stride, padding, dilation=(1, 1)) -> Tensor:
+    """Input positions of every window, [windows, positions in it]; height * width stands for padding."""
+    height, width = size
+    index = torch.arange(1, height * width + 1, dtype=torch.float64).view(1, 1, height, width)
+    found = F.unfold(index, kernel, dilation, padding, stride)[0].T.long()
+    return torch.where(found == 0, height * width, found - 1)
+
+
+def _size(size, kernel, stride, padding, dilation=(1, 1)) -> tuple[int, int]:
+    return tuple(
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True)
+    )
+
+
+def _geometry(module: nn.Conv2d, size: tuple[int, int], pool: tuple[tuple[int, int], tuple[int, int]]) -> Geometry:
+    """Tables of a convolution whose outputs are wanted in pooling windows of ``pool`` = (kernel, stride)."""
+    kernel, stride, padding, dilation = module.kernel_size, module.stride, _padding(module), module.dilation
+    window, step = pool
+    single = _positions(size, kernel, stride, padding, dilation)
+    outputs = _positions(_size(size, kernel, stride, padding, dilation), window, step, (0, 0))
+    reach = tuple((w - 1) * s + d * (k - 1) + 1 for w, s, d, k in zip(window, stride, dilation, kernel, strict=True))
+    field = _positions(size, reach, tuple(s * t for s, t in zip(stride, step, strict=True)), padding)
+
+    def place(weight: Tensor) -> Tensor:
+        spread = weight.new_zeros(window[0] * window[1], weight.shape[0], weight.shape[1], *reach)
+        for q, one in enumerate(spread):
+            y, x = (q // window[1]) * stride[0], (q % window[1]) * stride[1]
+            rows = slice(y, y + dilation[0] * (kernel[0] - 1) + 1, dilation[0])
+            one[:, :, rows, x : x + dilation[1] * (kernel[1] - 1) + 1 : dilation[1]] = weight
+        return spread
+
+    return Geometry(field, single[outputs], size[0] * size[1], place)
+
+
+def _padding(module: nn.Conv2d) -> tuple[int, int]:
+    if module.padding == "valid":
+        return (0, 0)
+    if module.padding == "same":
+        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        return (total[0] // 2, total[1] // 2)
+    return _pair(module.padding)
