@@ -17,7 +17,7 @@ NOTEBOOKS := $(sort $(basename $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb)
 
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP MPLBACKEND JUPYTER_PATH JUPYTER_PREFER_ENV_PATH
 .DEFAULT_GOAL := help
-.PHONY: help env env-test data figures smoke test lint format lab readme lock clean distclean $(NOTEBOOKS)
+.PHONY: help env env-test data figures smoke bench test lint format lab readme lock clean distclean $(NOTEBOOKS)
 
 help:  ## this list
 	@echo "make figures regenerates every figure, table and verdict; make test runs every test."
@@ -50,7 +50,7 @@ env:  ## the environment: .venv, or the activated conda environment
 env-test: env
 	$(call install,notebooks$(comma)test)
 
-data: env  ## fetch and verify MNIST (55 MB on disk)
+data: env  ## fetch and ver.PHONY: help env env-test data figures smoke bench test MNIST (55 MB on disk)
 	@$(PY) -m snipnb data
 
 figures: env  ## run the notebooks: figures/, tables, verdicts
@@ -61,6 +61,9 @@ $(NOTEBOOKS): env
 
 smoke: env  ## every notebook on the shipped sample, into build/smoke/
 	@$(PY) -m snipnb figures --profile smoke $(if $(FORCE),--force)
+
+bench: env data  ## measure speed, side by side, into figures/bench/ (8 minutes; on an otherwise idle machine)
+	@$(PY) -m snipnb bench
 
 test: env-test lint  ## all tests, the notebooks' smoke runs included; no network, no data needed
 	@$(PY) -m pytest

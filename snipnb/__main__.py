@@ -17,6 +17,9 @@ def main(arguments: list[str] | None = None) -> int:
     figures.add_argument("notebooks", nargs="*", help="names or leading digits; default all")
     figures.add_argument("--profile", default="default", help="profile name or path of a YAML file (default: default)")
     figures.add_argument("--force", action="store_true", help="run even what is up to date")
+    bench = commands.add_parser("bench", help="measure speed, side by side; writes figures/bench/")
+    bench.add_argument("--threads", type=int, default=2, help="processor threads (default: 2)")
+    bench.add_argument("--sample", action="store_true", help="a quick look on the shipped sample, into build/bench/")
     readme = commands.add_parser("readme", help="bring the generated parts of README.md up to date")
     readme.add_argument("--check", action="store_true", help="change nothing; fail if something is out of date")
     given = parser.parse_args(arguments)
@@ -41,13 +44,32 @@ def _figures(given: argparse.Namespace) -> int:
     return 0 if notebooks.run(given.profile, given.notebooks, force=given.force) else 1
 
 
+def _bench(given: argparse.Namespace) -> int:
+    from snipnb import bench, notebooks
+    from snipnb.data import load_mnist
+    from snipnb.paths import project_root
+
+    root = project_root()
+    if root is None:
+        raise ValueError("bench writes into the project's folder; run it in a checkout")
+    if given.threads < 1:
+        raise ValueError(f"--threads is {given.threads}; accepted are integers from 1")
+    images, labels = load_mnist("train", sample=given.sample)
+    folder = root / ("build/bench" if given.sample else "figures/bench")
+    written = bench.run(folder, images, labels, threads=given.threads, machine=notebooks.machine())
+    for path in written:
+        if path.suffix == ".md":
+            print(f"\n{path.relative_to(root)}\n\n{path.read_text()}", end="")
+    return 0
+
+
 def _readme(given: argparse.Namespace) -> int:
     from snipnb import readme
 
     return 0 if readme.update(check=given.check) else 1
 
 
-_COMMANDS = {"data": _data, "figures": _figures, "readme": _readme}
+_COMMANDS = {"data": _data, "figures": _figures, "bench": _bench, "readme": _readme}
 
 if __name__ == "__main__":
     sys.exit(main())

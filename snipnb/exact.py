@@ -260,7 +260,7 @@ class _AlongLines(_Task):
             x = torch.cat([x, x.new_ones(len(x), 1)], 1)
         values = {o: self.own.values[o, columns] for o, columns in self.columns.items()}
         loss_changes_along_lines(
-            x.contiguous(), values, self.columns, self.head, batch.kept, batch.logits, batch.labels, self.sums
+            x.contiguous(), values, self.columns, self.head, batch.kept, batch.logits, batch.labels, self.sums, scratch
         )
 
 

@@ -19,12 +19,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from snipnb.propagation import Flat, Gate, Mix, Norm, Step
+from snipnb.propagation import Flat, Gate, Mix, Norm, Scratch, Step
 
 LONGEST = 1 / 6  # of a piece, as a part of the radius of convergence of its series
-ENTRIES = 2**23  # numbers that one table of (image, unit, unit behind) holds
+ENTRIES = 2**21  # numbers that one table of (image, unit, unit behind) holds: what the processor's cache does
+GROUP = 16  # inputs whose changes are bounded together
 SMALLEST = 1e-30  # stands for 0 in a quotient
 
 
@@ -99,7 +101,7 @@ class Head:
             found.append(current)
             current = (current * on[:, start : start + current.shape[1]]) @ matrix.T
             start += found[-1].shape[1]
-        return (torch.cat(found, 1) if found else first[:, :0]), current
+        return (found[0] if len(found) == 1 else torch.cat(found, 1) if found else first[:, :0]), current
 
 
 @dataclass
@@ -114,17 +116,31 @@ class _Pieces:
     coefficients: Tensor  # [order, pieces]
     length: Tensor  # that is used, as a part of the radius of convergence
 
-    def total(self, unit: slice, x: Tensor, factors: Tensor) -> Tensor:
+    @classmethod
+    def joined(cls, parts: Sequence[_Pieces]) -> _Pieces:
+        """All pieces of several lists, unit by unit."""
+        if len(parts) == 1:
+            return parts[0]
+        order = max(len(part.coefficients) for part in parts)
+        for part in parts:
+            more = part.coefficients.new_zeros(order - len(part.coefficients), len(part.unit))
+            part.coefficients = torch.cat([part.coefficients, more])
+        fields = {key: torch.cat([getattr(part, key) for part in parts], -1) for key in vars(parts[0])}
+        by_unit = torch.argsort(fields["unit"], stable=True)
+        return cls(**{key: value[..., by_unit] for key, value in fields.items()})
+
+    def total(self, unit: slice, x: Tensor, factors: Tensor, scratch: Scratch) -> Tensor:
         """Sum over the pieces of one unit, [inputs]; ``factors`` is the sign times what each input is multiplied by."""
         if unit.stop == unit.start:
             return torch.zeros_like(factors)
-        d = x.index_select(0, self.image[unit])
+        shape = (unit.stop - unit.start, x.shape[1])
+        d = torch.index_select(x, 0, self.image[unit], out=scratch.take(("d",), shape, x))
         torch.addcmul(self.shift[unit, None], d, factors, out=d)
         torch.maximum(d, self.lower[unit, None], out=d)
         torch.minimum(d, self.upper[unit, None], out=d)
         order = _order(float(self.length[unit].max()), d.dtype)
         highest, *others = self.coefficients[:order, unit, None].flip(0)
-        total = d * highest  # Horner's rule, in place
+        total = torch.mul(d, highest, out=scratch.take(("total",), shape, x))  # Horner's rule, in place
         if others:
             total.add_(others[0])
         for coefficient in others[1:]:
@@ -148,6 +164,7 @@ def loss_changes_along_lines(
     logits: Tensor,
     labels: Tensor,
     sums: Tensor,
+    scratch: Scratch,
 ) -> None:
     """Add, for parameters of a linear layer, the sum over images of the loss change when each is set to zero.
 
@@ -160,29 +177,33 @@ def loss_changes_along_lines(
         logits: [classes, images].
         labels: [images].
         sums: [units, columns], float64; added to.
+        scratch: Memory for temporaries.
     """
     hidden = [before_relu(kept[g]) for g in head.gates]
-    width = max(1, sum(h.shape[1] for h in hidden))
-    units = list(values)
-    step = max(1, ENTRIES // (width * len(units)))
     own = None if head.gate is None else before_relu(kept[head.gate])
+    width = max(len(values) * sum(h.shape[1] for h in hidden), 1)
+    step = max(1, ENTRIES // width)
+    factors = {u: -values[u] * head.scale[u] for u in values}
+    found: dict[int, list[_Pieces]] = {0: [], 1: [], -1: []}
     for start in range(0, len(x), step):
         images = slice(start, start + step)
+        part = [h[images] for h in hidden]
         lines = _Lines(
-            x[images],
-            {u: -values[u] * head.scale[u] for u in units},
-            None if own is None else own[images],
-            [h[images] for h in hidden],
-            logits[:, images].T,
-            labels[images],
-            head,
+            x[images], factors, None if own is None else own[images], part, logits[:, images].T, labels[images], head
         )
-        for sign, pieces in lines.pieces():
-            borders = torch.searchsorted(pieces.unit, torch.arange(len(units) + 1, device=x.device)).tolist()
-            for i, u in enumerate(units):
-                some = x[images] if len(columns[u]) == x.shape[1] else x[images].index_select(1, columns[u])
-                total = pieces.total(slice(borders[i], borders[i + 1]), some, sign * lines.factors[u])
-                sums[u].index_add_(0, columns[u], total.double())
+        for side, pieces in lines.pieces():
+            pieces.image += start
+            found[side].append(pieces)
+    units = torch.arange(len(values) + 1, device=x.device)
+    for side, some in found.items():
+        if not some:
+            continue
+        pieces, sign = _Pieces.joined(some), side or 1
+        borders = torch.searchsorted(pieces.unit, units).tolist()
+        for i, u in enumerate(values):
+            inputs = x if len(columns[u]) == x.shape[1] else x.index_select(1, columns[u])
+            total = pieces.total(slice(borders[i], borders[i + 1]), inputs, sign * factors[u], scratch)
+            sums[u].index_add_(0, columns[u], total.double())
 
 
 def before_relu(kept: tuple[Tensor, Tensor]) -> Tensor:
@@ -206,10 +227,7 @@ class _Lines:
     ) -> None:
         self.factors, self.head, self.logits, self.labels = factors, head, logits, labels
         self.units = torch.tensor(list(factors), device=x.device)
-        # Bounds of the change over all inputs, by unit and image; changes stay within them.
-        ends = torch.stack([torch.stack(f.aminmax()) for f in factors.values()], 1)  # [2, units]
-        products = ends[:, None, :, None] * torch.stack(x.aminmax(dim=1))[None, :, None]
-        low, high = products.flatten(0, 1).amin(0).clamp(max=0), products.flatten(0, 1).amax(0).clamp(min=0)
+        low, high = _bounds(x, list(factors.values()))
         if own is None:
             shift, top = torch.zeros_like(low), torch.full_like(low, torch.inf)
         else:
@@ -223,16 +241,17 @@ class _Lines:
         self.values = torch.cat(hidden, 1)[image] if hidden else self.first[:, :0]
 
     def pieces(self) -> list[tuple[int, _Pieces]]:
-        """The pieces around the present point (sign 1), those above it (1) and those below it (-1), each by unit."""
+        """The pieces around the present point (0), those above it (1) and those below it (-1), each by unit."""
         on = self.values > 0
         slopes, j = self.head.slopes(self.first, on)
         rate = _rate(slopes, self.values, on)
         z = self.logits[self.image]
         radius = _radius(z, j)
         longest = LONGEST * radius
-        above = _reciprocal(-rate.amin(1)) if rate.shape[1] else longest
-        below = _reciprocal(rate.amax(1)) if rate.shape[1] else longest
-        above, below = torch.minimum(above, longest), torch.minimum(below, longest)
+        above, below = longest, longest
+        if rate.shape[1]:
+            slowest, fastest = torch.aminmax(rate, dim=1)
+            above, below = torch.minimum(_distance(slowest), longest), torch.minimum(_distance(-fastest), longest)
         around = self._make(
             torch.arange(len(self.unit), device=z.device),
             self.shift,
@@ -242,7 +261,7 @@ class _Lines:
             z,
             j,
         )
-        found = [(1, around)]
+        found = [(0, around)]
         for sign, end, reach in ((1, above, self.high), (-1, below, -self.low)):
             beyond = torch.nonzero(end < reach)[:, 0]
             if len(beyond):
@@ -263,23 +282,21 @@ class _Lines:
     ) -> _Pieces:
         """All pieces on one side, by going from switch to switch on all lines together."""
         first, values, on = sign * self.first[line], self.values[line], on[line]
-        slopes, j, rate, z = sign * slopes[line], sign * j[line], sign * rate[line], z[line]
+        slopes, j, z = sign * slopes[line], sign * j[line], z[line]
         position, length, made = torch.zeros_like(end), end, []
+        rate = sign * rate[line]
         while len(line):
+            fastest, which = rate.min(1) if rate.shape[1] else (position, line)
+            row = torch.nonzero(_distance(fastest) <= length)[:, 0]  # where it is a switch; else the piece was only cut
             position = position + length
             values, z = torch.addcmul(values, slopes, length[:, None]), torch.addcmul(z, j, length[:, None])
-            if rate.shape[1]:
-                fastest, which = rate.min(1)
-                switches = _reciprocal(-fastest) <= length  # else the piece was only cut
-                row = torch.nonzero(switches)[:, 0]
-                on[row, which[row]] = ~on[row, which[row]]
-                values[row, which[row]] = 0
+            on[row, which[row]] = ~on[row, which[row]]
+            values[row, which[row]] = 0
             slopes, j = self.head.slopes(first, on)
-            rate = _rate(slopes, values, on)
-            radius = _radius(z, j)
+            rate, radius = _rate(slopes, values, on), _radius(z, j)
             length = LONGEST * radius
             if rate.shape[1]:
-                length = torch.minimum(length, _reciprocal(-rate.amin(1)))
+                length = torch.minimum(length, _distance(rate.amin(1)))
             last = position + length >= reach
             upper = torch.where(last, torch.inf, length)
             if sign < 0:  # the unit itself cannot fall below zero
@@ -287,15 +304,10 @@ class _Lines:
             within = torch.minimum(length, reach - position) / radius
             shift = sign * self.shift[line] - position
             made.append(self._make(line, shift, torch.zeros_like(upper), upper, within, z, j))
-            on_goes = torch.nonzero(~last)[:, 0]
-            line, reach, position, length = (t[on_goes] for t in (line, reach, position, length))
-            first, values, on, slopes, j, rate, z = (t[on_goes] for t in (first, values, on, slopes, j, rate, z))
-        order = max(len(m.coefficients) for m in made)
-        for m in made:
-            m.coefficients = torch.cat([m.coefficients, z.new_zeros(order - len(m.coefficients), len(m.unit))])
-        fields = {key: torch.cat([getattr(m, key) for m in made], -1) for key in vars(made[0])}
-        by_unit = torch.argsort(fields["unit"], stable=True)
-        return _Pieces(**{key: value[..., by_unit] for key, value in fields.items()})
+            more = torch.nonzero(~last)[:, 0]
+            line, reach, position, length = (t[more] for t in (line, reach, position, length))
+            first, values, on, slopes, j, rate, z = (t[more] for t in (first, values, on, slopes, j, rate, z))
+        return _Pieces.joined(made)
 
     def _make(
         self, line: Tensor, shift: Tensor, lower: Tensor, upper: Tensor, length: Tensor, z: Tensor, j: Tensor
@@ -322,6 +334,20 @@ def _rate(slopes: Tensor, values: Tensor, on: Tensor) -> Tensor:
     return slopes * sign / (values * sign).clamp_(min=SMALLEST)
 
 
-def _reciprocal(rate: Tensor) -> Tensor:
-    """How far until a switch that is approached at this relative rate; infinity if it is not approached."""
-    return torch.where(rate > 0, 1 / rate, torch.inf)
+def _distance(rate: Tensor) -> Tensor:
+    """How far it is to a switch that is approached at this relative rate; infinity if it is not approached."""
+    return torch.where(rate < 0, -1 / rate, torch.inf)
+
+
+def _bounds(x: Tensor, factors: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Bounds of factor * x over the inputs of a unit, and 0: [units, images]. Inputs go in groups, for tighter ones."""
+    size = GROUP if all(len(f) == x.shape[1] for f in factors) else max(x.shape[1], *map(len, factors))
+    ends = []
+    for rows in (x, nn.utils.rnn.pad_sequence(factors, batch_first=True)):
+        groups = F.pad(rows, (0, -rows.shape[1] % size)).unflatten(1, (-1, size))
+        low, high = groups.aminmax(dim=2)
+        ends.append((-low.clamp(max=0), high.clamp(min=0)))
+    (x_low, x_high), (f_low, f_high) = ends
+    f_low, f_high = f_low[:, None], f_high[:, None]
+    high = torch.maximum((f_high * x_high).amax(2), (f_low * x_low).amax(2))
+    return -torch.maximum((f_low * x_high).amax(2), (f_high * x_low).amax(2)), high

@@ -173,9 +173,15 @@ def fingerprint(path: Path, profile: Profile) -> str:
     """SHA-256 of everything a notebook's results follow from: itself, the package, parameters, data and versions."""
     digest = hashlib.sha256(path.read_bytes())
     package = Path(__file__).resolve().parent
-    sources = [*package.glob("*.py"), *package.glob("resources/**/*.csv"), package / "resources" / "claims.yaml"]
+    sources = [
+        *(p for p in package.glob("*.py") if p.stem != "bench"),
+        *package.glob("resources/**/*.csv"),
+        package / "resources" / "claims.yaml",
+    ]
     for source in sorted(sources):
         digest.update(f"{source.relative_to(package)}\0".encode() + source.read_bytes())
+    for table in sorted((path.parent.parent / "figures" / "bench").glob("*.csv")):  # speed is measured by make bench
+        digest.update(f"{table.name}\0".encode() + table.read_bytes())
     parameters = _parameters(path, profile)
     facts = [parameters, data_checksum(sample=bool(parameters.get("sample"))), versions(), platform.python_version()]
     digest.update(json.dumps(facts, sort_keys=True).encode())

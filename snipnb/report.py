@@ -25,6 +25,7 @@ from snipnb.profiles import declared_parameters
 PACKAGES = ("torch", "numpy", "pandas", "scipy", "matplotlib", "seaborn", "sympy")
 RUN_FILE = "run.json"  # what the runner reads: kept out of everything that is compared
 INLINE_DPI = 100
+BENCHMARKS = ("exact", "exact_layers", "exact_growth", "snip")
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,15 @@ def reported(name: str) -> pd.DataFrame:
     if name not in files:
         raise ValueError(f"there are no reported values {name!r}; accepted are {', '.join(files)}")
     return pd.read_csv(resource("reported", files[name]))
+
+
+def benchmark(name: str) -> pd.DataFrame:
+    """A table of ``figures/bench/``, as ``make bench`` wrote it: ``"exact"``, ``"exact_layers"``, ``"exact_growth"`` or ``"snip"``."""
+    root = project_root()
+    path = None if root is None else root / "figures" / "bench" / f"{name}.csv"
+    if path is None or not path.is_file():
+        raise ValueError(f"there is no benchmark {name!r} in figures/bench/; make bench writes {', '.join(BENCHMARKS)}")
+    return pd.read_csv(path)
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,245 @@
+"""Speed, measured side by side in one process: ``make bench`` writes tables to ``figures/bench/``; nothing else times anything.
+
+A machine's speed varies from minute to minute, so every claim is a ratio of two things measured in turn, several times, in
+one run; seconds are given for orientation.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from snipnb.exact import exact_salience
+from snipnb.models import lenet5
+from snipnb.paths import write_atomically
+from snipnb.progress import note, track
+from snipnb.reference import stratified_sample
+from snipnb.salience import snip
+from snipnb.stats import mean_interval
+
+BATCH = 500  # images per pass, for the loop and for gradients alike
+
+
+def run(folder: Path, images: Tensor, labels: Tensor, *, threads: int, machine: dict[str, object]) -> list[Path]:
+    """Measure everything and write the tables, each with the machine described in a file beside them.
+
+    Args:
+        folder: Where the tables go.
+        images: Images to measure on; all of MNIST's training images for the numbers that claims use.
+        labels: Their labels.
+        threads: Processor threads.
+        machine: What is known of the machine.
+
+    Returns:
+        The files written.
+    """
+    torch.set_num_threads(threads)
+    model = lenet5(seed=0)
+    tables: dict[str, Callable[[], pd.DataFrame]] = {
+        "snip": lambda: snip_cost(model, images, labels),
+        "exact": lambda: exact_against_loop(model, images, labels),
+        "exact_layers": lambda: by_layer(model, images[:6000], labels[:6000]),
+        "exact_growth": lambda: growth(images, labels),
+    }
+    written = []
+    for name, make in tables.items():
+        note(f"measuring {name}")
+        frame = make()
+        write_atomically(folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.4g"))
+        write_atomically(folder / f"{name}.md", frame.to_markdown(index=False, floatfmt=".4g") + "\n")
+        written += [folder / f"{name}.csv", folder / f"{name}.md"]
+    facts = {**machine, "threads": threads, "torch": torch.__version__, "matmul_gflops": matmul_speed() / 1e9}
+    frame = pd.DataFrame(
+        {"fact": list(facts), "value": [f"{v:.4g}" if isinstance(v, float) else v for v in facts.values()]}
+    )
+    write_atomically(folder / "machine.csv", frame.to_csv(index=False))
+    return [*written, folder / "machine.csv"]
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def matmul_speed(size: int = 1500, repeats: int = 5) -> float:
+    """Operations per second of a large square float32 matrix product, the best of a few."""
+    a, b = torch.rand(size, size), torch.rand(size, size)
+    return 2 * size**3 / min(seconds(lambda: a @ b) for _ in range(repeats))
+
+
+# --- what is compared -------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def forward_pass(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """The mean loss, by one plain forward pass over all images."""
+    losses = [
+        F.cross_entropy(model(x), y, reduction="sum")
+        for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True)
+    ]
+    return float(torch.stack(losses).sum() / len(labels))
+
+
+def gradient(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """One plain gradient of the mean loss over all images, accumulated by autograd."""
+    model.zero_grad()
+    for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+        (F.cross_entropy(model(x), y, reduction="sum") / len(labels)).backward()
+
+
+def one_by_one(model: nn.Module, images: Tensor, labels: Tensor, name: str, index: int) -> float:
+    """The obvious way: set one parameter to zero, run all images, put it back."""
+    parameter = dict(model.named_parameters())[name].data.view(-1)
+    value = parameter[index].clone()
+    parameter[index] = 0
+    loss = forward_pass(model, images, labels)
+    parameter[index] = value
+    return loss
+
+
+# --- the tables -------------------------------------------------------------------------------------------------------
+
+
+def snip_cost(model: nn.Module, images: Tensor, labels: Tensor, *, rounds: int = 5) -> pd.DataFrame:
+    """SNIP of every parameter against one gradient and one forward pass over the same images, in turn.
+
+    Returns:
+        One row per way: ``way``, ``seconds`` (mean), ``in_gradients`` with its 95 % t interval over rounds.
+    """
+    model = copy.deepcopy(model)
+    ways = {
+        "one forward pass": lambda: forward_pass(model, images, labels),
+        "one gradient": lambda: gradient(model, images, labels),
+        "SNIP of every parameter": lambda: snip(model, images, labels, batch_size=BATCH),
+    }
+    for way in ways.values():  # warm up
+        way()
+    times = pd.DataFrame([{name: seconds(way) for name, way in ways.items()} for _ in track(range(rounds), "SNIP")])
+    rows = []
+    for name in ways:
+        ratio, low, high = mean_interval((times[name] / times["one gradient"]).to_numpy())
+        rows.append({"way": name, "rounds": rounds, "images": len(images), "seconds": times[name].mean()})
+        rows[-1] |= {"in_gradients": ratio, "low95": low, "high95": high}
+    return pd.DataFrame(rows)
+
+
+def exact_against_loop(model: nn.Module, images: Tensor, labels: Tensor, *, per_tensor: int = 2) -> pd.DataFrame:
+    """The engine on every parameter against one pass per parameter, on a stratified sample of them, same images.
+
+    The passes before and after the engine's run are averaged, so that a machine that slows down in between counts for both.
+
+    Returns:
+        One row: ``images``, ``parameters``, ``engine_seconds``, ``passes`` (measured), ``pass_seconds`` with 95 % t interval,
+        ``loop_hours`` (for all parameters), ``times_faster`` with interval, ``engine_in_forward_passes``,
+        ``engine_in_passes_over_parameters``, ``largest_difference`` (engine less loop, on the sample).
+    """
+    model = copy.deepcopy(model)
+    before = forward_pass(model, images, labels)
+    sample = [(name, int(i)) for name, index in stratified_sample(model, per_tensor).items() for i in index]
+    times, changes, found = [], {}, {}
+
+    def passes(some: Sequence[tuple[str, int]]) -> None:
+        for name, index in track(some, "one pass per parameter"):
+            start = time.perf_counter()
+            changes[name, index] = one_by_one(model, images, labels, name, index) - before
+            times.append(time.perf_counter() - start)
+
+    passes(sample[::2])
+    engine = seconds(lambda: found.update(exact_salience(model, images, labels)))
+    passes(sample[1::2])
+    each, low, high = mean_interval(times)
+    count = sum(p.numel() for p in model.parameters())
+    differences = [abs(float(found[name].view(-1)[i]) - change) for (name, i), change in changes.items()]
+    return pd.DataFrame(
+        [
+            {
+                "images": len(images),
+                "parameters": count,
+                "engine_seconds": engine,
+                "passes": len(times),
+                "pass_seconds": each,
+                "pass_low95": low,
+                "pass_high95": high,
+                "loop_hours": each * count / 3600,
+                "times_faster": each * count / engine,
+                "times_faster_low95": low * count / engine,
+                "times_faster_high95": high * count / engine,
+                "engine_in_passes": engine / each,
+                "engine_in_passes_over_parameters": engine / each / count,
+                "largest_difference": max(differences),
+            }
+        ]
+    )
+
+
+def by_layer(model: nn.Module, images: Tensor, labels: Tensor) -> pd.DataFrame:
+    """Where the engine's time goes, and at what share of the machine's matrix-product speed.
+
+    Returns:
+        One row per layer: ``layer``, ``parameters``, ``seconds_per_60000`` (scaled from the images given), ``matmul_tflop`` (in its
+        matrix products, same scaling; ``lines.py`` needs few), ``share_of_matmul_speed``.
+    """
+    rows = []
+    scale = 60_000 / len(images)
+    for layer in track(dict.fromkeys(name.split(".")[0] for name, _ in model.named_parameters()), "layers"):
+        some = {name: torch.arange(p.numel()) for name, p in model.named_parameters() if name.startswith(f"{layer}.")}
+        few = slice(0, 500)
+        with FlopCounterMode(display=False) as counter:
+            exact_salience(model, images[few], labels[few], parameters=some)
+        operations = counter.get_total_flops() * 60_000 / 500
+        speed = matmul_speed()
+        taken = scale * seconds(lambda some=some: exact_salience(model, images, labels, parameters=some))
+        rows.append(
+            {
+                "layer": layer,
+                "parameters": sum(len(i) for i in some.values()),
+                "seconds_per_60000": taken,
+                "matmul_tflop": operations / 1e12,
+                "share_of_matmul_speed": operations / taken / speed,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def growth(images: Tensor, labels: Tensor) -> pd.DataFrame:
+    """How the cost grows with images, width and depth: seconds, and seconds per parameter and image.
+
+    Width multiplies the channels and units of LeNet-5's hidden layers; depth is the number of hidden linear layers.
+
+    Returns:
+        One row per case: ``grows``, ``value``, ``parameters``, ``images``, ``seconds``, ``nanoseconds_per_parameter_and_image``.
+    """
+    cases = [("images", n, lenet5(seed=0), n) for n in (500, 1000, 2000, 4000)]
+    cases += [("width", w, lenet_like(width=w), 1000) for w in (0.5, 1, 2)]
+    cases += [("depth", d, lenet_like(depth=d), 1000) for d in (1, 2, 3, 4)]
+    exact_salience(lenet5(), images[:500], labels[:500])  # warm up
+    rows = []
+    for kind, value, model, n in track(cases, "growth"):
+        count = sum(p.numel() for p in model.parameters())
+        taken = seconds(lambda model=model, n=n: exact_salience(model, images[:n], labels[:n]))
+        row = {"grows": kind, "value": value, "parameters": count, "images": n, "seconds": taken}
+        rows.append(row | {"nanoseconds_per_parameter_and_image": 1e9 * taken / count / n})
+    return pd.DataFrame(rows)
+
+
+def lenet_like(*, width: float = 1, depth: int = 2) -> nn.Sequential:
+    """LeNet-5 with hidden layers ``width`` times as wide and ``depth`` hidden linear layers (LeNet-5: 1 and 2)."""
+    c1, c2, f1, f2 = (round(n * width) for n in (6, 16, 120, 84))
+    hidden = [f1, *[f2] * (depth - 1)]
+    layers: list[nn.Module] = [nn.Conv2d(1, c1, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
+    layers += [nn.Conv2d(c1, c2, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(0)
+        for inputs, outputs in zip([25 * c2, *hidden[:-1]], hidden, strict=True):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Linear(hidden[-1], 10))
