@@ -14,7 +14,19 @@ def test_every_claim_has_a_rule_that_can_be_applied():
     for claim in loaded.values():
         assert {"id", "claim", "section", "notebook", "rule", "outcomes"} <= claim.keys()
         assert claim.keys() <= {
-            *("id", "claim", "section", "notebook", "rule", "outcomes", "reported", "needs", "weak_as", "changed")
+            *(
+                "id",
+                "claim",
+                "section",
+                "notebook",
+                "rule",
+                "outcomes",
+                "reported",
+                "needs",
+                "weak_as",
+                "changed",
+                "pending",
+            )
         }
         assert "when" not in claim["outcomes"][-1]
         assert len(claim["rule"]) > 40
