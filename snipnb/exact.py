@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from snipnb.lines import Head, loss_changes_along_lines
+from snipnb.lines import Head, loss_changes, loss_changes_along_lines
 from snipnb.progress import track
 from snipnb.propagation import ALL, Mix, Scratch, Step
 from snipnb.salience import Salience, check_classes, check_examples, float_parameters
@@ -25,6 +25,7 @@ from snipnb.sequential import steps_of
 TEMPORARY = {"cpu": 2**24, "cuda": 2**26}
 PAIRS = {"cpu": 8192, "cuda": 2**20}  # (parameter, image) pairs at once, at most
 TOGETHER = {"cpu": 256, "cuda": 1024}  # images at once, at most: the innermost, contiguous axis
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 KEPT = 2**26  # numbers kept per batch of images: their activations
 IMAGES = 1000  # images per batch, at most
 
@@ -83,7 +84,11 @@ def exact_salience(
     steps = steps_of(model, images.shape[1:])
     wanted = _wanted(tensors, parameters)
     tasks = [task for k in range(len(steps)) if (task := _task(steps, k, wanted)) is not None]
+    known = [name for step in steps if step.own is not None for name in step.own.names]
+    if extra := tensors.keys() - set(known):
+        raise ValueError(f"parameters {sorted(extra)} belong to no layer that is covered")
     if not tasks:
+        _Batch(steps, images[:1].to(first.device), labels[:1].to(first.device)).check(labels)
         return {name: first.new_zeros(len(indices)) for name, indices in wanted.items()}
 
     size = _batch_size(steps, images)
@@ -94,7 +99,7 @@ def exact_salience(
         if task is tasks[0]:
             y = labels[start : start + size].to(first.device)
             batch = _Batch(steps, images[start : start + size].to(first.device), y)
-            check_classes(batch.logits.T, labels)
+            batch.check(labels)
         task.add(batch, scratch)
 
     found: Salience = {}
@@ -115,11 +120,14 @@ def _wanted(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor] | No
     for name, given in parameters.items():
         if name not in tensors:
             raise ValueError(f"parameters names {name!r}; the model has {', '.join(tensors)}")
-        indices = torch.as_tensor(given).cpu()
+        try:
+            indices = torch.as_tensor(given).cpu()
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"indices of {name!r} are {given!r}; integers [n] are accepted") from None
         count = tensors[name].numel()
         if indices.numel() == 0:
             indices = indices.long()
-        if indices.dim() != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
+        if indices.dim() != 1 or indices.dtype not in INTEGERS:
             raise ValueError(
                 f"indices of {name!r} are {indices.dtype} of shape {tuple(indices.shape)}; integers [n] are"
             )
@@ -143,6 +151,14 @@ class _Batch:
         self.logits = a.reshape(-1, a.shape[-1])  # [classes, images]
         self.log_p = self.logits.log_softmax(0)
         self.labels = labels.long()
+
+    def check(self, labels: Tensor) -> None:
+        """Raise ValueError unless the labels are classes of the logits and the logits are finite."""
+        check_classes(self.logits.T, labels)
+        if not bool(torch.isfinite(self.logits).all()):
+            raise ValueError(
+                "the logits of some images are not finite; images and parameters with finite ones are needed"
+            )
 
     def part(self, images: slice) -> _Batch:
         """The same for some of its images."""
@@ -262,28 +278,3 @@ class _AlongLines(_Task):
         loss_changes_along_lines(
             x.contiguous(), values, self.columns, self.head, batch.kept, batch.logits, batch.labels, self.sums, scratch
         )
-
-
-def loss_changes(dz: Tensor, log_p: Tensor, labels: Tensor) -> Tensor:
-    """Change of the cross-entropy of each image for a change of its logits.
-
-    **Definition.** log(sum_c p_c exp(dz_c)) - dz_y, as log1p(sum_{c != y} p_c expm1(dz_c - dz_y)): nothing cancels where
-    the changes are small or p_y is close to 1. Where the loss falls by much, or the sum overflows, the first form is used.
-
-    Args:
-        dz: Change of the logits [classes, parameters, images]; overwritten.
-        log_p: Log-probabilities before the change [classes, images].
-        labels: Classes [images].
-
-    Returns:
-        Loss changes [parameters, images].
-    """
-    own = labels[None, None].expand(1, dz.shape[1], -1)
-    dz -= dz.gather(0, own)
-    total = torch.expm1(dz).mul_(log_p.exp()[:, None]).sum(0)
-    change = torch.log1p(total)
-    lowest, highest = torch.aminmax(total)
-    if not (float(lowest) > -0.5 and float(highest) < torch.finfo(dz.dtype).max):
-        careful = torch.logsumexp(log_p[:, None] + dz, 0)
-        change = torch.where((total > -0.5) & torch.isfinite(total), change, careful)
-    return change

@@ -6,16 +6,16 @@ generating function of the slopes J under the softmax p,
 
     log sum_c p_c exp((J_c - J_y) d) = kappa_1 d + kappa_2 d^2 / 2 + kappa_3 d^3 / 6 + ...
 
-whose series converges for abs(d) (max J - min J) < pi, or, where one class leads the others together by a margin of log
-odds, < that margin if it is larger: beyond, no sum of such exponentials is zero. So for every image and unit the pieces that
-its inputs can reach are listed once, each with its first cumulants; then all inputs of the unit are evaluated at once as
-a short polynomial. A piece that is long for its series is cut, so there is no approximation beyond rounding.
+whose series converges for abs(d) (max J - min J) < pi, and quickly well inside. So for every image and unit the pieces that its
+inputs can reach are listed once, each with its first cumulants; then all inputs of the unit are evaluated at once as a
+short polynomial. A piece that is long for its series is cut, so there is no approximation beyond rounding. A line that would
+take many pieces (very confident networks) is followed input by input instead.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,8 +24,11 @@ from torch import Tensor, nn
 
 from snipnb.propagation import Flat, Gate, Mix, Norm, Scratch, Step
 
-LONGEST = 1 / 6  # of a piece, as a part of the radius of convergence of its series
+LONGEST = 0.5  # of a piece, times (max J - min J); the series converges up to pi
+MOST = 24  # pieces on one side of a line; with more it is followed input by input
+LARGEST = 1e3  # slopes and changes whose powers stay far from overflow
 ENTRIES = 2**21  # numbers that one table of (image, unit, unit behind) holds: what the processor's cache does
+FAR = 60.0  # log odds by which a class leads where the others do not count
 GROUP = 16  # inputs whose changes are bounded together
 SMALLEST = 1e-30  # stands for 0 in a quotient
 
@@ -54,6 +57,36 @@ def cumulants(p: Tensor, values: Tensor, order: int) -> Tensor:
     return torch.stack(found)
 
 
+def loss_changes(dz: Tensor, log_p: Tensor, labels: Tensor) -> Tensor:
+    """Change of the cross-entropy of each image for a change of its logits.
+
+    **Definition.** log(sum_c p_c exp(dz_c)) - dz_y, as log1p(sum_{c != y} p_c expm1(dz_c - dz_y)): nothing cancels where
+    the changes are small or p_y is close to 1. Where the loss falls by much, or the sum overflows, the first form is used.
+
+    Args:
+        dz: Change of the logits [classes, parameters, images]; overwritten.
+        log_p: Log-probabilities before the change [classes, images].
+        labels: Classes [images].
+
+    Returns:
+        Loss changes [parameters, images].
+    """
+    own = labels[None, None].expand(1, dz.shape[1], -1)
+    dz -= dz.gather(0, own)
+    p = log_p.exp()[:, None]
+    if float(dz.max()) > 20:  # where p may be too small for its dtype, and the exponential too large
+        terms = torch.where(dz > 1, torch.exp(log_p[:, None] + dz) - p, p * torch.expm1(dz))
+    else:
+        terms = torch.expm1(dz).mul_(p)
+    total = terms.sum(0)
+    change = torch.log1p(total)
+    lowest, highest = torch.aminmax(total)
+    if not (float(lowest) > -0.5 and float(highest) < torch.finfo(dz.dtype).max):
+        careful = torch.logsumexp(log_p[:, None] + dz, 0)
+        change = torch.where((total > -0.5) & torch.isfinite(total), change, careful)
+    return change
+
+
 @dataclass
 class Head:
     """What follows a linear layer, as matrices with a ReLU between each two of them."""
@@ -68,30 +101,32 @@ class Head:
         """The head behind step k, or None if something else than linear layers, batch norms and ReLUs follows."""
         if not (isinstance(steps[k], Mix) and steps[k].table is None):
             return None
-        units = steps[k].outputs
-        weight = steps[k].weight
+        units, weight = steps[k].outputs, steps[k].weight
         scale, gate, matrices, gates = weight.new_ones(units), None, [], []
-        matrix = torch.eye(units, dtype=weight.dtype, device=weight.device)
-        mixed = rectified = False  # since the last ReLU; since the last matrix
+        columns, matrix = weight.new_ones(units), None  # what comes next: matrix (None: identity) times diag(columns)
         for index, step in enumerate(steps[k + 1 :], k + 1):
             if isinstance(step, Mix) and step.table is None:
-                matrix, mixed, rectified = step.weight[:, 0] @ matrix, True, False
+                mixing = step.weight[:, 0]
+                matrix, columns = (mixing * columns if matrix is None else mixing @ matrix), None
             elif isinstance(step, Norm):
-                if not mixed and gate is None and not gates:
+                if matrix is not None:
+                    matrix = step.scale[:, 0] * matrix
+                elif gate is None and not gates:
                     scale = scale * step.scale[:, 0, 0]
                 else:
-                    matrix = step.scale[:, 0] * matrix
-            elif isinstance(step, Gate) and step.windows is None and step.relu and not rectified:
-                if mixed:
+                    columns = columns * step.scale[:, 0, 0]
+            elif isinstance(step, Gate) and step.windows is None and step.relu:
+                if matrix is None and (gate is not None or gates):
+                    return None  # two ReLUs with only a batch norm between them
+                if matrix is None:
+                    gate = index
+                else:
                     matrices.append(matrix)
                     gates.append(index)
-                    matrix = torch.eye(len(matrix), dtype=weight.dtype, device=weight.device)
-                else:
-                    gate = index
-                mixed, rectified = False, True
+                    columns, matrix = weight.new_ones(len(matrix)), None
             elif not (isinstance(step, Flat) and step.positions == 1):
                 return None
-        return cls(scale, gate, [*matrices, matrix], gates)
+        return cls(scale, gate, [*matrices, torch.diag(columns) if matrix is None else matrix], gates)
 
     def slopes(self, first: Tensor, on: Tensor) -> tuple[Tensor, Tensor]:
         """Slopes of all hidden values [rows, hidden in all] and logits [rows, classes], given those of the first matrix."""
@@ -108,13 +143,19 @@ class Head:
 class _Pieces:
     """Stretches of lines, each a polynomial in clamp(sign * change of the unit + shift, lower, upper)."""
 
-    unit: Tensor  # [pieces]
+    line: Tensor  # [pieces]
+    unit: Tensor
     image: Tensor
     shift: Tensor
     lower: Tensor
     upper: Tensor
     coefficients: Tensor  # [order, pieces]
-    length: Tensor  # that is used, as a part of the radius of convergence
+    length: Tensor  # that is used, times (max J - min J)
+
+    def without(self, hard: Tensor) -> _Pieces:
+        """The pieces that do not lie on a hard line."""
+        keep = ~hard[self.line]
+        return self if bool(keep.all()) else _Pieces(**{key: value[..., keep] for key, value in vars(self).items()})
 
     @classmethod
     def joined(cls, parts: Sequence[_Pieces]) -> _Pieces:
@@ -131,6 +172,11 @@ class _Pieces:
 
     def total(self, unit: slice, x: Tensor, factors: Tensor, scratch: Scratch) -> Tensor:
         """Sum over the pieces of one unit, [inputs]; ``factors`` is the sign times what each input is multiplied by."""
+        most = max(1, 4 * ENTRIES // x.shape[1])
+        if unit.stop - unit.start > most:
+            starts = range(unit.start, unit.stop, most)
+            parts = [slice(start, min(start + most, unit.stop)) for start in starts]
+            return torch.stack([self.total(part, x, factors, scratch) for part in parts]).sum(0)
         if unit.stop == unit.start:
             return torch.zeros_like(factors)
         shape = (unit.stop - unit.start, x.shape[1])
@@ -149,10 +195,10 @@ class _Pieces:
 
 
 def _order(length: float, dtype: torch.dtype) -> int:
-    """Terms of the series that reach the precision of the dtype on a piece of this length (part of its radius)."""
+    """Terms of the series that reach the precision of the dtype on a piece of this length, times (max J - min J)."""
     if length == 0:
         return 1
-    return max(1, math.ceil(math.log(torch.finfo(dtype).eps / 8) / math.log(min(length, LONGEST))))
+    return max(1, math.ceil(math.log(torch.finfo(dtype).eps / 8) / math.log(min(length, LONGEST) / math.pi)))
 
 
 def loss_changes_along_lines(
@@ -181,7 +227,7 @@ def loss_changes_along_lines(
     """
     hidden = [before_relu(kept[g]) for g in head.gates]
     own = None if head.gate is None else before_relu(kept[head.gate])
-    width = max(len(values) * sum(h.shape[1] for h in hidden), 1)
+    width = len(values) * (sum(h.shape[1] for h in hidden) + 4 * len(logits))
     step = max(1, ENTRIES // width)
     factors = {u: -values[u] * head.scale[u] for u in values}
     found: dict[int, list[_Pieces]] = {0: [], 1: [], -1: []}
@@ -194,6 +240,8 @@ def loss_changes_along_lines(
         for side, pieces in lines.pieces():
             pieces.image += start
             found[side].append(pieces)
+        for u, total in lines.followed(columns):
+            sums[u].index_add_(0, columns[u], total)
     units = torch.arange(len(values) + 1, device=x.device)
     for side, some in found.items():
         if not some:
@@ -225,7 +273,7 @@ class _Lines:
         labels: Tensor,
         head: Head,
     ) -> None:
-        self.factors, self.head, self.logits, self.labels = factors, head, logits, labels
+        self.x, self.factors, self.head, self.logits, self.labels = x, factors, head, logits, labels
         self.units = torch.tensor(list(factors), device=x.device)
         low, high = _bounds(x, list(factors.values()))
         if own is None:
@@ -238,6 +286,7 @@ class _Lines:
         self.unit, self.image = unit, image
         self.low, self.high, self.shift, self.top = (t[unit, image] for t in (low, high, shift, top))
         self.first = head.matrices[0].T[self.units[unit]]  # slopes of the first hidden values [lines, hidden]
+        self.hidden = hidden
         self.values = torch.cat(hidden, 1)[image] if hidden else self.first[:, :0]
 
     def pieces(self) -> list[tuple[int, _Pieces]]:
@@ -246,8 +295,9 @@ class _Lines:
         slopes, j = self.head.slopes(self.first, on)
         rate = _rate(slopes, self.values, on)
         z = self.logits[self.image]
-        radius = _radius(z, j)
-        longest = LONGEST * radius
+        longest = LONGEST / _spread(j)
+        extent = torch.maximum(self.high, -self.low)
+        self.hard = (extent > MOST * longest) | (extent > LARGEST) | (longest < LONGEST / LARGEST)
         above, below = longest, longest
         if rate.shape[1]:
             slowest, fastest = torch.aminmax(rate, dim=1)
@@ -257,16 +307,37 @@ class _Lines:
             self.shift,
             torch.maximum(torch.where(below < -self.low, -below, -torch.inf), -self.top),
             torch.where(above < self.high, above, torch.inf),
-            torch.maximum(torch.minimum(above, self.high), torch.minimum(below, -self.low)) / radius,
+            torch.maximum(torch.minimum(above, self.high), torch.minimum(below, -self.low)),
             z,
             j,
         )
-        found = [(0, around)]
+        found = []
         for sign, end, reach in ((1, above, self.high), (-1, below, -self.low)):
-            beyond = torch.nonzero(end < reach)[:, 0]
+            beyond = torch.nonzero((end < reach) & ~self.hard)[:, 0]
             if len(beyond):
                 found.append((sign, self._walk(sign, beyond, end[beyond], reach[beyond], on, slopes, j, rate, z)))
-        return found
+        return [(side, pieces.without(self.hard)) for side, pieces in [(0, around), *found]]
+
+    def followed(self, columns: Mapping[int, Tensor]) -> Iterator[tuple[int, Tensor]]:
+        """Unit and sum of loss changes [inputs], for lines that take too many pieces: every input is carried to the logits."""
+        for i in self.unit[self.hard].unique().tolist():
+            u = int(self.units[i])
+            x = self.x if len(columns[u]) == self.x.shape[1] else self.x.index_select(1, columns[u])
+            widest = max(len(matrix) for matrix in self.head.matrices) * x.shape[1]
+            for line in torch.nonzero(self.hard & (self.unit == i))[:, 0].split(max(1, ENTRIES // widest)):
+                image = self.image[line]
+                d = torch.addcmul(self.shift[line, None], x[image], self.factors[u])
+                d = torch.maximum(d, -self.top[line, None])[:, :, None] * self.first[line, None]
+                for a, matrix in zip(self.hidden, self.head.matrices[1:], strict=True):
+                    a = a[image, None]
+                    d = torch.maximum(d + a.clamp(max=0), -a.relu()) @ matrix.T
+                log_p = self.logits[image].log_softmax(1).T
+                yield (
+                    u,
+                    loss_changes(d.permute(2, 1, 0).contiguous(), log_p, self.labels[image]).sum(
+                        1, dtype=torch.float64
+                    ),
+                )
 
     def _walk(
         self,
@@ -293,39 +364,49 @@ class _Lines:
             on[row, which[row]] = ~on[row, which[row]]
             values[row, which[row]] = 0
             slopes, j = self.head.slopes(first, on)
-            rate, radius = _rate(slopes, values, on), _radius(z, j)
-            length = LONGEST * radius
+            rate, length = _rate(slopes, values, on), LONGEST / _spread(j)
+            self.hard[line[length < LONGEST / LARGEST]] = True
             if rate.shape[1]:
                 length = torch.minimum(length, _distance(rate.amin(1)))
             last = position + length >= reach
             upper = torch.where(last, torch.inf, length)
             if sign < 0:  # the unit itself cannot fall below zero
                 upper = torch.minimum(upper, self.top[line] - position)
-            within = torch.minimum(length, reach - position) / radius
+            within = torch.minimum(length, reach - position)
             shift = sign * self.shift[line] - position
             made.append(self._make(line, shift, torch.zeros_like(upper), upper, within, z, j))
-            more = torch.nonzero(~last)[:, 0]
+            if len(made) == MOST:
+                self.hard[line[~last]] = True
+            more = torch.nonzero(~last & ~self.hard[line])[:, 0]
             line, reach, position, length = (t[more] for t in (line, reach, position, length))
             first, values, on, slopes, j, rate, z = (t[more] for t in (first, values, on, slopes, j, rate, z))
         return _Pieces.joined(made)
 
     def _make(
-        self, line: Tensor, shift: Tensor, lower: Tensor, upper: Tensor, length: Tensor, z: Tensor, j: Tensor
+        self,
+        line: Tensor,
+        shift: Tensor,
+        lower: Tensor,
+        upper: Tensor,
+        used: Tensor,
+        z: Tensor,
+        j: Tensor,
     ) -> _Pieces:
+        length = (used * _spread(j)).clamp(max=LONGEST).nan_to_num(LONGEST)
         order = _order(float(length.max()), z.dtype) if len(line) else 1
         leader = j.gather(1, z.argmax(1, keepdim=True))  # relative to it, nothing cancels in the cumulants
         kappa = cumulants(z.softmax(1), j - leader, order)
         kappa[0] += (leader - j.gather(1, self.labels[self.image[line], None]))[:, 0]
         factorials = kappa.new_tensor([float(math.factorial(k)) for k in range(1, order + 1)])
-        return _Pieces(self.unit[line], self.image[line], shift, lower, upper, kappa / factorials[:, None], length)
+        return _Pieces(
+            line, self.unit[line], self.image[line], shift, lower, upper, kappa / factorials[:, None], length
+        )
 
 
-def _radius(z: Tensor, j: Tensor) -> Tensor:
-    """Radius of convergence, at least, of log sum_c exp(z_c + J_c d) around d = 0; [lines]."""
+def _spread(j: Tensor) -> Tensor:
+    """max J - min J, not quite 0."""
     low, high = j.aminmax(dim=1)
-    leading, which = z.max(1, keepdim=True)
-    margin = leading[:, 0] - z.scatter(1, which, -torch.inf).logsumexp(1)
-    return margin.clamp(min=math.pi) / (high - low).clamp(min=SMALLEST)
+    return (high - low).clamp(min=SMALLEST)
 
 
 def _rate(slopes: Tensor, values: Tensor, on: Tensor) -> Tensor:

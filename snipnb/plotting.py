@@ -225,6 +225,197 @@ def linearity(frame: pd.DataFrame, *, bound: float, note: str) -> Figure:
     return figure
 
 
+# --- notebook 02 ------------------------------------------------------------------------------------------------------
+
+
+def salience_density(frame: pd.DataFrame, *, note: str) -> Figure:
+    """SNIP against the exact salience on log axes, a panel per tensor; shade: how many parameters.
+
+    Args:
+        frame: One row per filled bin: ``layer``, ``log10_exact``, ``log10_snip``, ``parameters``.
+        note: Small print.
+    """
+    layers = list(dict.fromkeys(frame["layer"]))
+    layers = [x for x in layers if "bias" not in x] + [x for x in layers if "bias" in x]
+    columns = (len(layers) + 1) // 2
+    figure, axes = plt.subplots(
+        2, columns, figsize=(2.15 * columns, 5.0), sharex=True, sharey=True, layout="constrained", squeeze=False
+    )
+    ends = frame[["log10_exact", "log10_snip"]].to_numpy()
+    low, high = np.floor(np.quantile(ends, 0.02)), np.ceil(ends.max())
+    width = np.diff(np.unique(frame["log10_exact"])).min()
+    edges = np.arange(low, high + width / 2, width)
+    largest = frame["parameters"].max()
+    for axis, layer in zip(axes.flat, layers, strict=False):
+        part = frame[frame["layer"] == layer]
+        counts, _, _ = np.histogram2d(
+            part["log10_exact"], part["log10_snip"], bins=(edges, edges), weights=part["parameters"]
+        )
+        norm = mpl.colors.LogNorm(1, largest)
+        mesh = axis.pcolormesh(
+            10**edges, 10**edges, np.ma.masked_equal(counts.T, 0), norm=norm, cmap="viridis_r", rasterized=True
+        )
+        axis.plot([10**low, 10**high], [10**low, 10**high], color="black", lw=0.8, ls=":")
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_title(f"{layer} ({part['parameters'].sum():,})", fontsize=8.5)
+        axis.set_aspect("equal")
+        for ticks in (axis.xaxis, axis.yaxis):
+            ticks.set_major_locator(FixedLocator(10.0 ** np.arange(low, high + 1, 2)))
+            ticks.set_minor_locator(NullLocator())
+    for axis in axes.flat[len(layers) :]:
+        axis.set_visible(False)
+    figure.supylabel("SNIP, magnitude", fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xlabel("exact, magnitude")
+    figure.colorbar(mesh, ax=axes, label="parameters in a bin", shrink=0.6, pad=0.01)
+    footnote(figure, note)
+    return figure
+
+
+def overlap_curves(frame: pd.DataFrame, *, bound: float, note: str) -> Figure:
+    """Overlap of the sets that SNIP and the exact salience keep, by initialisation (left) and by layer (right).
+
+    Args:
+        frame: ``panel``, ``line``, ``sparsity``, ``mean``, ``smallest``, ``largest``, ``chance``.
+        bound: What the rule of C24 asks for.
+        note: Small print.
+    """
+    panels = list(dict.fromkeys(frame["panel"]))
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.9 * len(panels), 3.9), sharey=True, layout="constrained")
+    colours = [PALETTE[i] for i in (0, 1, 2, 4, 3, 5)]
+    for axis, panel in zip(np.atleast_1d(axes), panels, strict=True):
+        lines = list(dict.fromkeys(frame.loc[frame["panel"] == panel, "line"]))
+        for i, line in enumerate(lines):
+            part = frame[(frame["panel"] == panel) & (frame["line"] == line)]
+            x = 1 - part["sparsity"]
+            shift = 1.012 ** (i - (len(lines) - 1) / 2)
+            bars = [part["mean"] - part["smallest"], part["largest"] - part["mean"]]
+            axis.errorbar(
+                x * shift,
+                part["mean"],
+                yerr=bars,
+                color=colours[i % 6],
+                marker="osD^vX"[i % 6],
+                ms=4,
+                lw=1.4,
+                label=line,
+            )
+        whole = frame[(frame["panel"] == panel) & (frame["line"] == lines[0])]
+        if panel == panels[0]:
+            axis.plot(1 - whole["sparsity"], whole["chance"], color=NEUTRAL, ls=":", label="two random sets")
+            axis.axhline(bound, color="black", lw=0.9, ls="--", label=f"C24 asks for {bound:g} in the blue line")
+        axis.set_xscale("log")
+        axis.invert_xaxis()
+        shown = [s for s in sorted(frame["sparsity"].unique()) if s not in (0.15, 0.35, 0.45, 0.65)]
+        axis.set_xticks([1 - s for s in shown], [f"{s:g}" for s in shown])
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_xlabel("sparsity (axis: log of the share kept)")
+        axis.set_title(panel)
+        axis.set_ylim(0, 1.02)
+        axis.legend(loc="center right", bbox_to_anchor=(1, 0.45))
+    np.atleast_1d(axes)[0].set_ylabel("overlap of kept sets\n(intersection over union)")
+    footnote(figure, note)
+    return figure
+
+
+def batch_curves(frame: pd.DataFrame, *, note: str) -> Figure:
+    """Rank correlation and overlap against the number of images that saliences are taken over.
+
+    Args:
+        frame: One row per batch and comparison: ``images``, ``comparison``, ``spearman``, ``overlap``.
+        note: Small print.
+    """
+    names = {"spearman": "rank correlation (Spearman)", "overlap": "overlap of kept sets"}
+    figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.9), layout="constrained")
+    looks = (
+        (PALETTE[3], "D"),
+        (look("snip").colour, look("snip").marker),
+        (look("exact").colour, look("exact").marker),
+    )
+    for axis, (column, label) in zip(axes, names.items(), strict=True):
+        for (comparison, part), (colour, marker) in zip(frame.groupby("comparison", sort=False), looks, strict=True):
+            grouped = part.groupby("images")[column]
+            mean, low, high = grouped.mean(), grouped.min(), grouped.max()
+            axis.errorbar(
+                mean.index,
+                mean,
+                yerr=[mean - low, high - mean],
+                color=colour,
+                marker=marker,
+                ms=4.5,
+                lw=1.4,
+                label=comparison,
+            )
+        axis.set_xscale("log")
+        axis.set_ylim(0, 1.03)
+        axis.set_xlabel("images in the batch")
+        axis.set_ylabel(label)
+    axes[1].legend(loc="lower right")
+    footnote(figure, note)
+    return figure
+
+
+def float32_steps(points: pd.DataFrame, kept: pd.DataFrame, *, step: float, note: str) -> Figure:
+    """Saliences from differences of float32 losses against exact ones (left); what that does to kept sets (right).
+
+    Args:
+        points: One row per filled bin: ``log10_exact``, ``difference`` (in steps), ``parameters``.
+        kept: ``sparsity``, ``published``, ``snip`` (overlaps with exact).
+        step: Distance between float32 numbers at the loss.
+        note: Small print.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.0), layout="constrained")
+    norm = mpl.colors.LogNorm(1, points["parameters"].max())
+    order = points.sort_values("parameters")
+    dots = left.scatter(
+        10 ** order["log10_exact"],
+        order["difference"] * step,
+        c=order["parameters"],
+        norm=norm,
+        cmap="viridis_r",
+        s=7,
+        marker="s",
+        linewidths=0,
+        rasterized=True,
+    )
+    limit = points["difference"].max() * step
+    line = np.geomspace(10 ** points["log10_exact"].min(), limit, 200)
+    left.plot(line, line, color="black", lw=0.9, ls=":", label="equal")
+    left.axvline(step, color=NEUTRAL, lw=0.9, ls="--")
+    left.annotate(
+        "one step",
+        (step, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(-3, -10),
+        textcoords="offset points",
+        ha="right",
+        fontsize=7.5,
+        color=NEUTRAL,
+    )
+    left.set_xscale("log")
+    left.set_yscale("symlog", linthresh=step, linscale=0.6)
+    left.set_xlabel("exact salience, magnitude")
+    left.set_ylabel("difference of two float32 losses, magnitude")
+    left.set_ylim(bottom=-step / 3)
+    figure.colorbar(dots, ax=left, label="parameters", shrink=0.8)
+    x = 1 - kept["sparsity"]
+    grey = PALETTE[3]
+    right.plot(x, kept["snip"], color=look("snip").colour, marker=look("snip").marker, label="SNIP and exact")
+    right.plot(x, kept["published"], color=grey, marker="v", ls="--", label="float32 differences and exact")
+    right.set_xscale("log")
+    right.invert_xaxis()
+    shown = [s for s in kept["sparsity"] if s not in (0.15, 0.25, 0.35, 0.45, 0.65)]
+    right.set_xticks([1 - s for s in shown], [f"{s:g}" for s in shown])
+    right.xaxis.set_minor_locator(NullLocator())
+    right.set_xlabel("sparsity (axis: log of the share kept)")
+    right.set_ylabel("overlap of kept sets")
+    right.set_ylim(0, 1.02)
+    right.legend(loc="lower left")
+    footnote(figure, note)
+    return figure
+
+
 # --- notebook 03 ------------------------------------------------------------------------------------------------------
 
 

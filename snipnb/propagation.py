@@ -109,7 +109,7 @@ class Mix(Step):
         flat = weight.flatten(1)
         values = flat if bias is None else torch.cat([flat, bias[:, None]], 1)
         self.own = Own(names, (flat.shape[1],) if bias is None else (flat.shape[1], 1), values, shared=True)
-        self.blocks: dict[int, Tensor] = {}
+        self.blocks: dict[tuple[int, int], Tensor] = {}
 
     def rows(self, channels: int) -> int:
         if self.table is None:
@@ -120,9 +120,10 @@ class Mix(Step):
         """Weights of the given input channels as a matrix [window * outputs, field * channels]."""
         if channels == ALL:
             return self.weight.flatten(1)
-        if channels.start not in self.blocks:
-            self.blocks = {channels.start: self.weight[:, :, channels].flatten(1).contiguous()}  # the last one only
-        return self.blocks[channels.start]
+        key = (channels.start, channels.stop)
+        if key not in self.blocks:
+            self.blocks = {key: self.weight[:, :, channels].flatten(1).contiguous()}  # the last one only
+        return self.blocks[key]
 
     def _product(self, d: Tensor, channels: Channels, scratch: Scratch) -> Tensor:
         """[positions, 1, channels, *columns] -> [positions out, window, outputs, *columns]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ ACCEPTED = (
     "Conv2d, Linear, ReLU, MaxPool2d, AvgPool2d, Flatten, Dropout, Identity, BatchNorm1d and BatchNorm2d with running "
     "statistics, Sequential, and LogSoftmax as the last layer"
 )
+
+WIDEST = 9  # values in a pooling window that a convolution computes side by side
 
 
 def steps_of(model: nn.Module, image_shape: Sequence[int]) -> list[Step]:
@@ -35,7 +38,7 @@ def steps_of(model: nn.Module, image_shape: Sequence[int]) -> list[Step]:
         if isinstance(layer, nn.Conv2d):
             _need(len(shape) == 3 and shape[0] == layer.in_channels, name, layer, shape)
             pool = next((p for _, p in layers[i + 1 :] if not isinstance(p, _Norms)), None)
-            arranged = isinstance(pool, _Pool) and pool.padding == (0, 0)
+            arranged = isinstance(pool, _Pool) and pool.padding == (0, 0) and math.prod(pool.kernel) <= WIDEST
             window = (pool.kernel, pool.stride) if arranged else ((1, 1), (1, 1))
             size = _size(shape[1:], layer.kernel_size, layer.stride, _padding(layer), layer.dilation)
             _need(min(size) > 0 and (not arranged or min(_size(size, *window, (0, 0))) > 0), name, layer, shape)
@@ -95,6 +98,12 @@ def _layers(model: nn.Module) -> list[tuple[str, nn.Module | _Pool]]:
     """Named layers in order: what does nothing is left out, a ReLU beside a max-pooling is joined with it."""
     if type(model) is not nn.Sequential:
         raise ValueError(f"the model is a {type(model).__name__}; accepted is nn.Sequential of {ACCEPTED}")
+    for name, module in model.named_modules():
+        if module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module):
+            raise ValueError(
+                f"{f'layer {name!r}' if name else 'the model'} has hooks or a forward of its own, which would be left out; "
+                "for masks, make them permanent first (torch.nn.utils.prune.remove)"
+            )
     leaves = [(name, m) for name, m in model.named_modules(remove_duplicate=False) if type(m) is not nn.Sequential]
     seen: dict[int, str] = {}
     layers: list[tuple[str, nn.Module | _Pool]] = []
@@ -128,10 +137,21 @@ def _check_layer(name: str, module: nn.Module, *, last: bool) -> None:
     kinds = (nn.Conv2d, nn.Linear, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten, nn.Dropout, nn.Identity, *_Norms)
     if type(module) not in (*kinds, nn.LogSoftmax) or (type(module) is nn.LogSoftmax and not last):
         raise ValueError(f"layer {name!r} is a {type(module).__name__}; accepted are {ACCEPTED}")
-    if module._forward_pre_hooks or module._forward_hooks or nn.utils.parametrize.is_parametrized(module):
-        raise ValueError(
-            f"layer {name!r} has hooks or a parametrization; make masks permanent first (torch.nn.utils.prune.remove)"
-        )
+    if extra := {key for key, _ in module.named_parameters(recurse=False)} - {"weight", "bias"}:
+        raise ValueError(f"layer {name!r} has parameters of its own, {sorted(extra)}; accepted are weight and bias")
+    if isinstance(module, _Norms):
+        if module.track_running_stats and (module.running_mean is None or module.running_var is None):
+            raise ValueError(
+                f"layer {name!r} ({type(module).__name__}) has no running statistics; accepted is with them"
+            )
+        if (module.weight is None) != (module.bias is None):
+            raise ValueError(
+                f"layer {name!r} ({type(module).__name__}) has a weight or a bias alone; accepted are both or none"
+            )
+    if type(module) is nn.MaxPool2d and any(
+        2 * p > k for p, k in zip(_pair(module.padding), _pair(module.kernel_size), strict=True)
+    ):
+        raise ValueError(f"layer {name!r} is {module}; accepted is padding of at most half the window")
     options = {
         nn.Conv2d: {"groups": 1, "padding_mode": "zeros"},
         nn.MaxPool2d: {"ceil_mode": False, "dilation": 1, "return_indices": False},

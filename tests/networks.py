@@ -203,6 +203,9 @@ SEQUENTIAL = {
     "norm of a flattened map": _sequential(
         (1, 4, 4), _conv(1, 2, 3), nn.Flatten, _norm(nn.BatchNorm1d, 8), nn.ReLU, _linear(8, 3)
     ),
+    "norm of one flattened channel": _sequential(
+        (1, 4, 4), _conv(1, 1, 3), nn.Flatten, _norm(nn.BatchNorm1d, 4), nn.ReLU, _linear(4, 3)
+    ),
     "no linear layer": _sequential((1, 6, 6), _conv(1, 2, 3), nn.ReLU, _conv(2, 3, 4), nn.Flatten),
     "logits from positions": _sequential((1, 4, 4), _conv(1, 2, 3, stride=1), nn.ReLU, nn.Flatten),
 }

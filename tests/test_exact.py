@@ -113,6 +113,19 @@ def test_large_loss_changes_neither_overflow_nor_cancel():
     assert bool(torch.isfinite(found["0.weight"]).all())
 
 
+def test_very_confident_networks_take_few_pieces(monkeypatch):
+    """Logits in the thousands: such lines are followed input by input."""
+    model, images, labels = sequential("no ReLU between", spread=30.0)
+    assert float(model(images).detach().abs().max()) > 3e3
+    made = []
+    make = lines._Lines._make
+    monkeypatch.setattr(lines._Lines, "_make", lambda self, *args: made.append(1) or make(self, *args))
+    found = snipnb.exact_salience(model, images, labels)
+    expected = brute_force(model, images, labels)
+    assert furthest(found, expected) < 1e-12 * largest(expected)
+    assert len(made) < 1000
+
+
 # --- exactness where nothing changes, and small changes ---------------------------------------------------------------
 
 
@@ -269,6 +282,7 @@ def refuses(model, words, shape=(1, 6, 6), **options):
         ((nn.Conv2d(1, 2, 3), nn.AvgPool2d(2, divisor_override=3), nn.Flatten()), "divisor_override=3"),
         ((nn.Conv2d(1, 2, 3), nn.AvgPool2d(2, padding=1, count_include_pad=False), nn.Flatten()), "count_include_pad"),
         ((nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False), nn.Flatten()), "track_running_stats=False"),
+        ((nn.Conv2d(1, 2, 3), nn.MaxPool2d(2, padding=2), nn.Flatten()), "at most half the window"),
         ((nn.Conv2d(1, 2, 3), nn.GELU(), nn.Flatten()), "layer '1' is a GELU; accepted are Conv2d, Linear"),
         ((nn.Conv2d(1, 2, 3), nn.LogSoftmax(1), nn.Flatten()), "LogSoftmax; accepted"),
         ((nn.Conv2d(1, 2, 3), nn.Flatten(2)), "start_dim=2"),
@@ -293,10 +307,16 @@ def test_other_modules_and_sharing_are_refused():
     refuses(tied, "is also 0.weight", (4,))
     hooked = nn.Sequential(nn.Linear(4, 3))
     hooked[0].register_forward_hook(lambda module, inputs, output: output * 2)
-    refuses(hooked, "hooks", (4,))
+    refuses(hooked, "layer '0' has hooks", (4,))
+    nested = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU()), nn.Linear(4, 3))
+    nested[1].register_forward_hook(lambda module, inputs, output: output * 2)
+    refuses(nested, "layer '1' has hooks", (4,))
+    whole = nn.Sequential(nn.Linear(4, 3))
+    whole.register_forward_pre_hook(lambda module, inputs: None)
+    refuses(whole, "the model has hooks", (4,))
     masked = snipnb.lenet5()
     snipnb.apply_mask(masked, snipnb.keep_mask(snipnb.magnitude_salience(masked), 0.5))
-    refuses(masked, r"make masks permanent first", (1, 28, 28))
+    refuses(masked, r"make them permanent first", (1, 28, 28))
 
 
 def test_bad_examples_are_refused():
@@ -308,6 +328,13 @@ def test_bad_examples_are_refused():
     refuses(model, "parameters names 'weight'; the model has 0.weight, 0.bias", (4,), parameters={"weight": [0]})
     refuses(model, "range from 0 to 12; accepted are 0 to 11", (4,), parameters={"0.weight": [0, 12]})
     refuses(model, "range from -1 to -1", (4,), parameters={"0.weight": [-1]})
+    refuses(model, "'abc'; integers", (4,), parameters={"0.weight": "abc"})
+    refuses(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, bias=False)), "alone", (4,))
+    lost = nn.Sequential(nn.Linear(4, 3))
+    lost[0].weight.data[0, 0] = float("nan")
+    refuses(lost, "logits of some images are not finite", (4,))
+    lost[0].register_parameter("extra", nn.Parameter(torch.zeros(2)))
+    refuses(lost, "extra", (4,))
     refuses(model, "torch.float32 of shape", (4,), parameters={"0.weight": torch.tensor([0.5])})
     refuses(model, "is a list; accepted is a dictionary", (4,), parameters=["0.weight"])
     with pytest.raises(ValueError, match="3 outputs accept 0 to 2"):
@@ -336,22 +363,54 @@ def test_the_series_is_as_long_as_its_piece_needs():
 
 @pytest.mark.parametrize("lead", [0.0, 5.0, 60.0])
 def test_the_series_holds_up_to_the_end_of_a_piece(lead):
-    z = torch.tensor([[lead, 0.3, -0.2]], dtype=torch.float64)
-    j = torch.tensor([[0.0, 1.0, 0.4]], dtype=torch.float64)
-    end = float(lines.LONGEST * lines._radius(z, j))
-    assert end >= (9 if lead == 60 else lines.LONGEST * math.pi)
+    p = torch.tensor([[lead, 0.3, -0.2]], dtype=torch.float64).softmax(1)
+    values = torch.tensor([[0.0, 1.0, 0.4]], dtype=torch.float64)
     order = lines._order(lines.LONGEST, torch.float64)
-    kappa = lines.cumulants(z.softmax(1), j, order)
-    series = sum(float(k) * end**i / math.factorial(i) for i, k in enumerate(kappa[:, 0], 1))
-    exactly = torch.log1p((z.softmax(1) * torch.expm1(j * end)).sum())
-    assert series == pytest.approx(float(exactly), rel=1e-14)
+    kappa = lines.cumulants(p, values, order)
+    series = sum(float(k) * lines.LONGEST**i / math.factorial(i) for i, k in enumerate(kappa[:, 0], 1))
+    exactly = torch.log1p((p * torch.expm1(values * lines.LONGEST)).sum())
+    assert series == pytest.approx(float(exactly), rel=1e-14, abs=0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "margin"), [(torch.float64, m) for m in (5, 60, 120)] + [(torch.float32, m) for m in (5, 20, 40)]
+)
+def test_confident_networks_keep_their_digits(dtype, margin):
+    model = nn.Sequential(nn.Linear(6, 2, bias=False)).to(dtype)
+    model[0].weight.data.copy_(torch.stack([torch.full((6,), margin / 6, dtype=dtype), torch.zeros(6, dtype=dtype)]))
+    found = snipnb.exact_salience(model, torch.ones(1, 6, dtype=dtype), torch.tensor([0]))["0.weight"][0, 0]
+    exactly = math.log1p(math.exp(margin / 6 - margin)) - math.log1p(math.exp(-margin))
+    assert float(found) == pytest.approx(exactly, rel=1e-12 if dtype == torch.float64 else 1e-5, abs=0)
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e6, 1e18])
+def test_steep_slopes_and_tied_classes_end(scale):
+    model = nn.Sequential(nn.Linear(2, 3, bias=False)).double()
+    model[0].weight.data.copy_(torch.tensor([[scale, 0], [0, 1], [0, 1.0]]))
+    images, labels = torch.tensor([[1, 1.0], [-1, 1.0]], dtype=torch.float64), torch.tensor([1, 1])
+    expected = brute_force(model, images, labels)
+    assert furthest(snipnb.exact_salience(model, images, labels), expected) < 1e-12 * largest(expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("scale", [1e-4, 1e3, 1e4, 1e8])
+def test_scales_that_undo_each_other_change_nothing(scale, dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
+    for p in model[0].parameters():
+        p.data /= scale
+    model[2].weight.data *= scale
+    model, images, labels = model.to(dtype), torch.randn(9, 5, dtype=dtype), torch.randint(3, (9,))
+    expected = brute_force(model, images, labels)
+    bound = 1e-9 if dtype == torch.float64 else 1e-5
+    assert furthest(snipnb.exact_salience(model, images, labels), expected) < bound * largest(expected)
 
 
 def test_loss_changes_is_careful_at_both_ends():
     log_p = torch.tensor([[0.0], [-30.0], [-40.0]], dtype=torch.float32)
     dz = torch.tensor([[[-1e-6]], [[2e-6]], [[0.0]]], dtype=torch.float32)
-    found = exact.loss_changes(dz.clone(), log_p, torch.tensor([0]))
+    found = lines.loss_changes(dz.clone(), log_p, torch.tensor([0]))
     exactly = math.exp(-30) * math.expm1(3e-6) + math.exp(-40) * math.expm1(1e-6)
     assert float(found) == pytest.approx(exactly, rel=1e-5)
     far = torch.tensor([[[-500.0]], [[0.0]], [[0.0]]], dtype=torch.float32)
-    assert float(exact.loss_changes(far, log_p, torch.tensor([0]))) == pytest.approx(470.0, rel=1e-5)
+    assert float(lines.loss_changes(far, log_p, torch.tensor([0]))) == pytest.approx(470.0, rel=1e-5)

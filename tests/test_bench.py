@@ -1,0 +1,50 @@
+"""Not how fast, which depends on the machine, but that what is compared does the same work."""
+
+import pandas as pd
+import pytest
+import torch
+
+import snipnb
+from snipnb import bench, report
+
+
+def test_the_loop_and_the_engine_compute_the_same(examples):
+    images, labels = examples
+    frame = bench.exact_against_loop(snipnb.lenet5(seed=0), images, labels, per_tensor=1)
+    row = frame.iloc[0]
+    assert row["parameters"] == 61_706
+    assert row["passes"] == 10
+    assert row["largest_difference"] < 2e-6  # some steps of a float32 loss
+    assert row["times_faster"] == pytest.approx(row["pass_seconds"] * 61_706 / row["engine_seconds"])
+
+
+def test_a_pass_leaves_the_model_as_it_was(examples):
+    model = snipnb.lenet5()
+    before = [p.clone() for p in model.parameters()]
+    bench.one_by_one(model, *examples, "conv2.weight", 7)
+    assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+
+
+def test_snip_is_measured_in_gradients(examples):
+    frame = bench.snip_cost(snipnb.lenet5(), *examples, rounds=2).set_index("way")
+    assert frame.loc["one gradient", "in_gradients"] == 1
+    assert (frame["seconds"] > 0).all()
+
+
+def test_layers_and_growth(examples):
+    images, labels = examples
+    layers = bench.by_layer(snipnb.lenet5(), images, labels)
+    assert layers["parameters"].sum() == 61_706
+    assert (layers["share_of_matmul_speed"] > 0).all()
+    assert sum(p.numel() for p in bench.lenet_like().parameters()) == 61_706
+    deep = bench.lenet_like(width=0.5, depth=3)
+    assert torch.isfinite(deep(images)).all()
+
+
+def test_benchmarks_are_read_from_their_folder(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="make bench writes exact"):
+        report.benchmark("nothing")
+    (tmp_path / "figures" / "bench").mkdir(parents=True)
+    pd.DataFrame({"a": [1]}).to_csv(tmp_path / "figures" / "bench" / "snip.csv", index=False)
+    monkeypatch.setattr(report, "project_root", lambda: tmp_path)
+    assert report.benchmark("snip")["a"].tolist() == [1]
