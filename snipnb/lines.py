@@ -27,7 +27,7 @@ from snipnb.propagation import Flat, Gate, Mix, Norm, Scratch, Step
 LONGEST = 0.5  # of a piece, times (max J - min J); the series converges up to pi
 MOST = 24  # pieces on one side of a line; with more it is followed input by input
 LARGEST = 1e3  # slopes and changes whose powers stay far from overflow
-ENTRIES = 2**21  # numbers that one table of (image, unit, unit behind) holds: what the processor's cache does
+ENTRIES = 2**22  # numbers that one table of (image, unit, unit behind) holds
 FAR = 60.0  # log odds by which a class leads where the others do not count
 GROUP = 16  # inputs whose changes are bounded together
 SMALLEST = 1e-30  # stands for 0 in a quotient
