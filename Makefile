@@ -50,7 +50,7 @@ env:  ## the environment: .venv, or the activated conda environment
 env-test: env
 	$(call install,notebooks$(comma)test)
 
-data: env  ## fetch and ver.PHONY: help env env-test data figures smoke bench test MNIST (55 MB on disk)
+data: env  ## fetch and verify MNIST (55 MB on disk)
 	@$(PY) -m snipnb data
 
 figures: env  ## run the notebooks: figures/, tables, verdicts
