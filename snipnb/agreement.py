@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,7 @@ SLICES = (0.0, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)  # of the ranking by exact salie
 
 def magnitudes(salience: Salience) -> np.ndarray:
     """All magnitudes as one float64 vector, in the model's order."""
-    return torch.cat([s.flatten() for s in salience.values()]).abs().double().cpu().numpy()
+    return np.abs(_values(salience, salience))
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
@@ -54,11 +54,9 @@ def agreement(exact: Salience, first_order: Salience) -> pd.DataFrame:
         ``zero_in_snip_only``, ``zero_in_exact_only``.
     """
     _check_same(exact, first_order)
-    parts = {WHOLE: list(exact), **{published_label(name): [name] for name in exact}}
     rows = []
-    for label, names in parts.items():
-        e = torch.cat([exact[name].flatten() for name in names]).double().cpu().numpy()
-        s = -torch.cat([first_order[name].flatten() for name in names]).double().cpu().numpy()
+    for label, names in _parts(exact).items():
+        e, s = _values(exact, names), -_values(first_order, names)
         both = (e != 0) & (s != 0)
         factors = np.abs(np.log(np.abs(e[both]) / np.abs(s[both])))
         rows.append(
@@ -91,8 +89,7 @@ def overlaps(first: Salience, second: Salience, sparsities: Sequence[float]) -> 
         with warnings.catch_warnings():  # these sets are compared, not trained
             warnings.simplefilter("ignore", LayerCollapseWarning)
             one, other = (keep_mask(s, sparsity, ties="stable") for s in (first, second))
-        parts = {WHOLE: list(one), **{published_label(name): [name] for name in one}}
-        for label, names in parts.items():
+        for label, names in _parts(one).items():
             a, b = {name: one[name] for name in names}, {name: other[name] for name in names}
             count, kept = sum(m.numel() for m in a.values()), [sum(int(m.sum()) for m in x.values()) for x in (a, b)]
             common = kept[0] * kept[1] / count
@@ -115,17 +112,16 @@ def against_brute_force(fast: Salience, brute: Salience, chosen: Mapping[str, Te
     """
     picked = reference.pick(fast, chosen)
     scale = magnitudes(fast).max()
-    parts = {published_label(name): [name] for name in chosen} | {WHOLE: list(chosen)}
     rows = []
-    for label, names in parts.items():
-        one, other = (torch.cat([x[name] for name in names]).double().cpu() for x in (picked, brute))
+    for label, names in _parts(chosen, whole_last=True).items():
+        one, other = _values(picked, names), _values(brute, names)
         rows.append(
             {
                 "layer": label,
                 "parameters": len(one),
-                "largest_salience": float(other.abs().max()),
-                "largest_error": float((one - other).abs().max()) / scale,
-                "spearman": rank_correlation(one.abs().numpy(), other.abs().numpy()),
+                "largest_salience": float(np.abs(other).max()),
+                "largest_error": float(np.abs(one - other).max()) / scale,
+                "spearman": rank_correlation(np.abs(one), np.abs(other)),
             }
         )
     return pd.DataFrame(rows)
@@ -225,7 +221,7 @@ def density(exact: Salience, first_order: Salience) -> pd.DataFrame:
     _check_same(exact, first_order)
     rows = []
     for name in exact:
-        e, s = (x[name].flatten().abs().double().cpu().numpy() for x in (exact, first_order))
+        e, s = (np.abs(_values(x, [name])) for x in (exact, first_order))
         both = (e > 0) & (s > 0)
         bins = [np.floor(np.log10(x[both]) * PER_DECADE).astype(int) for x in (e, s)]
         found, counts = np.unique(np.stack(bins, 1), axis=0, return_counts=True)
@@ -244,8 +240,7 @@ def where_they_part(exact: Salience, first_order: Salience) -> pd.DataFrame:
         ``off_by_half_percent`` (of the slice: those with a relative difference above 0.5), ``other_sign_percent``.
     """
     _check_same(exact, first_order)
-    e = torch.cat([s.flatten() for s in exact.values()]).double().cpu().numpy()
-    s = torch.cat([s.flatten() for s in first_order.values()]).double().cpu().numpy()
+    e, s = _values(exact, exact), _values(first_order, first_order)
     order = np.argsort(np.abs(e), kind="stable")
     rows = []
     for low, high in itertools.pairwise(SLICES):
@@ -409,6 +404,17 @@ def resolution_overlaps(found: Mapping[str, Salience], sparsities: Sequence[floa
     threshold = [values[max(int(s * len(values)) - 1, 0)] for s in sparsities]
     tied = [int((values == t).sum()) for t in threshold]
     return pd.DataFrame({"sparsity": list(sparsities), **whole, "tied": tied})
+
+
+def _values(salience: Salience, names: Iterable[str]) -> np.ndarray:
+    """The signed values of some tensors as one float64 vector."""
+    return torch.cat([salience[name].flatten() for name in names]).double().cpu().numpy()
+
+
+def _parts(names: Iterable[str], *, whole_last: bool = False) -> dict[str, list[str]]:
+    """What tables have a row for: label -> names, the whole network and each tensor."""
+    tensors, whole = {published_label(name): [name] for name in names}, {WHOLE: list(names)}
+    return tensors | whole if whole_last else whole | tensors
 
 
 def _check_same(first: Salience, second: Salience) -> None:

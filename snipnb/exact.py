@@ -87,19 +87,16 @@ def exact_salience(
     known = [name for step in steps if step.own is not None for name in step.own.names]
     if extra := tensors.keys() - set(known):
         raise ValueError(f"parameters {sorted(extra)} belong to no layer that is covered")
-    if not tasks:
-        _Batch(steps, images[:1].to(first.device), labels[:1].to(first.device)).check(labels)
-        return {name: first.new_zeros(len(indices)) for name, indices in wanted.items()}
+    probe = _Batch(steps, images[:1].to(first.device), labels[:1].to(first.device))
+    check_classes(probe.logits.T, labels)
 
-    size = _batch_size(steps, images)
-    starts = range(0, len(images), size)
-    parts = [(start, task) for start in starts for task in tasks]
-    scratch, batch = Scratch(), None
+    size = _batch_size(steps, probe)
+    parts = [(start, task) for start in range(0, len(images), size) for task in tasks]
+    scratch, batch = Scratch(), probe
     for start, task in track(parts, "exact salience", total=len(parts)):
         if task is tasks[0]:
-            y = labels[start : start + size].to(first.device)
-            batch = _Batch(steps, images[start : start + size].to(first.device), y)
-            batch.check(labels)
+            some = slice(start, start + size)
+            batch = _Batch(steps, images[some].to(first.device), labels[some].to(first.device))
         task.add(batch, scratch)
 
     found: Salience = {}
@@ -129,7 +126,7 @@ def _wanted(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor] | No
             indices = indices.long()
         if indices.dim() != 1 or indices.dtype not in INTEGERS:
             raise ValueError(
-                f"indices of {name!r} are {indices.dtype} of shape {tuple(indices.shape)}; integers [n] are"
+                f"indices of {name!r} are {indices.dtype} of shape {tuple(indices.shape)}; integers [n] are accepted"
             )
         if indices.numel() and not (int(indices.min()) >= 0 and int(indices.max()) < count):
             low, high = int(indices.min()), int(indices.max())
@@ -149,16 +146,12 @@ class _Batch:
             a, kept = step.forward(a)
             self.kept.append(kept)
         self.logits = a.reshape(-1, a.shape[-1])  # [classes, images]
-        self.log_p = self.logits.log_softmax(0)
-        self.labels = labels.long()
-
-    def check(self, labels: Tensor) -> None:
-        """Raise ValueError unless the labels are classes of the logits and the logits are finite."""
-        check_classes(self.logits.T, labels)
         if not bool(torch.isfinite(self.logits).all()):
             raise ValueError(
                 "the logits of some images are not finite; images and parameters with finite ones are needed"
             )
+        self.log_p = self.logits.log_softmax(0)
+        self.labels = labels.long()
 
     def part(self, images: slice) -> _Batch:
         """The same for some of its images."""
@@ -169,15 +162,11 @@ class _Batch:
         return part
 
 
-def _batch_size(steps: list[Step], images: Tensor) -> int:
-    """Images per batch, so that what is kept of them stays bounded."""
-    with torch.no_grad():
-        device = next(t for s in steps for t in vars(s).values() if isinstance(t, Tensor)).device
-        one = _Batch(steps, images[:1].to(device), torch.zeros(1, dtype=torch.long, device=device))
-    each = sum(t.numel() for kept in one.kept for t in kept) + 2 * max(
-        step.rows(getattr(step, "inputs", 1)) for step in steps
-    )
-    return max(1, min(IMAGES, KEPT // each, len(images)))
+def _batch_size(steps: list[Step], one: _Batch) -> int:
+    """Images per batch, so that what is kept of them stays bounded; ``one`` is a batch of a single image."""
+    kept = sum(t.numel() for kept in one.kept for t in kept)
+    inside = max(step.rows(getattr(step, "inputs", 1)) for step in steps)
+    return max(1, min(IMAGES, KEPT // (kept + 2 * inside)))
 
 
 # --- the parameters of one step ---------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -108,6 +109,16 @@ def footnote(figure: Figure, text: str) -> None:
     """Small print under a figure: what the bars are, n, and the budget."""
     width = round(16.5 * figure.get_figwidth())  # characters of the small print that fit
     figure.supxlabel(textwrap.fill(text, width), x=0.01, ha="left", fontsize=7.5, color=NEUTRAL)
+
+
+def _sparsity_axis(axis: Axes, sparsities: Sequence[float], *, unlabelled: Sequence[float]) -> None:
+    """Sparsity as the log of the share kept, so that high ones are not squeezed; some ticks are left out for room."""
+    shown = [s for s in sparsities if s not in unlabelled]
+    axis.set_xscale("log")
+    axis.invert_xaxis()
+    axis.set_xticks([1 - s for s in shown], [f"{s:g}" for s in shown])
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xlabel("sparsity (axis: log of the share kept)")
 
 
 # --- notebook 01 ------------------------------------------------------------------------------------------------------
@@ -305,12 +316,7 @@ def overlap_curves(frame: pd.DataFrame, *, bound: float, note: str) -> Figure:
         if panel == panels[0]:
             axis.plot(1 - whole["sparsity"], whole["chance"], color=NEUTRAL, ls=":", label="two random sets")
             axis.axhline(bound, color="black", lw=0.9, ls="--", label=f"C24 asks for {bound:g} in the blue line")
-        axis.set_xscale("log")
-        axis.invert_xaxis()
-        shown = [s for s in sorted(frame["sparsity"].unique()) if s not in (0.15, 0.35, 0.45, 0.65)]
-        axis.set_xticks([1 - s for s in shown], [f"{s:g}" for s in shown])
-        axis.xaxis.set_minor_locator(NullLocator())
-        axis.set_xlabel("sparsity (axis: log of the share kept)")
+        _sparsity_axis(axis, sorted(frame["sparsity"].unique()), unlabelled=(0.15, 0.35, 0.45, 0.65))
         axis.set_title(panel)
         axis.set_ylim(0, 1.02)
         axis.legend(loc="center right", bbox_to_anchor=(1, 0.45))
@@ -400,15 +406,9 @@ def float32_steps(points: pd.DataFrame, kept: pd.DataFrame, *, step: float, note
     left.set_ylim(bottom=-step / 3)
     figure.colorbar(dots, ax=left, label="parameters", shrink=0.8)
     x = 1 - kept["sparsity"]
-    grey = PALETTE[3]
     right.plot(x, kept["snip"], color=look("snip").colour, marker=look("snip").marker, label="SNIP and exact")
-    right.plot(x, kept["published"], color=grey, marker="v", ls="--", label="float32 differences and exact")
-    right.set_xscale("log")
-    right.invert_xaxis()
-    shown = [s for s in kept["sparsity"] if s not in (0.15, 0.25, 0.35, 0.45, 0.65)]
-    right.set_xticks([1 - s for s in shown], [f"{s:g}" for s in shown])
-    right.xaxis.set_minor_locator(NullLocator())
-    right.set_xlabel("sparsity (axis: log of the share kept)")
+    right.plot(x, kept["published"], color=PALETTE[3], marker="v", ls="--", label="float32 differences and exact")
+    _sparsity_axis(right, list(kept["sparsity"]), unlabelled=(0.15, 0.25, 0.35, 0.45, 0.65))
     right.set_ylabel("overlap of kept sets")
     right.set_ylim(0, 1.02)
     right.legend(loc="lower left")

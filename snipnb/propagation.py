@@ -281,10 +281,13 @@ class Windows:
     table: Tensor
     pixels: int
 
+    def __post_init__(self) -> None:
+        self.padded = int(self.table.max()) == self.pixels
+
     def gather(self, a: Tensor, padding: float) -> Tensor:
         """[positions, 1, ...] -> [positions out, window, ...]."""
         a = a[:, 0]
-        if int(self.table.max()) == self.pixels:
+        if self.padded:
             a = torch.cat([a, a.new_full((1, *a.shape[1:]), padding)])
         return a[self.table]
 

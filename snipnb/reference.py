@@ -159,7 +159,7 @@ def _each(parameters: Mapping[str, Tensor], description: str) -> Iterator[tuple[
 
 
 class _Examples:
-    """A float64 copy of a model with its images: the loss at changed parameters."""
+    """A copy of a model, float64 unless said otherwise, with its images: the loss at changed parameters."""
 
     def __init__(
         self,
