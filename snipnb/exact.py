@@ -3,14 +3,18 @@
 One forward pass per parameter would do; there are 61,706 parameters. But zeroing one changes a single unit or channel of
 one layer, so everything before it, and the rest of that layer, stays. For a batch of images the activations are computed
 once; the changes of one channel under all of its parameters are formed together and carried through the following layers
-as columns of matrix products (``propagation.py``; ``sequential.py`` makes its steps from a model). Where only linear layers and ReLUs follow, even that is not needed:
-the loss is a function of one number per image and unit, known piece by piece (``lines.py``). The loss change of each image
-is taken directly from the change of its logits, never as a difference of two losses.
+as columns of matrix products (``propagation.py``; ``sequential.py`` makes its steps from a model). Where only linear layers
+and ReLUs follow, even that is not needed: the loss is a function of one number per image and unit, known piece by piece
+(``lines.py``). The loss change of each image is taken directly from the change of its logits, never as a difference of two
+losses. Convolutions' parameters are done by several workers at once, each with its own images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +27,13 @@ from snipnb.sequential import steps_of
 
 # How many numbers one temporary holds: on a processor about what its caches do, on a GPU what keeps it busy.
 TEMPORARY = {"cpu": 2**24, "cuda": 2**26}
-PAIRS = {"cpu": 8192, "cuda": 2**20}  # (parameter, image) pairs at once, at most
-TOGETHER = {"cpu": 256, "cuda": 1024}  # images at once, at most: the innermost, contiguous axis
+PAIRS = {"cpu": 2**15, "cuda": 2**20}  # (parameter, image) pairs at once, at most
+LINEAR = {"cpu": 2**12, "cuda": 2**20}  # those that linear layers take at once
+TOGETHER = {"cpu": 128, "cuda": 1024}  # images at once, at most: the innermost, contiguous axis
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 KEPT = 2**26  # numbers kept per batch of images: their activations
 IMAGES = 1000  # images per batch, at most
+Job = TypeVar("Job")
 
 
 @torch.no_grad()
@@ -92,12 +98,13 @@ def exact_salience(
 
     size = _batch_size(steps, probe)
     parts = [(start, task) for start in range(0, len(images), size) for task in tasks]
-    scratch, batch = Scratch(), probe
-    for start, task in track(parts, "exact salience", total=len(parts)):
-        if task is tasks[0]:
-            some = slice(start, start + size)
-            batch = _Batch(steps, images[some].to(first.device), labels[some].to(first.device))
-        task.add(batch, scratch)
+    batch = probe
+    with _Crew(1 if first.is_cuda else torch.get_num_threads()) as crew:
+        for start, task in track(parts, "exact salience", total=len(parts)):
+            if task is tasks[0]:
+                some = slice(start, start + size)
+                batch = _Batch(steps, images[some].to(first.device), labels[some].to(first.device))
+            task.add(batch, crew)
 
     found: Salience = {}
     for task in tasks:
@@ -169,6 +176,38 @@ def _batch_size(steps: list[Step], one: _Batch) -> int:
     return max(1, min(IMAGES, KEPT // (kept + 2 * inside)))
 
 
+class _Crew:
+    """Workers that do independent jobs at once, each on one processor thread with memory of its own.
+
+    A job is a long row of operations on arrays that fit the caches. One thread for each of several jobs waits less than
+    several threads for each operation. With one worker the jobs are done in the calling thread.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size, self.scratch = size, Scratch()
+        self._own = threading.local()
+        self._pool = ThreadPoolExecutor(size, initializer=self._begin) if size > 1 else None
+
+    def _begin(self) -> None:
+        torch.set_num_threads(1)
+        torch.set_grad_enabled(False)
+        self._own.scratch = Scratch()
+
+    def map(self, work: Callable[[Job, Scratch], Tensor], jobs: Sequence[Job]) -> Iterable[Tensor]:
+        """Results in the order of the jobs."""
+        if self._pool is None:
+            return (work(job, self.scratch) for job in jobs)
+        return self._pool.map(lambda job: work(job, self._own.scratch), jobs)
+
+    def __enter__(self) -> _Crew:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(self.size)  # what later threads begin with
+
+
 # --- the parameters of one step ---------------------------------------------------------------------------------------
 
 
@@ -205,7 +244,7 @@ class _Task:
         if all(len(c) == columns for c in self.columns.values()):
             self.columns = dict.fromkeys(self.channels, everything.to(device))  # one tensor: factors are shared
 
-    def add(self, batch: _Batch, scratch: Scratch) -> None:
+    def add(self, batch: _Batch, crew: _Crew) -> None:
         raise NotImplementedError
 
     def result(self, images: int) -> Salience:
@@ -215,7 +254,7 @@ class _Task:
 class _Propagated(_Task):
     """Carries the changes of one channel through the layers, as columns of matrix products."""
 
-    def add(self, batch: _Batch, scratch: Scratch) -> None:
+    def add(self, batch: _Batch, crew: _Crew) -> None:
         kind = "cuda" if self.sums.is_cuda else "cpu"
         rows, inputs = [batch.kept[self.k][0].shape[0]], 1
         for step in self.steps[self.k + 1 :]:
@@ -223,33 +262,52 @@ class _Propagated(_Task):
             inputs = step.outputs if isinstance(step, Mix) else inputs
         pairs = max(1, min(PAIRS[kind], TEMPORARY[kind] // max(rows)))
         images = min(TOGETHER[kind], pairs)
-        for start in range(0, batch.logits.shape[1], images):
-            part = batch.part(slice(start, start + images))
-            factors, of = None, None
-            for o in self.channels:
-                columns = self.columns[o]
-                if not (self.own.shared and of is columns):
-                    factors, of = self.steps[self.k].factors(part.kept[self.k], o, columns), columns
-                for first in range(0, len(columns), pairs // images):
-                    some = slice(first, first + pairs // images)
-                    self._add(part, o, columns[some], factors[:, :, some], scratch)
+        parts = [batch.part(slice(start, start + images)) for start in range(0, batch.logits.shape[1], images)]
+        groups = min(len(self.channels), -(-crew.size // len(parts)))
+        jobs = [(part, self.channels[first::groups]) for part in parts for first in range(groups)]
+        for sums in crew.map(lambda job, scratch: self._sums(*job, pairs // images, scratch), jobs):
+            self.sums += sums  # in the order of the jobs, whoever did them
 
-    def _add(self, part: _Batch, o: int, columns: Tensor, factors: Tensor, scratch: Scratch) -> None:
+    def _sums(self, part: _Batch, channels: list[int], together: int, scratch: Scratch) -> Tensor:
+        """Sums over the images of ``part`` for the wanted parameters of some channels, else 0: [channels, columns]."""
+        sums = torch.zeros_like(self.sums)
+        factors, of = None, None
+        for o in channels:
+            columns = self.columns[o]
+            if not (self.own.shared and of is columns):
+                factors, of = self.steps[self.k].factors(part.kept[self.k], o, columns), columns
+            for first in range(0, len(columns), together):
+                some = slice(first, first + together)
+                changes = self._changes(part, o, columns[some], factors[:, :, some], scratch)
+                sums[o].index_add_(0, columns[some], changes.sum(1, dtype=torch.float64))
+        return sums
+
+    def _changes(self, part: _Batch, o: int, columns: Tensor, factors: Tensor, scratch: Scratch) -> Tensor:
+        """Loss changes [columns, images] for parameters of channel ``o``."""
         values, channels = -self.own.values[o, columns, None], slice(o, o + 1)
         following = list(zip(self.steps, part.kept, strict=True))[self.k + 1 :]
         if following:
-            step, kept = following[0]
+            step, kept = following.pop(0)
             d, channels = step.change_of_product(factors, values, kept, channels, scratch)
-            for step, kept in following[1:]:
-                d, channels = step.change(d, kept, channels, scratch)
         else:
             d = (factors * values).unsqueeze(2)
-        if channels != ALL:  # nothing mixed: the logits themselves
-            whole = d.new_zeros(len(part.logits), *d.shape[3:])
-            whole[channels] = d[0, 0]
-            d = whole
-        changes = loss_changes(d.reshape(len(part.logits), *d.shape[-2:]), part.log_p, part.labels)
-        self.sums[o].index_add_(0, columns, changes.sum(1, dtype=torch.float64))
+        while following and not following[0][0].is_linear_layer:
+            step, kept = following.pop(0)
+            if isinstance(step, Mix) and following and following[0][0].takes_windows_in_place:
+                gate, kept = following.pop(0)
+                d, channels = step.change_and_gate(gate, d, kept, channels, scratch)
+            else:
+                d, channels = step.change(d, kept, channels, scratch)
+        together = max(1, LINEAR["cuda" if d.is_cuda else "cpu"] // d.shape[4])
+        dz = scratch.take(("logits",), (len(part.logits), *d.shape[3:]), d)
+        for some, into in zip(d.split(together, 3), dz.split(together, 1), strict=True):
+            which = channels
+            for step, kept in following:
+                some, which = step.change(some, kept, which, scratch)
+            if which != ALL:  # nothing mixed: other logits do not change
+                into.zero_()
+            into[which] = some[0, 0]
+        return loss_changes(dz, part.log_p, part.labels)
 
 
 class _AlongLines(_Task):
@@ -259,11 +317,19 @@ class _AlongLines(_Task):
         super().__init__(steps, k, wanted)
         self.head = head
 
-    def add(self, batch: _Batch, scratch: Scratch) -> None:
+    def add(self, batch: _Batch, crew: _Crew) -> None:
         x = batch.kept[self.k][0][0, 0].T  # [images, inputs]
         if len(self.own.columns) > 1:
             x = torch.cat([x, x.new_ones(len(x), 1)], 1)
         values = {o: self.own.values[o, columns] for o, columns in self.columns.items()}
         loss_changes_along_lines(
-            x.contiguous(), values, self.columns, self.head, batch.kept, batch.logits, batch.labels, self.sums, scratch
+            x.contiguous(),
+            values,
+            self.columns,
+            self.head,
+            batch.kept,
+            batch.logits,
+            batch.labels,
+            self.sums,
+            crew.scratch,
         )

@@ -128,14 +128,18 @@ class Head:
                 return None
         return cls(scale, gate, [*matrices, torch.diag(columns) if matrix is None else matrix], gates)
 
-    def slopes(self, first: Tensor, on: Tensor) -> tuple[Tensor, Tensor]:
-        """Slopes of all hidden values [rows, hidden in all] and logits [rows, classes], given those of the first matrix."""
-        found, start = [], 0
-        current = first
+    def slopes(self, first: Tensor, sides: Tensor) -> tuple[Tensor, Tensor]:
+        """How fast all hidden values move away from zero [rows, hidden in all], and the slopes of the logits [rows, classes].
+
+        Args:
+            first: Slopes of the first hidden values [rows, units].
+            sides: 1 for hidden values above zero, -1 for the others [rows, hidden in all].
+        """
+        found, start, current = [], 0, first
         for matrix in self.matrices[1:]:
-            found.append(current)
-            current = (current * on[:, start : start + current.shape[1]]) @ matrix.T
-            start += found[-1].shape[1]
+            found.append(current * sides[:, start : start + current.shape[1]])
+            start += current.shape[1]
+            current = (current + found[-1]) @ (matrix.T / 2)  # twice the slope above zero, none below
         return (found[0] if len(found) == 1 else torch.cat(found, 1) if found else first[:, :0]), current
 
 
@@ -291,9 +295,10 @@ class _Lines:
 
     def pieces(self) -> list[tuple[int, _Pieces]]:
         """The pieces around the present point (0), those above it (1) and those below it (-1), each by unit."""
-        on = self.values > 0
-        slopes, j = self.head.slopes(self.first, on)
-        rate = _rate(slopes, self.values, on)
+        sides = torch.where(self.values > 0, 1.0, -1.0)
+        away, j = self.head.slopes(self.first, sides)
+        margin = (self.values * sides).clamp_(min=SMALLEST)  # how far each hidden value is from zero
+        rate = away / margin
         z = self.logits[self.image]
         longest = LONGEST / _spread(j)
         extent = torch.maximum(self.high, -self.low)
@@ -315,7 +320,7 @@ class _Lines:
         for sign, end, reach in ((1, above, self.high), (-1, below, -self.low)):
             beyond = torch.nonzero((end < reach) & ~self.hard)[:, 0]
             if len(beyond):
-                found.append((sign, self._walk(sign, beyond, end[beyond], reach[beyond], on, slopes, j, rate, z)))
+                found.append((sign, self._walk(sign, beyond, end[beyond], reach[beyond], sides, margin, away, j, z)))
         return [(side, pieces.without(self.hard)) for side, pieces in [(0, around), *found]]
 
     def followed(self, columns: Mapping[int, Tensor]) -> Iterator[tuple[int, Tensor]]:
@@ -345,26 +350,27 @@ class _Lines:
         line: Tensor,
         end: Tensor,
         reach: Tensor,
-        on: Tensor,
-        slopes: Tensor,
+        sides: Tensor,
+        margin: Tensor,
+        away: Tensor,
         j: Tensor,
-        rate: Tensor,
         z: Tensor,
     ) -> _Pieces:
         """All pieces on one side, by going from switch to switch on all lines together."""
-        first, values, on = sign * self.first[line], self.values[line], on[line]
-        slopes, j, z = sign * slopes[line], sign * j[line], z[line]
+        first, sides, margin = sign * self.first[line], sides[line], margin[line]
+        away, j, z = sign * away[line], sign * j[line], z[line]
         position, length, made = torch.zeros_like(end), end, []
-        rate = sign * rate[line]
+        rate = away / margin
         while len(line):
             fastest, which = rate.min(1) if rate.shape[1] else (position, line)
             row = torch.nonzero(_distance(fastest) <= length)[:, 0]  # where it is a switch; else the piece was only cut
             position = position + length
-            values, z = torch.addcmul(values, slopes, length[:, None]), torch.addcmul(z, j, length[:, None])
-            on[row, which[row]] = ~on[row, which[row]]
-            values[row, which[row]] = 0
-            slopes, j = self.head.slopes(first, on)
-            rate, length = _rate(slopes, values, on), LONGEST / _spread(j)
+            margin = torch.addcmul(margin, away, length[:, None]).clamp_(min=SMALLEST)
+            z = torch.addcmul(z, j, length[:, None])
+            sides[row, which[row]] *= -1
+            margin[row, which[row]] = SMALLEST
+            away, j = self.head.slopes(first, sides)
+            rate, length = away / margin, LONGEST / _spread(j)
             self.hard[line[length < LONGEST / LARGEST]] = True
             if rate.shape[1]:
                 length = torch.minimum(length, _distance(rate.amin(1)))
@@ -379,7 +385,7 @@ class _Lines:
                 self.hard[line[~last]] = True
             more = torch.nonzero(~last & ~self.hard[line])[:, 0]
             line, reach, position, length = (t[more] for t in (line, reach, position, length))
-            first, values, on, slopes, j, rate, z = (t[more] for t in (first, values, on, slopes, j, rate, z))
+            first, sides, margin, away, j, rate, z = (t[more] for t in (first, sides, margin, away, j, rate, z))
         return _Pieces.joined(made)
 
     def _make(
@@ -407,12 +413,6 @@ def _spread(j: Tensor) -> Tensor:
     """max J - min J, not quite 0."""
     low, high = j.aminmax(dim=1)
     return (high - low).clamp(min=SMALLEST)
-
-
-def _rate(slopes: Tensor, values: Tensor, on: Tensor) -> Tensor:
-    """How fast each value moves away from its switch (negative: towards it), relative to its distance from it."""
-    sign = on.to(values.dtype).mul_(2).sub_(1)
-    return slopes * sign / (values * sign).clamp_(min=SMALLEST)
 
 
 def _distance(rate: Tensor) -> Tensor:

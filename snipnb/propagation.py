@@ -25,6 +25,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
+TILE = 2**20  # numbers that a convolution makes on a processor before the gate behind it takes them
 FEW = 16  # a linear layer with more outputs has them innermost in memory, which its matrix product prefers
 Channels = slice
 ALL = slice(None)
@@ -61,6 +62,8 @@ class Step:
     """One layer, or a few that act as one."""
 
     own: Own | None = None
+    is_linear_layer = False
+    takes_windows_in_place = False  # a gate whose input comes window by window
 
     def rows(self, channels: int) -> int:
         """The most numbers that this step makes of one column with so many changed channels."""
@@ -103,6 +106,7 @@ class Mix(Step):
         self.taps = None if geometry is None else geometry.taps  # [positions out, window, kernel]
         self.window = 1 if geometry is None else geometry.taps.shape[1]
         self.inputs, self.outputs, self.bias = weight.shape[1], outputs, bias
+        self.is_linear_layer = geometry is None
         self.weight = (
             weight[:, None] if geometry is None else geometry.spread(weight)
         )  # [window * outputs, field, inputs]
@@ -122,28 +126,54 @@ class Mix(Step):
             return self.weight.flatten(1)
         key = (channels.start, channels.stop)
         if key not in self.blocks:
-            self.blocks = {key: self.weight[:, :, channels].flatten(1).contiguous()}  # the last one only
+            self.blocks[key] = self.weight[:, :, channels].flatten(1).contiguous()
         return self.blocks[key]
 
     def _product(self, d: Tensor, channels: Channels, scratch: Scratch) -> Tensor:
         """[positions, 1, channels, *columns] -> [positions out, window, outputs, *columns]."""
         weight, columns = self._block(channels), d.shape[3:]
-        if self.table is None:
-            d = d.reshape(weight.shape[1], -1)
-            if self.outputs < FEW:
-                out = torch.mm(weight, d, out=scratch.take((self, "product"), (self.outputs, d.shape[1]), d))
-            else:
-                out = torch.mm(d.T, weight.T, out=scratch.take((self, "product"), (d.shape[1], self.outputs), d)).T
-            return out.view(1, 1, self.outputs, *columns)
+        if self.table is not None:
+            rows = self._rows(d)
+            return self._tile(rows, weight, ALL, scratch).view(-1, self.window, self.outputs, *columns)
+        d = d.reshape(weight.shape[1], -1)
+        if self.outputs < FEW:
+            out = torch.mm(weight, d, out=scratch.take((self, "product"), (self.outputs, d.shape[1]), d))
+        else:
+            out = torch.mm(d.T, weight.T, out=scratch.take((self, "product"), (d.shape[1], self.outputs), d)).T
+        return out.view(1, 1, self.outputs, *columns)
+
+    def _rows(self, d: Tensor) -> Tensor:
+        """A convolution's input by position [positions, channels * columns], with one of zeros if there is padding."""
         rows = d.reshape(d.shape[0], -1)
-        if self.padded:
-            rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
-        field = scratch.take((self, "field"), (self.table.numel(), rows.shape[1]), d)
-        torch.index_select(rows, 0, self.table.flatten(), out=field)
-        field = field.view(len(self.table), weight.shape[1], columns.numel())
-        out = scratch.take((self, "product"), (len(self.table), len(weight), columns.numel()), d)
-        torch.bmm(weight.expand(len(self.table), -1, -1), field, out=out)
-        return out.view(len(self.table), self.window, self.outputs, *columns)
+        return torch.cat([rows, rows.new_zeros(1, rows.shape[1])]) if self.padded else rows
+
+    def _tile(self, rows: Tensor, weight: Tensor, positions: slice, scratch: Scratch) -> Tensor:
+        """Some positions of a convolution's output [positions out, window * outputs, columns]."""
+        table = self.table[positions]
+        field = scratch.take((self, "field"), (table.numel(), rows.shape[1]), rows)
+        torch.index_select(rows, 0, table.flatten(), out=field)
+        field = field.view(len(table), weight.shape[1], -1)
+        out = scratch.take((self, "product"), (len(table), len(weight), field.shape[2]), rows)
+        return torch.bmm(weight.expand(len(table), -1, -1), field, out=out)
+
+    def change_and_gate(
+        self, gate: Gate, d: Tensor, kept: tuple[Tensor, ...], channels: Channels, scratch: Scratch
+    ) -> tuple[Tensor, Channels]:
+        """``change`` of this step and then of the ``gate`` behind it, whose ``kept`` is given.
+
+        A convolution's values before the gate are many. They are made a few positions at a time, so that they are still
+        in the processor's caches when the gate takes them.
+        """
+        if self.table is None or d.is_cuda:
+            return gate.change(self._product(d, channels, scratch), kept, ALL, scratch)
+        weight, columns, rows = self._block(channels), d.shape[3:], self._rows(d)
+        out = scratch.take((self, "gated"), (self.outputs, 1, len(self.table), *columns), d).transpose(0, 2)
+        several = max(1, TILE // (len(weight) * columns.numel()))
+        for first in range(0, len(self.table), several):
+            some = slice(first, first + several)
+            tile = self._tile(rows, weight, some, scratch).view(-1, self.window, self.outputs, *columns)
+            gate.change(tile, tuple(t[some] for t in kept), ALL, scratch, out[some])
+        return out, ALL
 
     def forward(self, a: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         out = self._product(a, ALL, Scratch())
@@ -202,6 +232,7 @@ class Gate(Step):
 
     def __init__(self, relu: bool, windows: Windows | None) -> None:
         self.relu, self.windows = relu, windows  # windows: to be gathered here, or None where the input is in them
+        self.takes_windows_in_place = windows is None
 
     def forward(self, a: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         if self.windows is not None:
@@ -212,17 +243,19 @@ class Gate(Step):
         return top, (a - top, -top)
 
     def change(
-        self, d: Tensor, kept: tuple[Tensor, ...], channels: Channels, scratch: Scratch
+        self, d: Tensor, kept: tuple[Tensor, ...], channels: Channels, scratch: Scratch, out: Tensor | None = None
     ) -> tuple[Tensor, Channels]:
         gap, floor = (t[:, :, channels, None] for t in kept)
         if self.windows is not None:
             d = self.windows.gather(d, 0.0)
         d.add_(gap)
-        if d.shape[1] > 1:
-            out = scratch.take((self, "gate"), (d.shape[0], 1, *d.shape[2:]), d)
-            highest = reduce(lambda x, y: torch.maximum(x, y, out=x), d.unbind(1)[1:])
-            d = torch.maximum(d[:, 0], highest, out=out[:, 0]).unsqueeze(1)
-        return (torch.maximum(d, floor, out=d) if self.relu else d), channels
+        candidates = [*d.unbind(1), *([floor[:, 0]] if self.relu else [])]
+        if out is None:
+            out = d if d.shape[1] == 1 else scratch.take((self, "gate"), (d.shape[0], 1, *d.shape[2:]), d)
+        if len(candidates) == 1:
+            return out.copy_(d), channels
+        reduce(lambda top, other: torch.maximum(top, other, out=out[:, 0]), candidates)
+        return out, channels
 
     def change_of_product(
         self, factors: Tensor, values: Tensor, kept: tuple[Tensor, ...], channels: Channels, scratch: Scratch

@@ -1,5 +1,6 @@
 import copy
 import math
+import threading
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from networks import SEQUENTIAL, Residual, sequential
 from torch import nn
 
 import snipnb
-from snipnb import exact, lines, reference
+from snipnb import exact, lines, propagation, reference
 
 
 def brute_force(model, images, labels):
@@ -190,8 +191,37 @@ def test_chunks_do_not_matter(name, monkeypatch):
     monkeypatch.setattr(exact, "IMAGES", 4)
     monkeypatch.setitem(exact.PAIRS, "cpu", 5)
     monkeypatch.setitem(exact.TOGETHER, "cpu", 3)
+    monkeypatch.setitem(exact.LINEAR, "cpu", 6)
+    monkeypatch.setattr(propagation, "TILE", 50)
     monkeypatch.setattr(lines, "ENTRIES", 20)
     assert furthest(snipnb.exact_salience(model, images, labels), whole) < 1e-14 * largest(whole)
+
+
+def test_the_number_of_threads_does_not_matter_and_stays(monkeypatch):
+    model, images, labels = sequential("LeNet in small")
+    monkeypatch.setitem(exact.TOGETHER, "cpu", 4)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(snipnb.exact_salience(model, images, labels))
+            assert torch.get_num_threads() == threads
+            later = []
+            thread = threading.Thread(target=lambda seen=later: seen.append(torch.get_num_threads()))
+            thread.start()
+            thread.join()
+            assert later == [threads]
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert furthest(other, found[0]) < 1e-14 * largest(found[0])
+
+
+def test_an_error_in_a_worker_reaches_the_caller(monkeypatch):
+    model, images, labels = sequential("LeNet in small")
+    monkeypatch.setattr(exact, "loss_changes", lambda *_: (_ for _ in ()).throw(MemoryError("no more")))
+    with pytest.raises(MemoryError, match="no more"):
+        snipnb.exact_salience(model, images, labels)
 
 
 @pytest.mark.parametrize("name", ["LeNet in small", "VGG in small", "norms around ReLUs", "norm of a flattened map"])
