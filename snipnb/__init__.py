@@ -5,6 +5,7 @@ The public names are the ones listed in ``__all__``; nothing is computed, loaded
 
 from snipnb.data import DataUnavailableError, Split, load_mnist, load_split
 from snipnb.exact import exact_salience
+from snipnb.experiments import RunConfig, grid, run_grid
 from snipnb.masks import (
     LayerCollapseWarning,
     Mask,
@@ -18,7 +19,7 @@ from snipnb.masks import (
 )
 from snipnb.models import INITIALISATIONS, lenet5, lenet_300_100, published_label
 from snipnb.salience import Salience, magnitude_salience, random_salience, snip
-from snipnb.training import Recipe, error_rate, error_rates, train
+from snipnb.training import Recipe, error_rate, error_rates, train, train_together
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,7 @@ __all__ = [
     "LayerCollapseWarning",
     "Mask",
     "Recipe",
+    "RunConfig",
     "Salience",
     "Split",
     "apply_mask",
@@ -35,6 +37,7 @@ __all__ = [
     "error_rate",
     "error_rates",
     "exact_salience",
+    "grid",
     "keep_mask",
     "layer_table",
     "lenet5",
@@ -46,7 +49,9 @@ __all__ = [
     "num_removed",
     "published_label",
     "random_salience",
+    "run_grid",
     "snip",
     "standardise",
     "train",
+    "train_together",
 ]

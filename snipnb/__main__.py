@@ -6,6 +6,8 @@ import argparse
 import sys
 
 from snipnb.data import DataUnavailableError, acquire_mnist
+from snipnb.experiments import GROUP_SIZE
+from snipnb.store import StoreError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,6 +19,14 @@ def main(arguments: list[str] | None = None) -> int:
     figures.add_argument("notebooks", nargs="*", help="names or leading digits; default all")
     figures.add_argument("--profile", default="default", help="profile name or path of a YAML file (default: default)")
     figures.add_argument("--force", action="store_true", help="run even what is up to date")
+    run = commands.add_parser("run", help="do the training runs of a notebook, without it; resumes")
+    run.add_argument("notebook", help="name or leading digits of a notebook that trains, e.g. 02")
+    run.add_argument("--profile", default="default", help="profile name or path of a YAML file (default: default)")
+    run.add_argument("--store", help="folder that keeps the runs (default: where the notebook looks)")
+    run.add_argument("--seeds", type=int, help="only so many of the seeds, from 0")
+    run.add_argument("--jobs", type=int, help="groups at a time (default: one per processor; one on a GPU)")
+    run.add_argument("--group-size", type=int, default=GROUP_SIZE, help=f"networks in a group (default: {GROUP_SIZE})")
+    run.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     bench = commands.add_parser("bench", help="measure speed, side by side; writes figures/bench/")
     bench.add_argument("--threads", type=int, default=2, help="processor threads (default: 2)")
     bench.add_argument("--sample", action="store_true", help="a quick look on the shipped sample, into build/bench/")
@@ -25,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         return _COMMANDS[given.command](given)
-    except (ValueError, DataUnavailableError) as error:
+    except (ValueError, DataUnavailableError, StoreError) as error:
         print(f"snipnb: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -42,6 +52,27 @@ def _figures(given: argparse.Namespace) -> int:
     from snipnb import notebooks
 
     return 0 if notebooks.run(given.profile, given.notebooks, force=given.force) else 1
+
+
+def _run(given: argparse.Namespace) -> int:
+    from snipnb import grids, profiles
+    from snipnb.experiments import run_grid
+    from snipnb.paths import runs_dir
+
+    profile = profiles.load_profile(given.profile)
+    configs = grids.of_notebook(given.notebook, {**profile.common, **profile.parameters(grids.name_of(given.notebook))})
+    if given.seeds is not None:
+        configs = [config for config in configs if config.init_seed < given.seeds]
+    store = given.store or runs_dir(profile.name)
+    print(
+        f"{len(configs)} networks of {configs[0].recipe.epochs if configs else 0} epochs, kept in {store}", flush=True
+    )
+    options = {"jobs": given.jobs, "group_size": given.group_size, "device": given.device}
+    runs = run_grid(configs, store=store, **options)
+    last = runs[runs["epoch"] == runs["epoch"].max()]
+    means = 100 * last.pivot_table("test_error", "sparsity", "criterion", sort=False)
+    print("\nerror rate at the last epoch, mean over seeds, in %\n" + means.to_string(float_format="{:.3f}".format))
+    return 0
 
 
 def _bench(given: argparse.Namespace) -> int:
@@ -69,7 +100,7 @@ def _readme(given: argparse.Namespace) -> int:
     return 0 if readme.update(check=given.check) else 1
 
 
-_COMMANDS = {"data": _data, "figures": _figures, "bench": _bench, "readme": _readme}
+_COMMANDS = {"data": _data, "figures": _figures, "run": _run, "bench": _bench, "readme": _readme}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,23 +7,29 @@ one run; seconds are given for orientation.
 from __future__ import annotations
 
 import copy
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import joblib
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from snipnb.data import Split
 from snipnb.exact import exact_salience
 from snipnb.models import lenet5
 from snipnb.paths import write_atomically
 from snipnb.progress import note, track
-from snipnb.reference import stratified_sample
+from snipnb.reference import plain_training, stratified_sample
 from snipnb.salience import snip
 from snipnb.stats import mean_interval
+from snipnb.training import Recipe, train, train_together
 
 BATCH = 500  # images per pass, for the loop and for gradients alike
 
@@ -48,6 +54,7 @@ def run(folder: Path, images: Tensor, labels: Tensor, *, threads: int, machine: 
         "exact": lambda: exact_against_loop(model, images, labels),
         "exact_layers": lambda: by_layer(model, images[:6000], labels[:6000]),
         "exact_growth": lambda: growth(images, labels),
+        "training": lambda: training_against_plain(images, labels, threads=threads),
     }
     written = []
     for name, make in tables.items():
@@ -194,8 +201,11 @@ def by_layer(model: nn.Module, images: Tensor, labels: Tensor) -> pd.DataFrame:
     for layer in track(dict.fromkeys(name.split(".")[0] for name, _ in model.named_parameters()), "layers"):
         some = {name: torch.arange(p.numel()) for name, p in model.named_parameters() if name.startswith(f"{layer}.")}
         few = slice(0, 500)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # the counter sees the calling thread only
         with FlopCounterMode(display=False) as counter:
             exact_salience(model, images[few], labels[few], parameters=some)
+        torch.set_num_threads(threads)
         operations = counter.get_total_flops() * 60_000 / 500
         speed = matmul_speed()
         taken = scale * seconds(lambda some=some: exact_salience(model, images, labels, parameters=some))
@@ -209,6 +219,54 @@ def by_layer(model: nn.Module, images: Tensor, labels: Tensor) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def training_against_plain(
+    images: Tensor, labels: Tensor, *, threads: int, networks: int = 16, num_images: int = 12_800, rounds: int = 3
+) -> pd.DataFrame:
+    """One epoch of many networks trained together, one group for each processor thread, against a plain loop with all threads.
+
+    The plain loop is ``reference.plain_training``: one LeNet-5, autograd, ``torch.optim.Adam``. Same images, batches of 128, in turn.
+
+    Returns:
+        One row per way: ``way``, ``networks``, ``images``, ``rounds``, ``seconds`` (per network and epoch of so many images, mean over
+        rounds), ``of_plain`` (ratio within a round) with its 95 % t interval, ``share_of_matmul_speed``.
+    """
+    few = slice(0, min(num_images, len(labels)))
+    split = Split("standard", images[few], labels[few], images[:0], labels[:0], images[:1000], labels[:1000])
+    recipe = Recipe(epochs=1)
+    with tempfile.TemporaryDirectory() as folder, joblib.Parallel(n_jobs=threads) as workers:
+        np.savez(f"{folder}/split.npz", images=images[few].numpy(), labels=labels[few].numpy())
+        together = joblib.delayed(_train_group)
+        calls = [together(folder, networks, recipe) for _ in range(threads)]
+        ways = {
+            "plain loop, one network": (1, lambda: plain_training(lenet5(), split, recipe=recipe)),
+            "networks together": (threads * networks, lambda: workers(calls)),
+        }
+        for _, way in ways.values():  # warm up
+            way()
+        times = pd.DataFrame(
+            [{n: seconds(way) / count for n, (count, way) in ways.items()} for _ in track(range(rounds), "training")]
+        )
+    with FlopCounterMode(display=False) as counter:
+        train(lenet5(), replace(split, train_images=images[:128], train_labels=labels[:128]), recipe=recipe)
+    operations, speed = counter.get_total_flops() * len(split.train_labels) / 128, matmul_speed()
+    rows = []
+    for name, (count, _) in ways.items():
+        ratio, low, high = mean_interval((times[name] / times["plain loop, one network"]).to_numpy())
+        row = {"way": name, "networks": count, "images": len(split.train_labels), "rounds": rounds}
+        row |= {"seconds": times[name].mean(), "of_plain": ratio, "low95": low, "high95": high}
+        rows.append(row | {"share_of_matmul_speed": operations / times[name].mean() / speed})
+    return pd.DataFrame(rows)
+
+
+def _train_group(folder: str, networks: int, recipe: Recipe) -> None:
+    """In a worker: one epoch of some networks on one processor thread."""
+    torch.set_num_threads(1)
+    with np.load(f"{folder}/split.npz") as arrays:
+        images, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
+    split = Split("standard", images, labels, images[:0], labels[:0], images[:1000], labels[:1000])
+    train_together([lenet5(seed=k) for k in range(networks)], split, recipe=recipe)
 
 
 def growth(images: Tensor, labels: Tensor) -> pd.DataFrame:

@@ -261,3 +261,15 @@ def _numbers(row: Mapping[str, Any]) -> list[str]:
         interval = f" [{row['low'][name]:.4g}, {row['high'][name]:.4g}]" if name in row["low"] else ""
         texts.append(f"{name.replace('_', ' ')} {value:.4g}{interval}")
     return texts
+
+
+def reported(name: str) -> pd.DataFrame:
+    """A file of published values: ``"figure1"``, ``"figure2"`` or ``"figure2_errors"``."""
+    files = {
+        "figure1": "figure1_reported.csv",
+        "figure2": "figure2_reported.csv",
+        "figure2_errors": "figure2_reported_errors.csv",
+    }
+    if name not in files:
+        raise ValueError(f"there are no reported values {name!r}; accepted are {', '.join(files)}")
+    return pd.read_csv(resource("reported", files[name]))

@@ -1,140 +1,391 @@
-"""Training runs as tidy tables: one call, one row per run and epoch."""
+"""Grids of training runs: one call for hundreds of pruned networks, spread over processors, never losing what is finished.
+
+The unit of work is a group: runs of one grid that share model, seeds, split and recipe, at most ``group_size`` of them, in a
+fixed order. It is fixed by the grid, never by what happens to be missing, so its results do not depend on the history of a
+store. A group keeps its state after every epoch and is recorded when it is finished (``store.py``); running a grid again does
+only what is missing, goes on with an unfinished group from its last epoch, and ends in the same table. Each group is trained
+on one processor thread, so the number of processors does not matter either.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import ast
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 
 import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
 
-from snipnb.data import Split
-from snipnb.masks import keep_mask
-from snipnb.models import lenet5
-from snipnb.progress import track
-from snipnb.salience import snip
-from snipnb.stats import mean_interval, t_quantile
-from snipnb.training import Recipe, error_rates, train
+from snipnb.criteria import CRITERIA
+from snipnb.data import Split, data_checksum, load_split
+from snipnb.masks import LayerCollapseWarning, Mask, collapsed_layers, keep_mask, num_kept
+from snipnb.models import INITIALISATIONS, MODELS
+from snipnb.paths import write_atomically
+from snipnb.progress import note, progress_stream
+from snipnb.salience import Salience
+from snipnb.store import Store
+from snipnb.training import Recipe, train_together
 
-PUBLISHED_NUM_SCORED = 10_500  # 15 % of MNIST's 70,000 images
-WAYS = {
-    "error_rate": "last epoch",
-    "best_error_rate": "best epoch on scored images",
-    "selected_error_rate": "epoch selected on validation",
-}
+GROUP_SIZE = 16
+# What the results of a run depend on: records made by another version of these are not used.
+SOURCES = (
+    "criteria", "data", "exact", "experiments", "lines", "masks", "models", "propagation", "salience", "sequential",
+    "stacked", "training",
+)  # fmt: skip
 
 
-def train_pruned(split: Split, *, seeds: Iterable[int], sparsities: Sequence[float], recipe: Recipe) -> pd.DataFrame:
-    """Prune LeNet-5 by SNIP at its start and train it, for each seed and sparsity.
+@dataclass(frozen=True)
+class RunConfig:
+    """One network: how it starts, what is pruned, how it is trained.
 
-    Saliences come from the split's training images only. Runs of one seed share initial weights and image order.
-
-    Returns:
-        Tidy frame, one row per run and epoch: ``seed``, ``sparsity`` and the columns of :func:`snipnb.train`.
+    Attributes:
+        criterion: Name in ``criteria.CRITERIA``; saliences come from the split's training images only.
+        sparsity: Share of parameters removed at the start, in [0, 1); ties are broken so that the count is exact.
+        init_seed: Draw of the initial weights, and of random saliences.
+        data_seed: Draw of the image order; default ``init_seed``. Runs that share both are compared pair by pair.
+        model: Name in ``models.MODELS``.
+        init: One of ``INITIALISATIONS``.
+        split: ``"standard"`` or ``"published"``.
+        sample: The shipped sample instead of all of MNIST.
+        salience_images: The first so many training images are used for saliences; default all.
+        recipe: How it is trained.
     """
-    runs = [(seed, sparsity) for seed in seeds for sparsity in sparsities]
-    saliences, frames = {}, []
-    for seed, sparsity in track(runs, "training, runs"):
-        model = lenet5(seed=seed)
-        if seed not in saliences:
-            saliences = {seed: snip(model, split.train_images, split.train_labels)}
-        mask = keep_mask(saliences[seed], sparsity)
-        history = train(model, split, mask=mask, recipe=recipe, data_seed=seed)
-        frames.append(history.assign(seed=seed, sparsity=sparsity))
-    return pd.concat(frames, ignore_index=True)[["seed", "sparsity", *history.columns]]
+
+    criterion: str = "snip"
+    sparsity: float = 0.9
+    init_seed: int = 0
+    data_seed: int | None = None
+    model: str = "lenet5"
+    init: str = "pytorch"
+    split: str = "standard"
+    sample: bool = False
+    salience_images: int | None = None
+    recipe: Recipe = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        if self.data_seed is None:
+            object.__setattr__(self, "data_seed", self.init_seed)
+        choices = {"criterion": CRITERIA, "model": MODELS, "init": INITIALISATIONS, "split": ("standard", "published")}
+        for name, accepted in choices.items():
+            if getattr(self, name) not in accepted:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; accepted are {', '.join(accepted)}")
+        least = {"init_seed": 0, "data_seed": 0} | ({} if self.salience_images is None else {"salience_images": 1})
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+                raise ValueError(f"{name} is {value!r}; accepted are integers from {smallest}")
+        if isinstance(self.sparsity, bool) or not isinstance(self.sparsity, (int, float)) or not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity is {self.sparsity!r}; accepted are numbers from 0 and below 1")
+        object.__setattr__(self, "sparsity", float(self.sparsity))
+        if not isinstance(self.sample, bool) or not isinstance(self.recipe, Recipe):
+            raise ValueError(f"sample is {self.sample!r}, recipe {self.recipe!r}; accepted are a bool and a Recipe")
+        if not CRITERIA[self.criterion].uses_images:
+            object.__setattr__(self, "salience_images", None)
 
 
-def error_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """The three error rates of every run.
-
-    Args:
-        runs: As from :func:`train_pruned`.
-
-    Returns:
-        One row per run and way: ``seed``, ``sparsity``, ``way``, ``error_percent``.
-    """
-    rows = [
-        {"seed": seed, "sparsity": sparsity, "way": WAYS[name], "error_percent": 100 * value}
-        for (seed, sparsity), history in runs.groupby(["seed", "sparsity"])
-        for name, value in error_rates(history.reset_index(drop=True)).items()
-        if value == value  # the published split has no validation images to select on
+def grid(*, criteria: Iterable[str], sparsities: Iterable[float], seeds: Iterable[int], **common) -> list[RunConfig]:
+    """Every criterion at every sparsity for every seed; ``common`` goes to each :class:`RunConfig`."""
+    criteria, sparsities = list(criteria), list(sparsities)
+    return [
+        RunConfig(criterion=criterion, sparsity=sparsity, init_seed=seed, **common)
+        for seed in seeds
+        for criterion in criteria
+        for sparsity in sparsities
     ]
-    return pd.DataFrame(rows)
 
 
-def error_summary(errors: pd.DataFrame, reported: pd.DataFrame) -> pd.DataFrame:
-    """Error rates over runs, with 95 % t intervals of the mean over seeds, beside the published ones.
-
-    Args:
-        errors: As from :func:`error_table`.
-        reported: ``sparsity``, ``error_percent``.
-
-    Returns:
-        One row per sparsity and way: ``sparsity``, ``way``, ``n``, ``mean``, ``mean_low95``, ``mean_high95`` (seeds only, same
-        images; empty under 3 runs), ``smallest``, ``largest``, ``reported``; errors in percent.
-    """
-    published = reported.set_index("sparsity")["error_percent"]
-    rows = []
-    for (sparsity, way), values in errors.groupby(["sparsity", "way"], sort=False)["error_percent"]:
-        mean, low, high = mean_interval(values.to_numpy())
-        enough = len(values) >= 3
-        rows.append(
-            {
-                "sparsity": sparsity,
-                "way": way,
-                "n": len(values),
-                "mean": mean,
-                "mean_low95": low if enough else float("nan"),
-                "mean_high95": high if enough else float("nan"),
-                "smallest": values.min(),
-                "largest": values.max(),
-                "reported": published[sparsity],
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def place_errors(errors: pd.DataFrame, reported: pd.DataFrame, *, num_scored: int) -> pd.DataFrame:
-    """Where each published error rate lies beside the prediction interval of one more run's best epoch.
-
-    **Definition.** Mean of the runs plus or minus the t quantile times the root of s^2 (1 + 1/n) plus the binomial variance
-    of both sets of scored images, ours and the published one; degrees of freedom by Welch and Satterthwaite, since the
-    binomial part is known; level 1 - 0.05/k for k rates, so that all hold jointly with 95 %. Conservative: s^2 already
-    holds part of what the choice of images adds.
+def run_grid(
+    configs: Sequence[RunConfig],
+    *,
+    store: str | os.PathLike[str] | None = None,
+    jobs: int | None = None,
+    group_size: int = GROUP_SIZE,
+    device: str | None = None,
+) -> pd.DataFrame:
+    """Train every configured network, or look it up where that was done before.
 
     Args:
-        errors: As from :func:`error_table`, at least two runs per sparsity.
-        reported: ``sparsity``, ``error_percent``.
-        num_scored: Images that our runs were scored on.
+        configs: The runs; equal ones are trained once.
+        store: Folder that keeps finished groups and the state of unfinished ones; default none is kept.
+        jobs: Groups at a time, spread by joblib. Default: what ``joblib.parallel_config`` says; without it one process per
+            processor, or one in all on a GPU.
+        group_size: Networks trained together, at most. Part of what a group is: another one does everything anew.
+        device: Where to train; default CUDA where there is one.
 
     Returns:
-        One row per sparsity: ``sparsity``, ``n``, ``mean``, ``low``, ``high``, ``reported``, ``inside``; in percent.
+        Tidy frame, one row per run and epoch, runs in the order given: the fields of :class:`RunConfig` without the recipe,
+        ``kept`` (parameters), ``collapsed`` (weight tensors of which nothing is kept), ``epoch``, ``train_loss``,
+        ``validation_error``, ``test_error`` (fractions; NaN where there are no such images).
 
     Raises:
-        ValueError: If there are fewer than two runs of a sparsity.
+        ValueError: If a configuration is none, or a record in the store is of a newer version.
+        StoreError: If the store cannot be written; what was finished is kept.
     """
-    best = errors[errors["way"] == WAYS["best_error_rate"]]
-    rows = []
-    for sparsity, published in zip(reported["sparsity"], reported["error_percent"], strict=True):
-        values = best.loc[best["sparsity"] == sparsity, "error_percent"].to_numpy()
-        n = len(values)
-        if n < 2:
-            raise ValueError(f"{n} runs at sparsity {sparsity:g}; an interval for one more needs at least 2")
-        share = values.mean() / 100
-        binomial = 100**2 * share * (1 - share) * (1 / num_scored + 1 / PUBLISHED_NUM_SCORED)
-        spread = values.var(ddof=1) * (1 + 1 / n)
-        degrees = (n - 1) * ((spread + binomial) / spread) ** 2 if spread > 0 else 1e9
-        half = t_quantile(degrees, level=1 - 0.05 / len(reported)) * (spread + binomial) ** 0.5
-        low, high = values.mean() - half, values.mean() + half
-        row = {"sparsity": sparsity, "n": n, "mean": values.mean(), "low": low, "high": high, "reported": published}
-        rows.append(row | {"inside": bool(low <= published <= high)})
-    return pd.DataFrame(rows)
+    configs = list(configs)
+    for config in configs:
+        if not isinstance(config, RunConfig):
+            raise ValueError(f"{config!r} is given among the runs; accepted are RunConfig")
+    for name, value in (("group_size", group_size), ("jobs", 1 if jobs is None else jobs)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}; accepted are integers from 1")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    groups = groups_of(configs, group_size)
+    with _folder(store) as folder:
+        place = Store(folder)
+        missing = {key: group for key, group in groups.items() if place.record(key) is None}
+        if missing:
+            _train_all(missing, place, folder, jobs, device)
+        rows = {}
+        for key, group in groups.items():
+            record = place.record(key)
+            rows |= dict(zip(group, record["runs"], strict=True))
+    return _table(configs, rows)
 
 
-def follows_published_protocol(split: Split, recipe: Recipe) -> bool:
-    """Whether a run is trained and scored as the published ones were: C33's rule asks for it."""
-    published = Recipe(epochs=80, batch_size=128, optimiser="adam", learning_rate=0.0012, schedule=recipe.schedule)
-    return split.name == "published" and recipe.schedule != "one_cycle" and recipe == published
+def groups_of(configs: Iterable[RunConfig], group_size: int = GROUP_SIZE) -> dict[str, list[RunConfig]]:
+    """Key -> runs of the groups that a grid falls into."""
+    alike: dict[tuple, list[RunConfig]] = {}
+    for c in dict.fromkeys(configs):
+        alike.setdefault((c.model, c.init, c.init_seed, c.data_seed, c.split, c.sample, c.recipe), []).append(c)
+    groups = {}
+    for runs in alike.values():
+        runs.sort(key=lambda c: (c.criterion, c.sparsity, c.salience_images or 0))
+        number = -(-len(runs) // group_size)
+        for i in range(number):
+            group = runs[i * len(runs) // number : (i + 1) * len(runs) // number]
+            groups[_key(group)] = group
+    return groups
 
 
-def same_in_every_way(errors: pd.DataFrame) -> int:
-    """In how many runs all ways of stating the error rate give the same number."""
-    return int((errors.groupby(["seed", "sparsity"])["error_percent"].nunique() == 1).sum())
+def _key(group: Sequence[RunConfig]) -> str:
+    first = group[0]
+    content = [[dataclasses.asdict(c) for c in group], sources_digest(), data_checksum(sample=first.sample)]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return f"{first.model}-{first.split}-seed{first.init_seed}-{digest[:16]}"
+
+
+@cache
+def sources_digest() -> str:
+    """What names the code that runs depend on; comments, docstrings and layout do not count."""
+    parts = []
+    for name in SOURCES:
+        parts.append(_meaning(ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _meaning(node: object) -> str:
+    """A syntax tree as text, the same for every version of Python; strings that stand alone are left out."""
+    if isinstance(node, list):
+        kept = [n for n in node if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+        return f"[{','.join(map(_meaning, kept))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = ((name, getattr(node, name, None)) for name in node._fields)
+    return f"{type(node).__name__}({','.join(f'{n}={_meaning(v)}' for n, v in fields if v is not None and v != [])})"
+
+
+@contextmanager
+def _folder(store: str | os.PathLike[str] | None) -> Iterator[Path]:
+    if store is not None:
+        yield Path(store)
+        return
+    with tempfile.TemporaryDirectory(prefix="snipnb-") as temporary:
+        yield Path(temporary)
+
+
+def _table(configs: Sequence[RunConfig], rows: Mapping[RunConfig, Mapping]) -> pd.DataFrame:
+    frames = []
+    for config in configs:
+        run, fields = rows[config], dataclasses.asdict(config)
+        del fields["recipe"]
+        history = pd.DataFrame(run["history"])
+        frames.append(history.assign(**fields, kept=run["kept"], collapsed=len(run["collapsed"])))
+    if not frames:
+        return pd.DataFrame()
+    columns = [*fields, "kept", "collapsed", *history.columns]
+    return pd.concat(frames, ignore_index=True)[columns]
+
+
+# --- saliences and masks ----------------------------------------------------------------------------------------------
+
+
+@cache
+def _split(name: str, sample: bool) -> Split:
+    return load_split(name, sample=sample)
+
+
+def _masks(group: Sequence[RunConfig], place: Store, device: str, known: dict[RunConfig, Salience]) -> list[Mask]:
+    """What every run of a group keeps; saliences that take images are kept in the store."""
+    masks = []
+    for config in group:
+        source = dataclasses.replace(config, sparsity=0.0, data_seed=0, recipe=Recipe())
+        if source not in known:
+            known.clear()  # the last one only: runs are in the order of criteria
+            known[source] = _salience(source, place, device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LayerCollapseWarning)  # the table says so
+            masks.append(keep_mask(known[source], config.sparsity, ties="stable"))
+    return masks
+
+
+def _salience(config: RunConfig, place: Store, device: str) -> Salience:
+    criterion = CRITERIA[config.criterion]
+    model = MODELS[config.model](init=config.init, seed=config.init_seed)
+    if not criterion.uses_images:
+        return criterion.salience(model, torch.empty(0), torch.empty(0), config.init_seed)
+    key = f"salience-{config.criterion}-{_key([config])}"
+    with place.lock(key):
+        if (found := place.checkpoint(key)) is not None:
+            return {name: torch.from_numpy(array) for name, array in found[0].items()}
+        note(f"saliences: {config.criterion}, seed {config.init_seed}")
+        split = _split(config.split, config.sample)
+        some = slice(0, config.salience_images)
+        images, labels = (t[some].to(device) for t in (split.train_images, split.train_labels))
+        salience = criterion.salience(model.to(device), images, labels, config.init_seed)
+        salience = {name: s.cpu() for name, s in salience.items()}
+        place.save_checkpoint(key, {name: s.numpy() for name, s in salience.items()}, {}, progress=1)
+    return salience
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def _train_all(
+    missing: Mapping[str, list[RunConfig]], place: Store, folder: Path, jobs: int | None, device: str
+) -> None:
+    """Train all missing groups; those that another process is at are waited for at the end."""
+    known: dict[RunConfig, Salience] = {}
+    tasks = [(key, group, _masks(group, place, device, known)) for key, group in missing.items()]
+    jobs = jobs or _jobs(device)
+    with _progress(missing, place):
+        for wait in (False, True):
+            tasks = [task for task in tasks if place.record(task[0]) is None]
+            if jobs == 1 or len(tasks) < 2:
+                for task in tasks:
+                    _train_group(*task, folder, device, wait=wait)
+                continue
+            import joblib  # only where groups are spread
+
+            work = joblib.delayed(_train_quietly)
+            calls = (work(*task, folder, device, wait=wait) for task in tasks)
+            for _ in joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")(calls):
+                pass
+
+
+def _jobs(device: str) -> int:
+    """How many groups at a time, if the caller does not say."""
+    if device != "cpu":
+        return 1
+    from joblib.parallel import get_active_backend
+
+    configured = get_active_backend()[1]
+    return configured if (configured or 1) != 1 else os.cpu_count() or 1
+
+
+def _train_quietly(*task, **options) -> None:
+    """In a worker: the caller shows the progress."""
+    os.environ["SNIPNB_PROGRESS"] = "0"
+    _train_group(*task, **options)
+
+
+def _train_group(key: str, group: list[RunConfig], masks: list[Mask], folder: Path, device: str, *, wait: bool) -> None:
+    """Train one group and record it, unless somebody else does."""
+    place = Store(folder)
+    with place.lock(key, wait=wait) as ours:
+        if not ours or place.record(key) is not None:
+            return
+        start, threads = time.time(), torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            first = group[0]
+            split = _split(first.split, first.sample)
+            models = [MODELS[c.model](init=c.init, seed=c.init_seed).to(device) for c in group]
+            checkpoint = _Checkpoint(place, key)
+            resumed = place.progress([key])[key]
+            histories = train_together(
+                models, split, masks=masks, recipe=first.recipe, data_seed=first.data_seed, checkpoint=checkpoint
+            )
+        finally:
+            torch.set_num_threads(threads)
+        runs = [
+            {
+                "config": dataclasses.asdict(config),
+                "kept": num_kept(mask),
+                "collapsed": collapsed_layers(mask),
+                "history": history.to_dict(orient="list"),
+            }
+            for config, mask, history in zip(group, masks, histories, strict=True)
+        ]
+        facts = {
+            "seconds": round(time.time() - start, 1),
+            "epochs": first.recipe.epochs - resumed,
+            "networks": len(group),
+            "device": torch.cuda.get_device_name() if device == "cuda" else device,
+            "torch": torch.__version__,
+        }
+        place.finish(key, {"runs": runs})
+        write_atomically(folder / "facts" / f"{key}.json", json.dumps(facts, indent=1) + "\n")
+
+
+class _Checkpoint:
+    """Keeps the state of a group in the store."""
+
+    def __init__(self, place: Store, key: str) -> None:
+        self.place, self.key = place, key
+
+    def load(self) -> tuple[dict[str, Tensor], list] | None:
+        found = self.place.checkpoint(self.key)
+        if found is None:
+            return None
+        arrays, facts = found
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}, facts["rows"]
+
+    def save(self, tensors: Mapping[str, Tensor], rows: list) -> None:
+        arrays = {name: t.numpy() for name, t in tensors.items()}
+        self.place.save_checkpoint(self.key, arrays, {"rows": rows}, progress=len(rows))
+
+
+@contextmanager
+def _progress(missing: Mapping[str, list[RunConfig]], place: Store) -> Iterator[None]:
+    """A bar over all epochs of all networks, read off the store, where somebody is there to see it."""
+    stream = progress_stream()
+    if stream is None:
+        yield
+        return
+    epochs = {key: group[0].recipe.epochs for key, group in missing.items()}
+    total = sum(len(group) * epochs[key] for key, group in missing.items())
+    done, finished = threading.Event(), set()
+
+    def reached() -> int:
+        finished.update(key for key in missing if key not in finished and place.record(key) is not None)
+        found = place.progress(missing)
+        return sum(len(g) * (epochs[k] if k in finished else found[k]) for k, g in missing.items())
+
+    with tqdm(
+        total=total, initial=reached(), desc="training, networks x epochs", file=stream, leave=False, delay=2.0
+    ) as bar:
+
+        def watch() -> None:
+            while not done.wait(1.0):
+                bar.update(reached() - bar.n)
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ _WEIGHT_INITIALISERS: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] =
     "xavier_normal": nn.init.xavier_normal_,
 }
 _ZERO_BIAS = "_zero_bias"
+_drawing = threading.Lock()  # initial weights come from the global generator, which is put back afterwards
 INITIALISATIONS = tuple(name + suffix for suffix in ("", _ZERO_BIAS) for name in _WEIGHT_INITIALISERS)
 
 
@@ -82,7 +84,7 @@ def published_label(parameter: str) -> str:
 def _build(layers: Callable[[], OrderedDict[str, nn.Module]], init: str, seed: int) -> nn.Sequential:
     if init not in INITIALISATIONS:
         raise ValueError(f"init is {init!r}; accepted are {', '.join(INITIALISATIONS)}")
-    with torch.random.fork_rng(devices=[]):
+    with _drawing, torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)  # not torch.manual_seed, which would seed CUDA too
         model = nn.Sequential(layers())
         redraw = _WEIGHT_INITIALISERS[init.removesuffix(_ZERO_BIAS)]
@@ -92,3 +94,6 @@ def _build(layers: Callable[[], OrderedDict[str, nn.Module]], init: str, seed: i
             elif name.endswith("bias") and init.endswith(_ZERO_BIAS):
                 nn.init.zeros_(parameter)
     return model
+
+
+MODELS: dict[str, Callable[..., nn.Sequential]] = {"lenet5": lenet5, "lenet_300_100": lenet_300_100}

@@ -47,6 +47,20 @@ def output_dir() -> Path:
     return root / "build" / "lab" if root is not None else Path("snipnb-output").resolve()
 
 
+def runs_dir(profile: str) -> Path:
+    """Folder of finished and unfinished training runs.
+
+    ``SNIPNB_RUNS`` if set; else, in a checkout, ``figures/paper/runs`` for the paper profile, whose runs are kept with the project,
+    and ``build/runs`` for all others; else ``runs`` in :func:`output_dir`.
+    """
+    if os.environ.get("SNIPNB_RUNS"):
+        return Path(os.environ["SNIPNB_RUNS"]).expanduser().absolute()
+    root = project_root()
+    if root is None:
+        return output_dir() / "runs"
+    return root / "figures" / "paper" / "runs" if profile == "paper" else root / "build" / "runs"
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write ``content`` to ``path`` so that a reader sees the old file or the whole new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -416,6 +416,123 @@ def float32_steps(points: pd.DataFrame, kept: pd.DataFrame, *, step: float, note
     return figure
 
 
+def error_curves(frame: pd.DataFrame, reported: pd.DataFrame, *, top: float, note: str) -> Figure:
+    """The write-up's Figure 1: error rate against sparsity, ours in one panel and the published curves in the other.
+
+    Args:
+        frame: ``criterion``, ``sparsity``, ``mean``, ``smallest``, ``largest``, in percent.
+        reported: ``criterion``, ``sparsity``, ``error_percent``, ``low``, ``high``; empty where a curve runs off the plot.
+        top: Upper end of the axis, in percent; means beyond it are written at the edge.
+        note: Small print.
+    """
+    published = reported.rename(columns={"error_percent": "mean", "low": "smallest", "high": "largest"})
+    figure, axes = plt.subplots(1, 2, figsize=(9.8, 4.4), sharey=True, layout="constrained")
+    panels = (
+        ("regenerated (black rings: published means)", frame),
+        ("published (mean and range of 10 runs)", published),
+    )
+    for axis, (title, curves) in zip(axes, panels, strict=True):
+        criteria = list(dict.fromkeys(curves["criterion"]))
+        for i, criterion in enumerate(criteria):
+            part, style = curves[curves["criterion"] == criterion].sort_values("sparsity"), look(criterion)
+            shift = 1.012 ** (i - (len(criteria) - 1) / 2)  # bars stand side by side
+            x, mean = (1 - part["sparsity"]) * shift, part["mean"]
+            axis.errorbar(
+                x,
+                mean,
+                yerr=[mean - part["smallest"], part["largest"] - mean],
+                color=style.colour,
+                marker=style.marker,
+                ls=style.dash,
+                ms=4.5,
+                lw=1.5,
+                elinewidth=1,
+                label=style.label,
+            )
+            if axis is axes[0]:
+                rings = published[published["criterion"] == criterion]
+                axis.plot((1 - rings["sparsity"]) * shift, rings["mean"], **REPORTED, ms=7.5, mew=0.9, zorder=5)
+        _beyond(axis, curves, top)
+        axis.set_title(title)
+        _sparsity_axis(axis, sorted(frame["sparsity"].unique()), unlabelled=(0.15, 0.25, 0.45, 0.65))
+    axes[0].set_ylim(0, top)
+    axes[0].set_ylabel("error rate on scored images, %")
+    axes[0].legend(loc="upper left", bbox_to_anchor=(0, 0.8))
+    footnote(figure, note)
+    return figure
+
+
+def _beyond(axis: Axes, curves: pd.DataFrame, top: float) -> None:
+    """Mark means above the axis by an arrow at its edge, with their value; a line for each criterion."""
+    high = curves[curves["mean"] > top]
+    for line, (criterion, part) in enumerate(high.groupby("criterion", sort=False)):
+        for sparsity, mean in zip(part["sparsity"], part["mean"], strict=True):
+            place = (1 - sparsity, top * (0.97 - 0.055 * line))
+            text = f"{mean:.1f}" if mean < 10 else f"{mean:.0f}"
+            axis.annotate(
+                f"\u2191{text}",
+                place,
+                ha="center",
+                va="center",
+                fontsize=7,
+                color=look(criterion).colour,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+                zorder=6,
+            )
+
+
+def paired_differences(pairs: pd.DataFrame, tests: pd.DataFrame, *, margin: float, note: str) -> Figure:
+    """Error rate less that of the exact salience, pair by pair (left), and what C25 judges (right).
+
+    Args:
+        pairs: ``criterion``, ``sparsity``, ``seed``, ``difference``, in points.
+        tests: ``criterion``, ``mean_difference``, ``low95``, ``high95``, ``equivalence_p``.
+        margin: Of equivalence, in points.
+        note: Small print.
+    """
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(9.8, 3.9), layout="constrained", sharey=True, width_ratios=(2.4, 1)
+    )
+    criteria = [c for c in LOOKS if c in set(pairs["criterion"])]
+    linear = 4 * margin
+    for axis in (left, right):
+        axis.axhspan(-margin, margin, color="#d9d9d9", lw=0, zorder=0)
+        axis.axhline(0, color="black", lw=0.8)
+        axis.set_yscale("symlog", linthresh=linear, linscale=2)
+    for i, criterion in enumerate(criteria):
+        part, style = pairs[pairs["criterion"] == criterion], look(criterion)
+        shift = 1.015 ** (i - (len(criteria) - 1) / 2)
+        left.plot(
+            (1 - part["sparsity"]) * shift,
+            part["difference"],
+            style.marker,
+            color=style.colour,
+            ms=4,
+            alpha=0.75,
+            mew=0,
+        )
+        means = part.groupby("sparsity")["difference"].mean()
+        left.plot((1 - means.index) * shift, means, color=style.colour, ls=style.dash, lw=1.2, label=style.label)
+        test = tests[tests["criterion"] == criterion].iloc[0]
+        mean = test["mean_difference"]
+        bars = [[mean - test["low95"]], [test["high95"] - mean]]
+        right.errorbar([i], [mean], yerr=bars, fmt=style.marker, color=style.colour, ms=6, capsize=3)
+    ticks = [t * margin for t in (-4, -2, -1, 0, 1, 2, 4)] + [t for t in (1, 3, 10, 30, 90) if t > 2 * linear]
+    left.set_yticks(ticks, [f"{t:.2g}" for t in ticks])
+    left.set_ylim(bottom=min(-1.5 * margin, 1.15 * pairs["difference"].min()))
+    left.yaxis.set_minor_locator(NullLocator())
+    _sparsity_axis(left, sorted(pairs["sparsity"].unique()), unlabelled=(0.15, 0.25, 0.45, 0.65))
+    left.set_ylabel("error rate less that of the\nexact salience, points")
+    left.set_title("pair by pair: a marker is a seed, lines are means")
+    left.legend(loc="upper left")
+    right.set_xticks(range(len(criteria)), [look(c).label for c in criteria])
+    right.set_xlim(-0.6, len(criteria) - 0.4)
+    right.grid(axis="x", visible=False)
+    right.set_title("mean over 0.75 to 0.96, 95 %")
+    footnote(figure, note)
+    return figure
+
+
 # --- notebook 03 ------------------------------------------------------------------------------------------------------
 
 

@@ -18,14 +18,15 @@ import torch
 from matplotlib.figure import Figure
 
 from snipnb import claims, plotting
+from snipnb.claims import reported as reported  # notebooks take it from here
 from snipnb.data import data_checksum
-from snipnb.paths import output_dir, project_root, resource, write_atomically
+from snipnb.paths import output_dir, project_root, runs_dir, write_atomically
 from snipnb.profiles import declared_parameters
 
 PACKAGES = ("torch", "numpy", "pandas", "scipy", "matplotlib", "seaborn", "sympy")
 RUN_FILE = "run.json"  # what the runner reads: kept out of everything that is compared
 INLINE_DPI = 100
-BENCHMARKS = ("exact", "exact_layers", "exact_growth", "snip")
+BENCHMARKS = ("exact", "exact_layers", "exact_growth", "snip", "training")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class Report:
     def profile(self) -> str:
         """Name of the profile this run belongs to."""
         return self.parameters["profile"]
+
+    @property
+    def runs(self) -> Path:
+        """Where training runs of this profile are kept."""
+        return runs_dir(self.profile)
 
     def figure(self, figure: Figure, name: str, frame: pd.DataFrame, *, alt: str) -> Picture:
         """Write a figure as PNG and SVG with the plotted numbers as CSV, and return it for display.
@@ -160,18 +166,6 @@ def begin(notebook: str, namespace: Mapping[str, Any]) -> Report:
     torch.set_num_threads(parameters["threads"])
     plotting.use_house_style()
     return Report(notebook, parameters, output_dir())
-
-
-def reported(name: str) -> pd.DataFrame:
-    """A file of published values: ``"figure1"``, ``"figure2"`` or ``"figure2_errors"``."""
-    files = {
-        "figure1": "figure1_reported.csv",
-        "figure2": "figure2_reported.csv",
-        "figure2_errors": "figure2_reported_errors.csv",
-    }
-    if name not in files:
-        raise ValueError(f"there are no reported values {name!r}; accepted are {', '.join(files)}")
-    return pd.read_csv(resource("reported", files[name]))
 
 
 def benchmark(name: str) -> pd.DataFrame:

@@ -26,7 +26,7 @@ def steps_of(model: nn.Module, image_shape: Sequence[int]) -> list[Step]:
     Raises:
         ValueError: If the network holds a layer, an option or a sharing of parameters that these steps do not cover.
     """
-    layers = _layers(model)
+    layers = layers_of(model)
     if len(image_shape) not in (1, 3):
         raise ValueError(
             f"images have shape {tuple(image_shape)}; accepted are [channels, height, width] and [features]"
@@ -38,9 +38,9 @@ def steps_of(model: nn.Module, image_shape: Sequence[int]) -> list[Step]:
         if isinstance(layer, nn.Conv2d):
             _need(len(shape) == 3 and shape[0] == layer.in_channels, name, layer, shape)
             pool = next((p for _, p in layers[i + 1 :] if not isinstance(p, _Norms)), None)
-            arranged = isinstance(pool, _Pool) and pool.padding == (0, 0) and math.prod(pool.kernel) <= WIDEST
+            arranged = isinstance(pool, Pool) and pool.padding == (0, 0) and math.prod(pool.kernel) <= WIDEST
             window = (pool.kernel, pool.stride) if arranged else ((1, 1), (1, 1))
-            size = _size(shape[1:], layer.kernel_size, layer.stride, _padding(layer), layer.dilation)
+            size = _size(shape[1:], layer.kernel_size, layer.stride, padding_of(layer), layer.dilation)
             _need(min(size) > 0 and (not arranged or min(_size(size, *window, (0, 0))) > 0), name, layer, shape)
             geometry = _geometry(layer, shape[1:], window)
             steps.append(_mix(name, layer, geometry))
@@ -53,7 +53,7 @@ def steps_of(model: nn.Module, image_shape: Sequence[int]) -> list[Step]:
             _need(len(shape) == (3 if isinstance(layer, nn.BatchNorm2d) else 1), name, layer, shape)
             _need(shape[0] == layer.num_features, name, layer, shape)
             steps.append(Norm(layer, _own_names(name, layer)))
-        elif isinstance(layer, _Pool):
+        elif isinstance(layer, Pool):
             _need(len(shape) == 3, name, layer.module, shape)
             size = _size(shape[1:], layer.kernel, layer.stride, layer.padding)
             _need(min(size) > 0, name, layer.module, shape)
@@ -83,7 +83,7 @@ _Norms = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 @dataclass
-class _Pool:
+class Pool:
     """A pooling layer, with the ReLU that stands before or after it."""
 
     module: nn.Module
@@ -94,8 +94,14 @@ class _Pool:
     relu: bool
 
 
-def _layers(model: nn.Module) -> list[tuple[str, nn.Module | _Pool]]:
-    """Named layers in order: what does nothing is left out, a ReLU beside a max-pooling is joined with it."""
+def layers_of(model: nn.Module, *, training: bool = False) -> list[tuple[str, nn.Module | Pool]]:
+    """Named layers in order: a ReLU beside a max-pooling is joined with it; what does nothing is left out.
+
+    Dropout acts in training only; a final LogSoftmax is left out unless ``training``, as a cross-entropy does not change by it.
+
+    Raises:
+        ValueError: If the model is no ``nn.Sequential``, or holds a layer, an option or a sharing that is not covered.
+    """
     if type(model) is not nn.Sequential:
         raise ValueError(f"the model is a {type(model).__name__}; accepted is nn.Sequential of {ACCEPTED}")
     for name, module in model.named_modules():
@@ -106,7 +112,7 @@ def _layers(model: nn.Module) -> list[tuple[str, nn.Module | _Pool]]:
             )
     leaves = [(name, m) for name, m in model.named_modules(remove_duplicate=False) if type(m) is not nn.Sequential]
     seen: dict[int, str] = {}
-    layers: list[tuple[str, nn.Module | _Pool]] = []
+    layers: list[tuple[str, nn.Module | Pool]] = []
     for i, (name, module) in enumerate(leaves):
         _check_layer(name, module, last=i == len(leaves) - 1)
         for key, parameter in module.named_parameters(recurse=False):
@@ -115,19 +121,19 @@ def _layers(model: nn.Module) -> list[tuple[str, nn.Module | _Pool]]:
             seen[id(parameter)] = f"{name}.{key}"
         before = layers[-1][1] if layers else None
         if isinstance(module, nn.ReLU):
-            if isinstance(before, _Pool) and before.kind == "max":
+            if isinstance(before, Pool) and before.kind == "max":
                 before.relu = True
             elif not isinstance(before, nn.ReLU):
                 layers.append((name, module))
         elif isinstance(module, (nn.MaxPool2d, nn.AvgPool2d)):
-            kernel = _pair(module.kernel_size)
-            stride, padding = _pair(module.stride or kernel), _pair(module.padding)
+            kernel = pair(module.kernel_size)
+            stride, padding = pair(module.stride or kernel), pair(module.padding)
             kind = "max" if isinstance(module, nn.MaxPool2d) else "mean"
             joined = kind == "max" and isinstance(before, nn.ReLU)
             if joined:
                 layers.pop()
-            layers.append((name, _Pool(module, kind, kernel, stride, padding, relu=joined)))
-        elif not isinstance(module, (nn.Dropout, nn.Identity, nn.LogSoftmax)):
+            layers.append((name, Pool(module, kind, kernel, stride, padding, relu=joined)))
+        elif not isinstance(module, nn.Identity) and (training or not isinstance(module, (nn.Dropout, nn.LogSoftmax))):
             layers.append((name, module))
     return layers
 
@@ -149,7 +155,7 @@ def _check_layer(name: str, module: nn.Module, *, last: bool) -> None:
                 f"layer {name!r} ({type(module).__name__}) has a weight or a bias alone; accepted are both or none"
             )
     if type(module) is nn.MaxPool2d and any(
-        2 * p > k for p, k in zip(_pair(module.padding), _pair(module.kernel_size), strict=True)
+        2 * p > k for p, k in zip(pair(module.padding), pair(module.kernel_size), strict=True)
     ):
         raise ValueError(f"layer {name!r} is {module}; accepted is padding of at most half the window")
     options = {
@@ -165,13 +171,13 @@ def _check_layer(name: str, module: nn.Module, *, last: bool) -> None:
         given = getattr(module, option)
         if (
             given != accepted
-            and not (option == "dilation" and _pair(given) == (1, 1))
+            and not (option == "dilation" and pair(given) == (1, 1))
             and not (option == "dim" and given in accepted)
         ):
             raise ValueError(
                 f"layer {name!r} ({type(module).__name__}) has {option}={given!r}; accepted is {accepted!r}"
             )
-    if type(module) is nn.AvgPool2d and _pair(module.padding) != (0, 0) and not module.count_include_pad:
+    if type(module) is nn.AvgPool2d and pair(module.padding) != (0, 0) and not module.count_include_pad:
         raise ValueError(f"layer {name!r} (AvgPool2d) has padding without count_include_pad; accepted is with")
     if (
         type(module) is nn.Conv2d
@@ -198,7 +204,7 @@ def _mix(name: str, layer: nn.Conv2d | nn.Linear, geometry: Geometry | None) -> 
 # --- which position meets which ---------------------------------------------------------------------------------------
 
 
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+def pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
@@ -219,7 +225,7 @@ def _size(size, kernel, stride, padding, dilation=(1, 1)) -> tuple[int, int]:
 
 def _geometry(module: nn.Conv2d, size: tuple[int, int], pool: tuple[tuple[int, int], tuple[int, int]]) -> Geometry:
     """Tables of a convolution whose outputs are wanted in pooling windows of ``pool`` = (kernel, stride)."""
-    kernel, stride, padding, dilation = module.kernel_size, module.stride, _padding(module), module.dilation
+    kernel, stride, padding, dilation = module.kernel_size, module.stride, padding_of(module), module.dilation
     window, step = pool
     single = _positions(size, kernel, stride, padding, dilation)
     outputs = _positions(_size(size, kernel, stride, padding, dilation), window, step, (0, 0))
@@ -237,10 +243,10 @@ def _geometry(module: nn.Conv2d, size: tuple[int, int], pool: tuple[tuple[int, i
     return Geometry(field, single[outputs], size[0] * size[1], place)
 
 
-def _padding(module: nn.Conv2d) -> tuple[int, int]:
+def padding_of(module: nn.Conv2d) -> tuple[int, int]:
     if module.padding == "valid":
         return (0, 0)
     if module.padding == "same":
         total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
         return (total[0] // 2, total[1] // 2)
-    return _pair(module.padding)
+    return pair(module.padding)

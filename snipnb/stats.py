@@ -20,6 +20,50 @@ def mean_interval(values: np.ndarray, *, level: float = LEVEL) -> tuple[float, f
     return mean, float(mean - half), float(mean + half)
 
 
+@dataclass(frozen=True)
+class Equivalence:
+    """Result of a paired equivalence test.
+
+    Attributes:
+        mean: Mean difference.
+        low: Lower end of its 95 % t interval.
+        high: Upper end.
+        p_value: Of two one-sided t tests: the larger of the two; NaN for fewer than two differences.
+        power: Chance that the test says equivalent if the true difference is 0 and the spread is as found (approximate: the
+            spread is taken as known in the shift, the t distribution in the quantile).
+    """
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+    power: float
+
+
+def equivalence_test(differences: np.ndarray, margin: float) -> Equivalence:
+    """Whether paired differences are within a margin of 0: two one-sided t tests at 5 % (TOST).
+
+    Args:
+        differences: One per pair, [n].
+        margin: What counts as no difference, above 0.
+
+    Raises:
+        ValueError: If the margin is not above 0.
+    """
+    if not margin > 0:
+        raise ValueError(f"margin is {margin!r}; accepted are numbers above 0")
+    differences = np.asarray(differences, dtype=float)
+    mean, low, high = mean_interval(differences)
+    n = len(differences)
+    error = stats.sem(differences) if n > 1 else float("nan")
+    if not error > 0:
+        inside = float(abs(mean) >= margin) if error == 0 else float("nan")
+        return Equivalence(mean, low, high, inside, 1 - inside)
+    p_value = max(stats.t.sf((margin + mean) / error, n - 1), stats.t.sf((margin - mean) / error, n - 1))
+    power = max(0.0, 2 * stats.t.cdf(margin / error - stats.t.ppf(0.95, n - 1), n - 1) - 1)
+    return Equivalence(mean, low, high, float(p_value), float(power))
+
+
 def t_quantile(degrees: float, *, level: float = LEVEL) -> float:
     """Two-sided quantile of Student's t."""
     return float(stats.t.ppf((1 + level) / 2, degrees))

@@ -1,9 +1,18 @@
-"""Training of one masked network: a plain loop in which pruned weights are exactly zero at every step."""
+"""Training of masked networks, many at once, in which pruned weights are exactly zero at every step.
+
+Networks of one architecture that see the same images in the same order are trained together (``stacked.py``): they share the
+copies that the first convolution needs, and their matrix products are one. What each of them computes is what it would
+alone.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -11,13 +20,19 @@ from torch import Tensor, nn
 from snipnb.data import Split
 from snipnb.masks import Mask, check_mask_fits
 from snipnb.progress import track
-from snipnb.salience import check_examples, in_mode
+from snipnb.salience import check_examples, float_parameters, in_mode
+from snipnb.sequential import layers_of
+from snipnb.stacked import Stack, Stacked
 
 OPTIMISERS = ("adam", "sgd")
-SCHEDULES = ("one_cycle", "constant")
+SCHEDULES = ("one_cycle", "constant", "step", "exponential", "cosine")
 WARM_UP_SHARE = 0.1
 MOMENTUM = 0.9
 SCORING_BATCH = 1000
+# How much is done at once: on a processor what its caches hold, on a GPU everything.
+NETWORKS = {"cpu": 4, "cuda": 1024}
+IMAGES = {"cpu": 32, "cuda": 1024}
+SCORED = {"cpu": 50, "cuda": 1000}
 
 
 @dataclass(frozen=True)
@@ -29,8 +44,10 @@ class Recipe:
         batch_size: Images per step.
         optimiser: ``"adam"``, or ``"sgd"`` with momentum 0.9.
         learning_rate: Constant rate, or the peak of the one-cycle schedule.
-        schedule: ``"one_cycle"`` rises linearly over a tenth of all steps and falls linearly to zero; or ``"constant"``.
+        schedule: ``"constant"``, ``"step"``, ``"exponential"``, ``"cosine"`` or ``"one_cycle"``: see :func:`learning_rate`.
         weight_decay: L2 penalty added to the gradient.
+        decay: Factor of the step and exponential schedules.
+        decay_every: Epochs between two steps of the step schedule.
     """
 
     epochs: int = 3
@@ -39,9 +56,11 @@ class Recipe:
     learning_rate: float = 0.01
     schedule: str = "one_cycle"
     weight_decay: float = 0.0
+    decay: float = 0.95
+    decay_every: int = 15
 
     def __post_init__(self) -> None:
-        for field in ("epochs", "batch_size"):
+        for field in ("epochs", "batch_size", "decay_every"):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{field} is {value!r}; accepted are integers from 1")
@@ -49,6 +68,8 @@ class Recipe:
             raise ValueError(f"learning_rate is {self.learning_rate!r}; accepted are numbers above 0")
         if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay is {self.weight_decay!r}; accepted are numbers from 0")
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"decay is {self.decay!r}; accepted are numbers above 0, up to 1")
         if self.optimiser not in OPTIMISERS:
             raise ValueError(f"optimiser is {self.optimiser!r}; accepted are {', '.join(OPTIMISERS)}")
         if self.schedule not in SCHEDULES:
@@ -58,65 +79,269 @@ class Recipe:
 def train(
     model: nn.Module, split: Split, *, mask: Mask | None = None, recipe: Recipe | None = None, data_seed: int = 0
 ) -> pd.DataFrame:
-    """Train a network in place, its pruned parameters held at exactly zero.
-
-    **Definition.** Pruned parameters start at zero and their gradients are masked before every step, so neither momentum
-    nor weight decay can move them. The loss is cross-entropy. Images are shuffled anew each epoch.
+    """Train one network in place, its pruned parameters held at exactly zero: :func:`train_together` for one.
 
     Args:
         model: The network; its parameters are changed, and it is left in evaluation mode.
         split: What to train on and what to score on.
         mask: What to keep; default everything.
         recipe: Default ``Recipe()``.
-        data_seed: Draw of the image order. Dropout, if the network has it, draws from the global random state.
+        data_seed: Draw of the image order, and of dropout.
 
     Returns:
         Tidy frame, one row per epoch: ``epoch`` (from 1), ``train_loss`` (mean over the epoch, while training),
         ``validation_error``, ``test_error`` (fractions wrong; NaN where the split has no such images).
 
     Raises:
-        ValueError: If the mask does not fit the model.
+        ValueError: If the model has layers that are not covered, or the mask does not fit it.
+    """
+    return train_together([model], split, masks=[mask], recipe=recipe, data_seed=data_seed)[0]
+
+
+def train_together(
+    models: Sequence[nn.Module],
+    split: Split,
+    *,
+    masks: Sequence[Mask | None] | None = None,
+    recipe: Recipe | None = None,
+    data_seed: int = 0,
+    checkpoint: Checkpoint | None = None,
+) -> list[pd.DataFrame]:
+    """Train several networks of one architecture in place, on the same images in the same order.
+
+    **Definition.** Each network has its own parameters, mask and optimiser state; nothing passes between them. Pruned
+    parameters start at zero and their gradients are masked before every step, so neither momentum nor weight decay can move
+    them. The loss is the mean cross-entropy of a batch. Images are shuffled anew each epoch.
+
+    Args:
+        models: Networks (``nn.Sequential`` of the layers that :func:`snipnb.exact_salience` covers), alike but for their
+            values; changed, and left in evaluation mode.
+        split: What to train on and what to score on.
+        masks: What to keep of each; default everything.
+        recipe: Default ``Recipe()``.
+        data_seed: Draw of the image order, and of dropout.
+        checkpoint: Keeps the state after each epoch, and gives back the last one to go on from; the end is the same.
+
+    Returns:
+        One frame per network, as from :func:`train`.
+
+    Raises:
+        ValueError: If models are not covered or not alike, or a mask does not fit.
     """
     recipe = recipe or Recipe()
-    parameters = dict(model.named_parameters())
-    device = next(iter(parameters.values())).device
-    kept: dict[str, Tensor] = {}
-    if mask is not None:
-        check_mask_fits(model, mask)
-        kept = {name: m.to(device) for name, m in mask.items()}
-        with torch.no_grad():
-            for name, m in kept.items():
-                parameters[name].masked_fill_(~m, 0)
-    images, labels = split.train_images.to(device), split.train_labels.to(device)
-    steps_per_epoch = -(-len(labels) // recipe.batch_size)
-    optimiser, schedule = _optimiser(list(parameters.values()), recipe, steps_per_epoch)
+    group = _Group(models, masks, recipe)
+    check_examples(split.train_images, split.train_labels, recipe.batch_size)
+    images, labels = split.train_images.to(group.device), split.train_labels.to(group.device, torch.int64)
     shuffle = torch.Generator().manual_seed(data_seed)
-    rows = []
-    for epoch in range(1, recipe.epochs + 1):
-        order = torch.randperm(len(labels), generator=shuffle).to(device)
-        batches = order.split(recipe.batch_size)
-        loss_sum = torch.zeros((), device=device, dtype=torch.float64)
-        with in_mode(model, "train"):
-            for batch in track(batches, f"epoch {epoch}/{recipe.epochs}", total=steps_per_epoch):
-                loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
-                optimiser.zero_grad()
-                loss.backward()
-                for name, m in kept.items():
-                    if parameters[name].grad is not None:  # None: frozen, or not used
-                        parameters[name].grad.mul_(m)
-                optimiser.step()
-                schedule.step()
-                loss_sum += loss.detach() * len(batch)
-        rows.append(
-            {
-                "epoch": epoch,
-                "train_loss": float(loss_sum) / len(labels),
-                "validation_error": error_rate(model, split.validation_images, split.validation_labels),
-                "test_error": error_rate(model, split.test_images, split.test_labels),
-            }
+    steps = -(-len(labels) // recipe.batch_size)
+    rows: list[dict[str, list[float]]] = []
+    if checkpoint is not None and (found := checkpoint.load()) is not None:
+        arrays, rows = found[0], list(found[1])
+        group.restore(arrays, steps * len(rows))
+    scored = [
+        (t.to(group.device), y.to(group.device))
+        for t, y in ((split.validation_images, split.validation_labels), (split.test_images, split.test_labels))
+    ]
+    for epoch in range(recipe.epochs):
+        order = torch.randperm(len(labels), generator=shuffle)  # drawn for finished epochs too: the next ones follow
+        if epoch < len(rows):
+            continue
+        losses = torch.zeros(len(models), dtype=torch.float64, device=group.device)
+        batches = order.to(group.device).split(recipe.batch_size)
+        for i, batch in enumerate(track(batches, f"epoch {epoch + 1}/{recipe.epochs}", total=steps)):
+            step = epoch * steps + i
+            group.set_rate(learning_rate(recipe, step, steps))
+            losses += group.step(images[batch], labels[batch], seed=(data_seed << 32) + step) * len(batch)
+        validation, test = (group.error_rates(x, y) for x, y in scored)
+        rows.append({"train_loss": (losses / len(labels)).tolist(), "validation_error": validation, "test_error": test})
+        if checkpoint is not None:
+            checkpoint.save(group.state(), list(rows))
+    group.write_back()
+    return [
+        pd.DataFrame([{"epoch": e} | {key: row[key][k] for key in row} for e, row in enumerate(rows, 1)])
+        for k in range(len(models))
+    ]
+
+
+class Checkpoint(Protocol):
+    """Where :func:`train_together` keeps its state after each epoch."""
+
+    def load(self) -> tuple[Mapping[str, Tensor], list[dict[str, list[float]]]] | None:
+        """The tensors and rows that were saved last, or None."""
+
+    def save(self, tensors: Mapping[str, Tensor], rows: list[dict[str, list[float]]]) -> None:
+        """Keep the state after ``len(rows)`` epochs."""
+
+
+class _Group:
+    """Stacked parameters, gradients and optimiser state of networks that are trained together."""
+
+    def __init__(self, models: Sequence[nn.Module], masks: Sequence[Mask | None] | None, recipe: Recipe) -> None:
+        if not models:
+            raise ValueError("no models are given; at least one is needed")
+        masks = masks if masks is not None else [None] * len(models)
+        for model in models:
+            float_parameters(model)  # an error if there are none
+            layers_of(model)
+        places = [t.data_ptr() for m in models for t in (*m.parameters(), *m.buffers()) if t.numel()]
+        if len(set(places)) < len(places):
+            raise ValueError("two models share a tensor, or one is given twice; each needs tensors of its own")
+        if len(masks) != len(models):
+            raise ValueError(f"{len(masks)} masks are given for {len(models)} models; one each is needed, or None")
+        self.models, self.stack = models, Stack(models[0])
+        first = dict(models[0].named_parameters())
+        self.device = next(iter(first.values())).device
+        for model in models:
+            _check_alike(model, models[0])
+        for model, mask in zip(models, masks, strict=True):
+            if mask is not None:
+                check_mask_fits(model, mask)
+        self.parameters = _stacked([dict(m.named_parameters()) for m in models])
+        self.buffers = _stacked([dict(m.named_buffers()) for m in models])
+        self.kept: Stacked = {}
+        for name, p in self.parameters.items():
+            if any(mask is not None and name in mask for mask in masks):
+                everything = torch.ones(p.shape[1:], dtype=torch.bool)
+                kept = [everything if mask is None else mask.get(name, everything) for mask in masks]
+                self.kept[name] = torch.stack([m.to(self.device) for m in kept])
+                p.masked_fill_(~self.kept[name], 0)
+        self.trained = {name: p for name, p in self.parameters.items() if first[name].requires_grad}
+        for p in self.trained.values():
+            p.grad = torch.zeros_like(p)
+        options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": True}
+        if recipe.optimiser == "adam":
+            self.optimiser: torch.optim.Optimizer = torch.optim.Adam(self.trained.values(), **options)
+        else:
+            self.optimiser = torch.optim.SGD(self.trained.values(), momentum=MOMENTUM, **options)
+        self.networks = NETWORKS[self.device.type]  # at once
+        self.images = recipe.batch_size if self.stack.mixes_images else IMAGES[self.device.type]
+
+    def _blocks(self) -> list[slice]:
+        return [slice(k, k + self.networks) for k in range(0, len(self.models), self.networks)]
+
+    def set_rate(self, rate: float) -> None:
+        self.optimiser.param_groups[0]["lr"] = rate
+
+    @torch.enable_grad()
+    def step(self, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
+        """One step of every network on one batch; returns their mean losses before it [networks]."""
+        losses = torch.zeros(len(self.models), dtype=torch.float64, device=self.device)
+        for p in self.trained.values():
+            p.grad.zero_()
+        for part, (x, y) in enumerate(zip(images.split(self.images), labels.split(self.images), strict=True)):
+            inputs = self.stack.inputs(x)
+            for some in self._blocks():
+                parameters = {name: p[some].detach() for name, p in self.parameters.items()}
+                leaves = {name: parameters[name].requires_grad_() for name in self.trained}
+                logits = self.stack.logits(
+                    inputs,
+                    parameters,
+                    {name: b[some] for name, b in self.buffers.items()},
+                    x.shape[1:],
+                    training=True,
+                    generator=self._generator(seed, part),
+                )
+                loss = nn.functional.cross_entropy(logits, y.expand(len(logits), -1), reduction="none").sum(1)
+                gradients = torch.autograd.grad(loss.sum() / len(labels), list(leaves.values()))
+                for name, gradient in zip(leaves, gradients, strict=True):
+                    self.trained[name].grad[some] += gradient
+                losses[some] += loss.detach()
+        for name, kept in self.kept.items():
+            if name in self.trained:
+                self.trained[name].grad.mul_(kept)
+        self.optimiser.step()
+        return losses / len(labels)
+
+    def _generator(self, seed: int, part: int) -> torch.Generator:
+        # Mixed: of a seed, PyTorch's generator on a processor takes the lowest 32 bits alone.
+        mixed = np.random.SeedSequence((seed % 2**128, part)).generate_state(1)
+        return torch.Generator(self.device).manual_seed(int(mixed[0]))
+
+    @torch.no_grad()
+    def error_rates(self, images: Tensor, labels: Tensor) -> list[float]:
+        """Fraction of images that each network gets wrong; NaN for no images."""
+        if len(labels) == 0:
+            return [float("nan")] * len(self.models)
+        wrong = torch.zeros(len(self.models), dtype=torch.int64, device=self.device)
+        size = SCORED[self.device.type]
+        for x, y in zip(images.split(size), labels.split(size), strict=True):
+            inputs = self.stack.inputs(x)
+            for some in self._blocks():
+                parameters, buffers = ({n: t[some] for n, t in s.items()} for s in (self.parameters, self.buffers))
+                logits = self.stack.logits(inputs, parameters, buffers, x.shape[1:])
+                wrong[some] += (logits.argmax(1) != y).sum(1)
+        return (wrong.double() / len(labels)).tolist()
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next epoch depends on, but the number of epochs."""
+        state = {f"parameter {name}": p for name, p in self.parameters.items()}
+        state |= {f"buffer {name}": b for name, b in self.buffers.items()}
+        for name, p in self.trained.items():
+            state |= {f"{key} {name}": self.optimiser.state[p][key] for key in self._kinds()}
+        return {key: tensor.detach().to("cpu", copy=True) for key, tensor in state.items()}
+
+    def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
+        """Go on from a state after so many steps."""
+        for name, p in self.parameters.items():
+            p.copy_(state[f"parameter {name}"])
+        for name, b in self.buffers.items():
+            b.copy_(state[f"buffer {name}"])
+        for name, p in self.trained.items():
+            self.optimiser.state[p] = {key: state[f"{key} {name}"].to(p) for key in self._kinds()}
+            if "exp_avg" in self._kinds():
+                self.optimiser.state[p]["step"] = torch.tensor(float(steps), device=p.device)
+
+    def _kinds(self) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq") if isinstance(self.optimiser, torch.optim.Adam) else ("momentum_buffer",)
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        """Give every model its values."""
+        for k, model in enumerate(self.models):
+            for name, p in model.named_parameters():
+                p.copy_(self.parameters[name][k])
+            for name, b in model.named_buffers():
+                b.copy_(self.buffers[name][k])
+            model.eval()
+
+
+def _stacked(tensors: Sequence[Mapping[str, Tensor]]) -> Stacked:
+    return {name: torch.stack([one[name].detach() for one in tensors]) for name in tensors[0]}
+
+
+def _check_alike(model: nn.Module, first: nn.Module) -> None:
+    """Raise ValueError if two models differ in more than values."""
+    facts = []
+    for one in (model, first):
+        tensors = [*one.named_parameters(), *one.named_buffers()]
+        facts.append((repr(one), [(n, t.shape, t.dtype, t.device, t.requires_grad) for n, t in tensors]))
+    if facts[0] != facts[1]:
+        raise ValueError(
+            "the models differ in layers, shapes, dtypes, devices or in what is trained; all must be alike"
         )
-    model.eval()
-    return pd.DataFrame(rows)
+
+
+def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """Rate of one step (from 0) of a recipe.
+
+    **Definition.** With r the recipe's rate, T all steps and e the epoch (from 0): ``constant`` r; ``step`` r g^floor(e / k) and
+    ``exponential`` r g^e with g the recipe's factor and k its ``every``; ``cosine`` r (1 + cos(pi t / T)) / 2; ``one_cycle`` linear from r / 25 to
+    r over a tenth of the steps, then linear to r / 250,000, as ``torch.optim.lr_scheduler.OneCycleLR`` has it.
+    """
+    rate, epoch, total = recipe.learning_rate, step // steps_per_epoch, recipe.epochs * steps_per_epoch
+    if recipe.schedule == "step":
+        return rate * recipe.decay ** (epoch // recipe.decay_every)
+    if recipe.schedule == "exponential":
+        return rate * recipe.decay**epoch
+    if recipe.schedule == "cosine":
+        return rate * (1 + math.cos(math.pi * step / total)) / 2
+    if recipe.schedule == "one_cycle":
+        peak = WARM_UP_SHARE * (total + 1) - 1
+        if step < peak:
+            return rate * (1 / 25 + (1 - 1 / 25) * step / peak)
+        lowest = 1 / 25 / 10_000
+        return rate * (1 + (lowest - 1) * (step - peak) / (total - peak))
+    return rate
 
 
 @torch.no_grad()
@@ -146,24 +371,3 @@ def error_rates(history: pd.DataFrame) -> dict[str, float]:
     validation, test = history["validation_error"], history["test_error"]
     selected = float("nan") if validation.isna().all() else float(test[validation.idxmin()])
     return {"error_rate": float(test.iloc[-1]), "best_error_rate": float(test.min()), "selected_error_rate": selected}
-
-
-def _optimiser(
-    parameters: list[nn.Parameter], recipe: Recipe, steps_per_epoch: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
-    if recipe.optimiser == "adam":
-        optimiser: torch.optim.Optimizer = torch.optim.Adam(parameters, **options)
-    else:
-        optimiser = torch.optim.SGD(parameters, momentum=MOMENTUM, **options)
-    if recipe.schedule == "constant":
-        return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser,
-        max_lr=recipe.learning_rate,
-        total_steps=recipe.epochs * steps_per_epoch + 1,  # the step after the last is never used
-        pct_start=WARM_UP_SHARE,
-        anneal_strategy="linear",
-        cycle_momentum=False,
-    )
-    return optimiser, schedule

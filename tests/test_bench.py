@@ -48,3 +48,12 @@ def test_benchmarks_are_read_from_their_folder(tmp_path, monkeypatch):
     pd.DataFrame({"a": [1]}).to_csv(tmp_path / "figures" / "bench" / "snip.csv", index=False)
     monkeypatch.setattr(report, "project_root", lambda: tmp_path)
     assert report.benchmark("snip")["a"].tolist() == [1]
+
+
+def test_training_is_compared_with_the_plain_loop(examples):
+    images, labels = examples
+    frame = bench.training_against_plain(images, labels, threads=2, networks=2, rounds=2).set_index("way")
+    assert frame.loc["plain loop, one network", "of_plain"] == 1
+    assert frame.loc["networks together", "networks"] == 4
+    assert (frame["seconds"] > 0).all()
+    assert (frame["share_of_matmul_speed"] > 0).all()

@@ -96,7 +96,7 @@ def test_examples_in_docstrings_run():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["figures", "--profile", "quick"], "snipnb: there is no profile 'quick'; there are default, smoke"),
+        (["figures", "--profile", "quick"], "snipnb: there is no profile 'quick'; there are default, paper, smoke"),
         (["figures", "--profile", "smoke", "77"], "snipnb: there is no notebook '77'"),
     ],
 )

@@ -1,0 +1,82 @@
+"""The grids of runs that notebooks show, so that the command line can do the same runs without them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+
+from snipnb.claims import reported
+from snipnb.experiments import RunConfig, grid
+from snipnb.training import Recipe
+
+FIGURE_1 = ("exact", "snip", "random", "magnitude")
+
+
+def figure1(
+    *,
+    num_runs: int,
+    salience_images: int,
+    split_name: str,
+    epochs: int,
+    learning_rate: float,
+    schedule: str,
+    sample: bool,
+) -> list[RunConfig]:
+    """Runs behind Figure 1: four criteria at its twelve sparsities.
+
+    Args:
+        num_runs: Seeds, from 0; a seed draws initial weights and image order.
+        salience_images: Images that saliences take, the same for all criteria; 0: all to train on.
+        split_name: ``"standard"`` or ``"published"``.
+        epochs: Passes over the training images.
+        learning_rate: Of the recipe: Adam, batches of 128.
+        schedule: Of the recipe.
+        sample: The shipped sample instead of all of MNIST.
+    """
+    return grid(
+        criteria=FIGURE_1,
+        sparsities=sorted(reported("figure1")["sparsity"].unique()),
+        seeds=range(num_runs),
+        split=split_name,
+        sample=sample,
+        salience_images=salience_images or None,
+        recipe=Recipe(epochs=epochs, learning_rate=learning_rate, schedule=schedule),
+    )
+
+
+def figure2(
+    *, num_runs: int, split_name: str, epochs: int, learning_rate: float, schedule: str, sample: bool
+) -> list[RunConfig]:
+    """Runs behind the errors of Figure 2: SNIP at sparsity 0, 0.5 and 0.95, saliences over all images to train on.
+
+    Arguments as for :func:`figure1`.
+    """
+    return grid(
+        criteria=["snip"],
+        sparsities=[0.0, *sorted(reported("figure2")["sparsity"].unique())],
+        seeds=range(num_runs),
+        split=split_name,
+        sample=sample,
+        recipe=Recipe(epochs=epochs, learning_rate=learning_rate, schedule=schedule),
+    )
+
+
+GRIDS: dict[str, Callable[..., list[RunConfig]]] = {"02_snip_vs_exact": figure1, "03_lenet5_table": figure2}
+
+
+def name_of(notebook: str) -> str:
+    """Name of a notebook that trains, from its name or leading digits.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    found = [name for name in GRIDS if notebook in (name, name.split("_")[0])]
+    if not found:
+        raise ValueError(f"notebook {notebook!r} trains nothing; those that do are {', '.join(GRIDS)}")
+    return found[0]
+
+
+def of_notebook(notebook: str, parameters: Mapping[str, object]) -> list[RunConfig]:
+    """The runs that a notebook asks for under these parameters; others of its parameters are ignored."""
+    make = GRIDS[name_of(notebook)]
+    return make(**{name: parameters[name] for name in inspect.signature(make).parameters})

@@ -1,0 +1,333 @@
+"""Many networks of one architecture as one: their parameters are stacked along a first axis and applied together.
+
+**Layout.** Activations are [networks, channels, height, width, images], or [networks, features, images] behind a flatten: images
+are innermost and contiguous, so that pooling, ReLU and the copies that a convolution needs run along them. A convolution
+gathers what each of its outputs sees into the columns of a matrix, with a row of ones for the bias, and is a matrix product.
+All networks see the same images: the first convolution's matrix is made once for all of them, and their weights stand below
+each other in one product. On a processor the other convolutions take one network at a time, whose matrix fits the
+caches; on a GPU all of them.
+
+Gradients are PyTorch's, through three functions written here: convolution, the shared first one, and pooling. Where several
+values of a pooling window are the largest, they share its gradient equally; PyTorch gives all of it to the first. The two
+differ only where values tie whose inputs do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from snipnb.propagation import Scratch
+from snipnb.sequential import Pool, layers_of, padding_of
+
+COLUMNS = 2**20  # numbers in the columns of a convolution that a processor makes at once
+Stacked = dict[str, Tensor]  # like a model's parameters or buffers, with the networks as the first axis
+
+
+class Stack:
+    """What a sequential network does, for any number of networks together.
+
+    Args:
+        model: One of the networks, for its layers.
+
+    Raises:
+        ValueError: If it has layers or options that are not covered.
+    """
+
+    def __init__(self, model: nn.Sequential) -> None:
+        self.layers = layers_of(model, training=True)
+        self.scratch = Scratch()
+
+    @property
+    def mixes_images(self) -> bool:
+        """Whether training an image depends on those beside it (batch norm)."""
+        return any(isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) for _, layer in self.layers)
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Images [n, channels, height, width] or [n, features] as the first layer takes them, the same for all networks."""
+        x = images.movedim(0, -1).contiguous()[None]
+        first = self.layers[0][1]
+        if isinstance(first, nn.Conv2d):
+            return _columns(_padded(x, first), _Taps.of(first, x.shape))[0]
+        return x
+
+    def logits(
+        self,
+        inputs: Tensor,
+        parameters: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        image_shape: Sequence[int],
+        *,
+        training: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Logits (or log-probabilities, if the network ends in LogSoftmax) [networks, classes, images].
+
+        Args:
+            inputs: From :meth:`inputs`.
+            parameters: Name -> [networks, ...].
+            buffers: Name -> [networks, ...], the running statistics of batch norms; updated in place in training.
+            image_shape: Of one image.
+            training: Dropout on, batch norm by the images themselves.
+            generator: What dropout draws from; all networks drop the same.
+        """
+        networks = len(next(iter(parameters.values())))
+        x, images = inputs, inputs.shape[-1]
+        if not isinstance(self.layers[0][1], nn.Conv2d):
+            x = x.expand(networks, *x.shape[1:])
+        for position, (name, layer) in enumerate(self.layers):
+            if isinstance(layer, nn.Conv2d):
+                weight, bias = parameters[f"{name}.weight"].flatten(2), parameters.get(f"{name}.bias")
+                matrix = weight if bias is None else torch.cat([weight, bias[:, :, None]], 2)
+                if position == 0:
+                    taps = _Taps.of(layer, (1, *image_shape, images))
+                    images = x.shape[-1] // (taps.height * taps.width)
+                    x = _SharedConvolution.apply(x, matrix, self.scratch)
+                else:
+                    x = _padded(x, layer)
+                    taps = _Taps.of(layer, x.shape, padded=True)
+                    x = _Convolution.apply(x, matrix, taps, self.scratch, position)
+                x = x.view(networks, layer.out_channels, taps.height, taps.width, -1)
+            elif isinstance(layer, nn.Linear):
+                weight, bias = parameters[f"{name}.weight"], parameters.get(f"{name}.bias")
+                x = torch.bmm(weight, x) if bias is None else torch.baddbmm(bias[:, :, None], weight, x)
+            elif isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                x = _batch_norm(x, name, layer, parameters, buffers, training)
+            elif isinstance(layer, Pool):
+                x = _pooled(x, layer, self.scratch, position)
+            elif isinstance(layer, nn.ReLU):
+                x = x.relu()
+            elif isinstance(layer, nn.Dropout):
+                if training and layer.p > 0:
+                    keep = torch.rand(x.shape[1:], generator=generator, device=x.device, dtype=x.dtype) >= layer.p
+                    x = x * keep if layer.p == 1 else x * (keep.to(x.dtype) / (1 - layer.p))
+            elif isinstance(layer, nn.Flatten):
+                x = x.flatten(1, -2)
+            elif isinstance(layer, nn.LogSoftmax):
+                x = x.log_softmax(1)
+        return x
+
+
+# --- convolution ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Taps:
+    """Which inputs the outputs of a convolution see."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    height: int  # of the output
+    width: int
+    ones: bool  # whether a row of ones follows, for the bias
+
+    @classmethod
+    def of(cls, layer: nn.Conv2d, shape: Sequence[int], *, padded: bool = False) -> _Taps:
+        """For inputs of this shape [..., height, width, images]."""
+        sizes = []
+        for axis, size in enumerate(shape[-3:-1]):
+            size += 0 if padded else 2 * padding_of(layer)[axis]
+            sizes.append((size - layer.dilation[axis] * (layer.kernel_size[axis] - 1) - 1) // layer.stride[axis] + 1)
+        return cls(layer.kernel_size, layer.stride, layer.dilation, *sizes, layer.bias is not None)
+
+    def rows(self, channels: int) -> int:
+        return channels * self.kernel[0] * self.kernel[1]
+
+    def slices(self, axis: int, tap: int) -> slice:
+        """Where along an axis of the input a tap meets the outputs."""
+        start, outputs = tap * self.dilation[axis], (self.height, self.width)[axis]
+        return slice(start, start + self.stride[axis] * (outputs - 1) + 1, self.stride[axis])
+
+
+def _padded(x: Tensor, layer: nn.Conv2d) -> Tensor:
+    vertical, horizontal = padding_of(layer)
+    return F.pad(x, (0, 0, horizontal, horizontal, vertical, vertical)) if vertical or horizontal else x.contiguous()
+
+
+def _columns(x: Tensor, taps: _Taps, out: Tensor | None = None) -> Tensor:
+    """Padded inputs [networks, channels, height, width, images] -> [networks, rows, height out * width out * images]."""
+    networks, channels, _, _, images = x.shape
+    rows, positions = taps.rows(channels), taps.height * taps.width * images
+    if out is None:
+        out = x.new_empty(networks, rows + taps.ones, positions)
+    if taps.ones:
+        out[:, rows] = 1
+    strides = x.stride()
+    seen = x.as_strided(
+        (networks, channels, *taps.kernel, taps.height, taps.width, images),
+        (
+            *strides[:2],
+            *(s * d for s, d in zip(strides[2:4], taps.dilation, strict=True)),
+            *(s * d for s, d in zip(strides[2:4], taps.stride, strict=True)),
+            strides[4],
+        ),
+    )
+    out[:, :rows].view(seen.shape).copy_(seen)
+    return out
+
+
+def _add_columns(columns: Tensor, taps: _Taps, x: Tensor, partial: Tensor) -> None:
+    """The transpose of :func:`_columns`, added to ``x``: first along the width into ``partial``, then along the height."""
+    networks, channels, _, width, images = x.shape
+    columns = columns.view(networks, channels, *taps.kernel, taps.height, taps.width, images)
+    partial = partial.view(networks, channels, taps.kernel[0], taps.height, width, images).zero_()
+    for tap in range(taps.kernel[1]):
+        partial[..., taps.slices(1, tap), :].add_(columns[:, :, :, tap])
+    for tap in range(taps.kernel[0]):
+        x[:, :, taps.slices(0, tap)].add_(partial[:, :, tap])
+
+
+class _SharedConvolution(torch.autograd.Function):
+    """The first convolution: all networks see the same columns."""
+
+    @staticmethod
+    def forward(ctx, columns: Tensor, matrix: Tensor, scratch: Scratch) -> Tensor:
+        ctx.save_for_backward(columns)
+        ctx.shape = matrix.shape
+        flat = matrix.flatten(0, 1)
+        out = torch.mm(flat, columns, out=scratch.take(("first",), (len(flat), columns.shape[1]), columns))
+        return out.view(*matrix.shape[:2], -1)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[None, Tensor, None]:
+        (columns,) = ctx.saved_tensors
+        return None, torch.mm(gradient.reshape(-1, columns.shape[1]), columns.T).view(ctx.shape), None
+
+
+class _Convolution(torch.autograd.Function):
+    """A convolution with inputs and weights [networks, outputs, rows] of each network's own."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, matrix: Tensor, taps: _Taps, scratch: Scratch, layer: int) -> Tensor:
+        ctx.save_for_backward(x, matrix)
+        ctx.taps, ctx.scratch, ctx.layer = taps, scratch, layer
+        shape = (*matrix.shape[:2], taps.height * taps.width * x.shape[-1])
+        out = scratch.take(("convolution", layer), shape, x)
+        for some in _blocks(x, taps):
+            columns = _columns(x[some], taps, _room(scratch, "columns", some, matrix.shape[2], out))
+            torch.bmm(matrix[some], columns, out=out[some])
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
+        x, matrix = ctx.saved_tensors
+        taps, gradient = ctx.taps, gradient.reshape(*matrix.shape[:2], -1)
+        of_matrix = torch.empty_like(matrix)
+        of_x = ctx.scratch.take(("of convolution", ctx.layer), x.shape, x).zero_() if ctx.needs_input_grad[0] else None
+        rows = taps.rows(x.shape[1])
+        for some in _blocks(x, taps):
+            columns = _columns(x[some], taps, _room(ctx.scratch, "columns", some, matrix.shape[2], gradient))
+            torch.bmm(gradient[some], columns.transpose(1, 2), out=of_matrix[some])
+            if of_x is not None:
+                back = _room(ctx.scratch, "back", some, rows, gradient)
+                torch.bmm(matrix[some, :, :rows].transpose(1, 2), gradient[some], out=back)
+                shape = (len(back), x.shape[1] * taps.kernel[0] * taps.height * x.shape[3] * x.shape[4])
+                _add_columns(back, taps, of_x[some], ctx.scratch.take(("partial",), shape, back))
+        return of_x, of_matrix, None, None, None
+
+
+def _blocks(x: Tensor, taps: _Taps) -> list[slice]:
+    """Networks whose columns are made at once: all on a GPU, else as many as fit the caches."""
+    several = (
+        len(x) if x.is_cuda else max(1, COLUMNS // (taps.rows(x.shape[1]) * taps.height * taps.width * x.shape[4]))
+    )
+    return [slice(k, k + several) for k in range(0, len(x), several)]
+
+
+def _room(scratch: Scratch, name: str, networks: slice, rows: int, like: Tensor) -> Tensor:
+    """Memory for the columns of some networks."""
+    return scratch.take((name,), (len(like[networks]), rows, like.shape[2]), like)
+
+
+# --- pooling, batch norm ----------------------------------------------------------------------------------------------
+
+
+class _Maximum(torch.autograd.Function):
+    """Max-pooling over windows that lie side by side, and a ReLU if there is one (before or after is the same)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, kernel: tuple[int, int], relu: bool, scratch: Scratch, layer: int) -> Tensor:
+        windows = _side_by_side(x, kernel)
+        values = [windows[:, :, :, i, :, j] for i in range(kernel[0]) for j in range(kernel[1])]
+        top = scratch.take(("maximum", layer), values[0].shape, x)
+        if len(values) == 1:
+            top.copy_(values[0])
+        reduce(lambda a, b: torch.maximum(a, b, out=top), values)
+        if relu:
+            top.clamp_(min=0)
+        ctx.save_for_backward(x, top)
+        ctx.kernel, ctx.relu, ctx.scratch, ctx.layer = kernel, relu, scratch, layer
+        return top
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        x, top = ctx.saved_tensors
+        kernel = ctx.kernel
+        of_x = ctx.scratch.take(("of maximum", ctx.layer), x.shape, x)
+        windows, place = _side_by_side(x, kernel), _side_by_side(of_x, kernel)
+        if windows.numel() < x.numel():
+            of_x.zero_()  # rows or columns that no window holds
+        wide = (slice(None),) * 3 + (None, slice(None), None)
+        torch.sub(windows, top[wide], out=place).eq_(0)  # 1 where the largest is
+        share = reduce(torch.add, [place[:, :, :, i, :, j] for i in range(kernel[0]) for j in range(kernel[1])])
+        gradient = gradient / share.clamp_(min=1)
+        if ctx.relu:
+            gradient.mul_(top > 0)
+        place.mul_(gradient[wide])
+        return of_x, None, None, None, None
+
+
+def _side_by_side(x: Tensor, kernel: tuple[int, int]) -> Tensor:
+    """[networks, channels, height, width, images] -> [networks, channels, rows, kernel, columns, kernel, images], a view."""
+    rows, columns = (size // k for size, k in zip(x.shape[2:4], kernel, strict=True))
+    return x[:, :, : rows * kernel[0], : columns * kernel[1]].unflatten(3, (columns, -1)).unflatten(2, (rows, -1))
+
+
+def _pooled(x: Tensor, layer: Pool, scratch: Scratch, position: int) -> Tensor:
+    if layer.padding == (0, 0) and layer.kernel == layer.stride:
+        if layer.kind == "max":
+            return _Maximum.apply(x, layer.kernel, layer.relu, scratch, position)
+        return _side_by_side(x, layer.kernel).mean((3, 5))
+    images_first = x.movedim(-1, 0).flatten(1, 2)  # windows that overlap: PyTorch's own, in its layout
+    pool = F.max_pool2d if layer.kind == "max" else F.avg_pool2d
+    y = pool(images_first, layer.kernel, layer.stride, layer.padding).unflatten(1, x.shape[:2]).movedim(0, -1)
+    return (y.relu() if layer.relu else y).contiguous()
+
+
+def _batch_norm(
+    x: Tensor,
+    name: str,
+    layer: nn.BatchNorm1d | nn.BatchNorm2d,
+    parameters: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    training: bool,
+) -> Tensor:
+    mean, variance = buffers[f"{name}.running_mean"], buffers[f"{name}.running_var"]
+    if x.dim() != (5 if isinstance(layer, nn.BatchNorm2d) else 3):
+        raise ValueError(f"layer {name!r} is {layer}; it gets {tuple(x.shape[1:-1])} per image, which does not fit")
+    shape = (*mean.shape, *(1,) * (x.dim() - 2))
+    if training:
+        axes = tuple(range(2, x.dim()))
+        count = x.numel() // mean.numel()
+        if count == 1:
+            raise ValueError(
+                f"layer {name!r} is {layer}; to train it, more than 1 value per channel is needed in each batch"
+            )
+        now, spread = x.mean(axes), x.var(axes, correction=0)
+        with torch.no_grad():
+            seen = buffers[f"{name}.num_batches_tracked"]
+            seen += 1
+            share = 1 / seen[:, None].to(x.dtype) if layer.momentum is None else layer.momentum
+            mean += share * (now - mean)
+            variance += share * (spread * (count / max(1, count - 1)) - variance)
+        mean, variance = now, spread
+    y = (x - mean.view(shape)) * (variance.view(shape) + layer.eps).rsqrt()
+    if layer.affine:
+        y = y * parameters[f"{name}.weight"].view(shape) + parameters[f"{name}.bias"].view(shape)
+    return y

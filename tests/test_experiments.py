@@ -1,0 +1,260 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import joblib
+import pandas as pd
+import pytest
+import torch
+
+import snipnb
+from snipnb import criteria, experiments, grids, profiles
+from snipnb.experiments import RunConfig, groups_of
+from snipnb.store import Store
+
+RECIPE = snipnb.Recipe(epochs=2, batch_size=500, learning_rate=0.01)
+
+
+def small_grid(**changes):
+    options = {"criteria": ["snip", "random"], "sparsities": [0.5, 0.9], "seeds": range(2), "sample": True}
+    return snipnb.grid(**(options | {"salience_images": 100, "recipe": RECIPE} | changes))
+
+
+@pytest.fixture(scope="module")
+def quiet():
+    """The table of one undisturbed run."""
+    return snipnb.run_grid(small_grid(), jobs=1, group_size=2)
+
+
+def test_the_table(quiet):
+    assert len(quiet) == 8 * 2
+    assert list(quiet["epoch"])[:4] == [1, 2, 1, 2]
+    assert list(quiet["criterion"])[::4] == ["snip", "random"] * 2
+    assert set(quiet.loc[quiet["sparsity"] == 0.9, "kept"]) == {61_706 - 55_535}
+    assert (quiet.groupby("sparsity")["train_loss"].mean() > 0).all()
+    assert quiet["test_error"].between(0, 1).all()
+
+
+def test_runs_are_what_training_alone_makes_of_the_same_start(quiet):
+    split = snipnb.load_split("standard", sample=True)
+    model = snipnb.lenet5(seed=1)
+    salience = snipnb.snip(model, split.train_images[:100], split.train_labels[:100])
+    history = snipnb.train(
+        model, split, mask=snipnb.keep_mask(salience, 0.9, ties="stable"), recipe=RECIPE, data_seed=1
+    )
+    run = quiet[(quiet["criterion"] == "snip") & (quiet["sparsity"] == 0.9) & (quiet["init_seed"] == 1)]
+    assert run["train_loss"].to_numpy() == pytest.approx(history["train_loss"].to_numpy(), rel=1e-3)
+    assert run["test_error"].to_numpy() == pytest.approx(history["test_error"].to_numpy(), abs=0.005)
+
+
+def test_spread_over_processes_or_threads_the_table_is_the_same(quiet, tmp_path):
+    pd.testing.assert_frame_equal(snipnb.run_grid(small_grid(), store=tmp_path, jobs=2, group_size=2), quiet)
+    with joblib.parallel_config(backend="threading", n_jobs=2):
+        pd.testing.assert_frame_equal(snipnb.run_grid(small_grid(), group_size=2), quiet)
+
+
+def test_a_finished_grid_is_looked_up(quiet, tmp_path, monkeypatch):
+    snipnb.run_grid(small_grid(), store=tmp_path, jobs=1, group_size=2)
+    monkeypatch.setattr(experiments, "train_together", lambda *_, **__: pytest.fail("trained again"))
+    pd.testing.assert_frame_equal(snipnb.run_grid(small_grid(), store=tmp_path, group_size=2), quiet)
+
+
+def test_an_interrupted_grid_goes_on_from_the_last_epoch(quiet, tmp_path, monkeypatch):
+    train, done = experiments.train_together, []
+
+    def interrupted(models, split, *, checkpoint, **options):
+        class Stops:
+            load = staticmethod(checkpoint.load)
+
+            def save(self, tensors, rows):
+                checkpoint.save(tensors, rows)
+                done.append(len(rows))
+                if len(done) == 5:
+                    raise KeyboardInterrupt
+
+        return train(models, split, checkpoint=Stops(), **options)
+
+    monkeypatch.setattr(experiments, "train_together", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        snipnb.run_grid(small_grid(), store=tmp_path, jobs=1, group_size=2)
+    assert done == [1, 2, 1, 2, 1]
+    keys = list(groups_of(small_grid(), 2))
+    assert [Store(tmp_path).record(key) is not None for key in keys] == [True, True, False, False]
+    assert Store(tmp_path).progress(keys)[keys[2]] == 1
+    found = snipnb.run_grid(small_grid(), store=tmp_path, jobs=1, group_size=2)
+    assert done[5:] == [2, 1, 2]
+    pd.testing.assert_frame_equal(found, quiet)
+
+
+SCRIPT = """
+import sys; sys.path.insert(0, {tests!r})
+from test_experiments import small_grid
+import snipnb
+if __name__ == "__main__":
+    snipnb.run_grid(small_grid(), store={store!r}, jobs={jobs}, group_size=2)
+"""
+
+
+def start(store, jobs=1):
+    script = SCRIPT.format(tests=str(Path(__file__).parent), store=str(store), jobs=jobs)
+    path = Path(store).parent / "script.py"
+    path.write_text(script)
+    return subprocess.Popen([sys.executable, str(path)], start_new_session=True)
+
+
+def test_killed_again_and_again_it_ends_in_the_same_table(quiet, tmp_path):
+    store = tmp_path / "runs"
+    for _ in range(3):
+        process = start(store)
+        before, deadline = reached(store), time.time() + 60
+        while reached(store) == before and process.poll() is None and time.time() < deadline:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert reached(store) > 0
+    pd.testing.assert_frame_equal(snipnb.run_grid(small_grid(), store=store, jobs=1, group_size=2), quiet)
+
+
+def reached(store):
+    """Epochs that are kept in a store."""
+    keys = list(groups_of(small_grid(), 2))
+    place = Store(store)
+    return sum(2 if place.record(key) else part for key, part in place.progress(keys).items())
+
+
+def test_two_processes_share_a_store(quiet, tmp_path):
+    store = tmp_path / "runs"
+    processes = [start(store), start(store)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    facts = [json.loads(path.read_text()) for path in (store / "facts").glob("*.json")]
+    assert [f["epochs"] for f in facts] == [2] * 4  # nobody did another's work again
+    pd.testing.assert_frame_equal(snipnb.run_grid(small_grid(), store=store, jobs=1, group_size=2), quiet)
+
+
+def test_a_damaged_record_is_done_again(quiet, tmp_path):
+    snipnb.run_grid(small_grid(), store=tmp_path, jobs=1, group_size=2)
+    key = next(iter(groups_of(small_grid(), 2)))
+    path = tmp_path / f"{key}.json"
+    path.write_bytes(path.read_bytes()[:-40])
+    pd.testing.assert_frame_equal(snipnb.run_grid(small_grid(), store=tmp_path, jobs=1, group_size=2), quiet)
+
+
+# --- what a group is --------------------------------------------------------------------------------------------------
+
+
+def test_groups_are_fixed_by_the_grid():
+    configs = small_grid(sparsities=[0.1, 0.5, 0.9], seeds=range(3))
+    groups = groups_of(configs, 4)
+    assert [len(group) for group in groups.values()] == [3, 3] * 3
+    assert groups_of(configs[::-1], 4).keys() == groups.keys()
+    assert groups_of(configs * 2, 4) == groups
+    assert all(len({c.init_seed for c in group}) == 1 for group in groups.values())
+    other = small_grid(sparsities=[0.1, 0.5, 0.9], seeds=range(3), recipe=dataclasses.replace(RECIPE, epochs=3))
+    assert not groups_of(other, 4).keys() & groups.keys()
+
+
+def test_a_record_of_other_code_is_not_used(monkeypatch):
+    before = set(groups_of(small_grid()))
+    monkeypatch.setattr(experiments, "sources_digest", lambda: "other")
+    assert not before & set(groups_of(small_grid()))
+
+
+def test_comments_and_docstrings_do_not_change_what_code_means():
+    def meaning(text):
+        return experiments._meaning(experiments.ast.parse(text))
+
+    plain = meaning("def f(x):\n    return x + 1\n")
+    assert meaning('def f(x):\n    """One more."""\n    return (x +\n  1)  # really\n') == plain
+    assert meaning("def f(x):\n    return x + 2\n") != plain
+    assert meaning("def f(x):\n    return x - 1\n") != plain
+
+
+def test_every_module_that_results_depend_on_is_named():
+    """Whatever the sources import from the package is itself a source, or cannot change a result."""
+    harmless = {"progress", "paths", "store", "torchvision_shim"}
+    for name in experiments.SOURCES:
+        tree = experiments.ast.parse((Path(experiments.__file__).parent / f"{name}.py").read_text())
+        for node in experiments.ast.walk(tree):
+            module = getattr(node, "module", None) if isinstance(node, experiments.ast.ImportFrom) else None
+            if module and module.startswith("snipnb."):
+                assert module.removeprefix("snipnb.") in {*experiments.SOURCES, *harmless}, (name, module)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("criterion", "snap"),
+        ("model", "alexnet"),
+        ("init", "zeros"),
+        ("split", "train"),
+        ("sparsity", 1.0),
+        ("sparsity", -0.1),
+        ("sparsity", "0.5"),
+        ("sparsity", float("nan")),
+        ("init_seed", -1),
+        ("data_seed", 1.5),
+        ("salience_images", 0),
+        ("recipe", "adam"),
+    ],
+)
+def test_bad_configurations_are_named(field, value):
+    with pytest.raises(ValueError, match=f"{field} .*accepted"):
+        RunConfig(**{field: value})
+
+
+def test_what_is_no_run_is_refused():
+    with pytest.raises(ValueError, match="accepted are RunConfig"):
+        snipnb.run_grid([{"criterion": "snip"}])
+    with pytest.raises(ValueError, match="group_size is 0"):
+        snipnb.run_grid(small_grid(), group_size=0)
+    assert len(snipnb.run_grid([])) == 0
+
+
+def test_layer_collapse_is_reported():
+    config = RunConfig(criterion="magnitude", sparsity=0.99, sample=True, recipe=dataclasses.replace(RECIPE, epochs=1))
+    runs = snipnb.run_grid([config], jobs=1)
+    with pytest.warns(snipnb.LayerCollapseWarning):
+        mask = snipnb.keep_mask(snipnb.magnitude_salience(snipnb.lenet5(seed=0)), 0.99, ties="stable")
+    assert runs["collapsed"].tolist() == [len(snipnb.collapsed_layers(mask))]
+
+
+# --- criteria, grids, command line ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", criteria.CRITERIA)
+def test_every_criterion_ranks_every_parameter(name, examples):
+    images, labels = (t[:20] for t in examples)
+    model = snipnb.lenet5(seed=2)
+    found = criteria.CRITERIA[name].salience(model, images, labels, 2)
+    assert {n: s.shape for n, s in found.items()} == {n: p.shape for n, p in model.named_parameters()}
+    again = criteria.CRITERIA[name].salience(model, images, labels, 2)
+    assert all(torch.equal(found[n], again[n]) for n in found)
+
+
+@pytest.mark.parametrize("profile", profiles.available_profiles())
+@pytest.mark.parametrize("notebook", grids.GRIDS)
+def test_every_profile_makes_the_grids_of_the_notebooks(profile, notebook):
+    found = profiles.load_profile(profile)
+    configs = grids.of_notebook(notebook, found.parameters(notebook))
+    assert len(configs) == len(set(configs))
+    assert {c.sample for c in configs} == {found.common["sample"]}
+    with pytest.raises(ValueError, match="trains nothing"):
+        grids.name_of("01")
+
+
+def test_the_command_line_does_what_a_notebook_does(tmp_path, capsys, monkeypatch):
+    from snipnb.__main__ import main
+
+    monkeypatch.setattr(profiles, "resource", lambda *parts: tmp_path.joinpath(*parts[1:]))
+    text = "about: tiny\ncommon: {threads: 1, sample: true}\nnotebooks:\n  03_lenet5_table: {num_runs: 2, split_name: standard, epochs: 1, learning_rate: 0.01, schedule: one_cycle}\n"
+    (tmp_path / "tiny.yaml").write_text(text)
+    assert main(["run", "03", "--profile", "tiny", "--seeds", "1", "--jobs", "1", "--store", str(tmp_path / "s")]) == 0
+    out = capsys.readouterr().out
+    assert "3 networks of 1 epochs" in out
+    assert "0.95" in out
+    assert main(["run", "01", "--profile", "tiny"]) == 1
