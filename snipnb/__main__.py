@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     bench = commands.add_parser("bench", help="measure speed, side by side; writes figures/bench/")
     bench.add_argument("--threads", type=int, default=2, help="processor threads (default: 2)")
+    bench.add_argument("--only", help="one table alone, e.g. training")
     bench.add_argument("--sample", action="store_true", help="a quick look on the shipped sample, into build/bench/")
     readme = commands.add_parser("readme", help="bring the generated parts of README.md up to date")
     readme.add_argument("--check", action="store_true", help="change nothing; fail if something is out of date")
@@ -87,7 +88,7 @@ def _bench(given: argparse.Namespace) -> int:
         raise ValueError(f"--threads is {given.threads}; accepted are integers from 1")
     images, labels = load_mnist("train", sample=given.sample)
     folder = root / ("build/bench" if given.sample else "figures/bench")
-    written = bench.run(folder, images, labels, threads=given.threads, machine=notebooks.machine())
+    written = bench.run(folder, images, labels, threads=given.threads, machine=notebooks.machine(), only=given.only)
     for path in written:
         if path.suffix == ".md":
             print(f"\n{path.relative_to(root)}\n\n{path.read_text()}", end="")

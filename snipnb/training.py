@@ -30,7 +30,7 @@ WARM_UP_SHARE = 0.1
 MOMENTUM = 0.9
 SCORING_BATCH = 1000
 # How much is done at once: on a processor what its caches hold, on a GPU everything.
-NETWORKS = {"cpu": 4, "cuda": 1024}
+NETWORKS = {"cpu": 16, "cuda": 1024}
 IMAGES = {"cpu": 32, "cuda": 1024}
 SCORED = {"cpu": 50, "cuda": 1000}
 

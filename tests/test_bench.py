@@ -53,7 +53,14 @@ def test_benchmarks_are_read_from_their_folder(tmp_path, monkeypatch):
 def test_training_is_compared_with_the_plain_loop(examples):
     images, labels = examples
     frame = bench.training_against_plain(images, labels, threads=2, networks=2, rounds=2).set_index("way")
-    assert frame.loc["plain loop, one network", "of_plain"] == 1
+    assert frame.loc["plain loop", "of_plain"] == 1
     assert frame.loc["networks together", "networks"] == 4
     assert (frame["seconds"] > 0).all()
     assert (frame["share_of_matmul_speed"] > 0).all()
+
+
+def test_a_single_table_can_be_measured(examples, tmp_path):
+    written = bench.run(tmp_path, *examples, threads=2, machine={"cores": 2}, only="snip")
+    assert sorted(path.name for path in written) == ["machine.csv", "snip.csv", "snip.md"]
+    with pytest.raises(ValueError, match="no table 'speed'; there are snip, exact"):
+        bench.run(tmp_path, *examples, threads=2, machine={}, only="speed")

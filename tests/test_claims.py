@@ -25,7 +25,6 @@ def test_every_claim_has_a_rule_that_can_be_applied():
                 "needs",
                 "weak_as",
                 "changed",
-                "pending",
             )
         }
         assert "when" not in claim["outcomes"][-1]

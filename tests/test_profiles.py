@@ -36,7 +36,7 @@ def test_a_notebook_opened_by_hand_has_the_default_profile(path):
 
 
 def test_unknown_profile_is_named():
-    with pytest.raises(ValueError, match=r"no profile 'quick'; there are default, smoke, or give a \.yaml file"):
+    with pytest.raises(ValueError, match=r"no profile 'quick'; there are default, paper, smoke, or give a \.yaml file"):
         profiles.load_profile("quick")
     with pytest.raises(ValueError, match=r"no profile '/nowhere/x\.yaml'"):
         profiles.load_profile("/nowhere/x.yaml")
