@@ -25,7 +25,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo "  make NN_slug      one notebook of: $(NOTEBOOKS)"
 	@echo
-	@echo "Settings: PROFILE=default|smoke|path.yaml   FORCE=1 (run what is up to date too)   PYTHON=python3.11"
+	@echo "Settings: PROFILE=default|smoke|paper|path.yaml   FORCE=1 (run what is up to date too)   PYTHON=python3.11"
 
 # $(call install,EXTRAS): create the environment if need be and install under the pins, unless that was done already for
 # these very files in this very folder. The stamp is written last, so an interrupted installation is simply done again.
@@ -92,7 +92,7 @@ lock: ## resolve the newest versions again: requirements.lock and environment.ym
 	  sed 's/^/      - /' build/lock/pins; echo '      - -e .'; } > environment.yml
 	@rm -rf build/lock
 
-clean:  ## remove build/ and caches; figures, data and environment stay
+clean:  ## remove build/ (kept training runs too) and caches; figures, data and environment stay
 	rm -rf build .pytest_cache .ruff_cache .hypothesis snipnb/__pycache__ tests/__pycache__
 
 distclean: clean  ## remove the environment and the data too

@@ -51,9 +51,9 @@ def test_anatomy(path):
 
 @every_notebook
 def test_cells_are_short_and_hold_no_logic(path):
-    for cell in code(path):
+    for place, cell in enumerate(code(path)):
         tree = ast.parse(cell)
-        assert len(cell.splitlines()) <= 16, cell
+        assert len(cell.splitlines()) <= (24 if place == 0 else 16), cell  # the first is the list of parameters
         banned = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Try, ast.Lambda, ast.While)
         assert not any(isinstance(node, banned) for node in ast.walk(tree)), cell
         assert not any(isinstance(n, ast.ImportFrom) and n.names[0].name == "*" for n in ast.walk(tree)), cell
