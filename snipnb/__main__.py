@@ -61,7 +61,7 @@ def _run(given: argparse.Namespace) -> int:
     from snipnb.paths import runs_dir
 
     profile = profiles.load_profile(given.profile)
-    configs = grids.of_notebook(given.notebook, {**profile.common, **profile.parameters(grids.name_of(given.notebook))})
+    configs = grids.of_notebook(given.notebook, profile.parameters(grids.name_of(given.notebook)))
     if given.seeds is not None:
         configs = [config for config in configs if config.init_seed < given.seeds]
     store = given.store or runs_dir(profile.name)

@@ -46,7 +46,7 @@ def load_claims() -> dict[str, dict[str, Any]]:
 
 
 def claims_of(notebook: str) -> list[str]:
-    """Ids of the claims that a notebook has to give a verdict on; not those that are still to be written into it."""
+    """Ids of the claims that a notebook has to give a verdict on."""
     return [c["id"] for c in load_claims().values() if c["notebook"] == notebook]
 
 

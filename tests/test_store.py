@@ -570,42 +570,40 @@ def crash_at(monkeypatch, number):
         yield
 
 
-def test_a_death_at_any_step_of_a_save_leaves_a_checkpoint(results, monkeypatch, notes):
-    seen = set()
+def deaths(results, monkeypatch, act):
+    """Let ``act`` die at each of its system calls in turn, with a checkpoint before it; yields after each death."""
     for number in range(1, 20):
         shutil.rmtree(results.folder, ignore_errors=True)
         results.save_checkpoint("a", ARRAYS, {"epoch": 1}, progress=1)
         try:
             with crash_at(monkeypatch, number):
-                results.save_checkpoint("a", ARRAYS, {"epoch": 2}, progress=2)
+                act()
         except Crash:
-            seen.add(tuple(name.split(".")[-1] for name in names(results.folder)))
-            assert results.checkpoint("a")[1] in ({"epoch": 1}, {"epoch": 2})
-            with results.lock("a"):
-                results.save_checkpoint("a", ARRAYS, {"epoch": 3}, progress=3)
-            assert names(results.folder) == ["a.3.npz"]
+            yield
         else:
-            break
+            return
+
+
+def test_a_death_at_any_step_of_a_save_leaves_a_checkpoint(results, monkeypatch, notes):
+    seen = set()
+    for _ in deaths(results, monkeypatch, lambda: results.save_checkpoint("a", ARRAYS, {"epoch": 2}, progress=2)):
+        seen.add(tuple(name.split(".")[-1] for name in names(results.folder)))
+        assert results.checkpoint("a")[1] in ({"epoch": 1}, {"epoch": 2})
+        with results.lock("a"):
+            results.save_checkpoint("a", ARRAYS, {"epoch": 3}, progress=3)
+        assert names(results.folder) == ["a.3.npz"]
     assert seen == {("part", "npz"), ("npz", "npz")}
     assert not notes
 
 
 def test_a_death_at_any_step_of_a_finish_leaves_record_or_checkpoint(results, monkeypatch, notes):
     seen = set()
-    for number in range(1, 20):
-        shutil.rmtree(results.folder, ignore_errors=True)
-        results.save_checkpoint("a", ARRAYS, {"epoch": 1}, progress=1)
-        try:
-            with crash_at(monkeypatch, number):
-                results.finish("a", RECORD)
-        except Crash:
-            done = results.record("a")
-            seen.add(done is not None)
-            assert done == RECORD or results.checkpoint("a")[1] == {"epoch": 1}
-            with results.lock("a"):
-                assert names(results.folder) == (["a.json"] if done else ["a.1.npz"])
-        else:
-            break
+    for _ in deaths(results, monkeypatch, lambda: results.finish("a", RECORD)):
+        done = results.record("a")
+        seen.add(done is not None)
+        assert done == RECORD or results.checkpoint("a")[1] == {"epoch": 1}
+        with results.lock("a"):
+            assert names(results.folder) == (["a.json"] if done else ["a.1.npz"])
     assert seen == {True, False}
     assert not notes
 
