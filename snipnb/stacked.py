@@ -1,22 +1,22 @@
 """Many networks of one architecture as one: their parameters are stacked along a first axis and applied together.
 
 **Layout.** Activations are [networks, channels, height, width, images], or [networks, features, images] behind a flatten: images
-are innermost and contiguous, so that pooling, ReLU and the copies that a convolution needs run along them. A convolution
-gathers what each of its outputs sees into the columns of a matrix, with a row of ones for the bias, and is a matrix product.
-All networks see the same images: the first convolution's matrix is made once for all of them, and their weights stand below
-each other in one product. On a processor the other convolutions take one network at a time, whose matrix fits the
-caches; on a GPU all of them.
+are innermost and contiguous, so that everything but the linear layers runs along them. On a processor, convolutions of stride
+1 are compiled, together with the pooling and ReLU behind them (``kernels.py``). Elsewhere a convolution gathers what each of
+its outputs sees into the columns of a matrix, with a row of ones for the bias, and is a matrix product; the columns of a
+processor take one network at a time, which fits its caches, those of a GPU all of them. All networks see the same
+images: the first convolution is one for all of them, with their weights below each other.
 
-Gradients are PyTorch's, through three functions written here: convolution, the shared first one, and pooling. Where several
-values of a pooling window are the largest, they share its gradient equally; PyTorch gives all of it to the first. The two
-differ only where values tie whose inputs do not.
+Gradients are PyTorch's, through the functions written here: convolution (compiled; shared first; others) and pooling. Where
+several values of a pooling window are the largest, the first gets the gradient, as in PyTorch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +52,7 @@ class Stack:
         """Images [n, channels, height, width] or [n, features] as the first layer takes them, the same for all networks."""
         x = images.movedim(0, -1).contiguous()[None]
         first = self.layers[0][1]
-        if isinstance(first, nn.Conv2d):
+        if isinstance(first, nn.Conv2d) and not _is_compiled(first, x):
             return _columns(_padded(x, first), _Taps.of(first, x.shape))[0]
         return x
 
@@ -80,8 +80,17 @@ class Stack:
         x, images = inputs, inputs.shape[-1]
         if not isinstance(self.layers[0][1], nn.Conv2d):
             x = x.expand(networks, *x.shape[1:])
+        skip = False
         for position, (name, layer) in enumerate(self.layers):
-            if isinstance(layer, nn.Conv2d):
+            if skip:  # done with the layer before it
+                skip = False
+            elif isinstance(layer, nn.Conv2d) and _is_compiled(layer, x):
+                after = self.layers[position + 1][1] if position + 1 < len(self.layers) else None
+                pool, relu = _what_follows(after)
+                skip = relu or pool != (1, 1)
+                tensors = parameters[f"{name}.weight"], parameters.get(f"{name}.bias")
+                x = _Compiled.apply(_padded(x, layer), *tensors, layer.dilation, pool, relu, self.scratch, position)
+            elif isinstance(layer, nn.Conv2d):
                 weight, bias = parameters[f"{name}.weight"].flatten(2), parameters.get(f"{name}.bias")
                 matrix = weight if bias is None else torch.cat([weight, bias[:, :, None]], 2)
                 if position == 0:
@@ -183,6 +192,93 @@ def _add_columns(columns: Tensor, taps: _Taps, x: Tensor, partial: Tensor) -> No
         x[:, :, taps.slices(0, tap)].add_(partial[:, :, tap])
 
 
+@cache
+def _kernels() -> ModuleType | None:
+    try:
+        from snipnb import kernels
+    except ImportError:  # Numba is missing: the same without it, only slower
+        return None
+    return kernels
+
+
+def _is_compiled(layer: nn.Conv2d, x: Tensor) -> bool:
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or layer.stride != (1, 1):
+        return False
+    return _kernels() is not None
+
+
+def _what_follows(layer: nn.Module | Pool | None) -> tuple[tuple[int, int], bool]:
+    """The pooling and the ReLU that a compiled convolution does along with itself."""
+    if isinstance(layer, nn.ReLU):
+        return (1, 1), True
+    if isinstance(layer, Pool) and layer.kind == "max" and _is_side_by_side(layer):
+        return layer.kernel, layer.relu
+    return (1, 1), False
+
+
+def _with_images(x: Tensor, more: int) -> Tensor:
+    """With so many images of zeros added, in one piece of memory."""
+    return F.pad(x, (0, more)) if more else x.contiguous()
+
+
+class _Compiled(torch.autograd.Function):
+    """A convolution of stride 1, with the max-pooling and ReLU behind it, through ``kernels.py``."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        dilation: tuple[int, int],
+        pool: tuple[int, int],
+        relu: bool,
+        scratch: Scratch,
+        layer: int,
+    ) -> Tensor:
+        images, kernels = x.shape[-1], _kernels()
+        x = _with_images(x, -images % kernels.LANES)
+        together = weight.shape[:2] if len(x) == len(weight) else (1, weight.shape[0] * weight.shape[1])
+        weights = weight.reshape(*together, *weight.shape[2:]).numpy()
+        size = [
+            (n - d * (k - 1)) // p for n, d, k, p in zip(x.shape[2:4], dilation, weight.shape[3:], pool, strict=True)
+        ]
+        out = scratch.take(("compiled", layer), (*together, *size, x.shape[-1]), x)
+        seen = out.shape if relu or pool != (1, 1) else (0,) * 5
+        winner = scratch.take(("winner", layer), seen, x.new_empty(0, dtype=torch.uint8))
+        packed = kernels.packed(weights, None if bias is None else bias.reshape(together).numpy())
+        kernels.convolve(x.numpy(), *packed, dilation, (0, 0), pool, relu, out.numpy(), winner.numpy())
+        ctx.save_for_backward(x, weight)
+        ctx.winner, ctx.dilation, ctx.pool, ctx.together, ctx.has_bias = (
+            winner,
+            dilation,
+            pool,
+            together,
+            bias is not None,
+        )
+        ctx.scratch, ctx.layer = scratch, layer
+        return out.view(*weight.shape[:2], *out.shape[2:])[..., :images]
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        kernels, images = _kernels(), gradient.shape[-1]
+        gradient = _with_images(gradient, x.shape[-1] - images)
+        weights = weight.reshape(*ctx.together, *weight.shape[2:])
+        of_weight, of_bias = torch.empty_like(weights), weights.new_empty(ctx.together)
+        of_x = ctx.scratch.take(("of compiled", ctx.layer), x.shape if ctx.needs_input_grad[0] else (0,) * 5, x)
+        turned, _ = kernels.packed(weights.transpose(1, 2).flip(3, 4).numpy())
+        gradient = gradient.view(*ctx.together, *gradient.shape[2:])
+        arrays = x.numpy(), gradient.numpy(), ctx.winner.numpy()
+        kernels.gradients(*arrays, ctx.dilation, ctx.pool, of_weight.numpy(), of_bias.numpy(), turned, of_x.numpy())
+        return (
+            of_x[..., :images] if ctx.needs_input_grad[0] else None,
+            of_weight.view_as(weight),
+            of_bias.view(weight.shape[:2]) if ctx.has_bias else None,
+            *(None,) * 5,
+        )
+
+
 class _SharedConvolution(torch.autograd.Function):
     """The first convolution: all networks see the same columns."""
 
@@ -273,13 +369,14 @@ class _Maximum(torch.autograd.Function):
         windows, place = _side_by_side(x, kernel), _side_by_side(of_x, kernel)
         if windows.numel() < x.numel():
             of_x.zero_()  # rows or columns that no window holds
-        wide = (slice(None),) * 3 + (None, slice(None), None)
-        torch.sub(windows, top[wide], out=place).eq_(0)  # 1 where the largest is
-        share = reduce(torch.add, [place[:, :, :, i, :, j] for i in range(kernel[0]) for j in range(kernel[1])])
-        gradient = gradient / share.clamp_(min=1)
         if ctx.relu:
-            gradient.mul_(top > 0)
-        place.mul_(gradient[wide])
+            gradient = gradient * (top > 0)
+        taken = torch.zeros_like(top, dtype=torch.bool)
+        for i in range(kernel[0]):
+            for j in range(kernel[1]):
+                largest = (windows[:, :, :, i, :, j] == top) & ~taken
+                torch.mul(gradient, largest, out=place[:, :, :, i, :, j])
+                taken |= largest
         return of_x, None, None, None, None
 
 
@@ -289,8 +386,12 @@ def _side_by_side(x: Tensor, kernel: tuple[int, int]) -> Tensor:
     return x[:, :, : rows * kernel[0], : columns * kernel[1]].unflatten(3, (columns, -1)).unflatten(2, (rows, -1))
 
 
+def _is_side_by_side(layer: Pool) -> bool:
+    return layer.padding == (0, 0) and layer.kernel == layer.stride
+
+
 def _pooled(x: Tensor, layer: Pool, scratch: Scratch, position: int) -> Tensor:
-    if layer.padding == (0, 0) and layer.kernel == layer.stride:
+    if _is_side_by_side(layer):
         if layer.kind == "max":
             return _Maximum.apply(x, layer.kernel, layer.relu, scratch, position)
         return _side_by_side(x, layer.kernel).mean((3, 5))

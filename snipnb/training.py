@@ -32,7 +32,7 @@ SCORING_BATCH = 1000
 # How much is done at once: on a processor what its caches hold, on a GPU everything.
 NETWORKS = {"cpu": 16, "cuda": 1024}
 IMAGES = {"cpu": 32, "cuda": 1024}
-SCORED = {"cpu": 50, "cuda": 1000}
+SCORED = {"cpu": 48, "cuda": 1000}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,471 @@
+"""Compiled convolutions of a processor: images side by side in vector registers, a few outputs at a time.
+
+Activations are [channels, height, width, images] with images innermost, and as many images as a multiple of :data:`LANES`. A
+convolution takes, for one position and 16 images, four or six outputs together: each value that is loaded serves all of
+them, each weight all images, and the sums stay in registers, as in a matrix product, but nothing is copied into columns. Only
+stride 1 is covered. The vector instructions are written as the compiler's own vector types, so that they
+become whatever the processor has.
+
+Needs Numba; where it is missing, ``stacked.py`` does without this module.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic, models, register_model
+
+LANES = 16  # images that are computed together; sums over images take half of them
+_DEAD = 255  # in place of a position in its window: a value that a ReLU cuts off
+
+
+def _compiled(function):
+    options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder to keep it in can be written
+        return njit(**options)(function)
+
+
+# --- vectors ----------------------------------------------------------------------------------------------------------
+
+
+class _Vector(types.Type):
+    def __init__(self, dtype: types.Float, lanes: int) -> None:
+        self.dtype, self.lanes = dtype, lanes
+        super().__init__(name=f"Vector({dtype}, {lanes})")
+
+
+@register_model(_Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, vector: _Vector) -> None:
+        numbers = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.uint8: ir.IntType(8)}
+        super().__init__(manager, vector, ir.VectorType(numbers[vector.dtype], vector.lanes))
+
+
+def _place(context, builder, kind, array, index):
+    """Address of an element of a flat array."""
+    return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
+
+
+def _load(lanes: int):
+    @intrinsic
+    def load(typing, array, index):
+        vector = _Vector(array.dtype, lanes)
+
+        def code(context, builder, signature, values):
+            kind = context.get_value_type(vector).as_pointer()
+            loaded = builder.load(builder.bitcast(_place(context, builder, signature.args[0], *values), kind))
+            loaded.align = array.dtype.bitwidth // 8  # not the vector's
+            return loaded
+
+        return vector(array, types.intp), code
+
+    return load
+
+
+_load_all, _load_half = _load(LANES), _load(LANES // 2)
+
+
+@intrinsic
+def _store(typing, array, index, vector):
+    def code(context, builder, signature, values):
+        kind = context.get_value_type(signature.args[2]).as_pointer()
+        place = builder.bitcast(_place(context, builder, signature.args[0], *values[:2]), kind)
+        builder.store(values[2], place).align = array.dtype.bitwidth // 8
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector), code
+
+
+def _whole(kind, number):
+    return ir.Constant(kind, [number] * kind.count)
+
+
+def _spread(builder, value, kind):
+    undefined, zero = ir.Constant(kind, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+    lanes = ir.Constant(ir.VectorType(ir.IntType(32), kind.count), [0] * kind.count)
+    return builder.shuffle_vector(builder.insert_element(undefined, value, zero), undefined, lanes)
+
+
+@intrinsic
+def _filled(typing, array, index):
+    """A vector full of one element."""
+    vector = _Vector(array.dtype, LANES)
+
+    def code(context, builder, signature, values):
+        value = builder.load(_place(context, builder, signature.args[0], *values))
+        return _spread(builder, value, context.get_value_type(vector))
+
+    return vector(array, types.intp), code
+
+
+@intrinsic
+def _zeros(typing, array):
+    vector = _Vector(array.dtype, LANES // 2)
+
+    def code(context, builder, signature, values):
+        return _whole(context.get_value_type(vector), 0.0)
+
+    return vector(array), code
+
+
+def _multiply_add(builder, a, b, c):
+    return builder.fadd(builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
+
+
+@intrinsic
+def _add_scaled(typing, sums, array, index, vector):
+    """``sums + array[index] * vector``."""
+
+    def code(context, builder, signature, values):
+        value = builder.load(_place(context, builder, signature.args[1], *values[1:3]))
+        factor = _spread(builder, value, context.get_value_type(signature.args[0]))
+        return _multiply_add(builder, factor, values[3], values[0])
+
+    return sums(sums, array, types.intp, vector), code
+
+
+@intrinsic
+def _add_product(typing, sums, a, b):
+    def code(context, builder, signature, values):
+        return _multiply_add(builder, values[1], values[2], values[0])
+
+    return sums(sums, a, b), code
+
+
+@intrinsic
+def _total(typing, vector):
+    def code(context, builder, signature, values):
+        parts = [builder.extract_element(values[0], ir.Constant(ir.IntType(32), i)) for i in range(vector.lanes)]
+        while len(parts) > 1:  # pairs of pairs, always in this order
+            parts = [builder.fadd(a, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+        return parts[0]
+
+    return vector.dtype(vector), code
+
+
+def _choice(from_values, otherwise):
+    """An intrinsic on two vectors, of which the second is kept unless the first is larger (or is not a number)."""
+
+    def code(context, builder, signature, values):
+        larger = builder.or_(
+            builder.fcmp_ordered(">", values[0], values[1]), builder.fcmp_unordered("uno", values[0], values[0])
+        )
+        return builder.select(larger, from_values(context, builder, signature, values), values[otherwise])
+
+    return code
+
+
+@intrinsic
+def _largest(typing, values, best):
+    return best(values, best), _choice(lambda context, builder, signature, given: given[0], 1)
+
+
+@intrinsic
+def _winner(typing, values, best, which, place):
+    """Where the largest comes from: ``place`` where the values are larger, else as before."""
+
+    def number(context, builder, signature, given):
+        kind = context.get_value_type(signature.return_type)
+        return _spread(builder, builder.trunc(given[3], ir.IntType(8)), kind)
+
+    return which(values, best, which, types.intp), _choice(number, 2)
+
+
+@intrinsic
+def _first(typing, vector):
+    """Zeros as winners of a vector."""
+    which = _Vector(types.uint8, vector.lanes)
+
+    def code(context, builder, signature, values):
+        return _whole(context.get_value_type(which), 0)
+
+    return which(vector), code
+
+
+@intrinsic
+def _cut(typing, best):
+    def code(context, builder, signature, values):
+        zero = _whole(values[0].type, 0.0)
+        return builder.select(builder.fcmp_ordered("<=", values[0], zero), zero, values[0])
+
+    return best(best), code
+
+
+@intrinsic
+def _cut_winner(typing, best, which):
+    def code(context, builder, signature, values):
+        off = builder.fcmp_ordered("<=", values[0], _whole(values[0].type, 0.0))
+        return builder.select(off, _whole(values[1].type, _DEAD), values[1])
+
+    return which(best, which), code
+
+
+# --- convolution ------------------------------------------------------------------------------------------------------
+
+
+@_compiled
+def _four(x, apart, start, ys, xs, weight, bias, kernel, first, out, at, between):
+    """Outputs ``first`` to ``first + 3`` at one position for 16 images.
+
+    Arrays are flat. ``apart`` holds the number of channels of x and how far channels, taps below each other and taps beside
+    each other are apart; ``between`` how far the outputs are. weight is [outputs / 4, channels, kernel, kernel, 4]. Of the taps only those from ``ys[0]`` to ``ys[1]`` and ``xs[0]`` to ``xs[1]``: the others meet the padding.
+    """
+    a, b = _filled(bias, first), _filled(bias, first + 1)
+    c, d = _filled(bias, first + 2), _filled(bias, first + 3)
+    channels, plane, row, step = apart
+    for channel in range(channels):
+        for tap in range(ys[0], ys[1]):
+            k = (first // 4 * channels * kernel[0] + channel * kernel[0] + tap) * kernel[1] * 4 + xs[0] * 4
+            place = start + channel * plane + tap * row + xs[0] * step
+            for _ in range(xs[0], xs[1]):
+                value = _load_all(x, place)
+                a, b = _add_scaled(a, weight, k, value), _add_scaled(b, weight, k + 1, value)
+                c, d = _add_scaled(c, weight, k + 2, value), _add_scaled(d, weight, k + 3, value)
+                k += 4
+                place += step
+    _store(out, at, a)
+    _store(out, at + between, b)
+    _store(out, at + 2 * between, c)
+    _store(out, at + 3 * between, d)
+
+
+@_compiled
+def _six(x, apart, start, ys, xs, weight, bias, kernel, first, out, at, between):
+    """:func:`_four` for six outputs."""
+    a, b, c = _filled(bias, first), _filled(bias, first + 1), _filled(bias, first + 2)
+    d, e, f = _filled(bias, first + 3), _filled(bias, first + 4), _filled(bias, first + 5)
+    channels, plane, row, step = apart
+    for channel in range(channels):
+        for tap in range(ys[0], ys[1]):
+            k = (first // 6 * channels * kernel[0] + channel * kernel[0] + tap) * kernel[1] * 6 + xs[0] * 6
+            place = start + channel * plane + tap * row + xs[0] * step
+            for _ in range(xs[0], xs[1]):
+                value = _load_all(x, place)
+                a, b = _add_scaled(a, weight, k, value), _add_scaled(b, weight, k + 1, value)
+                c, d = _add_scaled(c, weight, k + 2, value), _add_scaled(d, weight, k + 3, value)
+                e, f = _add_scaled(e, weight, k + 4, value), _add_scaled(f, weight, k + 5, value)
+                k += 6
+                place += step
+    _store(out, at, a)
+    _store(out, at + between, b)
+    _store(out, at + 2 * between, c)
+    _store(out, at + 3 * between, d)
+    _store(out, at + 4 * between, e)
+    _store(out, at + 5 * between, f)
+
+
+@_compiled
+def _met(position, before, kernel, dilation, size):
+    """Which taps of a kernel meet the input, not the padding, at one position along one axis: from, to."""
+    low = max(0, -((position - before) // dilation))
+    high = min(kernel, (size - 1 - position + before) // dilation + 1)
+    return low, max(low, high)
+
+
+@_compiled
+def convolve(x, weight, bias, dilation, before, pool, relu, out, winner):
+    """Convolution of stride 1, then max-pooling over windows side by side, then ReLU.
+
+    Args:
+        x: [networks or 1, channels, height, width, images]; one for all networks if 1.
+        weight: [networks, outputs / tile, channels, kernel, kernel, tile], tile 4 or 6: see :func:`packed`.
+        bias: [networks, outputs, rounded up to whole tiles].
+        dilation: Of the kernel, (vertical, horizontal).
+        before: Rows and columns of zeros to imagine before the input; after it, as many as the output asks for.
+        pool: (height, width) of the windows; (1, 1) for none.
+        relu: Whether to cut off what is negative.
+        out: [networks, outputs, height, width, images], written.
+        winner: uint8 of that shape: which place of its window each value comes from, 255 for cut off. Written, unless empty.
+    """
+    networks, outputs, rows, columns, images = out.shape
+    _, channels, height, width, _ = x.shape
+    kernel, tile = weight.shape[3:5], weight.shape[5]
+    wide = columns * pool[1]
+    some = np.empty((tile, pool[0], wide, images), x.dtype)  # the outputs of one row of windows
+    flat_some, between = some.reshape(-1), pool[0] * wide * images
+    apart = (channels, height * width * images, dilation[0] * width * images, dilation[1] * images)
+    flat_out, flat_winner = out.reshape(-1), winner.reshape(-1)
+    for k in range(networks):
+        flat_x, flat_weight, flat_bias = x[k % len(x)].reshape(-1), weight[k].reshape(-1), bias[k]
+        for y in range(rows):
+            for first in range(0, len(flat_bias), tile):
+                for inner in range(pool[0]):
+                    ys = _met(y * pool[0] + inner, before[0], kernel[0], dilation[0], height)
+                    for position in range(wide):
+                        xs = _met(position, before[1], kernel[1], dilation[1], width)
+                        start = ((y * pool[0] + inner - before[0]) * width + position - before[1]) * images
+                        for image in range(0, images, LANES):
+                            at = (inner * wide + position) * images + image
+                            if tile == 4:
+                                _four(
+                                    flat_x,
+                                    apart,
+                                    start + image,
+                                    ys,
+                                    xs,
+                                    flat_weight,
+                                    flat_bias,
+                                    kernel,
+                                    first,
+                                    flat_some,
+                                    at,
+                                    between,
+                                )
+                            else:
+                                _six(
+                                    flat_x,
+                                    apart,
+                                    start + image,
+                                    ys,
+                                    xs,
+                                    flat_weight,
+                                    flat_bias,
+                                    kernel,
+                                    first,
+                                    flat_some,
+                                    at,
+                                    between,
+                                )
+                for t in range(min(tile, outputs - first)):
+                    if winner.size == 0:
+                        out[k, first + t, y] = some[t, 0]
+                        continue
+                    to = ((k * outputs + first + t) * rows + y) * columns * images
+                    for column in range(columns):
+                        for image in range(0, images, LANES):
+                            at = (t * pool[0] * wide + column * pool[1]) * images + image
+                            best = _load_all(flat_some, at)
+                            which = _first(best)
+                            for down in range(pool[0]):
+                                for right in range(pool[1]):
+                                    values = _load_all(flat_some, at + (down * wide + right) * images)
+                                    which = _winner(values, best, which, down * pool[1] + right)
+                                    best = _largest(values, best)
+                            if relu:
+                                which = _cut_winner(best, which)
+                                best = _cut(best)
+                            _store(flat_out, to + column * images + image, best)
+                            _store(flat_winner, to + column * images + image, which)
+
+
+@_compiled
+def _pair(x, offsets, g, second, columns, down, rows, total):
+    """Sums over images and positions of two outputs' gradients times the values at five taps, into total [2, 5]."""
+    o, p, q, r, s = offsets[0], offsets[1], offsets[2], offsets[3], offsets[4]
+    a, b, c, d, e = _zeros(x), _zeros(x), _zeros(x), _zeros(x), _zeros(x)
+    f, h, i, j, k = _zeros(x), _zeros(x), _zeros(x), _zeros(x), _zeros(x)
+    for y in range(rows):
+        for n in range(0, columns, LANES // 2):
+            place = y * down + n
+            one, two = _load_half(g, y * columns + n), _load_half(g, second + y * columns + n)
+            value = _load_half(x, o + place)
+            a, f = _add_product(a, one, value), _add_product(f, two, value)
+            value = _load_half(x, p + place)
+            b, h = _add_product(b, one, value), _add_product(h, two, value)
+            value = _load_half(x, q + place)
+            c, i = _add_product(c, one, value), _add_product(i, two, value)
+            value = _load_half(x, r + place)
+            d, j = _add_product(d, one, value), _add_product(j, two, value)
+            value = _load_half(x, s + place)
+            e, k = _add_product(e, one, value), _add_product(k, two, value)
+    total[0, 0], total[0, 1], total[0, 2], total[0, 3], total[0, 4] = (
+        _total(a),
+        _total(b),
+        _total(c),
+        _total(d),
+        _total(e),
+    )
+    total[1, 0], total[1, 1], total[1, 2], total[1, 3], total[1, 4] = (
+        _total(f),
+        _total(h),
+        _total(i),
+        _total(j),
+        _total(k),
+    )
+
+
+@_compiled
+def gradients(x, gradient, winner, dilation, pool, of_weight, of_bias, weight, of_x):
+    """Gradients of what :func:`convolve` computes without zeros before the input.
+
+    Args:
+        x: As given to it.
+        gradient: Of its output.
+        winner: As written by it; empty if it was.
+        dilation: As given to it.
+        pool: As given to it.
+        of_weight: [networks, outputs, channels, kernel, kernel], written.
+        of_bias: [networks, outputs], written.
+        weight: For the gradient of the input: inputs and outputs exchanged, kernels turned around, packed.
+        of_x: The gradient of the input, written; empty if it is not wanted.
+    """
+    networks, outputs, rows, columns, images = gradient.shape
+    _, channels, height, width, _ = x.shape
+    kernel = of_weight.shape[3:]
+    high, wide = rows * pool[0], columns * pool[1]
+    taps = channels * kernel[0] * kernel[1]
+    kept = outputs if of_x.size else min(2, outputs)
+    before = np.zeros((1, kept, high, wide, images), x.dtype)  # the pooling
+    total, offsets = np.empty((2, 5), x.dtype), np.empty(5, np.int64)
+    none, zeros = np.empty((0, 0, 0, 0, 0), np.uint8), np.zeros(weight.shape[1] * weight.shape[5], x.dtype)
+    for k in range(networks):
+        flat_x = x[k % len(x)].reshape(-1)
+        for pair in range(0, outputs, 2):
+            first = max(0, min(pair, outputs - 2))
+            second = min(1, outputs - 1)
+            for o in range(first, first + second + 1):
+                summed = 0.0
+                place = before[0, o % kept]
+                for y in range(rows):
+                    for column in range(columns):
+                        g = gradient[k, o, y, column]
+                        if winner.size == 0:
+                            place[y, column] = g
+                            for i in range(images):
+                                summed += g[i]
+                            continue
+                        w = winner[k, o, y, column]
+                        for i in range(images):
+                            summed += 0 if w[i] == _DEAD else g[i]
+                        for q in range(pool[0] * pool[1]):
+                            to = place[y * pool[0] + q // pool[1], column * pool[1] + q % pool[1]]
+                            for i in range(images):
+                                to[i] = g[i] if w[i] == q else 0
+                of_bias[k, o] = summed
+            flat = before[0, first % kept :].reshape(-1)
+            apart = (((first + second) % kept) - first % kept) * high * wide * images
+            for group in range(0, taps, 5):
+                start = max(0, min(group, taps - 5))
+                for t in range(5):
+                    tap = min(start + t, taps - 1)
+                    ky, kx = tap // kernel[1] % kernel[0], tap % kernel[1]
+                    channel = tap // (kernel[0] * kernel[1])
+                    offsets[t] = ((channel * height + ky * dilation[0]) * width + kx * dilation[1]) * images
+                _pair(flat_x, offsets, flat, apart, wide * images, width * images, high, total)
+                for t in range(min(5, taps)):
+                    tap = start + t
+                    ky, kx = tap // kernel[1] % kernel[0], tap % kernel[1]
+                    channel = tap // (kernel[0] * kernel[1])
+                    for o in range(second + 1):
+                        of_weight[k, first + o, channel, ky, kx] = total[o, t]
+        if of_x.size:
+            reach = ((kernel[0] - 1) * dilation[0], (kernel[1] - 1) * dilation[1])
+            convolve(
+                before, weight[k : k + 1], zeros.reshape(1, -1), dilation, reach, (1, 1), False, of_x[k : k + 1], none
+            )
+
+
+def packed(weight: np.ndarray, bias: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [networks, outputs, channels, kernel, kernel] and biases as :func:`convolve` takes them."""
+    networks, outputs, *rest = weight.shape
+    tile = min((4, 6), key=lambda size: (-(-outputs // size) * size, size))
+    whole = -(-outputs // tile) * tile
+    full = np.zeros((networks, whole, *rest), weight.dtype)
+    full[:, :outputs] = weight
+    biases = np.zeros((networks, whole), weight.dtype)
+    if bias is not None:
+        biases[:, :outputs] = bias
+    return np.ascontiguousarray(np.moveaxis(full.reshape(networks, whole // tile, tile, *rest), 2, -1)), biases
