@@ -19,6 +19,7 @@ from snipnb.masks import (
 )
 from snipnb.models import INITIALISATIONS, lenet5, lenet_300_100, published_label
 from snipnb.salience import Salience, magnitude_salience, random_salience, snip
+from snipnb.together import snip_together
 from snipnb.training import Recipe, error_rate, error_rates, train, train_together
 
 __version__ = "0.1.0"
@@ -51,6 +52,7 @@ __all__ = [
     "random_salience",
     "run_grid",
     "snip",
+    "snip_together",
     "standardise",
     "train",
     "train_together",

@@ -11,14 +11,12 @@ losses. Convolutions' parameters are done by several workers at once, each with 
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from snipnb.crew import Crew
 from snipnb.lines import Head, loss_changes, loss_changes_along_lines
 from snipnb.progress import track
 from snipnb.propagation import ALL, Mix, Scratch, Step
@@ -33,7 +31,6 @@ TOGETHER = {"cpu": 128, "cuda": 1024}  # images at once, at most: the innermost,
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 KEPT = 2**26  # numbers kept per batch of images: their activations
 IMAGES = 1000  # images per batch, at most
-Job = TypeVar("Job")
 
 
 @torch.no_grad()
@@ -99,7 +96,7 @@ def exact_salience(
     size = _batch_size(steps, probe)
     parts = [(start, task) for start in range(0, len(images), size) for task in tasks]
     batch = probe
-    with _Crew(1 if first.is_cuda else torch.get_num_threads()) as crew:
+    with Crew(1 if first.is_cuda else torch.get_num_threads()) as crew:
         for start, task in track(parts, "exact salience", total=len(parts)):
             if task is tasks[0]:
                 some = slice(start, start + size)
@@ -176,38 +173,6 @@ def _batch_size(steps: list[Step], one: _Batch) -> int:
     return max(1, min(IMAGES, KEPT // (kept + 2 * inside)))
 
 
-class _Crew:
-    """Workers that do independent jobs at once, each on one processor thread with memory of its own.
-
-    A job is a long row of operations on arrays that fit the caches. One thread for each of several jobs waits less than
-    several threads for each operation. With one worker the jobs are done in the calling thread.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size, self.scratch = size, Scratch()
-        self._own = threading.local()
-        self._pool = ThreadPoolExecutor(size, initializer=self._begin) if size > 1 else None
-
-    def _begin(self) -> None:
-        torch.set_num_threads(1)
-        torch.set_grad_enabled(False)
-        self._own.scratch = Scratch()
-
-    def map(self, work: Callable[[Job, Scratch], Tensor], jobs: Sequence[Job]) -> Iterable[Tensor]:
-        """Results in the order of the jobs."""
-        if self._pool is None:
-            return (work(job, self.scratch) for job in jobs)
-        return self._pool.map(lambda job: work(job, self._own.scratch), jobs)
-
-    def __enter__(self) -> _Crew:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(self.size)  # what later threads begin with
-
-
 # --- the parameters of one step ---------------------------------------------------------------------------------------
 
 
@@ -244,7 +209,7 @@ class _Task:
         if all(len(c) == columns for c in self.columns.values()):
             self.columns = dict.fromkeys(self.channels, everything.to(device))  # one tensor: factors are shared
 
-    def add(self, batch: _Batch, crew: _Crew) -> None:
+    def add(self, batch: _Batch, crew: Crew) -> None:
         raise NotImplementedError
 
     def result(self, images: int) -> Salience:
@@ -254,7 +219,7 @@ class _Task:
 class _Propagated(_Task):
     """Carries the changes of one channel through the layers, as columns of matrix products."""
 
-    def add(self, batch: _Batch, crew: _Crew) -> None:
+    def add(self, batch: _Batch, crew: Crew) -> None:
         kind = "cuda" if self.sums.is_cuda else "cpu"
         rows, inputs = [batch.kept[self.k][0].shape[0]], 1
         for step in self.steps[self.k + 1 :]:
@@ -317,7 +282,7 @@ class _AlongLines(_Task):
         super().__init__(steps, k, wanted)
         self.head = head
 
-    def add(self, batch: _Batch, crew: _Crew) -> None:
+    def add(self, batch: _Batch, crew: Crew) -> None:
         x = batch.kept[self.k][0][0, 0].T  # [images, inputs]
         if len(self.own.columns) > 1:
             x = torch.cat([x, x.new_ones(len(x), 1)], 1)

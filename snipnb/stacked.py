@@ -122,6 +122,23 @@ class Stack:
         return x
 
 
+def stacked(tensors: Sequence[Mapping[str, Tensor]]) -> Stacked:
+    """Tensors of several models, name by name, as one with the models as the first axis."""
+    return {name: torch.stack([one[name].detach() for one in tensors]) for name in tensors[0]}
+
+
+def check_alike(model: nn.Module, first: nn.Module) -> None:
+    """Raise ValueError if two models differ in more than values."""
+    facts = []
+    for one in (model, first):
+        tensors = [*one.named_parameters(), *one.named_buffers()]
+        facts.append((repr(one), [(n, t.shape, t.dtype, t.device, t.requires_grad) for n, t in tensors]))
+    if facts[0] != facts[1]:
+        raise ValueError(
+            "the models differ in layers, shapes, dtypes, devices or in what is trained; all must be alike"
+        )
+
+
 # --- convolution ------------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from snipnb.masks import Mask, check_mask_fits
 from snipnb.progress import track
 from snipnb.salience import check_examples, float_parameters, in_mode
 from snipnb.sequential import layers_of
-from snipnb.stacked import Stack, Stacked
+from snipnb.stacked import Stack, Stacked, check_alike, stacked
 
 OPTIMISERS = ("adam", "sgd")
 SCHEDULES = ("one_cycle", "constant", "step", "exponential", "cosine")
@@ -192,12 +192,12 @@ class _Group:
         first = dict(models[0].named_parameters())
         self.device = next(iter(first.values())).device
         for model in models:
-            _check_alike(model, models[0])
+            check_alike(model, models[0])
         for model, mask in zip(models, masks, strict=True):
             if mask is not None:
                 check_mask_fits(model, mask)
-        self.parameters = _stacked([dict(m.named_parameters()) for m in models])
-        self.buffers = _stacked([dict(m.named_buffers()) for m in models])
+        self.parameters = stacked([dict(m.named_parameters()) for m in models])
+        self.buffers = stacked([dict(m.named_buffers()) for m in models])
         self.kept: Stacked = {}
         for name, p in self.parameters.items():
             if any(mask is not None and name in mask for mask in masks):
@@ -303,22 +303,6 @@ class _Group:
             for name, b in model.named_buffers():
                 b.copy_(self.buffers[name][k])
             model.eval()
-
-
-def _stacked(tensors: Sequence[Mapping[str, Tensor]]) -> Stacked:
-    return {name: torch.stack([one[name].detach() for one in tensors]) for name in tensors[0]}
-
-
-def _check_alike(model: nn.Module, first: nn.Module) -> None:
-    """Raise ValueError if two models differ in more than values."""
-    facts = []
-    for one in (model, first):
-        tensors = [*one.named_parameters(), *one.named_buffers()]
-        facts.append((repr(one), [(n, t.shape, t.dtype, t.device, t.requires_grad) for n, t in tensors]))
-    if facts[0] != facts[1]:
-        raise ValueError(
-            "the models differ in layers, shapes, dtypes, devices or in what is trained; all must be alike"
-        )
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
