@@ -89,15 +89,18 @@ def predictive_mid_p(value: int, reference: np.ndarray) -> float:
     Returns:
         Probability in (0, 1]; small is unusual.
     """
-    reference = np.asarray(reference, dtype=float)
-    n, sd = len(reference), reference.std(ddof=1)
-    if sd >= 1:
-        scale = sd * np.sqrt(1 + 1 / n)
-        ends = (np.array([value - 0.5, value + 0.5]) - reference.mean()) / scale
-        lower = stats.t.cdf(ends, n - 1).mean()
-    else:
-        lower = (np.sum(reference < value) + 0.5 * (np.sum(reference == value) + 1)) / (n + 1)
-    return float(2 * min(lower, 1 - lower))
+    reference = np.asarray(reference, dtype=np.int64)
+    below, equal = np.sum(reference < value), np.sum(reference == value) + 1  # a count equals itself
+    return float(_mid_p(value, len(reference), reference.sum(), (reference**2).sum(), below, equal))
+
+
+def _mid_p(value, n, total, squares, below, equal):
+    """Mid-p of counts, given number, sum and sum of squares of the others, and how many are smaller or equal."""
+    variance = (n * squares - total**2) / (n * (n - 1))  # of whole numbers until here: exact
+    scale = np.sqrt(np.maximum(variance, 1) * (1 + 1 / n))
+    by_t = sum(stats.t.cdf((value + shift - total / n) / scale, n - 1) for shift in (-0.5, 0.5)) / 2
+    lower = np.where(variance >= 1, by_t, (below + 0.5 * equal) / (n + 1))
+    return 2 * np.minimum(lower, 1 - lower)
 
 
 def prediction_interval(reference: np.ndarray, highest: int, *, level: float = LEVEL) -> tuple[int, int]:
@@ -140,11 +143,10 @@ def table_fit(published: np.ndarray, seeds: np.ndarray, *, level: float = LEVEL)
         published: Counts [cells].
         seeds: Counts [n, cells], n at least 3.
     """
-    tables = np.vstack([np.asarray(published), np.asarray(seeds)])
-    rows = range(len(tables))
-    cell_p = np.array(
-        [[predictive_mid_p(tables[i, j], np.delete(tables[:, j], i)) for j in range(tables.shape[1])] for i in rows]
-    )
+    tables = np.vstack([np.asarray(published), np.asarray(seeds)]).astype(np.int64)
+    total, squares = (values.sum(axis=0) - values for values in (tables, tables**2))  # of all others
+    below, equal = (sum(compare(other, tables).astype(int) for other in tables) for compare in (np.less, np.equal))
+    cell_p = _mid_p(tables, len(tables) - 1, total, squares, below, equal)
     outside, smallest = (cell_p <= 1 - level).sum(axis=1), cell_p.min(axis=1)
     by_count = (outside[None, :] >= outside[:, None]).mean(axis=1)
     by_cell = (smallest[None, :] <= smallest[:, None]).mean(axis=1)

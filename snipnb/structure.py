@@ -2,51 +2,118 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
-from snipnb.masks import LayerCollapseWarning, keep_mask, layer_table, num_removed
+from snipnb.masks import LayerCollapseWarning, Mask, keep_mask, num_removed
 from snipnb.models import lenet5, published_label
 from snipnb.progress import track
-from snipnb.salience import Salience, magnitude_salience, snip
+from snipnb.salience import Salience, magnitude_salience
+from snipnb.stacked import stacked
 from snipnb.stats import LEVEL, TableFit, prediction_interval, table_fit
+from snipnb.together import snip_together
 
-RANKINGS: dict[str, Callable[[Salience, Salience], Salience]] = {
-    "snip": lambda salience, weights: salience,
-    "gradient": lambda salience, weights: {k: s / weights[k].where(weights[k] != 0, 1) for k, s in salience.items()},
-    "signed salience": lambda salience, weights: _above_zero(salience),
-    "magnitude": lambda salience, weights: weights,
-}
+AT_ONCE = 64  # networks that are built and measured together
 
 
-def kept_counts(
+@dataclass(frozen=True)
+class Ensemble:
+    """Networks that differ in their seed alone: what they start with, and their SNIP saliences.
+
+    Attributes:
+        seeds: Of the initialisations.
+        weights: Parameter name -> [seeds, ...].
+        saliences: Parameter name -> [seeds, ...], signed.
+    """
+
+    seeds: tuple[int, ...]
+    weights: dict[str, Tensor]
+    saliences: dict[str, Tensor]
+
+
+def ensemble(
     images: Tensor,
     labels: Tensor,
     *,
     seeds: Iterable[int],
-    sparsities: Sequence[float],
     network: Callable[..., nn.Module] = lenet5,
     init: str = "pytorch",
-    ties: str = "remove",
-    rankings: Sequence[str] = ("snip",),
-) -> pd.DataFrame:
-    """How many parameters are kept in each layer, for each initialisation.
+) -> Ensemble:
+    """Initial weights and SNIP saliences of a network, for many initialisations.
 
     Args:
         images: [n, 1, 28, 28]; saliences are taken over all of them.
         labels: [n].
         seeds: Initialisations.
-        sparsities: Fractions removed.
         network: Function of ``init`` and ``seed``.
         init: Initialisation.
+    """
+    seeds = tuple(seeds)
+    weights: list[Mapping[str, Tensor]] = []
+    saliences: list[Salience] = []
+    for first in range(0, len(seeds), AT_ONCE):
+        models = [network(init=init, seed=seed) for seed in seeds[first : first + AT_ONCE]]
+        saliences += snip_together(models, images, labels)
+        weights += [magnitude_salience(model) for model in models]
+    return Ensemble(seeds, stacked(weights), stacked(saliences))
+
+
+RANKINGS: dict[str, Callable[[Salience, Salience, int], Salience]] = {
+    "snip": lambda salience, weights, seed: salience,
+    "gradient": lambda salience, weights, seed: {
+        k: s / weights[k].where(weights[k] != 0, 1) for k, s in salience.items()
+    },
+    "signed salience": lambda salience, weights, seed: _above_zero(salience),
+    "magnitude": lambda salience, weights, seed: weights,
+    "random": lambda salience, weights, seed: _shuffled(salience, seed),
+}
+
+
+def masks(networks: Ensemble, sparsity: float, *, ranking: str = "snip", ties: str = "remove") -> Mask:
+    """What each network of an ensemble keeps: parameter name -> bool [seeds, ...].
+
+    Args:
+        networks: From :func:`ensemble`.
+        sparsity: Fraction removed.
+        ranking: What parameters are ranked by, of :data:`RANKINGS`: SNIP, and controls that cost nothing more: the gradient
+            alone, the salience with its sign, the weights' magnitude, a random order.
         ties: See :func:`snipnb.keep_mask`.
-        rankings: What parameters are ranked by, of :data:`RANKINGS`: SNIP, and controls that cost nothing more: the gradient
-            alone, the salience with its sign, the weights' magnitude.
+
+    Raises:
+        ValueError: If the ranking is unknown.
+    """
+    if ranking not in RANKINGS:
+        raise ValueError(f"there are no rankings {[ranking]}; accepted are {', '.join(RANKINGS)}")
+    found = []
+    for k, seed in enumerate(networks.seeds):
+        salience, weights = ({n: t[k] for n, t in s.items()} for s in (networks.saliences, networks.weights))
+        with warnings.catch_warnings():
+            if (
+                ranking != "snip" or sparsity > 0.98
+            ):  # that a control, or an extreme, cuts the network shows in its counts
+                warnings.simplefilter("ignore", LayerCollapseWarning)
+            found.append(keep_mask(RANKINGS[ranking](salience, weights, seed), sparsity, ties=ties))
+    return stacked(found)
+
+
+def kept_counts(
+    networks: Ensemble, *, sparsities: Sequence[float], ties: str = "remove", rankings: Sequence[str] = ("snip",)
+) -> pd.DataFrame:
+    """How many parameters are kept in each layer, for each initialisation.
+
+    Args:
+        networks: From :func:`ensemble`.
+        sparsities: Fractions removed.
+        ties: See :func:`snipnb.keep_mask`.
+        rankings: See :func:`masks`.
 
     Returns:
         Tidy frame, one row per seed, ranking, sparsity and parameter tensor: ``seed``, ``ranking``, ``sparsity``, ``layer``,
@@ -55,21 +122,14 @@ def kept_counts(
     Raises:
         ValueError: If a ranking is unknown.
     """
-    if unknown := sorted(set(rankings) - set(RANKINGS)):
-        raise ValueError(f"there are no rankings {unknown}; accepted are {', '.join(RANKINGS)}")
     frames = []
-    for seed in track(list(seeds), "saliences, seeds"):
-        model = network(init=init, seed=seed)
-        salience, weights = snip(model, images, labels), magnitude_salience(model)
-        for ranking in rankings:
-            scores = RANKINGS[ranking](salience, weights)
-            for sparsity in sparsities:
-                with warnings.catch_warnings():
-                    if ranking != "snip":  # that a control cuts the network shows in its counts
-                        warnings.simplefilter("ignore", LayerCollapseWarning)
-                    table = layer_table(keep_mask(scores, sparsity, ties=ties))
-                labelled = table.assign(label=table["layer"].map(published_label))
-                frames.append(labelled.assign(seed=seed, ranking=ranking, sparsity=sparsity))
+    for ranking, sparsity in track(list(itertools.product(rankings, sparsities)), "masks"):
+        for layer, kept in masks(networks, sparsity, ranking=ranking, ties=ties).items():
+            size = kept[0].numel()
+            frame = pd.DataFrame({"seed": networks.seeds, "kept": kept.flatten(1).sum(1).tolist()})
+            facts = {"ranking": ranking, "sparsity": sparsity, "layer": layer, "parameters": size}
+            removed = 100 * (size - frame["kept"]) / size
+            frames.append(frame.assign(**facts, label=published_label(layer), removed_percent=removed))
     columns = ["seed", "ranking", "sparsity", "layer", "label", "parameters", "kept", "removed_percent"]
     return pd.concat(frames, ignore_index=True)[columns]
 
@@ -83,6 +143,13 @@ def _above_zero(salience: Salience) -> Salience:
     """Shifted so that ranking by magnitude is ranking by the signed value."""
     lowest = min(float(s.min()) for s in salience.values())
     return {name: s.double() - lowest for name, s in salience.items()}
+
+
+def _shuffled(salience: Salience, seed: int) -> Salience:
+    """Every order of the parameters equally likely."""
+    sizes = [s.numel() for s in salience.values()]
+    order = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(seed)).double() + 1
+    return {name: o.view(s.shape) for (name, s), o in zip(salience.items(), order.split(sizes), strict=True)}
 
 
 def rejected_controls(counts: pd.DataFrame, *, level: float = LEVEL) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from snipnb.report import reported
 @pytest.fixture(scope="module")
 def counts():
     images, labels = snipnb.load_mnist("train", sample=True)
-    return structure.kept_counts(images[:500], labels[:500], seeds=range(5), sparsities=[0.5, 0.95])
+    return structure.kept_counts(structure.ensemble(images[:500], labels[:500], seeds=range(5)), sparsities=[0.5, 0.95])
 
 
 def test_published_values_are_complete_and_add_up():
@@ -69,9 +69,8 @@ def test_rounding_is_that_of_the_published_table():
 def test_controls_are_other_rankings():
     images, labels = snipnb.load_mnist("train", sample=True)
     images, labels = images[:200], labels[:200]
-    counts = structure.kept_counts(
-        images, labels, seeds=range(20), sparsities=[0.5, 0.95], rankings=list(structure.RANKINGS), ties="stable"
-    )
+    networks = structure.ensemble(images, labels, seeds=range(20))
+    counts = structure.kept_counts(networks, sparsities=[0.5, 0.95], rankings=list(structure.RANKINGS), ties="stable")
     model = snipnb.lenet5(seed=1)
     own = counts[(counts["seed"] == 1) & (counts["sparsity"] == 0.5)].set_index(["ranking", "layer"])["kept"]
     magnitude = snipnb.layer_table(snipnb.keep_mask(snipnb.magnitude_salience(model), 0.5, ties="stable"))
@@ -84,7 +83,7 @@ def test_controls_are_other_rankings():
     assert controls.loc["magnitude", "rejected"] == 20  # quite another structure is noticed every time
     assert controls.loc["snip", "rejected"] <= 3  # SNIP's own tables hardly ever are
     with pytest.raises(ValueError, match=r"no rankings \['grasp'\]; accepted are snip, gradient"):
-        structure.kept_counts(images, labels, seeds=[0], sparsities=[0.5], rankings=["grasp"])
+        structure.kept_counts(networks, sparsities=[0.5], rankings=["grasp"])
 
 
 def test_totals(counts):
@@ -107,8 +106,7 @@ def test_percent_for_plotting(counts):
 
 def test_lenet_300_100_goes_the_same_way():
     images, labels = snipnb.load_mnist("test", sample=True)
-    counts = structure.kept_counts(
-        images[:100], labels[:100], seeds=[0], sparsities=[0.9], network=snipnb.lenet_300_100, ties="stable"
-    )
+    networks = structure.ensemble(images[:100], labels[:100], seeds=[0], network=snipnb.lenet_300_100)
+    counts = structure.kept_counts(networks, sparsities=[0.9], ties="stable")
     assert counts["kept"].sum() == 26_661
     assert counts["label"].tolist() == ["full 1", "bias full 1", "full 2", "bias full 2", "full 3", "bias full 3"]
