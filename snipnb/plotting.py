@@ -111,7 +111,7 @@ def footnote(figure: Figure, text: str) -> None:
     figure.supxlabel(textwrap.fill(text, width), x=0.01, ha="left", fontsize=7.5, color=NEUTRAL)
 
 
-def _sparsity_axis(axis: Axes, sparsities: Sequence[float], *, unlabelled: Sequence[float]) -> None:
+def sparsity_axis(axis: Axes, sparsities: Sequence[float], *, unlabelled: Sequence[float]) -> None:
     """Sparsity as the log of the share kept, so that high ones are not squeezed; some ticks are left out for room."""
     shown = [s for s in sparsities if s not in unlabelled]
     axis.set_xscale("log")
@@ -316,7 +316,7 @@ def overlap_curves(frame: pd.DataFrame, *, bound: float, note: str) -> Figure:
         if panel == panels[0]:
             axis.plot(1 - whole["sparsity"], whole["chance"], color=NEUTRAL, ls=":", label="two random sets")
             axis.axhline(bound, color="black", lw=0.9, ls="--", label=f"C24 asks for {bound:g} in the blue line")
-        _sparsity_axis(axis, sorted(frame["sparsity"].unique()), unlabelled=(0.15, 0.35, 0.45, 0.65))
+        sparsity_axis(axis, sorted(frame["sparsity"].unique()), unlabelled=(0.15, 0.35, 0.45, 0.65))
         axis.set_title(panel)
         axis.set_ylim(0, 1.02)
         axis.legend(loc="center right", bbox_to_anchor=(1, 0.45))
@@ -408,7 +408,7 @@ def float32_steps(points: pd.DataFrame, kept: pd.DataFrame, *, step: float, note
     x = 1 - kept["sparsity"]
     right.plot(x, kept["snip"], color=look("snip").colour, marker=look("snip").marker, label="SNIP and exact")
     right.plot(x, kept["published"], color=PALETTE[3], marker="v", ls="--", label="float32 differences and exact")
-    _sparsity_axis(right, list(kept["sparsity"]), unlabelled=(0.15, 0.25, 0.35, 0.45, 0.65))
+    sparsity_axis(right, list(kept["sparsity"]), unlabelled=(0.15, 0.25, 0.35, 0.45, 0.65))
     right.set_ylabel("overlap of kept sets")
     right.set_ylim(0, 1.02)
     right.legend(loc="lower left")
@@ -454,7 +454,7 @@ def error_curves(frame: pd.DataFrame, reported: pd.DataFrame, *, top: float, not
                 axis.plot((1 - rings["sparsity"]) * shift, rings["mean"], **REPORTED, ms=7.5, mew=0.9, zorder=5)
         _beyond(axis, curves, top)
         axis.set_title(title)
-        _sparsity_axis(axis, sorted(frame["sparsity"].unique()), unlabelled=(0.15, 0.25, 0.45, 0.65))
+        sparsity_axis(axis, sorted(frame["sparsity"].unique()), unlabelled=(0.15, 0.25, 0.45, 0.65))
     axes[0].set_ylim(0, top)
     axes[0].set_ylabel("error rate on scored images, %")
     axes[0].legend(loc="upper left", bbox_to_anchor=(0, 0.8))
@@ -521,7 +521,7 @@ def paired_differences(pairs: pd.DataFrame, tests: pd.DataFrame, *, margin: floa
     left.set_yticks(ticks, [f"{t:.2g}" for t in ticks])
     left.set_ylim(bottom=min(-1.5 * margin, 1.15 * pairs["difference"].min()))
     left.yaxis.set_minor_locator(NullLocator())
-    _sparsity_axis(left, sorted(pairs["sparsity"].unique()), unlabelled=(0.15, 0.25, 0.45, 0.65))
+    sparsity_axis(left, sorted(pairs["sparsity"].unique()), unlabelled=(0.15, 0.25, 0.45, 0.65))
     left.set_ylabel("error rate less that of the\nexact salience, points")
     left.set_title("pair by pair: a marker is a seed, lines are means")
     left.legend(loc="upper left")
