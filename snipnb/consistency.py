@@ -5,7 +5,7 @@ Networks come as :class:`snipnb.structure.Ensemble`, stacked masks as name -> bo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from snipnb.masks import Mask
 from snipnb.stats import LEVEL, TableFit, table_fit
-from snipnb.structure import Ensemble, kept_counts, masks
+from snipnb.structure import Ensemble, kept_counts, masks, place_reported
 
 RESAMPLES = 2000
 WHOLE = "whole network"
@@ -133,6 +133,11 @@ def image_effect(some: Mapping[int, Ensemble], whole: Ensemble, *, sparsities: S
                 }
             )
     return pd.DataFrame(rows)
+
+
+def shuffled_labels(labels: Tensor, *, seed: int = 0) -> Tensor:
+    """The same labels on other images: what is left when images say nothing about classes."""
+    return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
 
 
 # --- which initialisation made a table --------------------------------------------------------------------------------
@@ -306,3 +311,51 @@ def density_curves(counts: pd.DataFrame) -> pd.DataFrame:
     fractions = counts.assign(fraction=counts["kept"] / counts["parameters"])
     grouped = fractions.groupby(["sparsity", "layer", "label"], sort=False)["fraction"]
     return grouped.agg(mean="mean", smallest="min", largest="max").reset_index()
+
+
+# --- several ensembles at once ----------------------------------------------------------------------------------------
+
+
+def under_conditions(networks: Mapping[str, tuple[Ensemble, str]], *, sparsity: float) -> pd.DataFrame:
+    """Counts of ensembles under conditions, condition -> (ensemble, ranking): as from ``kept_counts``, with ``condition`` and ``kept_percent``."""
+    frames = []
+    for condition, (one, ranking) in networks.items():
+        counts = kept_counts(one, sparsities=[sparsity], rankings=[ranking])
+        percent = 100 * counts["kept"] / counts["parameters"]
+        frames.append(counts.assign(condition=condition, kept_percent=percent))
+    return pd.concat(frames, ignore_index=True)
+
+
+def placed_by_initialisation(counts: Mapping[str, pd.DataFrame], reported: pd.DataFrame) -> pd.DataFrame:
+    """:func:`snipnb.structure.place_reported` for each initialisation, with the column ``init``."""
+    return by_initialisation(
+        {init: (frame, reported) for init, frame in counts.items()}, lambda *args: place_reported(*args)[0]
+    )
+
+
+def by_initialisation(given: Mapping[str, tuple], frame_of: Callable[..., pd.DataFrame]) -> pd.DataFrame:
+    """Frames of a function for each initialisation's arguments, below each other, with the column ``init``."""
+    return pd.concat([frame_of(*args).assign(init=init) for init, args in given.items()], ignore_index=True)
+
+
+def places_over_sparsities(
+    places: Mapping[str, tuple[Ensemble, str, Sequence[int]]], sparsities: Sequence[float]
+) -> pd.DataFrame:
+    """:func:`place_maps` of tensors, title -> (ensemble, name, shape), with the columns ``title`` and ``sparsity``."""
+    frames, known = [], {}
+    for sparsity in sparsities:
+        for title, (networks, name, shape) in places.items():
+            key = sparsity, id(networks)
+            if key not in known:
+                known[key] = masks(networks, sparsity, ties="stable")
+            frames.append(place_maps(known[key], {name: shape}).assign(title=title, sparsity=sparsity))
+    return pd.concat(frames, ignore_index=True)
+
+
+def curves_of_networks(networks: Mapping[str, Ensemble], sparsities: Sequence[float]) -> pd.DataFrame:
+    """:func:`density_curves` of ensembles by name, with the column ``network``."""
+    frames = [
+        density_curves(kept_counts(one, sparsities=sparsities, ties="stable")).assign(network=name)
+        for name, one in networks.items()
+    ]
+    return pd.concat(frames, ignore_index=True)

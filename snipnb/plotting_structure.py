@@ -284,7 +284,7 @@ def density_curves(curves: pd.DataFrame, *, note: str) -> Figure:
     """Kept share of each tensor against sparsity, a panel per network: mean and range of the seeds, prediction dashed.
 
     Args:
-        curves: ``network``, ``layer``, ``sparsity``, ``mean``, ``smallest``, ``largest``, and ``predicted`` (may be empty).
+        curves: ``network``, ``layer``, ``sparsity``, ``mean``, ``smallest``, ``largest``, and, if there is a prediction, ``predicted``.
         note: Small print.
     """
     networks = list(dict.fromkeys(curves["network"]))
@@ -298,7 +298,8 @@ def density_curves(curves: pd.DataFrame, *, note: str) -> Figure:
             colour, x = LAYER_COLOURS[layer.split(".")[0]], 1 - one["sparsity"]
             axis.fill_between(x, 100 * one["smallest"], 100 * one["largest"], color=colour, alpha=0.2, lw=0)
             axis.plot(x, 100 * one["mean"], color=colour, label=published_label(layer))
-            axis.plot(x, 100 * one["predicted"], color=colour, ls=(0, (3, 2)), lw=1.2)
+            if "predicted" in one:
+                axis.plot(x, 100 * one["predicted"], color=colour, ls=(0, (3, 2)), lw=1.2)
         axis.plot([1 - s for s in sparsities], [100 * (1 - s) for s in sparsities], color=NEUTRAL, ls=":", lw=1)
         sparsity_axis(
             axis, sparsities, unlabelled=[s for s in sparsities if s not in (0.05, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)]
