@@ -1,0 +1,277 @@
+"""What notebook 05 compares: formulas in symbols, orders of approximation in numbers, on quadratic losses and on LeNet-5."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from snipnb import reference
+from snipnb.agreement import WHOLE, overlaps, rank_correlation
+from snipnb.curvature import derivatives, diagonal_hessian, printed_second_order, row_sum_hessian, taylor_salience
+from snipnb.exact import exact_salience
+from snipnb.models import published_label
+from snipnb.salience import Salience, call_with, float_parameters
+from snipnb.stats import mean_interval
+
+# Criterion (or, for the slope alone, none) -> how notebook 05 calls it; in the order of what they take into account.
+APPROXIMATIONS: dict[str, str] = {
+    "slope": "|L'| alone",
+    "printed_second_order": "printed formula",
+    "snip": "order 1 (SNIP)",
+    "second_order": "order 2",
+    "third_order": "order 3",
+    "linear_region": "all orders",
+}
+IN_UNITS_OF_LOSS = ("snip", "second_order", "third_order", "linear_region")
+
+
+# --- in symbols, and where the loss is quadratic ----------------------------------------------------------------------
+
+
+def symbolic_second_order() -> pd.DataFrame:
+    """The write-up's formulas for a quadratic loss along one weight, in SymPy: are they the exact salience, or what is left?
+
+    Returns:
+        One row per formula: ``formula``, ``for_a_quadratic_loss`` (worked out), ``squared_less_exact`` (difference of the squares: zero if
+        the magnitudes are equal for all weights), ``exact``.
+    """
+    import sympy as sp
+
+    w, w0, alpha, beta, gamma = sp.symbols("w w_0 alpha beta gamma", real=True)
+    loss = alpha * w**2 + beta * w + gamma
+    slope, curvature = (sp.diff(loss, w, k).subs(w, w0) for k in (1, 2))
+    a = curvature / 2
+    b = slope - 2 * a * w0
+    formulas = {
+        "exact: L(w0) - L(0)": loss.subs(w, w0) - loss.subs(w, 0),
+        "a w0^2 + b w0, a = L''/2, b = L' - 2 a w0": a * w0**2 + b * w0,
+        "corrected: w0 L' - w0^2 L''/2": w0 * slope - w0**2 * curvature / 2,
+        "printed: L' - L'' w0/2": slope - curvature * w0 / 2,
+    }
+    exact = next(iter(formulas.values()))
+    rows = []
+    for name, formula in formulas.items():
+        left = sp.factor(sp.expand(formula**2 - exact**2))
+        rows.append(
+            {
+                "formula": name,
+                "for_a_quadratic_loss": str(sp.factor(sp.expand(formula))),
+                "squared_less_exact": str(left),
+                "exact": left == 0,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def quadratic_loss(*, seed: int = 0, images: int = 40) -> pd.DataFrame:
+    """Both second-order formulas on a loss that is quadratic in each parameter, in float64, against brute force.
+
+    The network is a convolution, an average-pooling and two linear layers without activations; the loss is the mean squared distance to random
+    targets. Its output is affine in each single parameter, so the loss along each is a parabola.
+
+    Returns:
+        One row per parameter: ``layer``, ``exact``, ``corrected``, ``printed`` (magnitudes), ``snip`` (magnitude of the first order).
+    """
+    draw = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        layers = [nn.Conv2d(1, 2, 3), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(18, 5), nn.Linear(5, 3)]
+        model = nn.Sequential(*layers).double()
+    x = torch.randn(images, 1, 8, 8, generator=draw, dtype=torch.float64)
+    targets = torch.randn(images, 3, generator=draw, dtype=torch.float64)
+
+    def loss(outputs: Tensor, aims: Tensor) -> Tensor:
+        return ((outputs - aims) ** 2).sum(1).mean()
+
+    exact = reference.ablation_salience(model, x, targets, loss=loss)
+    parameters = float_parameters(model)
+    rows = []
+    for name, w in parameters.items():
+        flat = w.flatten()
+
+        def along(values: Tensor, name: str = name, shape: torch.Size = w.shape) -> Tensor:
+            return loss(call_with(model, {**parameters, name: values.view(shape)}, x), targets)
+
+        slope = torch.func.grad(along)(flat)
+        curvature = torch.func.hessian(along)(flat).diagonal()
+        found = {
+            "exact": exact[name].flatten(),
+            "corrected": flat * slope - flat**2 * curvature / 2,
+            "printed": slope - curvature * flat / 2,
+            "snip": flat * slope,
+        }
+        rows.append(pd.DataFrame({"layer": name} | {key: value.abs().numpy() for key, value in found.items()}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def formula_errors(frame: pd.DataFrame) -> pd.DataFrame:
+    """How far formulas are from the exact salience: ``formula``, ``largest_error`` (of the largest salience), ``spearman``."""
+    exact = frame["exact"].to_numpy()
+    rows = []
+    for formula in ("corrected", "printed", "snip"):
+        values = frame[formula].to_numpy()
+        error = np.abs(values - exact).max() / exact.max()
+        rows.append({"formula": formula, "largest_error": error, "spearman": rank_correlation(values, exact)})
+    return pd.DataFrame(rows)
+
+
+# --- derivatives ------------------------------------------------------------------------------------------------------
+
+
+def against_nested_derivatives(
+    networks: Mapping[str, tuple[nn.Module, Tensor, Tensor]], *, orders: Sequence[int]
+) -> pd.DataFrame:
+    """Derivatives from the slopes of the logits alone against nested automatic differentiation, in float64.
+
+    Args:
+        networks: Name -> (tiny float64 model, images, labels).
+        orders: Which derivatives.
+
+    Returns:
+        One row per network and order: ``network``, ``parameters``, ``order``, ``largest`` (magnitude), ``largest_error`` (relative to it).
+    """
+    rows = []
+    for network, examples in networks.items():
+        found, nested = (derivatives(*examples, order=max(orders), method=m) for m in ("cumulants", "autodiff"))
+        for order in orders:
+            a, b = (torch.cat([t.flatten() for t in side[order - 1].values()]) for side in (found, nested))
+            largest = float(b.abs().max())
+            error = float((a - b).abs().max()) / largest
+            facts = {"network": network, "parameters": len(a), "order": order}
+            rows.append(facts | {"largest": largest, "largest_error": error})
+    return pd.DataFrame(rows)
+
+
+def tiny_networks(images: Tensor, labels: Tensor, *, number: int = 12) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
+    """Piecewise-linear networks that are small enough for nested derivatives, with some images reduced to 7 x 7, in float64."""
+    builders: dict[str, Callable[[], list[nn.Module]]] = {
+        "linear - ReLU - linear": lambda: [nn.Flatten(), nn.Linear(49, 6), nn.ReLU(), nn.Linear(6, 10)],
+        "convolution - pooling - linear": lambda: [
+            nn.Conv2d(1, 2, 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(8, 10),
+        ],
+        "three linear layers": lambda: [
+            nn.Flatten(),
+            nn.Linear(49, 5),
+            nn.ReLU(),
+            nn.Linear(5, 5),
+            nn.ReLU(),
+            nn.Linear(5, 10),
+        ],
+    }
+    small = nn.functional.avg_pool2d(images[:number].double(), 4)
+    found = {}
+    for name, build in builders.items():
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(0)
+            found[name] = (nn.Sequential(*build()).double(), small, labels[:number])
+    return found
+
+
+def row_sums(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The Hessian's row sums beside its diagonal.
+
+    Returns:
+        Per tensor and for the whole network: ``layer``, ``parameters``, ``spearman`` (of the magnitudes), ``negative_percent`` (of the
+        row sums; a diagonal entry never is), ``median_factor`` (typical magnitude of the row sum over the diagonal entry). And one row per
+        parameter with a diagonal entry above 0: ``layer``, ``diagonal``, ``row_sum``.
+    """
+    diagonal, sums = diagonal_hessian(model, images, labels), row_sum_hessian(model, images, labels)
+    frames = [
+        pd.DataFrame({"layer": name, "diagonal": d.flatten().tolist(), "row_sum": sums[name].flatten().tolist()})
+        for name, d in diagonal.items()
+    ]
+    points = pd.concat(frames, ignore_index=True)
+    rows = []
+    for layer, part in [(WHOLE, points), *points.groupby("layer", sort=False)]:
+        some = part[part["diagonal"] > 0]
+        rows.append(
+            {
+                "layer": layer,
+                "parameters": len(part),
+                "spearman": rank_correlation(part["diagonal"].to_numpy(), part["row_sum"].abs().to_numpy()),
+                "negative_percent": 100 * float((part["row_sum"] < 0).mean()),
+                "median_factor": float((some["row_sum"].abs() / some["diagonal"]).median()),
+            }
+        )
+    return pd.DataFrame(rows), points[points["diagonal"] > 0].reset_index(drop=True)
+
+
+# --- orders of approximation ------------------------------------------------------------------------------------------
+
+
+def approximations(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Salience]:
+    """The exact salience, under ``"exact"``, and everything in :data:`APPROXIMATIONS` over the same images."""
+    slope, curvature, third = derivatives(model, images, labels, order=3)
+    w = float_parameters(model)
+    first = {name: -w[name] * s for name, s in slope.items()}
+    second = {name: first[name] + w[name] ** 2 * curvature[name] / 2 for name in w}
+    return {
+        "exact": exact_salience(model, images, labels),
+        "slope": slope,
+        "printed_second_order": printed_second_order(model, images, labels),
+        "snip": first,
+        "second_order": second,
+        "third_order": {name: second[name] - w[name] ** 3 * third[name] / 6 for name in w},
+        "linear_region": taylor_salience(model, images, labels, order="linear-region"),
+    }
+
+
+def compare_orders(found: Mapping[str, Salience], *, sparsity: float) -> pd.DataFrame:
+    """Every approximation against the exact salience, by tensor and for the whole network.
+
+    **Definition.** ``relative_error``: sum of abs(approximation - exact) over sum of abs(exact); NaN for what is not a loss change.
+    ``overlap``: of the kept sets of the whole network at ``sparsity``, counted in the tensor.
+
+    Args:
+        found: As from :func:`approximations`.
+        sparsity: Of the kept sets.
+
+    Returns:
+        ``approximation``, ``layer``, ``spearman`` (of the magnitudes), ``overlap``, ``relative_error``.
+    """
+    exact = found["exact"]
+    rows = []
+    for name in APPROXIMATIONS:
+        salience = found[name]
+        shared = overlaps(exact, salience, [sparsity]).set_index("layer")["overlap"]
+        for layer in [WHOLE, *exact]:
+            names = exact if layer == WHOLE else [layer]
+            e, a = (torch.cat([s[n].flatten() for n in names]).double() for s in (exact, salience))
+            error = float((a - e).abs().sum() / e.abs().sum()) if name in IN_UNITS_OF_LOSS else float("nan")
+            rows.append(
+                {
+                    "approximation": name,
+                    "layer": layer,
+                    "spearman": rank_correlation(a.abs().numpy(), e.abs().numpy()),
+                    "overlap": float(shared[layer if layer == WHOLE else published_label(layer)]),
+                    "relative_error": error,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def over_networks(
+    frames: Sequence[pd.DataFrame], *, by: Sequence[str] = ("state", "approximation", "layer")
+) -> pd.DataFrame:
+    """Means over seeds of :func:`compare_orders`, with the smallest and largest: ``by``, ``measure``, ``n``, ``mean``, ``smallest``, ``largest``."""
+    long = pd.concat(frames, ignore_index=True).melt(
+        [*by, "seed"], ["spearman", "overlap", "relative_error"], "measure", "value"
+    )
+    grouped = long.groupby([*by, "measure"], sort=False)["value"]
+    return grouped.agg(n="count", mean="mean", smallest="min", largest="max").reset_index()
+
+
+def paired_gain(errors: pd.DataFrame, *, way: str, better: str, than: str = "snip") -> tuple[float, float, float]:
+    """By how much a criterion's error rate is below another's, paired over seeds: mean and 95 % t interval, in points."""
+    one = errors[errors["way"] == way].pivot_table(
+        index=["seed", "sparsity"], columns="criterion", values="error_percent"
+    )
+    return mean_interval((one[than] - one[better]).to_numpy())
