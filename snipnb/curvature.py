@@ -326,7 +326,8 @@ def _closed(model: nn.Module, images: Tensor, labels: Tensor, rule: _Rule, batch
 
     def work(start: int, scratch: Scratch) -> dict[str, Tensor]:
         some = slice(start, start + size)
-        return network.sums(images[some].to(first.device), labels[some].to(first.device).long(), rule, limit)
+        x, y = images[some].to(first.device), labels[some].to(first.device).long()
+        return network.sums(x, y, rule, limit, scratch)
 
     with _Crew(1 if first.is_cuda else torch.get_num_threads()) as crew:
         for sums in track(crew.map(work, starts), "slopes of the logits", total=len(starts)):
@@ -393,7 +394,7 @@ class _Network:
             )
         return x, everything
 
-    def sums(self, x: Tensor, labels: Tensor, rule: _Rule, limit: int) -> dict[str, Tensor]:
+    def sums(self, x: Tensor, labels: Tensor, rule: _Rule, limit: int, scratch: Scratch) -> dict[str, Tensor]:
         """Sums over a batch of images for every parameter, [orders, ...]."""
         logits, everything = self.forward(x)
         state, b = rule.start(logits, labels)  # [images, columns, classes]
@@ -405,7 +406,9 @@ class _Network:
                 if layer.bias is not None:
                     found[f"{name}.bias"] = rule.of_slopes(state, b, f"{name}.bias")
             elif isinstance(layer, nn.Conv2d):
-                found[f"{name}.weight"] = _of_patches(layer, state, b, kept.input, rule, f"{name}.weight", limit)
+                found[f"{name}.weight"] = _of_patches(
+                    layer, state, b, kept.input, rule, f"{name}.weight", limit, scratch
+                )
                 if layer.bias is not None:
                     found[f"{name}.bias"] = rule.of_slopes(state, b.flatten(3).sum(3), f"{name}.bias")
             elif isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) and layer.affine:
@@ -414,7 +417,7 @@ class _Network:
                     slopes = slopes.sum(positions) if positions else slopes
                     found[f"{name}.{key}"] = rule.of_slopes(state, slopes, f"{name}.{key}")
             if i > self.first:
-                b = _back(layer, b, kept)
+                b = _back(layer, b, kept, scratch, i)
         return found
 
 
@@ -431,7 +434,7 @@ def _wide(t: Tensor, like: Tensor) -> Tensor:
     return t.view(-1, *(1,) * (like.dim() - 2))
 
 
-def _back(layer: nn.Module | Pool, b: Tensor, kept: _Kept) -> Tensor:
+def _back(layer: nn.Module | Pool, b: Tensor, kept: _Kept, scratch: Scratch, place: int) -> Tensor:
     """From a layer's output to its input, [images, columns, ...]."""
     images, columns = b.shape[:2]
     shape = kept.input.shape[1:]
@@ -451,7 +454,7 @@ def _back(layer: nn.Module | Pool, b: Tensor, kept: _Kept) -> Tensor:
     if isinstance(layer, nn.ReLU):
         return b
     if layer.kind == "max":
-        out = b.new_zeros(images, columns, shape[0], shape[1] * shape[2])
+        out = scratch.take(("pool", place), (images, columns, shape[0], shape[1] * shape[2]), b).zero_()
         places = kept.places.flatten(2)[:, None].expand(-1, columns, -1, -1)
         apart = all(s >= k for s, k in zip(layer.stride, layer.kernel, strict=True))
         (out.scatter_ if apart else out.scatter_add_)(3, places, b.flatten(3))
@@ -461,7 +464,9 @@ def _back(layer: nn.Module | Pool, b: Tensor, kept: _Kept) -> Tensor:
     return torch.ops.aten.avg_pool2d_backward(b.flatten(0, 1), like, *options).view(images, columns, *shape)
 
 
-def _of_patches(layer: nn.Conv2d, state: _State, b: Tensor, x: Tensor, rule: _Rule, name: str, limit: int) -> Tensor:
+def _of_patches(
+    layer: nn.Conv2d, state: _State, b: Tensor, x: Tensor, rule: _Rule, name: str, limit: int, scratch: Scratch
+) -> Tensor:
     """Sums for a convolution's weights: the slopes are products of patches of the input with what comes back."""
     vertical, horizontal = padding_of(layer)
     x = F.pad(x, (horizontal, horizontal, vertical, vertical)) if vertical or horizontal else x.contiguous()
@@ -478,7 +483,7 @@ def _of_patches(layer: nn.Conv2d, state: _State, b: Tensor, x: Tensor, rule: _Ru
     )
     taps, positions = math.prod(seen.shape[1:4]), math.prod(size)
     b = b.flatten(3)  # [images, columns, outputs, positions]
-    several = max(1, limit // max(taps * positions, columns * taps))  # (image, output) pairs
+    several = max(1, limit // (columns * taps))  # outputs
     parts = []
     for first in range(0, outputs, several):
         few = b[:, :, first : first + several]
@@ -486,10 +491,11 @@ def _of_patches(layer: nn.Conv2d, state: _State, b: Tensor, x: Tensor, rule: _Ru
         step = max(1, limit // max(taps * positions, columns * few.shape[2] * taps))
         for start in range(0, images, step):
             some = slice(start, start + step)
-            patches = seen[some].reshape(-1, taps, positions)
-            slopes = torch.bmm(few[some].flatten(1, 2), patches.transpose(1, 2))
-            slopes = slopes.view(-1, columns, few.shape[2] * taps)
-            total.append(rule.of_slopes(state.part(some), slopes, name, first * taps))
+            patches = scratch.take(("patches",), seen[some].shape, x).copy_(seen[some]).view(-1, taps, positions)
+            rows = few[some].flatten(1, 2)
+            room = scratch.take(("slopes",), (*rows.shape[:2], taps), x)
+            slopes = torch.bmm(rows, patches.transpose(1, 2), out=room).view(-1, columns, few.shape[2] * taps)
+            total.append(rule.of_slopes(state.part(some), slopes, name, first * taps, spare=True))
         parts.append(reduce(torch.add, total))
     return torch.cat(parts, 1)
 
@@ -526,8 +532,8 @@ class _Rule:
         identity = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)
         return _State(log_p.exp(), log_p, labels), identity - identity[logits.argmax(1)][:, None]
 
-    def of_slopes(self, state: _State, slopes: Tensor, name: str, first: int = 0) -> Tensor:
-        """Sums over images [orders, parameters] for the parameters of ``name`` from ``first`` on."""
+    def of_slopes(self, state: _State, slopes: Tensor, name: str, first: int = 0, *, spare: bool = False) -> Tensor:
+        """Sums over images [orders, parameters] for the parameters of ``name`` from ``first`` on; ``spare``: may overwrite the slopes."""
         raise NotImplementedError
 
     def of_product(self, state: _State, b: Tensor, x: Tensor, name: str) -> Tensor:
@@ -562,10 +568,11 @@ class _Variance(_Rule):
             b = torch.cat([b, (p - F.one_hot(labels, p.shape[1]))[:, None]], 1)
         return _State(p, log_p, labels), b
 
-    def of_slopes(self, state: _State, slopes: Tensor, name: str, first: int = 0) -> Tensor:
+    def of_slopes(self, state: _State, slopes: Tensor, name: str, first: int = 0, *, spare: bool = False) -> Tensor:
+        last = [slopes[:, -1].sum(0)] if self.gradient else []
         squares = slopes[:, : slopes.shape[1] - self.gradient]
-        second = squares.square().flatten(0, 1).sum(0)
-        return torch.stack([slopes[:, -1].sum(0), second]) if self.gradient else second[None]
+        squares = squares.square_() if spare else squares.square()
+        return torch.stack([*last, squares.sum((0, 1))])
 
     def of_product(self, state: _State, b: Tensor, x: Tensor, name: str) -> Tensor:
         squares = b[:, : b.shape[1] - self.gradient]
@@ -579,7 +586,7 @@ class _Cumulants(_Rule):
     def __init__(self, orders: int) -> None:
         self.orders = orders
 
-    def of_slopes(self, state: _State, slopes: Tensor, name: str, first: int = 0) -> Tensor:
+    def of_slopes(self, state: _State, slopes: Tensor, name: str, first: int = 0, *, spare: bool = False) -> Tensor:
         return torch.stack([kappa.sum(0) for kappa in _derivatives_of(state, slopes, self.orders)])
 
     def of_product(self, state: _State, b: Tensor, x: Tensor, name: str) -> Tensor:
@@ -596,9 +603,10 @@ class _Region(_Rule):
     def __init__(self, parameters: Salience) -> None:
         self.values = {name: p.flatten() for name, p in parameters.items()}
 
-    def of_slopes(self, state: _State, slopes: Tensor, name: str, first: int = 0) -> Tensor:
+    def of_slopes(self, state: _State, slopes: Tensor, name: str, first: int = 0, *, spare: bool = False) -> Tensor:
         values = self.values[name][first : first + slopes.shape[2]]
-        return self._changes(state, slopes * -values).sum(0)[None]
+        dz = slopes.mul_(-values) if spare else slopes * -values
+        return self._changes(state, dz).sum(0)[None]
 
     def _changes(self, state: _State, dz: Tensor) -> Tensor:
         """Loss changes [images, parameters] for changes of the logits [images, classes, parameters], which are overwritten."""
