@@ -62,7 +62,7 @@ $(NOTEBOOKS): env
 smoke: env  ## every notebook on the shipped sample, into build/smoke/
 	@$(PY) -m snipnb figures --profile smoke $(if $(FORCE),--force)
 
-bench: env data  ## measure speed, side by side, into figures/bench/ (8 minutes; on an otherwise idle machine)
+bench: env-test data  ## measure speed, side by side, into figures/bench/ (15 minutes; on an otherwise idle machine)
 	@$(PY) -m snipnb bench
 
 test: env-test lint  ## all tests, the notebooks' smoke runs included; no network, no data needed

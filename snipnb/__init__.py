@@ -3,6 +3,7 @@
 The public names are the ones listed in ``__all__``; nothing is computed, loaded or seeded at import.
 """
 
+from snipnb.curvature import diagonal_hessian, taylor_salience
 from snipnb.data import DataUnavailableError, Split, load_mnist, load_split
 from snipnb.exact import exact_salience
 from snipnb.experiments import RunConfig, grid, run_grid
@@ -35,6 +36,7 @@ __all__ = [
     "Split",
     "apply_mask",
     "collapsed_layers",
+    "diagonal_hessian",
     "error_rate",
     "error_rates",
     "exact_salience",
@@ -54,6 +56,7 @@ __all__ = [
     "snip",
     "snip_together",
     "standardise",
+    "taylor_salience",
     "train",
     "train_together",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from snipnb.curvature import derivatives, diagonal_hessian, hutchinson_diagonal, row_sum_hessian, taylor_salience
 from snipnb.data import Split
 from snipnb.exact import exact_salience
 from snipnb.models import lenet5
@@ -57,6 +59,7 @@ def run(
     model = lenet5(seed=0)
     tables: dict[str, Callable[[], pd.DataFrame]] = {
         "snip": lambda: snip_cost(model, images, labels),
+        "curvature": lambda: curvature_cost(model, images, labels),
         "exact": lambda: exact_against_loop(model, images, labels),
         "exact_layers": lambda: by_layer(model, images[:6000], labels[:6000]),
         "exact_growth": lambda: growth(images, labels),
@@ -148,6 +151,72 @@ def snip_cost(model: nn.Module, images: Tensor, labels: Tensor, *, rounds: int =
         rows.append({"way": name, "rounds": rounds, "images": len(images), "seconds": times[name].mean()})
         rows[-1] |= {"in_gradients": ratio, "low95": low, "high95": high}
     return pd.DataFrame(rows)
+
+
+def curvature_cost(model: nn.Module, images: Tensor, labels: Tensor, *, rounds: int = 3) -> pd.DataFrame:
+    """Second and higher orders against one gradient, and against BackPACK's diagonal, over the same images, in turn.
+
+    Returns:
+        One row per way: ``way``, ``rounds``, ``images``, ``seconds`` (mean), ``in_gradients`` with its 95 % t interval over rounds,
+        ``of_backpack`` (ratio within a round) with its own; NaN where BackPACK is not installed, whose row is then missing.
+    """
+    model = copy.deepcopy(model)
+    ways: dict[str, Callable[[], object]] = {
+        "one gradient": lambda: gradient(model, images, labels),
+        "diagonal": lambda: diagonal_hessian(model, images, labels),
+        "first and second derivative": lambda: derivatives(model, images, labels, order=2),
+        "derivatives to order 3": lambda: derivatives(model, images, labels, order=3),
+        "linear region": lambda: taylor_salience(model, images, labels, order="linear-region"),
+        "row sums": lambda: row_sum_hessian(model, images, labels),
+        "Hutchinson, 1 sample": lambda: hutchinson_diagonal(model, images, labels),
+    }
+    if (backpack := _backpack_diagonal(model, images, labels)) is not None:
+        ways["diagonal by BackPACK"] = backpack
+    few = slice(0, BATCH)
+    gradient(model, images[few], labels[few])  # warm up
+    order = [*ways, *list(ways)[:1]]  # the gradient twice a round, at both ends
+    times = {name: [] for name in ways}
+    for _ in track(range(rounds), "curvature"):
+        taken = [(name, seconds(ways[name])) for name in order]
+        for name in ways:
+            times[name].append(np.mean([t for n, t in taken if n == name]))
+    rows = []
+    for name, each in times.items():
+        row = {"way": name, "rounds": rounds, "images": len(images), "seconds": np.mean(each)}
+        for column, other in (("in_gradients", "one gradient"), ("of_backpack", "diagonal by BackPACK")):
+            compared = np.array(each) / np.array(times[other]) if other in times else np.full(rounds, np.nan)
+            row |= dict(zip((column, f"{column}_low95", f"{column}_high95"), mean_interval(compared), strict=True))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _backpack_diagonal(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], object] | None:
+    """BackPACK's exact diagonal of the same Hessian, or None where it is not installed (it comes with ``make test``)."""
+    try:
+        import backpack
+        from backpack.extensions import (
+            DiagGGNExact,
+        )  # the Hessian's diagonal too in such networks, and faster than DiagHessian
+    except ImportError:
+        note("BackPACK is not installed: it is left out (make env-test installs it)")
+        return None
+    network = backpack.extend(copy.deepcopy(model))
+    loss = backpack.extend(nn.CrossEntropyLoss(reduction="sum"))
+    size = 100  # images at once, at which it is fastest
+
+    def diagonal() -> dict[str, Tensor]:
+        total = {name: torch.zeros_like(p) for name, p in network.named_parameters()}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Full backward hook is firing")  # its hooks; images need no gradient
+            for x, y in zip(images.split(size), labels.split(size), strict=True):
+                network.zero_grad()
+                with backpack.backpack(DiagGGNExact()):
+                    loss(network(x), y).backward()
+                for name, p in network.named_parameters():
+                    total[name] += p.diag_ggn_exact
+        return {name: t / len(labels) for name, t in total.items()}
+
+    return diagonal
 
 
 def exact_against_loop(model: nn.Module, images: Tensor, labels: Tensor, *, per_tensor: int = 2) -> pd.DataFrame:

@@ -42,8 +42,8 @@ from snipnb.training import Recipe, train_together
 GROUP_SIZE = 16
 # What the results of a run depend on: records made by another version of these are not used.
 SOURCES = (
-    "criteria", "data", "exact", "experiments", "kernels", "lines", "masks", "models", "propagation", "salience",
-    "sequential", "stacked", "training",
+    "crew", "criteria", "curvature", "data", "exact", "experiments", "kernels", "lines", "masks", "models", "propagation",
+    "salience", "sequential", "stacked", "training",
 )  # fmt: skip
 
 

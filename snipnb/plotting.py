@@ -41,6 +41,10 @@ LOOKS = {
     "exact": Look("exact salience", PALETTE[1], "s", (0, (4, 1.5))),
     "random": Look("random", PALETTE[7], "X", (0, (1, 1))),
     "magnitude": Look("magnitude", PALETTE[2], "D", (0, (5, 1, 1, 1))),
+    "second_order": Look("second order", PALETTE[3], "^", (0, (3, 1))),
+    "third_order": Look("third order", PALETTE[4], "v", (0, (2, 1))),
+    "linear_region": Look("linear region", PALETTE[5], "P", (0, (6, 1.5))),
+    "printed_second_order": Look("second order as printed", PALETTE[6], "*", (0, (1, 1.5))),
 }
 
 

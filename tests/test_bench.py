@@ -31,6 +31,22 @@ def test_snip_is_measured_in_gradients(examples):
     assert (frame["seconds"] > 0).all()
 
 
+def test_curvature_is_measured_in_gradients_and_against_backpack(examples, monkeypatch):
+    images, labels = (t[:60] for t in examples)
+    model = snipnb.lenet5(seed=0)
+    frame = bench.curvature_cost(model, images, labels, rounds=2).set_index("way")
+    assert frame.loc["one gradient", "in_gradients"] == 1
+    assert frame.loc["diagonal by BackPACK", "of_backpack"] == 1
+    assert (frame["seconds"] > 0).all()
+    theirs, ours = bench._backpack_diagonal(model, images, labels)(), snipnb.diagonal_hessian(model, images, labels)
+    for name, h in ours.items():
+        torch.testing.assert_close(theirs[name], h, rtol=1e-4, atol=1e-6 * float(h.max()))
+    monkeypatch.setattr(bench, "_backpack_diagonal", lambda *_: None)
+    alone = bench.curvature_cost(model, images, labels, rounds=2).set_index("way")
+    assert "diagonal by BackPACK" not in alone.index
+    assert alone["of_backpack"].isna().all()
+
+
 def test_layers_and_growth(examples):
     images, labels = examples
     layers = bench.by_layer(snipnb.lenet5(), images, labels)
@@ -62,5 +78,5 @@ def test_training_is_compared_with_the_plain_loop(examples):
 def test_a_single_table_can_be_measured(examples, tmp_path):
     written = bench.run(tmp_path, *examples, threads=2, machine={"cores": 2}, only="snip")
     assert sorted(path.name for path in written) == ["machine.csv", "snip.csv", "snip.md"]
-    with pytest.raises(ValueError, match="no table 'speed'; there are snip, exact"):
+    with pytest.raises(ValueError, match="no table 'speed'; there are snip, curvature, exact"):
         bench.run(tmp_path, *examples, threads=2, machine={}, only="speed")
