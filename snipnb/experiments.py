@@ -9,7 +9,6 @@ on one processor thread, so the number of processors does not matter either.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import hashlib
 import json
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from snipnb import sources
 from snipnb.criteria import CRITERIA
 from snipnb.data import Split, data_checksum, load_split
 from snipnb.masks import LayerCollapseWarning, Mask, collapsed_layers, keep_mask, num_kept
@@ -180,21 +180,7 @@ def _key(group: Sequence[RunConfig]) -> str:
 @cache
 def sources_digest() -> str:
     """What names the code that runs depend on; comments, docstrings and layout do not count."""
-    parts = []
-    for name in SOURCES:
-        parts.append(_meaning(ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _meaning(node: object) -> str:
-    """A syntax tree as text, the same for every version of Python; strings that stand alone are left out."""
-    if isinstance(node, list):
-        kept = [n for n in node if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
-        return f"[{','.join(map(_meaning, kept))}]"
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    fields = ((name, getattr(node, name, None)) for name in node._fields)
-    return f"{type(node).__name__}({','.join(f'{n}={_meaning(v)}' for n, v in fields if v is not None and v != [])})"
+    return sources.digest(SOURCES)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 A notebook runs in a folder of its own under ``build/``. Its figures, tables and verdicts move to ``figures/`` when every
 cell has run and everything it promises is there; until then what was published before stays as it was. Whether a notebook
-is up to date is decided by content (notebook, package, parameters, data, versions, and the published files themselves),
+is up to date is decided by content (notebook, the code it reaches, parameters, data, versions, and the published files themselves),
 not by file times, which a clone or a checkout sets at will. Needs papermill, which only this module imports.
 """
 
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snipnb import claims
+from snipnb import claims, sources
 from snipnb.data import acquire_mnist, data_checksum
 from snipnb.paths import data_dir, project_root, write_atomically
 from snipnb.profiles import Profile, check_parameters, declared_parameters, load_profile
@@ -169,16 +169,15 @@ def run_one(path: Path, profile: Profile, place: Place, mark: str) -> list[str]:
     return files
 
 
-def fingerprint(path: Path, profile: Profile) -> str:
-    """SHA-256 of everything a notebook's results follow from: itself, the package, parameters, data and versions."""
+def fingerprint(path: Path, profile: Profile, *, package: Path = sources.PACKAGE) -> str:
+    """SHA-256 of everything a notebook's results follow from: itself, code, published values, parameters, data and versions.
+
+    Code is what the notebook's imports reach, and what this runner does, which decides how a notebook is executed and published.
+    """
     digest = hashlib.sha256(path.read_bytes())
-    package = Path(__file__).resolve().parent
-    sources = [
-        *(p for p in package.glob("*.py") if p.stem != "bench"),
-        *package.glob("resources/**/*.csv"),
-        package / "resources" / "claims.yaml",
-    ]
-    for source in sorted(sources):
+    modules = sources.reached([*code_cells(path), "from snipnb import notebooks"], package=package)
+    digest.update(f"{modules}{sources.digest(modules, package=package)}".encode())
+    for source in sorted([*package.glob("resources/**/*.csv"), package / "resources" / "claims.yaml"]):
         digest.update(f"{source.relative_to(package)}\0".encode() + source.read_bytes())
     for table in sorted((path.parent.parent / "figures" / "bench").glob("*.csv")):  # speed is measured by make bench
         digest.update(f"{table.name}\0".encode() + table.read_bytes())
@@ -186,6 +185,12 @@ def fingerprint(path: Path, profile: Profile) -> str:
     facts = [parameters, data_checksum(sample=bool(parameters.get("sample"))), versions(), platform.python_version()]
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def code_cells(path: Path) -> list[str]:
+    """The sources of a notebook's code cells."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 
 def gather_ledger(place: Place, notebooks: Sequence[Path]) -> list[dict[str, Any]]:

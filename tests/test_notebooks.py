@@ -3,12 +3,13 @@
 import ast
 import json
 import re
+import shutil
 import threading
 
 import pytest
 from filelock import FileLock
 
-from snipnb import claims, notebooks, profiles
+from snipnb import claims, experiments, notebooks, profiles, sources
 from snipnb.paths import project_root
 
 ROOT = project_root()
@@ -75,6 +76,54 @@ def test_every_call_that_writes_is_promised(path):
                 endings = {"figure": ("png", "svg", "csv"), "table": ("md", "csv"), "data": ("csv",)}.get(kind, ())
                 written |= {f"{number}_{name}.{ending}" for ending in endings}
     assert written == set(load(path)["metadata"]["snipnb"]["promises"])
+
+
+# --- what makes a notebook stale --------------------------------------------------------------------------------------
+
+RUNNER = {"__init__", "notebooks", "report", "claims", "plotting", "paths", "profiles", "data", "sources"}
+REACHED = {
+    "01_salience_derivation": {"derivation", "reference", "salience", "masks", "models", "stats", "training"},
+    "02_snip_vs_exact": {"agreement", "errors", "grids", "reference", "stats", "store", *experiments.SOURCES},
+    "03_lenet5_table": {"structure", "errors", "grids", "stats", "store", *experiments.SOURCES},
+}
+NOT_REACHED = {
+    "01_salience_derivation": {"agreement", "errors", "exact", "experiments", "grids", "store", "structure"},
+    "02_snip_vs_exact": {"derivation", "structure"},
+    "03_lenet5_table": {"agreement", "derivation", "reference"},
+}
+
+
+@every_notebook
+def test_each_notebook_depends_on_what_it_reaches(path):
+    modules = set(sources.reached([*notebooks.code_cells(path), "from snipnb import notebooks"]))
+    assert modules >= RUNNER | REACHED.get(path.stem, set())
+    assert not modules & ({"__main__", "bench", "readme"} | NOT_REACHED.get(path.stem, set()))
+
+
+def test_only_a_change_that_a_notebook_reaches_makes_it_stale(tmp_path):
+    shutil.copytree(sources.PACKAGE, tmp_path / "snipnb", ignore=shutil.ignore_patterns("__pycache__"))
+    package, profile = tmp_path / "snipnb", profiles.load_profile("smoke")
+
+    def marks():
+        return {path.stem: notebooks.fingerprint(path, profile, package=package) for path in NOTEBOOKS}
+
+    def stale(file, text):
+        content = (package / file).read_text(encoding="utf-8")
+        (package / file).write_text(content + text, encoding="utf-8")
+        after = marks()
+        (package / file).write_text(content, encoding="utf-8")
+        return {name[:2] for name in before if before[name] != after[name]}
+
+    before, everything = marks(), {path.stem[:2] for path in NOTEBOOKS}
+    assert before == {path.stem: notebooks.fingerprint(path, profile) for path in NOTEBOOKS}
+    assert stale("structure.py", "\nLATER = 1\n") == {"03"}
+    assert stale("lines.py", "\nLATER = 1\n") >= {"02", "03"}  # through criteria and exact
+    assert "01" not in stale("lines.py", "\nLATER = 1\n")
+    assert stale("lines.py", "\n# a comment\n") == set()
+    assert stale("bench.py", "\nLATER = 1\n") == set()
+    assert stale("notebooks.py", "\nLATER = 1\n") == everything
+    assert stale("stats.py", "\nfrom snipnb import *\n") == everything
+    assert stale("resources/claims.yaml", "\n") == everything
 
 
 # --- smoke runs -------------------------------------------------------------------------------------------------------
