@@ -60,14 +60,16 @@ def _run(given: argparse.Namespace) -> int:
     from snipnb.experiments import run_grid
     from snipnb.paths import runs_dir
 
+    if given.seeds is not None and given.seeds < 1:
+        raise ValueError(f"--seeds is {given.seeds}; accepted are integers from 1")
     profile = profiles.load_profile(given.profile)
     configs = grids.of_notebook(given.notebook, profile.parameters(grids.name_of(given.notebook)))
     if given.seeds is not None:
         configs = [config for config in configs if config.init_seed < given.seeds]
+    if not configs:
+        raise ValueError(f"profile {profile.name!r} has no runs for {given.notebook}: its num_runs is below 1")
     store = given.store or runs_dir(profile.name)
-    print(
-        f"{len(configs)} networks of {configs[0].recipe.epochs if configs else 0} epochs, kept in {store}", flush=True
-    )
+    print(f"{len(configs)} networks of {configs[0].recipe.epochs} epochs, kept in {store}", flush=True)
     options = {"jobs": given.jobs, "group_size": given.group_size, "device": given.device}
     runs = run_grid(configs, store=store, **options)
     last = runs[runs["epoch"] == runs["epoch"].max()]
