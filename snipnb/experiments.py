@@ -293,6 +293,8 @@ def _train_group(key: str, group: list[RunConfig], masks: list[Mask], folder: Pa
     with place.lock(key, wait=wait) as ours:
         if not ours or place.record(key) is not None:
             return
+        for half in (folder / "facts").glob(f".{key}.json.*.part"):  # of a killed process
+            half.unlink(missing_ok=True)
         start, threads = time.time(), torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -322,8 +324,8 @@ def _train_group(key: str, group: list[RunConfig], masks: list[Mask], folder: Pa
             "device": torch.cuda.get_device_name() if device == "cuda" else device,
             "torch": torch.__version__,
         }
-        place.finish(key, {"runs": runs})
         write_atomically(folder / "facts" / f"{key}.json", json.dumps(facts, indent=1) + "\n")
+        place.finish(key, {"runs": runs})  # last: with its record a group is done
 
 
 class _Checkpoint:

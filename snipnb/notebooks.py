@@ -31,6 +31,7 @@ from snipnb.report import RUN_FILE, versions
 
 KERNEL = "python3"
 INJECTED_ID = "injected-parameters"
+SCRATCH = "snipnb-"  # what the names of kernels' temporary folders begin with
 # Variables that would let a user's own set-up into the kernel.
 REMOVED_VARIABLES = [
     "JUPYTER_PATH",
@@ -108,6 +109,8 @@ def run(
         acquire_mnist()
     print(f"profile {profile.name}: {profile.about}" if profile.about else f"profile {profile.name}")
     with _only_one(place):
+        _clear_leftovers(place)
+        _write_font_list(place.work / "matplotlib")
         failures, written, began = {}, [], time.monotonic()
         for number, path in enumerate(chosen, 1):
             print(f"[{number}/{len(chosen)}] {path.stem} ", end="", flush=True)
@@ -231,7 +234,13 @@ def _execute(path: Path, executed: Path, parameters: Mapping[str, Any], stage: P
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
-    with _kernel_environment(stage, threads=parameters["threads"]):
+    with _kernel_environment(stage, threads=parameters["threads"]) as scratch:
+        kernel = {"connection_file": os.path.join(scratch, "kernel.json")}
+        if sys.platform != "win32":
+            kernel |= {
+                "transport": "ipc",
+                "ip": "kernel-ipc",
+            }  # sockets in the working directory: paths have to be short
         try:
             papermill.execute_notebook(
                 str(path),
@@ -241,7 +250,7 @@ def _execute(path: Path, executed: Path, parameters: Mapping[str, Any], stage: P
                 cwd=str(stage),
                 progress_bar=sys.stderr.isatty(),
                 start_timeout=120,
-                config=Config(KernelManager={"transport": "tcp" if sys.platform == "win32" else "ipc"}),
+                config=Config(KernelManager=kernel),
                 coalesce_streams=True,
             )
         except papermill.PapermillExecutionError as error:
@@ -252,11 +261,15 @@ def _execute(path: Path, executed: Path, parameters: Mapping[str, Any], stage: P
 
 
 @contextmanager
-def _kernel_environment(stage: Path, *, threads: int) -> Iterator[None]:
-    """The variables a kernel starts with: nothing of the user's set-up, a fixed thread count, where to write."""
-    before = dict(os.environ)
-    with tempfile.TemporaryDirectory(prefix="snipnb-") as scratch:  # short: sockets live in it
+def _kernel_environment(stage: Path, *, threads: int) -> Iterator[str]:
+    """The variables a kernel starts with: nothing of the user's set-up, a fixed thread count, where to write.
+
+    Gives a folder for the kernel's own files, which is noted so that the run after one that was killed can remove it.
+    """
+    before, work = dict(os.environ), stage.parent.parent
+    with tempfile.TemporaryDirectory(prefix=SCRATCH) as scratch:
         try:
+            write_atomically(work / "scratch", scratch)
             for name in REMOVED_VARIABLES:
                 os.environ.pop(name, None)
             folders = ["IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"]
@@ -269,19 +282,18 @@ def _kernel_environment(stage: Path, *, threads: int) -> Iterator[None]:
                     "JUPYTER_PREFER_ENV_PATH": "1",
                     "PYTHONHASHSEED": "0",
                     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-                    "MPLCONFIGDIR": str(
-                        stage.parent.parent / "matplotlib"
-                    ),  # kept: its font cache takes seconds to build
+                    "MPLCONFIGDIR": str(work / "matplotlib"),  # kept: its list of fonts takes seconds to build
                     "PYTHONPATH": str(Path(__file__).resolve().parent.parent),  # this very package, not another
                     "SNIPNB_DATA": str(data_dir()),
                     "SNIPNB_OUTPUT": str(stage),
                     "SNIPNB_PROGRESS": _terminal(),
                 }
             )
-            yield
+            yield scratch
         finally:
             os.environ.clear()
             os.environ.update(before)
+            (work / "scratch").unlink(missing_ok=True)
 
 
 def _terminal() -> str:
@@ -424,6 +436,31 @@ def _only_one(place: Place) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _clear_leftovers(place: Place) -> None:
+    """Under the lock of the profile: what killed runs left, which nobody else would ever remove."""
+    published = [place.published, place.published / "claims", place.published / "notebooks"]
+    for folder in (*published, place.work, place.work / "state", place.work / "matplotlib"):
+        for file in [*folder.glob(".*.part"), *folder.glob("*.matplotlib-lock")]:
+            file.unlink(missing_ok=True)
+    noted = place.work / "scratch"
+    scratch = Path(noted.read_text(encoding="utf-8")) if noted.is_file() else None
+    if scratch is not None and scratch.parent == Path(tempfile.gettempdir()) and scratch.name.startswith(SCRATCH):
+        shutil.rmtree(scratch, ignore_errors=True)
+    noted.unlink(missing_ok=True)
+
+
+def _write_font_list(folder: Path) -> None:
+    """Matplotlib's list of fonts, made here: made in a notebook, it can leave a warning that it takes long in the outputs."""
+    from matplotlib import font_manager
+
+    path = folder / f"fontlist-v{font_manager.FontManager.__version__}.json"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / f".{path.name}.part"
+        font_manager.json_dump(font_manager.FontManager(), part)
+        os.replace(part, path)
 
 
 def _write_provenance(place: Place, notebook: str, facts: Mapping[str, Any]) -> None:

@@ -375,6 +375,48 @@ def test_a_second_run_waits_for_the_first(project, capsys):
     assert "another run of this profile is going on" in capsys.readouterr().out
 
 
+def test_what_a_killed_run_left_is_removed(project, monkeypatch, tmp_path):
+    root, _ = project
+    assert run(root)
+    published, work = root / "figures" / "mine", root / "build" / ".mine"
+    files = set(root.rglob("*"))
+    monkeypatch.setattr(notebooks.tempfile, "tempdir", str(tmp_path))
+    left = [published / ".claims.json.x1.part", published / "notebooks" / ".98_test.ipynb.part"]
+    left += [work / "state" / ".98_test.json.x2.part", work / "matplotlib" / "fontlist.json.matplotlib-lock"]
+    for path in left:
+        path.write_text("half")
+    (tmp_path / "snipnb-x3").mkdir()
+    (work / "scratch").write_text(str(tmp_path / "snipnb-x3"))
+    (tmp_path / "mine").mkdir()
+    assert run(root)
+    assert set(root.rglob("*")) == files
+    assert not (tmp_path / "snipnb-x3").exists()
+    (work / "scratch").write_text(str(tmp_path / "mine"))  # nothing of ours
+    assert run(root, force=True)
+    assert (tmp_path / "mine").is_dir()
+    assert not list(tmp_path.glob("snipnb-*"))
+
+
+def test_a_kernel_keeps_its_files_in_the_folder_that_is_removed(project, monkeypatch, tmp_path):
+    root, change = project
+    monkeypatch.setattr(notebooks.tempfile, "tempdir", str(tmp_path))
+    change(WRITE, "from ipykernel import get_connection_file\nassert '/snipnb-' in get_connection_file()")
+    before = set(tmp_path.iterdir())
+    assert run(root)
+    assert set(tmp_path.iterdir()) == before
+    assert not (root / "build" / ".mine" / "scratch").exists()
+
+
+def test_a_notebook_finds_the_list_of_fonts_ready(project):
+    root, change = project
+    change(WRITE, "import os\nassert any(n.startswith('fontlist-v') for n in os.listdir(os.environ['MPLCONFIGDIR']))")
+    assert run(root)
+    fonts = list((root / "build" / ".mine" / "matplotlib").iterdir())
+    change(WRITE, "from matplotlib import font_manager")
+    assert run(root)
+    assert list((root / "build" / ".mine" / "matplotlib").iterdir()) == fonts
+
+
 def test_environment_variables_come_back(project, monkeypatch):
     import os
 
