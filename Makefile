@@ -3,6 +3,7 @@
 PROFILE ?= default
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
 FORCE ?=
+KILLS ?= 10
 comma := ,
 
 # An activated conda environment (other than base) is used as it is; else a virtual environment of the project's own.
@@ -17,7 +18,7 @@ NOTEBOOKS := $(sort $(basename $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb)
 
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP MPLBACKEND JUPYTER_PATH JUPYTER_PREFER_ENV_PATH
 .DEFAULT_GOAL := help
-.PHONY: help env env-test data figures smoke bench test lint format lab readme lock clean distclean $(NOTEBOOKS)
+.PHONY: help env env-test data figures smoke bench soak test lint format lab readme lock clean distclean $(NOTEBOOKS)
 
 help:  ## this list
 	@echo "make figures regenerates every figure, table and verdict; make test runs every test."
@@ -64,6 +65,9 @@ smoke: env  ## every notebook on the shipped sample, into build/smoke/
 
 bench: env-test data  ## measure speed, side by side, into figures/bench/ (15 minutes; on an otherwise idle machine)
 	@$(PY) -m snipnb bench
+
+soak: env  ## kill `make figures` ten times in a copy, let it finish, compare with a quiet run (PROFILE=smoke, KILLS=10)
+	@$(PY) -m snipnb soak --profile "$(if $(filter file,$(origin PROFILE)),smoke,$(PROFILE))" --kills "$(KILLS)"
 
 test: env-test lint  ## all tests, the notebooks' smoke runs included; no network, no data needed
 	@$(PY) -m pytest

@@ -31,6 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     bench.add_argument("--threads", type=int, default=2, help="processor threads (default: 2)")
     bench.add_argument("--only", help="one table alone, e.g. training")
     bench.add_argument("--sample", action="store_true", help="a quick look on the shipped sample, into build/bench/")
+    soak = commands.add_parser("soak", help="kill `figures` again and again in a copy; compare with a quiet run")
+    soak.add_argument("--profile", default="smoke", help="profile name or path of a YAML file (default: smoke)")
+    soak.add_argument("--kills", type=int, default=10, help="how many times (default: 10)")
+    soak.add_argument("--seed", type=int, default=0, help="draw of the moments (default: 0)")
     readme = commands.add_parser("readme", help="bring the generated parts of README.md up to date")
     readme.add_argument("--check", action="store_true", help="change nothing; fail if something is out of date")
     given = parser.parse_args(arguments)
@@ -60,14 +64,16 @@ def _run(given: argparse.Namespace) -> int:
     from snipnb.experiments import run_grid
     from snipnb.paths import runs_dir
 
+    if given.seeds is not None and given.seeds < 1:
+        raise ValueError(f"--seeds is {given.seeds}; accepted are integers from 1")
     profile = profiles.load_profile(given.profile)
     configs = grids.of_notebook(given.notebook, profile.parameters(grids.name_of(given.notebook)))
     if given.seeds is not None:
         configs = [config for config in configs if config.init_seed < given.seeds]
+    if not configs:
+        raise ValueError(f"profile {profile.name!r} has no runs for {given.notebook}: its num_runs is below 1")
     store = given.store or runs_dir(profile.name)
-    print(
-        f"{len(configs)} networks of {configs[0].recipe.epochs if configs else 0} epochs, kept in {store}", flush=True
-    )
+    print(f"{len(configs)} networks of {configs[0].recipe.epochs} epochs, kept in {store}", flush=True)
     options = {"jobs": given.jobs, "group_size": given.group_size, "device": given.device}
     runs = run_grid(configs, store=store, **options)
     last = runs[runs["epoch"] == runs["epoch"].max()]
@@ -95,13 +101,19 @@ def _bench(given: argparse.Namespace) -> int:
     return 0
 
 
+def _soak(given: argparse.Namespace) -> int:
+    from snipnb import soak
+
+    return 0 if soak.run(given.profile, kills=given.kills, seed=given.seed) else 1
+
+
 def _readme(given: argparse.Namespace) -> int:
     from snipnb import readme
 
     return 0 if readme.update(check=given.check) else 1
 
 
-_COMMANDS = {"data": _data, "figures": _figures, "run": _run, "bench": _bench, "readme": _readme}
+_COMMANDS = {"data": _data, "figures": _figures, "run": _run, "bench": _bench, "soak": _soak, "readme": _readme}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -58,6 +58,14 @@ def bound(claim_id: str, statistic: str) -> float:
     raise ValueError(f"the rule of {claim_id} does not use the statistic {statistic!r}")
 
 
+def setting(claim_id: str, name: str) -> Any:
+    """A number, or a list of them, that the rule of a claim prescribes to whoever measures."""
+    settings = _claim(claim_id).get("settings", {})
+    if name not in settings:
+        raise ValueError(f"the rule of {claim_id} has no setting {name!r}; it has {', '.join(settings) or 'none'}")
+    return settings[name]
+
+
 def judge(
     claim_id: str, measured: Mapping[str, float], *, n: int | None, profile: str, protocol_followed: bool = False
 ) -> tuple[str, str]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pandas as pd
 
+from snipnb import claims
 from snipnb.data import Split
 from snipnb.stats import equivalence_test, mean_interval, t_quantile
 from snipnb.training import Recipe, error_rates
 
 PUBLISHED_NUM_SCORED = 10_500  # 15 % of MNIST's 70,000 images
 PUBLISHED_RUNS = 10  # behind each point of Figure 1
-JUDGED = (0.75, 0.85, 0.9, 0.93, 0.96)  # sparsities of C25
-SMALLEST_MARGIN = 0.1  # points
 WAYS = {
     "error_rate": "last epoch",
     "best_error_rate": "best epoch on scored images",
@@ -76,15 +75,16 @@ def differences(errors: pd.DataFrame, *, way: str, reference: str = "exact") -> 
 def equivalence(errors: pd.DataFrame, *, way: str, reference: str = "exact") -> tuple[pd.DataFrame, float]:
     """The test of C25 for every criterion against the reference.
 
-    **Definition.** Per seed, the mean difference over the sparsities ``JUDGED``; two one-sided t tests over seeds; margin the larger
-    of 0.1 points and a tenth of the reference's mean error rate there.
+    **Definition.** Per seed, the mean difference over the sparsities that the rule names; two one-sided t tests over seeds; margin the
+    larger of the rule's smallest and a tenth of the reference's mean error rate there.
 
     Returns:
         One row per criterion: ``criterion``, ``n``, ``mean_difference``, ``low95``, ``high95``, ``equivalence_p``, ``power``; and the
         margin, in points.
     """
-    judged = errors[errors["sparsity"].isin(JUDGED) & (errors["way"] == way)]
-    margin = max(SMALLEST_MARGIN, judged.loc[judged["criterion"] == reference, "error_percent"].mean() / 10)
+    judged = errors[errors["sparsity"].isin(claims.setting("C25", "sparsities")) & (errors["way"] == way)]
+    level = judged.loc[judged["criterion"] == reference, "error_percent"].mean()
+    margin = max(claims.setting("C25", "smallest_margin"), level / 10)
     rows = []
     pairs = differences(judged, way=way, reference=reference)
     for criterion, part in pairs.groupby("criterion", sort=False):

@@ -9,7 +9,6 @@ on one processor thread, so the number of processors does not matter either.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import hashlib
 import json
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from snipnb import sources
 from snipnb.criteria import CRITERIA
 from snipnb.data import Split, data_checksum, load_split
 from snipnb.masks import LayerCollapseWarning, Mask, collapsed_layers, keep_mask, num_kept
@@ -180,21 +180,7 @@ def _key(group: Sequence[RunConfig]) -> str:
 @cache
 def sources_digest() -> str:
     """What names the code that runs depend on; comments, docstrings and layout do not count."""
-    parts = []
-    for name in SOURCES:
-        parts.append(_meaning(ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _meaning(node: object) -> str:
-    """A syntax tree as text, the same for every version of Python; strings that stand alone are left out."""
-    if isinstance(node, list):
-        kept = [n for n in node if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
-        return f"[{','.join(map(_meaning, kept))}]"
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    fields = ((name, getattr(node, name, None)) for name in node._fields)
-    return f"{type(node).__name__}({','.join(f'{n}={_meaning(v)}' for n, v in fields if v is not None and v != [])})"
+    return sources.digest(SOURCES)
 
 
 @contextmanager
@@ -307,6 +293,8 @@ def _train_group(key: str, group: list[RunConfig], masks: list[Mask], folder: Pa
     with place.lock(key, wait=wait) as ours:
         if not ours or place.record(key) is not None:
             return
+        for half in (folder / "facts").glob(f".{key}.json.*.part"):  # of a killed process
+            half.unlink(missing_ok=True)
         start, threads = time.time(), torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -336,8 +324,8 @@ def _train_group(key: str, group: list[RunConfig], masks: list[Mask], folder: Pa
             "device": torch.cuda.get_device_name() if device == "cuda" else device,
             "torch": torch.__version__,
         }
-        place.finish(key, {"runs": runs})
         write_atomically(folder / "facts" / f"{key}.json", json.dumps(facts, indent=1) + "\n")
+        place.finish(key, {"runs": runs})  # last: with its record a group is done
 
 
 class _Checkpoint:

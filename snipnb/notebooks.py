@@ -2,7 +2,7 @@
 
 A notebook runs in a folder of its own under ``build/``. Its figures, tables and verdicts move to ``figures/`` when every
 cell has run and everything it promises is there; until then what was published before stays as it was. Whether a notebook
-is up to date is decided by content (notebook, package, parameters, data, versions, and the published files themselves),
+is up to date is decided by content (notebook, the code it reaches, parameters, data, versions, and the published files themselves),
 not by file times, which a clone or a checkout sets at will. Needs papermill, which only this module imports.
 """
 
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snipnb import claims
+from snipnb import claims, sources
 from snipnb.data import acquire_mnist, data_checksum
 from snipnb.paths import data_dir, project_root, write_atomically
 from snipnb.profiles import Profile, check_parameters, declared_parameters, load_profile
@@ -31,6 +31,7 @@ from snipnb.report import RUN_FILE, versions
 
 KERNEL = "python3"
 INJECTED_ID = "injected-parameters"
+SCRATCH = "snipnb-"  # what the names of kernels' temporary folders begin with
 # Variables that would let a user's own set-up into the kernel.
 REMOVED_VARIABLES = [
     "JUPYTER_PATH",
@@ -108,6 +109,8 @@ def run(
         acquire_mnist()
     print(f"profile {profile.name}: {profile.about}" if profile.about else f"profile {profile.name}")
     with _only_one(place):
+        _clear_leftovers(place)
+        _write_font_list(place.work / "matplotlib")
         failures, written, began = {}, [], time.monotonic()
         for number, path in enumerate(chosen, 1):
             print(f"[{number}/{len(chosen)}] {path.stem} ", end="", flush=True)
@@ -169,16 +172,15 @@ def run_one(path: Path, profile: Profile, place: Place, mark: str) -> list[str]:
     return files
 
 
-def fingerprint(path: Path, profile: Profile) -> str:
-    """SHA-256 of everything a notebook's results follow from: itself, the package, parameters, data and versions."""
+def fingerprint(path: Path, profile: Profile, *, package: Path = sources.PACKAGE) -> str:
+    """SHA-256 of everything a notebook's results follow from: itself, code, published values, parameters, data and versions.
+
+    Code is what the notebook's imports reach, and what this runner does, which decides how a notebook is executed and published.
+    """
     digest = hashlib.sha256(path.read_bytes())
-    package = Path(__file__).resolve().parent
-    sources = [
-        *(p for p in package.glob("*.py") if p.stem != "bench"),
-        *package.glob("resources/**/*.csv"),
-        package / "resources" / "claims.yaml",
-    ]
-    for source in sorted(sources):
+    modules = sources.reached([*code_cells(path), "from snipnb import notebooks"], package=package)
+    digest.update(f"{modules}{sources.digest(modules, package=package)}".encode())
+    for source in sorted([*package.glob("resources/**/*.csv"), package / "resources" / "claims.yaml"]):
         digest.update(f"{source.relative_to(package)}\0".encode() + source.read_bytes())
     for table in sorted((path.parent.parent / "figures" / "bench").glob("*.csv")):  # speed is measured by make bench
         digest.update(f"{table.name}\0".encode() + table.read_bytes())
@@ -186,6 +188,12 @@ def fingerprint(path: Path, profile: Profile) -> str:
     facts = [parameters, data_checksum(sample=bool(parameters.get("sample"))), versions(), platform.python_version()]
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def code_cells(path: Path) -> list[str]:
+    """The sources of a notebook's code cells."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 
 def gather_ledger(place: Place, notebooks: Sequence[Path]) -> list[dict[str, Any]]:
@@ -226,7 +234,13 @@ def _execute(path: Path, executed: Path, parameters: Mapping[str, Any], stage: P
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
-    with _kernel_environment(stage, threads=parameters["threads"]):
+    with _kernel_environment(stage, threads=parameters["threads"]) as scratch:
+        kernel = {"connection_file": os.path.join(scratch, "kernel.json")}
+        if sys.platform != "win32":
+            kernel |= {
+                "transport": "ipc",
+                "ip": "kernel-ipc",
+            }  # sockets in the working directory: paths have to be short
         try:
             papermill.execute_notebook(
                 str(path),
@@ -236,7 +250,7 @@ def _execute(path: Path, executed: Path, parameters: Mapping[str, Any], stage: P
                 cwd=str(stage),
                 progress_bar=sys.stderr.isatty(),
                 start_timeout=120,
-                config=Config(KernelManager={"transport": "tcp" if sys.platform == "win32" else "ipc"}),
+                config=Config(KernelManager=kernel),
                 coalesce_streams=True,
             )
         except papermill.PapermillExecutionError as error:
@@ -247,11 +261,15 @@ def _execute(path: Path, executed: Path, parameters: Mapping[str, Any], stage: P
 
 
 @contextmanager
-def _kernel_environment(stage: Path, *, threads: int) -> Iterator[None]:
-    """The variables a kernel starts with: nothing of the user's set-up, a fixed thread count, where to write."""
-    before = dict(os.environ)
-    with tempfile.TemporaryDirectory(prefix="snipnb-") as scratch:  # short: sockets live in it
+def _kernel_environment(stage: Path, *, threads: int) -> Iterator[str]:
+    """The variables a kernel starts with: nothing of the user's set-up, a fixed thread count, where to write.
+
+    Gives a folder for the kernel's own files, which is noted so that the run after one that was killed can remove it.
+    """
+    before, work = dict(os.environ), stage.parent.parent
+    with tempfile.TemporaryDirectory(prefix=SCRATCH) as scratch:
         try:
+            write_atomically(work / "scratch", scratch)
             for name in REMOVED_VARIABLES:
                 os.environ.pop(name, None)
             folders = ["IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"]
@@ -264,19 +282,18 @@ def _kernel_environment(stage: Path, *, threads: int) -> Iterator[None]:
                     "JUPYTER_PREFER_ENV_PATH": "1",
                     "PYTHONHASHSEED": "0",
                     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-                    "MPLCONFIGDIR": str(
-                        stage.parent.parent / "matplotlib"
-                    ),  # kept: its font cache takes seconds to build
+                    "MPLCONFIGDIR": str(work / "matplotlib"),  # kept: its list of fonts takes seconds to build
                     "PYTHONPATH": str(Path(__file__).resolve().parent.parent),  # this very package, not another
                     "SNIPNB_DATA": str(data_dir()),
                     "SNIPNB_OUTPUT": str(stage),
                     "SNIPNB_PROGRESS": _terminal(),
                 }
             )
-            yield
+            yield scratch
         finally:
             os.environ.clear()
             os.environ.update(before)
+            (work / "scratch").unlink(missing_ok=True)
 
 
 def _terminal() -> str:
@@ -419,6 +436,31 @@ def _only_one(place: Place) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _clear_leftovers(place: Place) -> None:
+    """Under the lock of the profile: what killed runs left, which nobody else would ever remove."""
+    published = [place.published, place.published / "claims", place.published / "notebooks"]
+    for folder in (*published, place.work, place.work / "state", place.work / "matplotlib"):
+        for file in [*folder.glob(".*.part"), *folder.glob("*.matplotlib-lock")]:
+            file.unlink(missing_ok=True)
+    noted = place.work / "scratch"
+    scratch = Path(noted.read_text(encoding="utf-8")) if noted.is_file() else None
+    if scratch is not None and scratch.parent == Path(tempfile.gettempdir()) and scratch.name.startswith(SCRATCH):
+        shutil.rmtree(scratch, ignore_errors=True)
+    noted.unlink(missing_ok=True)
+
+
+def _write_font_list(folder: Path) -> None:
+    """Matplotlib's list of fonts, made here: made in a notebook, it can leave a warning that it takes long in the outputs."""
+    from matplotlib import font_manager
+
+    path = folder / f"fontlist-v{font_manager.FontManager.__version__}.json"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / f".{path.name}.part"
+        font_manager.json_dump(font_manager.FontManager(), part)
+        os.replace(part, path)
 
 
 def _write_provenance(place: Place, notebook: str, facts: Mapping[str, Any]) -> None:

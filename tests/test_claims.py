@@ -23,6 +23,7 @@ def test_every_claim_has_a_rule_that_can_be_applied():
                 "outcomes",
                 "reported",
                 "needs",
+                "settings",
                 "weak_as",
                 "changed",
             )
@@ -76,6 +77,16 @@ def test_too_little_evidence_is_weak_or_untested():
     assert claims.judge("C33", {}, n=10, profile="default", protocol_followed=True)[0].startswith("untested (budget")
     mixed = {"inverted_minus_snip_low": 1.0, "shuffled_minus_snip_low": 0.0}
     assert claims.judge("C2", mixed, n=3, profile="default")[0].startswith("weak (which parameters")
+
+
+def test_settings_are_the_numbers_of_the_rules_words():
+    assert claims.setting("C25", "sparsities") == [0.75, 0.85, 0.9, 0.93, 0.96]
+    rule = claims.load_claims()["C25"]["rule"]
+    assert ", ".join(f"{s:.2f}" for s in claims.setting("C25", "sparsities")) in rule
+    assert f"the larger of {claims.setting('C25', 'smallest_margin'):g} points" in rule
+    assert set(claims.setting("C25", "sparsities")) <= set(claims.reported("figure1")["sparsity"])
+    with pytest.raises(ValueError, match="rule of C25 has no setting 'n'; it has sparsities, smallest_margin"):
+        claims.setting("C25", "n")
 
 
 def test_bad_claims_are_named():

@@ -5,11 +5,12 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from snipnb import errors
+from snipnb import claims, errors
 from snipnb.data import Split
 from snipnb.stats import equivalence_test
 from snipnb.training import Recipe
 
+JUDGED = claims.setting("C25", "sparsities")
 LAST, BEST = errors.WAYS["error_rate"], errors.WAYS["best_error_rate"]
 
 
@@ -27,7 +28,7 @@ def runs(rates, *, criterion="snip"):
 def many(offsets, *, spread=0.0, seeds=5, seed=0):
     """Runs of several criteria at the judged sparsities: criterion -> offset in points from 1 %."""
     draw = np.random.default_rng(seed)
-    shared = {(s, k): 1.0 + draw.normal(0, 0.2) for s in range(seeds) for k in errors.JUDGED}
+    shared = {(s, k): 1.0 + draw.normal(0, 0.2) for s in range(seeds) for k in JUDGED}
     return pd.concat(
         [
             runs(
@@ -110,7 +111,7 @@ def test_where_criteria_part():
     table = errors.error_table(many({"exact": 0.0, "snip": 0.01, "random": 1.0}, spread=0.02))
     apart = errors.parting(errors.differences(table, way=LAST), 0.1)
     assert set(apart.loc[apart["apart"], "criterion"]) == {"random"}
-    assert len(apart) == 2 * len(errors.JUDGED)
+    assert len(apart) == 2 * len(JUDGED)
     below = errors.parting(errors.differences(errors.error_table(many({"exact": 2.0, "snip": 0.0})), way=LAST), 0.1)
     assert below["apart"].all()
 

@@ -98,6 +98,8 @@ def test_examples_in_docstrings_run():
     [
         (["figures", "--profile", "quick"], "snipnb: there is no profile 'quick'; there are default, paper, smoke"),
         (["figures", "--profile", "smoke", "77"], "snipnb: there is no notebook '77'"),
+        (["run", "02", "--profile", "smoke", "--seeds", "0"], "snipnb: --seeds is 0; accepted are integers from 1"),
+        (["run", "01"], "snipnb: notebook '01' trains nothing"),
     ],
 )
 def test_the_command_line_says_what_is_wrong(arguments, message, capsys):

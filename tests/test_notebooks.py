@@ -3,12 +3,13 @@
 import ast
 import json
 import re
+import shutil
 import threading
 
 import pytest
 from filelock import FileLock
 
-from snipnb import claims, notebooks, profiles
+from snipnb import claims, experiments, notebooks, profiles, sources
 from snipnb.paths import project_root
 
 ROOT = project_root()
@@ -75,6 +76,54 @@ def test_every_call_that_writes_is_promised(path):
                 endings = {"figure": ("png", "svg", "csv"), "table": ("md", "csv"), "data": ("csv",)}.get(kind, ())
                 written |= {f"{number}_{name}.{ending}" for ending in endings}
     assert written == set(load(path)["metadata"]["snipnb"]["promises"])
+
+
+# --- what makes a notebook stale --------------------------------------------------------------------------------------
+
+RUNNER = {"__init__", "notebooks", "report", "claims", "plotting", "paths", "profiles", "data", "sources"}
+REACHED = {
+    "01_salience_derivation": {"derivation", "reference", "salience", "masks", "models", "stats", "training"},
+    "02_snip_vs_exact": {"agreement", "errors", "grids", "reference", "stats", "store", *experiments.SOURCES},
+    "03_lenet5_table": {"structure", "errors", "grids", "stats", "store", *experiments.SOURCES},
+}
+NOT_REACHED = {
+    "01_salience_derivation": {"agreement", "errors", "exact", "experiments", "grids", "store", "structure"},
+    "02_snip_vs_exact": {"derivation", "structure"},
+    "03_lenet5_table": {"agreement", "derivation", "reference"},
+}
+
+
+@every_notebook
+def test_each_notebook_depends_on_what_it_reaches(path):
+    modules = set(sources.reached([*notebooks.code_cells(path), "from snipnb import notebooks"]))
+    assert modules >= RUNNER | REACHED.get(path.stem, set())
+    assert not modules & ({"__main__", "bench", "readme"} | NOT_REACHED.get(path.stem, set()))
+
+
+def test_only_a_change_that_a_notebook_reaches_makes_it_stale(tmp_path):
+    shutil.copytree(sources.PACKAGE, tmp_path / "snipnb", ignore=shutil.ignore_patterns("__pycache__"))
+    package, profile = tmp_path / "snipnb", profiles.load_profile("smoke")
+
+    def marks():
+        return {path.stem: notebooks.fingerprint(path, profile, package=package) for path in NOTEBOOKS}
+
+    def stale(file, text):
+        content = (package / file).read_text(encoding="utf-8")
+        (package / file).write_text(content + text, encoding="utf-8")
+        after = marks()
+        (package / file).write_text(content, encoding="utf-8")
+        return {name[:2] for name in before if before[name] != after[name]}
+
+    before, everything = marks(), {path.stem[:2] for path in NOTEBOOKS}
+    assert before == {path.stem: notebooks.fingerprint(path, profile) for path in NOTEBOOKS}
+    assert stale("structure.py", "\nLATER = 1\n") == {"03"}
+    assert stale("lines.py", "\nLATER = 1\n") >= {"02", "03"}  # through criteria and exact
+    assert "01" not in stale("lines.py", "\nLATER = 1\n")
+    assert stale("lines.py", "\n# a comment\n") == set()
+    assert stale("bench.py", "\nLATER = 1\n") == set()
+    assert stale("notebooks.py", "\nLATER = 1\n") == everything
+    assert stale("stats.py", "\nfrom snipnb import *\n") == everything
+    assert stale("resources/claims.yaml", "\n") == everything
 
 
 # --- smoke runs -------------------------------------------------------------------------------------------------------
@@ -324,6 +373,48 @@ def test_a_second_run_waits_for_the_first(project, capsys):
     assert run(root)
     first.join()
     assert "another run of this profile is going on" in capsys.readouterr().out
+
+
+def test_what_a_killed_run_left_is_removed(project, monkeypatch, tmp_path):
+    root, _ = project
+    assert run(root)
+    published, work = root / "figures" / "mine", root / "build" / ".mine"
+    files = set(root.rglob("*"))
+    monkeypatch.setattr(notebooks.tempfile, "tempdir", str(tmp_path))
+    left = [published / ".claims.json.x1.part", published / "notebooks" / ".98_test.ipynb.part"]
+    left += [work / "state" / ".98_test.json.x2.part", work / "matplotlib" / "fontlist.json.matplotlib-lock"]
+    for path in left:
+        path.write_text("half")
+    (tmp_path / "snipnb-x3").mkdir()
+    (work / "scratch").write_text(str(tmp_path / "snipnb-x3"))
+    (tmp_path / "mine").mkdir()
+    assert run(root)
+    assert set(root.rglob("*")) == files
+    assert not (tmp_path / "snipnb-x3").exists()
+    (work / "scratch").write_text(str(tmp_path / "mine"))  # nothing of ours
+    assert run(root, force=True)
+    assert (tmp_path / "mine").is_dir()
+    assert not list(tmp_path.glob("snipnb-*"))
+
+
+def test_a_kernel_keeps_its_files_in_the_folder_that_is_removed(project, monkeypatch, tmp_path):
+    root, change = project
+    monkeypatch.setattr(notebooks.tempfile, "tempdir", str(tmp_path))
+    change(WRITE, "from ipykernel import get_connection_file\nassert '/snipnb-' in get_connection_file()")
+    before = set(tmp_path.iterdir())
+    assert run(root)
+    assert set(tmp_path.iterdir()) == before
+    assert not (root / "build" / ".mine" / "scratch").exists()
+
+
+def test_a_notebook_finds_the_list_of_fonts_ready(project):
+    root, change = project
+    change(WRITE, "import os\nassert any(n.startswith('fontlist-v') for n in os.listdir(os.environ['MPLCONFIGDIR']))")
+    assert run(root)
+    fonts = list((root / "build" / ".mine" / "matplotlib").iterdir())
+    change(WRITE, "from matplotlib import font_manager")
+    assert run(root)
+    assert list((root / "build" / ".mine" / "matplotlib").iterdir()) == fonts
 
 
 def test_environment_variables_come_back(project, monkeypatch):
