@@ -238,6 +238,17 @@ def test_series_and_exponentials_agree(longest, monkeypatch):
     assert furthest(found, expected) < 1e-13 * largest(expected)
 
 
+def test_the_series_has_all_its_digits_up_to_where_it_ends():
+    """Two classes nearly even, whose series has the radius pi; the parameter is as large as a series takes."""
+    w = curvature.LONGEST
+    model = nn.Sequential(nn.Linear(2, 2, bias=False)).double()
+    model[0].weight.data.copy_(torch.tensor([[w, -w], [0.0, 0.0]]))
+    images, labels = torch.ones(1, 2, dtype=torch.float64), torch.tensor([1])
+    found = snipnb.taylor_salience(model, images, labels, order="linear-region")["0.weight"]
+    assert float(found[0, 0]) == pytest.approx(math.log1p(math.expm1(-w) / 2), rel=1e-14, abs=0)
+    assert float(found[0, 1]) == pytest.approx(math.log1p(math.expm1(w) / 2), rel=1e-14, abs=0)
+
+
 def test_it_is_the_exact_salience_where_nothing_switches():
     model, images, labels = sequential("LeNet in small")
     with torch.no_grad():
