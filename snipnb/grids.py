@@ -63,7 +63,36 @@ def figure2(
     )
 
 
-GRIDS: dict[str, Callable[..., list[RunConfig]]] = {"02_snip_vs_exact": figure1, "03_lenet5_table": figure2}
+SECOND_ORDER = ("snip", "exact", "second_order", "third_order", "linear_region", "printed_second_order")
+
+
+def second_order(
+    *,
+    num_runs: int,
+    salience_images: int,
+    split_name: str,
+    epochs: int,
+    learning_rate: float,
+    schedule: str,
+    sample: bool,
+) -> list[RunConfig]:
+    """Runs behind notebook 05: the exact criterion and its approximations at sparsity 0.95. Arguments as for :func:`figure1`."""
+    return grid(
+        criteria=SECOND_ORDER,
+        sparsities=[0.95],
+        seeds=range(num_runs),
+        split=split_name,
+        sample=sample,
+        salience_images=salience_images or None,
+        recipe=Recipe(epochs=epochs, learning_rate=learning_rate, schedule=schedule),
+    )
+
+
+GRIDS: dict[str, Callable[..., list[RunConfig]]] = {
+    "02_snip_vs_exact": figure1,
+    "03_lenet5_table": figure2,
+    "05_second_order": second_order,
+}
 
 
 def name_of(notebook: str) -> str:

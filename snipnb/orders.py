@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from snipnb import reference
 from snipnb.agreement import WHOLE, overlaps, rank_correlation
 from snipnb.curvature import derivatives, diagonal_hessian, printed_second_order, row_sum_hessian, taylor_salience
+from snipnb.errors import differences
 from snipnb.exact import exact_salience
 from snipnb.models import published_label
+from snipnb.progress import track
 from snipnb.salience import Salience, call_with, float_parameters
 from snipnb.stats import mean_interval
 
@@ -96,8 +98,8 @@ def quadratic_loss(*, seed: int = 0, images: int = 40) -> pd.DataFrame:
         def along(values: Tensor, name: str = name, shape: torch.Size = w.shape) -> Tensor:
             return loss(call_with(model, {**parameters, name: values.view(shape)}, x), targets)
 
-        slope = torch.func.grad(along)(flat)
-        curvature = torch.func.hessian(along)(flat).diagonal()
+        slope = torch.autograd.functional.jacobian(along, flat)
+        curvature = torch.autograd.functional.hessian(along, flat).diagonal()
         found = {
             "exact": exact[name].flatten(),
             "corrected": flat * slope - flat**2 * curvature / 2,
@@ -258,20 +260,82 @@ def compare_orders(found: Mapping[str, Salience], *, sparsity: float) -> pd.Data
     return pd.DataFrame(rows)
 
 
-def over_networks(
-    frames: Sequence[pd.DataFrame], *, by: Sequence[str] = ("state", "approximation", "layer")
+def compare_states(
+    states: Mapping[str, Sequence[nn.Module]], images: Tensor, labels: Tensor, *, sparsity: float
 ) -> pd.DataFrame:
-    """Means over seeds of :func:`compare_orders`, with the smallest and largest: ``by``, ``measure``, ``n``, ``mean``, ``smallest``, ``largest``."""
-    long = pd.concat(frames, ignore_index=True).melt(
-        [*by, "seed"], ["spearman", "overlap", "relative_error"], "measure", "value"
-    )
+    """:func:`compare_orders` of several networks in several states.
+
+    Args:
+        states: State -> networks, one per seed.
+        images: That all saliences are taken over.
+        labels: Of them.
+        sparsity: Of the kept sets.
+
+    Returns:
+        One row per state, approximation, layer and measure: ``state``, ``approximation``, ``layer``, ``measure``, ``n``, ``mean``, ``smallest``,
+        ``largest`` over networks.
+    """
+    jobs = [(state, model) for state, models in states.items() for model in models]
+    frames = [
+        compare_orders(approximations(model, images, labels), sparsity=sparsity).assign(state=state)
+        for state, model in track(jobs, "orders, networks")
+    ]
+    by = ["state", "approximation", "layer"]
+    long = pd.concat(frames, ignore_index=True).melt(by, ["spearman", "overlap", "relative_error"], "measure", "value")
     grouped = long.groupby([*by, "measure"], sort=False)["value"]
-    return grouped.agg(n="count", mean="mean", smallest="min", largest="max").reset_index()
+    return grouped.agg(n="size", mean="mean", smallest="min", largest="max").reset_index()
 
 
-def paired_gain(errors: pd.DataFrame, *, way: str, better: str, than: str = "snip") -> tuple[float, float, float]:
-    """By how much a criterion's error rate is below another's, paired over seeds: mean and 95 % t interval, in points."""
-    one = errors[errors["way"] == way].pivot_table(
-        index=["seed", "sparsity"], columns="criterion", values="error_percent"
+def mean_of(compared: pd.DataFrame, state: str, approximation: str, measure: str, layer: str = WHOLE) -> float:
+    """One mean out of :func:`compare_states`."""
+    chosen = compared.set_index(["state", "approximation", "layer", "measure"])["mean"]
+    return float(chosen.loc[(state, approximation, layer, measure)])
+
+
+def agreement_table(compared: pd.DataFrame) -> pd.DataFrame:
+    """Means for the whole network: one row per state and approximation, a column per measure."""
+    whole = compared[compared["layer"] == WHOLE]
+    table = whole.pivot(index=["state", "approximation"], columns="measure", values="mean").reset_index()
+    order = {name: k for k, name in enumerate(APPROXIMATIONS)}
+    table = table.sort_values("approximation", key=lambda names: names.map(order), kind="stable")
+    table = table.sort_values(
+        "state", key=lambda states: states.map({s: k for k, s in enumerate(compared["state"].unique())}), kind="stable"
     )
-    return mean_interval((one[than] - one[better]).to_numpy())
+    table["approximation"] = table["approximation"].map(APPROXIMATIONS)
+    return table[["state", "approximation", "spearman", "overlap", "relative_error"]].reset_index(drop=True)
+
+
+def switching(compared: pd.DataFrame) -> pd.DataFrame:
+    """What each order leaves over and what no order can reach, by tensor, in per cent of the exact saliences.
+
+    Returns:
+        One row per state and tensor: ``state``, ``layer``, ``order 1``, ``order 2``, ``order 3``, ``switching`` (left after all orders).
+    """
+    some = compared[(compared["measure"] == "relative_error") & compared["approximation"].isin(IN_UNITS_OF_LOSS)]
+    names = dict(zip(IN_UNITS_OF_LOSS, ("order 1", "order 2", "order 3", "switching"), strict=True))
+    rows = []
+    for (state, layer), part in some.groupby(["state", "layer"], sort=False):
+        left = part.set_index("approximation")["mean"]
+        rows.append({"state": state, "layer": layer} | {label: 100 * left[name] for name, label in names.items()})
+    return pd.DataFrame(rows)
+
+
+def gains(rates: pd.DataFrame, *, way: str, than: str) -> pd.DataFrame:
+    """By how much each criterion's error rate lies below another's, paired over seeds.
+
+    Args:
+        rates: As from :func:`snipnb.errors.error_table`, at one sparsity.
+        way: One of the values of ``errors.WAYS``.
+        than: The other criterion.
+
+    Returns:
+        One row per criterion: ``criterion``, ``n``, ``error_percent`` (mean), ``mean``, ``low95``, ``high95`` (of the gain, in points).
+    """
+    pairs = differences(rates, way=way, reference=than)
+    rows = []
+    for criterion, part in pairs.groupby("criterion", sort=False):
+        mean, low, high = mean_interval(-part["difference"].to_numpy())
+        level = rates.loc[(rates["criterion"] == criterion) & (rates["way"] == way), "error_percent"].mean()
+        facts = {"n": len(part), "error_percent": level, "mean": mean, "low95": low, "high95": high}
+        rows.append({"criterion": criterion} | facts)
+    return pd.DataFrame(rows)
