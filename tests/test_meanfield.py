@@ -59,6 +59,15 @@ def test_scales_are_those_of_wide_networks_on_images_that_are_so_alike(build, sh
         assert np.mean(squares[name]) ** 0.5 == pytest.approx(scale, rel=tolerance), name
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"padding": 2}, {"padding": "same", "dilation": 2}, {"stride": (2, 3), "padding": 1}]
+)
+def test_connections_into_the_padding_are_counted(options):
+    layer = nn.Conv2d(2, 1, (3, 5), bias=False, **options)
+    met = nn.functional.conv2d(torch.ones(2, 9, 11), torch.ones_like(layer.weight), None, **options) / 30
+    assert meanfield._cover(layer, (9, 11)) == (tuple(met.shape[1:]), pytest.approx(float(met.mean())))
+
+
 def test_moments_of_relu_are_the_arc_cosine_kernels():
     moments = np.array([1.7, 0.9, 0.2])
     after, gates, unit_moments, unit_gates = meanfield._gate(moments, 1, 0.5)
