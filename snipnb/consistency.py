@@ -275,7 +275,7 @@ def kept_by_magnitude(networks: Ensemble, kept: Mask) -> pd.DataFrame:
 
     Returns:
         One row per weight tensor and tenth: ``layer``, ``tenth`` (1: smallest), ``kept`` (fraction, all seeds together), ``low``,
-        ``high`` (95 % of seeds).
+        ``high`` (smallest and largest of the seeds).
     """
     frames = []
     for name in _weights(networks):
@@ -286,8 +286,8 @@ def kept_by_magnitude(networks: Ensemble, kept: Mask) -> pd.DataFrame:
         for k in range(BINS):
             here = tenth == k
             share = ((mask & here).sum(1) / here.sum(1)).double()
-            low, high = np.quantile(share.numpy(), [0.025, 0.975])
-            frames.append({"layer": name, "tenth": k + 1, "kept": float(share.mean()), "low": low, "high": high})
+            ends = {"low": float(share.min()), "high": float(share.max())}
+            frames.append({"layer": name, "tenth": k + 1, "kept": float(share.mean()), **ends})
     return pd.DataFrame(frames)
 
 
@@ -359,3 +359,12 @@ def curves_of_networks(networks: Mapping[str, Ensemble], sparsities: Sequence[fl
         for name, one in networks.items()
     ]
     return pd.concat(frames, ignore_index=True)
+
+
+def predictions_to_draw(compared: pd.DataFrame, *, fitted: Sequence[str], sparsity: float) -> pd.DataFrame:
+    """Weight tensors of :func:`snipnb.densities.compare` at one sparsity under PyTorch's initialisation, as the figure takes them."""
+    chosen = compared[(compared["sparsity"] == sparsity) & (compared["init"] == "pytorch")]
+    chosen = chosen[chosen["layer"].str.endswith("weight")].rename(columns={"density": "measured"})
+    names = {"closed_form": "closed form", "erdos_renyi_kernel": "Erdos-Renyi-kernel", "uniform": "uniform"}
+    chosen = chosen.assign(rule=chosen["rule"].map(names), fitted=chosen["network"].isin(fitted))
+    return chosen[["rule", "network", "layer", "measured", "predicted", "fitted"]].reset_index(drop=True)

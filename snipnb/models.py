@@ -73,12 +73,80 @@ def lenet_300_100(*, init: str = "pytorch", seed: int = 0) -> nn.Sequential:
     )
 
 
+def lenet_variant(
+    base: str = "lenet5",
+    *,
+    width: float = 1.0,
+    extra_conv: int = 0,
+    extra_full: int = 0,
+    init: str = "pytorch",
+    seed: int = 0,
+) -> nn.Sequential:
+    """A wider, narrower or deeper LeNet-5 or LeNet-300-100, its layers named in the same way.
+
+    Hidden channels and units are multiplied by ``width`` and rounded. Extra convolutions (3x3 with padding 1, ReLU, as many
+    channels as the last one) stand after the last max-pooling, extra fully connected layers (ReLU, as many units as the last
+    hidden one) before the logits. Without changes the network is ``base`` itself, weight for weight.
+
+    Args:
+        base: ``"lenet5"`` or ``"lenet_300_100"``.
+        width: Factor on all hidden sizes, above 0.
+        extra_conv: Convolutions added, from 0; of LeNet-5 only.
+        extra_full: Fully connected layers added, from 0.
+        init: One of :data:`INITIALISATIONS`.
+        seed: Draw of the initial weights. The global random state is neither used nor changed.
+
+    Raises:
+        ValueError: If an argument is not as above.
+
+    Example:
+        >>> [tuple(p.shape) for p in lenet_variant("lenet_300_100", width=0.5, extra_full=1).parameters() if p.dim() == 2]
+        [(150, 784), (50, 150), (50, 50), (10, 50)]
+    """
+    if base not in _HIDDEN:
+        raise ValueError(f"base is {base!r}; accepted are {', '.join(_HIDDEN)}")
+    if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 < width < float("inf"):
+        raise ValueError(f"width is {width!r}; accepted are finite numbers above 0")
+    for name, extra in (("extra_conv", extra_conv), ("extra_full", extra_full)):
+        if isinstance(extra, bool) or not isinstance(extra, int) or extra < 0:
+            raise ValueError(f"{name} is {extra!r}; accepted are integers from 0")
+    channels, units = ([max(1, round(width * size)) for size in sizes] for sizes in _HIDDEN[base])
+    if extra_conv and not channels:
+        raise ValueError(f"extra_conv is {extra_conv} for {base}, which has no convolutions; accepted is 0")
+    return _build(lambda: _variant(channels, extra_conv, units + units[-1:] * extra_full), init, seed)
+
+
 def published_label(parameter: str) -> str:
     """The write-up's name of a parameter: ``conv1.weight`` is "conv 1", ``full3.bias`` is "bias full 3"."""
     found = re.fullmatch(r"([a-z]+)(\d+)\.(weight|bias)", parameter)
     if found is None:
         return parameter
     return ("bias " if found[3] == "bias" else "") + f"{found[1]} {found[2]}"
+
+
+_HIDDEN = {"lenet5": ([6, 16], [120, 84]), "lenet_300_100": ([], [300, 100])}  # channels and units
+
+
+def _variant(channels: list[int], extra_conv: int, units: list[int]) -> OrderedDict[str, nn.Module]:
+    """Layers for images [1, 28, 28]: convolutions, each but the extra ones with a max-pooling; then fully connected ones."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    before = 1
+    for i, after in enumerate(channels + channels[-1:] * extra_conv, start=1):
+        kernel, padding = (5, 2 if i == 1 else 0) if i <= len(channels) else (3, 1)
+        layers[f"conv{i}"] = nn.Conv2d(before, after, kernel, padding=padding)
+        layers[f"relu{i}"] = nn.ReLU()
+        if i <= len(channels):
+            layers[f"pool{i}"] = nn.MaxPool2d(2)
+        before = after
+    layers["flatten"] = nn.Flatten()
+    before *= 5 * 5 if channels else 28 * 28
+    convolutions = len(channels) + extra_conv
+    for i, after in enumerate([*units, 10], start=1):
+        layers[f"full{i}"] = nn.Linear(before, after)
+        if i <= len(units):
+            layers[f"relu{convolutions + i}"] = nn.ReLU()
+        before = after
+    return layers
 
 
 def _build(layers: Callable[[], OrderedDict[str, nn.Module]], init: str, seed: int) -> nn.Sequential:

@@ -1,7 +1,10 @@
+from functools import partial
+
 import pytest
 import torch
 
 import snipnb
+from snipnb import models
 
 SHAPES = {
     "conv1.weight": (6, 1, 5, 5),
@@ -71,3 +74,49 @@ def test_unknown_initialisation_is_named():
 def test_labels_of_the_write_up():
     assert [snipnb.published_label(name) for name in ("conv1.weight", "full3.bias")] == ["conv 1", "bias full 3"]
     assert snipnb.published_label("features.0.weight") == "features.0.weight"
+
+
+@pytest.mark.parametrize("base", ["lenet5", "lenet_300_100"])
+def test_a_variant_without_changes_is_the_network_itself(base):
+    own, variant = (f(init="xavier_normal", seed=3) for f in (models.MODELS[base], partial(models.lenet_variant, base)))
+    assert [(n, type(layer)) for n, layer in own.named_children()] == [
+        (n, type(layer)) for n, layer in variant.named_children()
+    ]
+    for (name, a), (same, b) in zip(own.named_parameters(), variant.named_parameters(), strict=True):
+        assert name == same
+        assert torch.equal(a, b)
+
+
+def test_variants_are_wider_and_deeper(examples):
+    model = models.lenet_variant(width=1.5, extra_conv=1, extra_full=1, init="pytorch_zero_bias")
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.dim() > 1}
+    assert shapes == {
+        "conv1.weight": (9, 1, 5, 5),
+        "conv2.weight": (24, 9, 5, 5),
+        "conv3.weight": (24, 24, 3, 3),
+        "full1.weight": (180, 600),
+        "full2.weight": (126, 180),
+        "full3.weight": (126, 126),
+        "full4.weight": (10, 126),
+    }
+    assert model(examples[0][:2]).shape == (2, 10)
+    assert not model.conv3.bias.any()
+    assert sum(isinstance(layer, torch.nn.ReLU) for layer in model) == 6
+    assert torch.equal(model.conv1.weight, models.lenet_variant(width=1.5).conv1.weight)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"base": "vgg"}, "base is 'vgg'; accepted are lenet5, lenet_300_100"),
+        ({"width": 0}, "width is 0; accepted are finite numbers above 0"),
+        ({"width": float("inf")}, "width is inf"),
+        ({"extra_full": -1}, "extra_full is -1; accepted are integers from 0"),
+        ({"extra_conv": 1.0}, r"extra_conv is 1\.0; accepted are integers"),
+        ({"base": "lenet_300_100", "extra_conv": 1}, "extra_conv is 1 for lenet_300_100, which has no convolutions"),
+        ({"init": "he"}, "init is 'he'"),
+    ],
+)
+def test_variants_that_cannot_be_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        models.lenet_variant(**arguments)

@@ -62,7 +62,9 @@ def test_row_sums_are_those_of_the_whole_hessian():
     np.testing.assert_allclose(points["row_sum"], hessian.sum(1), atol=1e-12)
     whole = table.iloc[0]
     assert whole["parameters"] == 19
-    sums = hessian.sum(1)[:10]  # one number added to all logits changes nothing: row sums of the output's bias are rounding
+    sums = hessian.sum(1)[
+        :10
+    ]  # one number added to all logits changes nothing: row sums of the output's bias are rounding
     share = points["row_sum"][:10].lt(0).mean()
     assert share == pytest.approx(float((sums < 0).double().mean()))
 
