@@ -213,11 +213,17 @@ def _split(name: str, sample: bool) -> Split:
     return load_split(name, sample=sample)
 
 
-def _masks(group: Sequence[RunConfig], place: Store, device: str, known: dict[RunConfig, Salience]) -> list[Mask]:
+def _source(config: RunConfig) -> RunConfig:
+    """What the saliences of a run follow from."""
+    return dataclasses.replace(config, sparsity=0.0, data_seed=0, recipe=Recipe())
+
+
+def _masks(group: Sequence[RunConfig], place: Store, device: str) -> list[Mask]:
     """What every run of a group keeps; saliences that take images are kept in the store."""
-    masks = []
+    masks: list[Mask] = []
+    known: dict[RunConfig, Salience] = {}
     for config in group:
-        source = dataclasses.replace(config, sparsity=0.0, data_seed=0, recipe=Recipe())
+        source = _source(config)
         if source not in known:
             known.clear()  # the last one only: runs are in the order of criteria
             known[source] = _salience(source, place, device)
@@ -233,6 +239,8 @@ def _salience(config: RunConfig, place: Store, device: str) -> Salience:
     if not criterion.uses_images:
         return criterion.salience(model, torch.empty(0), torch.empty(0), config.init_seed)
     key = f"salience-{config.criterion}-{_key([config])}"
+    if (found := place.checkpoint(key)) is not None:
+        return {name: torch.from_numpy(array) for name, array in found[0].items()}
     with place.lock(key):
         if (found := place.checkpoint(key)) is not None:
             return {name: torch.from_numpy(array) for name, array in found[0].items()}
@@ -252,9 +260,15 @@ def _salience(config: RunConfig, place: Store, device: str) -> Salience:
 def _train_all(
     missing: Mapping[str, list[RunConfig]], place: Store, folder: Path, jobs: int | None, device: str
 ) -> None:
-    """Train all missing groups; those that another process is at are waited for at the end."""
-    known: dict[RunConfig, Salience] = {}
-    tasks = [(key, group, _masks(group, place, device, known)) for key, group in missing.items()]
+    """Train all missing groups; those that another process is at are waited for at the end.
+
+    Saliences are made before, with all threads. Workers make the masks from them: a task is but some configurations, as a worker
+    that was sent half of a large one when its parent was killed would wait for the rest for ever.
+    """
+    for source in dict.fromkeys(_source(config) for group in missing.values() for config in group):
+        if CRITERIA[source.criterion].uses_images:
+            _salience(source, place, device)
+    tasks = list(missing.items())
     jobs = jobs or _jobs(device)
     with _progress(missing, place):
         for wait in (False, True):
@@ -287,7 +301,7 @@ def _train_quietly(*task, **options) -> None:
     _train_group(*task, **options)
 
 
-def _train_group(key: str, group: list[RunConfig], masks: list[Mask], folder: Path, device: str, *, wait: bool) -> None:
+def _train_group(key: str, group: list[RunConfig], folder: Path, device: str, *, wait: bool) -> None:
     """Train one group and record it, unless somebody else does."""
     place = Store(folder)
     with place.lock(key, wait=wait) as ours:
@@ -301,7 +315,7 @@ def _train_group(key: str, group: list[RunConfig], masks: list[Mask], folder: Pa
             first = group[0]
             split = _split(first.split, first.sample)
             models = [MODELS[c.model](init=c.init, seed=c.init_seed).to(device) for c in group]
-            checkpoint = _Checkpoint(place, key)
+            masks, checkpoint = _masks(group, place, device), _Checkpoint(place, key)
             resumed = place.progress([key])[key]
             histories = train_together(
                 models, split, masks=masks, recipe=first.recipe, data_seed=first.data_seed, checkpoint=checkpoint

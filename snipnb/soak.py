@@ -32,7 +32,7 @@ from snipnb.profiles import check_parameters, load_profile
 if TYPE_CHECKING:
     import psutil
 
-GRACE_SECONDS = 10.0  # what was left behind may go on for so long after the last attempt
+GRACE_SECONDS = 320.0  # after the last attempt for what was left behind: idle workers of joblib end after 300
 Interval = tuple[str, float, float]  # a notebook, and when the quiet run began and ended it, in seconds
 
 
@@ -272,8 +272,10 @@ class Run:
             time.sleep(0.1)
         still_there = []
         for process in filter(_lives, self.left):
-            still_there.append(" ".join(process.cmdline()[:6]))
-            process.kill()
+            command = " ".join(process.cmdline()[:6])
+            if "resource_tracker" not in command:  # those clear away what the others had, and end with them
+                still_there.append(command)
+                process.kill()
         return still_there
 
     def rewritten(self) -> list[str]:
