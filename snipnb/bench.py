@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import joblib
@@ -153,44 +154,53 @@ def snip_cost(model: nn.Module, images: Tensor, labels: Tensor, *, rounds: int =
     return pd.DataFrame(rows)
 
 
-def curvature_cost(model: nn.Module, images: Tensor, labels: Tensor, *, rounds: int = 3) -> pd.DataFrame:
+def curvature_cost(
+    model: nn.Module, images: Tensor, labels: Tensor, *, rounds: int = 3, few: int = 10_000
+) -> pd.DataFrame:
     """Second and higher orders against one gradient, and against BackPACK's diagonal, over the same images, in turn.
 
+    The diagonal, which a claim is about, and BackPACK's take all images; everything else the first ``few`` of them.
+
     Returns:
-        One row per way: ``way``, ``rounds``, ``images``, ``seconds`` (mean), ``in_gradients`` with its 95 % t interval over rounds,
-        ``of_backpack`` (ratio within a round) with its own; NaN where BackPACK is not installed, whose row is then missing.
+        One row per way: ``way``, ``rounds``, ``images``, ``seconds`` (mean), ``in_gradients`` (over the same images) with its 95 % t
+        interval over rounds, ``of_backpack`` (ratio within a round) with its own; NaN where BackPACK was not measured or is not
+        installed.
     """
     model = copy.deepcopy(model)
-    ways: dict[str, Callable[[], object]] = {
-        "one gradient": lambda: gradient(model, images, labels),
-        "diagonal": lambda: diagonal_hessian(model, images, labels),
-        "first and second derivative": lambda: derivatives(model, images, labels, order=2),
-        "derivatives to order 3": lambda: derivatives(model, images, labels, order=3),
-        "linear region": lambda: taylor_salience(model, images, labels, order="linear-region"),
-        "row sums": lambda: row_sum_hessian(model, images, labels),
-        "Hutchinson, 1 sample": lambda: hutchinson_diagonal(model, images, labels),
+    ways: dict[str, Callable[[Tensor, Tensor], object]] = {
+        "one gradient": lambda x, y: gradient(model, x, y),
+        "diagonal": lambda x, y: diagonal_hessian(model, x, y),
     }
-    if (backpack := _backpack_diagonal(model, images, labels)) is not None:
+    if (backpack := _backpack_diagonal(model)) is not None:
         ways["diagonal by BackPACK"] = backpack
-    few = slice(0, BATCH)
-    gradient(model, images[few], labels[few])  # warm up
-    order = [*ways, *list(ways)[:1]]  # the gradient twice a round, at both ends
-    times = {name: [] for name in ways}
-    for _ in track(range(rounds), "curvature"):
-        taken = [(name, seconds(ways[name])) for name in order]
-        for name in ways:
-            times[name].append(np.mean([t for n, t in taken if n == name]))
+    others: dict[str, Callable[[Tensor, Tensor], object]] = {
+        "one gradient ": ways["one gradient"],  # over the fewer images
+        "first and second derivative": lambda x, y: derivatives(model, x, y, order=2),
+        "derivatives to order 3": lambda x, y: derivatives(model, x, y, order=3),
+        "linear region": lambda x, y: taylor_salience(model, x, y, order="linear-region"),
+        "row sums": lambda x, y: row_sum_hessian(model, x, y),
+        "Hutchinson, 1 sample": lambda x, y: hutchinson_diagonal(model, x, y),
+    }
+    gradient(model, images[:BATCH], labels[:BATCH])  # warm up
     rows = []
-    for name, each in times.items():
-        row = {"way": name, "rounds": rounds, "images": len(images), "seconds": np.mean(each)}
-        for column, other in (("in_gradients", "one gradient"), ("of_backpack", "diagonal by BackPACK")):
-            compared = np.array(each) / np.array(times[other]) if other in times else np.full(rounds, np.nan)
-            row |= dict(zip((column, f"{column}_low95", f"{column}_high95"), mean_interval(compared), strict=True))
-        rows.append(row)
+    for taken, number in ((ways, len(images)), (others, min(few, len(images)))):
+        x, y = images[:number], labels[:number]
+        unit = next(iter(taken))
+        times: dict[str, list[float]] = {name: [] for name in taken}
+        for _ in track(range(rounds), "curvature"):
+            each = [(name, seconds(partial(taken[name], x, y))) for name in (*taken, unit)]  # the gradient at both ends
+            for name in taken:
+                times[name].append(np.mean([t for n, t in each if n == name]))
+        for name, own in times.items():
+            row = {"way": name.strip(), "rounds": rounds, "images": number, "seconds": np.mean(own)}
+            for column, other in (("in_gradients", unit), ("of_backpack", "diagonal by BackPACK")):
+                ratio = np.array(own) / np.array(times[other]) if other in times else np.full(rounds, np.nan)
+                row |= dict(zip((column, f"{column}_low95", f"{column}_high95"), mean_interval(ratio), strict=True))
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _backpack_diagonal(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], object] | None:
+def _backpack_diagonal(model: nn.Module) -> Callable[[Tensor, Tensor], object] | None:
     """BackPACK's exact diagonal of the same Hessian, or None where it is not installed (it comes with ``make test``)."""
     try:
         import backpack
@@ -204,7 +214,7 @@ def _backpack_diagonal(model: nn.Module, images: Tensor, labels: Tensor) -> Call
     loss = backpack.extend(nn.CrossEntropyLoss(reduction="sum"))
     size = 100  # images at once, at which it is fastest
 
-    def diagonal() -> dict[str, Tensor]:
+    def diagonal(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         total = {name: torch.zeros_like(p) for name, p in network.named_parameters()}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Full backward hook is firing")  # its hooks; images need no gradient

@@ -34,15 +34,17 @@ def test_snip_is_measured_in_gradients(examples):
 def test_curvature_is_measured_in_gradients_and_against_backpack(examples, monkeypatch):
     images, labels = (t[:60] for t in examples)
     model = snipnb.lenet5(seed=0)
-    frame = bench.curvature_cost(model, images, labels, rounds=2).set_index("way")
-    assert frame.loc["one gradient", "in_gradients"] == 1
+    table = bench.curvature_cost(model, images, labels, rounds=2, few=30)
+    assert table["images"].tolist() == [60] * 3 + [30] * 6
+    assert table.loc[table["way"] == "one gradient", "in_gradients"].tolist() == [1, 1]
+    frame = table.set_index("way")
     assert frame.loc["diagonal by BackPACK", "of_backpack"] == 1
     assert (frame["seconds"] > 0).all()
-    theirs, ours = bench._backpack_diagonal(model, images, labels)(), snipnb.diagonal_hessian(model, images, labels)
+    theirs, ours = bench._backpack_diagonal(model)(images, labels), snipnb.diagonal_hessian(model, images, labels)
     for name, h in ours.items():
         torch.testing.assert_close(theirs[name], h, rtol=1e-4, atol=1e-6 * float(h.max()))
     monkeypatch.setattr(bench, "_backpack_diagonal", lambda *_: None)
-    alone = bench.curvature_cost(model, images, labels, rounds=2).set_index("way")
+    alone = bench.curvature_cost(model, images, labels, rounds=2, few=30).set_index("way")
     assert "diagonal by BackPACK" not in alone.index
     assert alone["of_backpack"].isna().all()
 
