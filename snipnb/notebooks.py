@@ -116,6 +116,7 @@ def run(
             print(f"[{number}/{len(chosen)}] {path.stem} ", end="", flush=True)
             mark = fingerprint(path, profile)
             if not force and _is_current(path.stem, mark, place):
+                shutil.rmtree(place.work / "stage" / path.stem, ignore_errors=True)  # of a forced run that was killed
                 print("is up to date")
                 continue
             start = time.monotonic()

@@ -383,7 +383,9 @@ def test_what_a_killed_run_left_is_removed(project, monkeypatch, tmp_path):
     monkeypatch.setattr(notebooks.tempfile, "tempdir", str(tmp_path))
     left = [published / ".claims.json.x1.part", published / "notebooks" / ".98_test.ipynb.part"]
     left += [work / "state" / ".98_test.json.x2.part", work / "matplotlib" / "fontlist.json.matplotlib-lock"]
+    left += [work / "stage" / "98_test" / "98_picture.txt"]
     for path in left:
+        path.parent.mkdir(exist_ok=True)
         path.write_text("half")
     (tmp_path / "snipnb-x3").mkdir()
     (work / "scratch").write_text(str(tmp_path / "snipnb-x3"))
