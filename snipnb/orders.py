@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -28,6 +29,7 @@ APPROXIMATIONS: dict[str, str] = {
     "third_order": "order 3",
     "linear_region": "all orders",
 }
+PER_DECADE = 8  # bins of a density
 IN_UNITS_OF_LOSS = ("snip", "second_order", "third_order", "linear_region")
 
 
@@ -81,8 +83,8 @@ def quadratic_loss(*, seed: int = 0, images: int = 40) -> pd.DataFrame:
     draw = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
-        layers = [nn.Conv2d(1, 2, 3), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(18, 5), nn.Linear(5, 3)]
-        model = nn.Sequential(*layers).double()
+        layers = {"conv": nn.Conv2d(1, 2, 3), "pool": nn.AvgPool2d(2), "flatten": nn.Flatten()}
+        model = nn.Sequential(OrderedDict(layers, full1=nn.Linear(18, 5), full2=nn.Linear(5, 3))).double()
     x = torch.randn(images, 1, 8, 8, generator=draw, dtype=torch.float64)
     targets = torch.randn(images, 3, generator=draw, dtype=torch.float64)
 
@@ -182,28 +184,32 @@ def row_sums(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[pd.DataF
 
     Returns:
         Per tensor and for the whole network: ``layer``, ``parameters``, ``spearman`` (of the magnitudes), ``negative_percent`` (of the
-        row sums; a diagonal entry never is), ``median_factor`` (typical magnitude of the row sum over the diagonal entry). And one row per
-        parameter with a diagonal entry above 0: ``layer``, ``diagonal``, ``row_sum``.
+        row sums; a diagonal entry never is), ``median_factor`` (typical magnitude of the row sum over the diagonal entry). And how many
+        parameters of a tensor lie where on log axes, zeros left out: ``layer``, ``sign`` (of the row sum), ``log10_diagonal``,
+        ``log10_row_sum`` (centres of bins), ``parameters``.
     """
     diagonal, sums = diagonal_hessian(model, images, labels), row_sum_hessian(model, images, labels)
-    frames = [
-        pd.DataFrame({"layer": name, "diagonal": d.flatten().tolist(), "row_sum": sums[name].flatten().tolist()})
-        for name, d in diagonal.items()
-    ]
-    points = pd.concat(frames, ignore_index=True)
-    rows = []
-    for layer, part in [(WHOLE, points), *points.groupby("layer", sort=False)]:
-        some = part[part["diagonal"] > 0]
+    rows, filled = [], []
+    for layer in [WHOLE, *diagonal]:
+        names = diagonal if layer == WHOLE else [layer]
+        d, s = (torch.cat([x[n].flatten() for n in names]).double().numpy() for x in (diagonal, sums))
         rows.append(
             {
                 "layer": layer,
-                "parameters": len(part),
-                "spearman": rank_correlation(part["diagonal"].to_numpy(), part["row_sum"].abs().to_numpy()),
-                "negative_percent": 100 * float((part["row_sum"] < 0).mean()),
-                "median_factor": float((some["row_sum"].abs() / some["diagonal"]).median()),
+                "parameters": len(d),
+                "spearman": rank_correlation(d, np.abs(s)),
+                "negative_percent": 100 * float((s < 0).mean()),
+                "median_factor": float(np.median(np.abs(s[d > 0]) / d[d > 0])) if (d > 0).any() else float("nan"),
             }
         )
-    return pd.DataFrame(rows), points[points["diagonal"] > 0].reset_index(drop=True)
+        for sign in (1, -1) if layer != WHOLE else ():
+            chosen = (d > 0) & (sign * s > 0)
+            bins = [np.floor(np.log10(np.abs(x[chosen])) * PER_DECADE).astype(int) for x in (d, s)]
+            found, counts = np.unique(np.stack(bins, 1), axis=0, return_counts=True)
+            centres = (found + 0.5) / PER_DECADE
+            place = {"log10_diagonal": centres[:, 0], "log10_row_sum": centres[:, 1]}
+            filled.append(pd.DataFrame({"layer": layer, "sign": sign, **place, "parameters": counts}))
+    return pd.DataFrame(rows), pd.concat(filled, ignore_index=True)
 
 
 # --- orders of approximation ------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def formulas(frame: pd.DataFrame, errors: pd.DataFrame, *, note: str) -> Figure:
         note: Small print.
     """
     titles = {"corrected": "corrected: |w L' - w\u00b2 L''/2|", "printed": "printed: |L' - L'' w/2|"}
-    figure, axes = plt.subplots(1, 2, figsize=(8.6, 4.2), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(8.6, 4.2), sharey=True, layout="constrained")
     layers = list(dict.fromkeys(frame["layer"]))
     for axis, (formula, title) in zip(axes, titles.items(), strict=True):
         for i, layer in enumerate(layers):
@@ -48,7 +48,7 @@ def row_sums(points: pd.DataFrame, table: pd.DataFrame, *, note: str) -> Figure:
     """The Hessian's row sums against its diagonal, weight tensors only; shade: how many parameters, negative sums below.
 
     Args:
-        points: ``layer``, ``diagonal``, ``row_sum``.
+        points: ``layer``, ``sign``, ``log10_diagonal``, ``log10_row_sum``, ``parameters``.
         table: ``layer``, ``spearman``, ``negative_percent``.
         note: Small print.
     """
@@ -57,25 +57,22 @@ def row_sums(points: pd.DataFrame, table: pd.DataFrame, *, note: str) -> Figure:
         2, len(layers), figsize=(2.3 * len(layers), 4.6), sharex=True, sharey="row", layout="constrained", squeeze=False
     )
     some = points[points["layer"].isin(layers)]
-    logs = np.log10(some["diagonal"].to_numpy())
-    low, high = np.floor(np.quantile(logs, 0.005)), np.ceil(logs.max())
-    top = np.ceil(np.log10(some["row_sum"].abs().max()))
-    bins = np.arange(low, high + 0.1, 0.1), np.arange(low, top + 0.1, 0.1)
+    width = np.diff(np.unique(some["log10_diagonal"])).min()
+    low = np.floor(np.quantile(np.repeat(some["log10_diagonal"], some["parameters"]), 0.005))
+    ends = np.ceil(some["log10_diagonal"].max()), np.ceil(some["log10_row_sum"].max())
+    edges = [np.arange(low, end + width / 2, width) for end in ends]
+    norm = mpl.colors.LogNorm(1, some["parameters"].max())
     for column, layer in enumerate(layers):
         part = some[some["layer"] == layer]
         row = table[table["layer"] == layer].iloc[0]
         for axis, sign in zip(axes[:, column], (1, -1), strict=True):
-            chosen = part[sign * part["row_sum"] > 0]
-            counts, _, _ = np.histogram2d(np.log10(chosen["diagonal"]), np.log10(chosen["row_sum"].abs()), bins=bins)
-            mesh = axis.pcolormesh(
-                10 ** bins[0],
-                10 ** bins[1],
-                np.ma.masked_equal(counts.T, 0),
-                cmap="viridis_r",
-                norm=mpl.colors.LogNorm(1, 300),
-                rasterized=True,
+            one = part[part["sign"] == sign]
+            counts, _, _ = np.histogram2d(
+                one["log10_diagonal"], one["log10_row_sum"], bins=edges, weights=one["parameters"]
             )
-            axis.plot([10**low, 10**high], [10**low, 10**high], color="black", lw=0.8, ls=":")
+            shade = np.ma.masked_equal(counts.T, 0)
+            mesh = axis.pcolormesh(10 ** edges[0], 10 ** edges[1], shade, cmap="viridis_r", norm=norm, rasterized=True)
+            axis.plot([10**low, 10 ** ends[0]], [10**low, 10 ** ends[0]], color="black", lw=0.8, ls=":")
             axis.set_xscale("log")
             axis.set_yscale("log")
             if sign < 0:

@@ -153,14 +153,14 @@ def place_maps(maps: pd.DataFrame, *, note: str) -> Figure:
         layout="constrained",
         squeeze=False,
     )
-    norm = mpl.colors.TwoSlopeNorm(1, 0, 2)
+    norm = mpl.colors.TwoSlopeNorm(1, 0, 3)
     for (title, sparsity), part in maps.groupby(["title", "sparsity"], sort=False):
         axis = axes[sparsities.index(sparsity), titles.index(title)]
         grid = part.pivot(index="row", columns="column", values="kept").to_numpy()
         picture = axis.imshow(grid / grid.mean(), cmap="RdBu", norm=norm, interpolation="nearest")
         if grid.size <= 49:
             for (row, column), value in np.ndenumerate(grid):
-                dark = abs(value / grid.mean() - 1) > 0.6
+                dark = abs(norm(value / grid.mean()) - 0.5) > 0.33
                 colour = "white" if dark else "black"
                 axis.text(
                     column,
@@ -182,7 +182,7 @@ def place_maps(maps: pd.DataFrame, *, note: str) -> Figure:
         if title == titles[0]:
             axis.set_ylabel(f"sparsity {sparsity:g}", fontsize=9.5, fontweight="bold")
     bar = figure.colorbar(picture, ax=axes, shrink=0.6, pad=0.02, label="kept, relative to the tensor's mean")
-    bar.set_ticks([0, 0.5, 1, 1.5, 2], labels=["0", "0.5", "1", "1.5", "2 or more"])
+    bar.set_ticks([0, 0.5, 1, 2, 3], labels=["0", "0.5", "1", "2", "3 or more"])
     footnote(figure, note)
     return figure
 
