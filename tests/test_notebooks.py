@@ -116,7 +116,8 @@ def test_only_a_change_that_a_notebook_reaches_makes_it_stale(tmp_path):
 
     before, everything = marks(), {path.stem[:2] for path in NOTEBOOKS}
     assert before == {path.stem: notebooks.fingerprint(path, profile) for path in NOTEBOOKS}
-    assert stale("structure.py", "\nLATER = 1\n") == {"03"}
+    assert stale("structure.py", "\nLATER = 1\n") == {"03", "04"}
+    assert stale("orders.py", "\nLATER = 1\n") == {"05"}
     assert stale("lines.py", "\nLATER = 1\n") >= {"02", "03"}  # through criteria and exact
     assert "01" not in stale("lines.py", "\nLATER = 1\n")
     assert stale("lines.py", "\n# a comment\n") == set()

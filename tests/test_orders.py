@@ -1,5 +1,6 @@
 """The comparisons of notebook 05, on networks small enough to know the answer."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -123,8 +124,10 @@ def test_runs_are_the_exact_criterion_and_its_approximations():
 
 
 def test_figures_draw_what_they_are_given(compared):
-    figure = plotting_orders.orders(compared, orders.APPROXIMATIONS, note="n")
-    assert [t.get_text() for t in figure.axes[2].get_xticklabels()] == list(orders.APPROXIMATIONS.values())
+    figures = [plotting_orders.orders(compared, orders.APPROXIMATIONS, note="n")]
+    assert [t.get_text() for t in figures[0].axes[2].get_xticklabels()] == list(orders.APPROXIMATIONS.values())
     frame = orders.quadratic_loss()
-    figure = plotting_orders.formulas(frame, orders.formula_errors(frame), note="n")
-    assert "rank correlation 1.000" in figure.axes[0].get_title()
+    figures.append(plotting_orders.formulas(frame, orders.formula_errors(frame), note="n"))
+    assert "rank correlation 1.000" in figures[1].axes[0].get_title()
+    for figure in figures:
+        plt.close(figure)
