@@ -3,6 +3,7 @@
 The public names are the ones listed in ``__all__``; nothing is computed, loaded or seeded at import.
 """
 
+from snipnb.criteria import CRITERIA, Criterion, Start
 from snipnb.curvature import diagonal_hessian, taylor_salience
 from snipnb.data import DataUnavailableError, Split, load_mnist, load_split
 from snipnb.exact import exact_salience
@@ -18,7 +19,7 @@ from snipnb.masks import (
     num_removed,
     standardise,
 )
-from snipnb.models import INITIALISATIONS, lenet5, lenet_300_100, published_label
+from snipnb.models import INITIALISATIONS, lenet5, lenet_300_100, published_label, set_running_statistics, vgg16_mnist
 from snipnb.salience import Salience, magnitude_salience, random_salience, snip
 from snipnb.together import snip_together
 from snipnb.training import Recipe, error_rate, error_rates, train, train_together
@@ -26,7 +27,9 @@ from snipnb.training import Recipe, error_rate, error_rates, train, train_togeth
 __version__ = "0.1.0"
 
 __all__ = [
+    "CRITERIA",
     "INITIALISATIONS",
+    "Criterion",
     "DataUnavailableError",
     "LayerCollapseWarning",
     "Mask",
@@ -34,6 +37,7 @@ __all__ = [
     "RunConfig",
     "Salience",
     "Split",
+    "Start",
     "apply_mask",
     "collapsed_layers",
     "diagonal_hessian",
@@ -53,10 +57,12 @@ __all__ = [
     "published_label",
     "random_salience",
     "run_grid",
+    "set_running_statistics",
     "snip",
     "snip_together",
     "standardise",
     "taylor_salience",
     "train",
     "train_together",
+    "vgg16_mnist",
 ]

@@ -223,11 +223,16 @@ def density(exact: Salience, first_order: Salience) -> pd.DataFrame:
     for name in exact:
         e, s = (np.abs(_values(x, [name])) for x in (exact, first_order))
         both = (e > 0) & (s > 0)
-        bins = [np.floor(np.log10(x[both]) * PER_DECADE).astype(int) for x in (e, s)]
-        found, counts = np.unique(np.stack(bins, 1), axis=0, return_counts=True)
-        for (i, j), count in zip((found + 0.5) / PER_DECADE, counts, strict=True):
+        for (i, j), count in zip(*log_bins(e[both], s[both]), strict=True):
             rows.append({"layer": published_label(name), "log10_exact": i, "log10_snip": j, "parameters": int(count)})
     return pd.DataFrame(rows)
+
+
+def log_bins(*values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points that fall into the same bins of all axes, by log10: centres of the filled bins [bins, axes], and how many [bins]."""
+    bins = [np.floor(np.log10(x) * PER_DECADE).astype(int) for x in values]
+    found, counts = np.unique(np.stack(bins, 1), axis=0, return_counts=True)
+    return (found + 0.5) / PER_DECADE, counts
 
 
 def where_they_part(exact: Salience, first_order: Salience) -> pd.DataFrame:

@@ -12,12 +12,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from snipnb.agreement import WHOLE
 from snipnb.masks import Mask
 from snipnb.stats import LEVEL, TableFit, table_fit
 from snipnb.structure import Ensemble, kept_counts, masks, place_reported
 
 RESAMPLES = 2000
-WHOLE = "whole network"
 BINS = 10  # of magnitude, each with as many weights
 
 
@@ -362,7 +362,7 @@ def curves_of_networks(networks: Mapping[str, Ensemble], sparsities: Sequence[fl
 
 
 def predictions_to_draw(compared: pd.DataFrame, *, fitted: Sequence[str], sparsity: float) -> pd.DataFrame:
-    """Weight tensors of :func:`snipnb.densities.compare` at one sparsity under PyTorch's initialisation, as the figure takes them."""
+    """Weight tensors of :func:`snipnb.density_fit.compare` at one sparsity under PyTorch's initialisation, as the figure takes them."""
     chosen = compared[(compared["sparsity"] == sparsity) & (compared["init"] == "pytorch")]
     chosen = chosen[chosen["layer"].str.endswith("weight")].rename(columns={"density": "measured"})
     names = {"closed_form": "closed form", "erdos_renyi_kernel": "Erdos-Renyi-kernel", "uniform": "uniform"}

@@ -1,48 +1,232 @@
-"""The registry of pruning criteria: name -> salience, label, place in the house colours. A new one is a function and a line here."""
+"""The registry of pruning criteria: how each chooses what a network keeps, what it is called, how it looks in figures.
+
+A criterion ranks parameters (a function from a :class:`Start` to a salience), or says how many of each layer are kept (a function
+that makes the mask), or both. A new one is such a function and an entry in :data:`CRITERIA`, also from outside of the package:
+
+    >>> from snipnb import CRITERIA, Criterion, snip
+    >>> def gradient(start):
+    ...     salience = snip(start.model, start.images, start.labels)
+    ...     return {name: salience[name] / p.detach() for name, p in start.model.named_parameters()}
+    >>> CRITERIA["gradient"] = Criterion("gradient alone", "#7f3b08", "h", "-.", salience=gradient)
+    >>> CRITERIA.pop("gradient").label
+    'gradient alone'
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
+from snipnb import densities
 from snipnb.curvature import printed_second_order, taylor_salience
 from snipnb.exact import exact_salience
-from snipnb.salience import Salience, magnitude_salience, random_salience, snip
+from snipnb.masks import LayerCollapseWarning, Mask, keep_mask, num_removed
+from snipnb.meanfield import FITTED, predicted_densities
+from snipnb.salience import Salience, float_parameters, magnitude_salience, random_salience, snip
+from snipnb.stacked import stacked
+from snipnb.together import snip_together
+
+OTHER_NETWORKS = 5  # whose saliences are taken where a rule knows the architecture, not the network
+OTHER_SEEDS = 1_000_000  # their seeds begin here, above the network's own
+
+
+@dataclass(frozen=True)
+class Start:
+    """A network before training, and all that a criterion may look at.
+
+    Attributes:
+        model: The network; not to be changed.
+        images: [n, ...] on the model's device; empty for criteria that use none.
+        labels: [n].
+        seed: Of the initial weights, and of what the criterion draws.
+        init: Initialisation.
+        draw: Seed -> the same kind of network with weights of that seed.
+    """
+
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+    seed: int
+    init: str = "pytorch"
+    draw: Callable[[int], nn.Module] | None = None
+
+    def others(self, number: int) -> list[nn.Module]:
+        """Networks alike but for their initial weights, in evaluation mode."""
+        if self.draw is None:
+            raise ValueError("this criterion draws other networks; a Start with draw, a function of a seed, is needed")
+        seeds = range(OTHER_SEEDS + number * self.seed, OTHER_SEEDS + number * (self.seed + 1))
+        device = next(self.model.parameters()).device
+        return [self.draw(seed).to(device).eval() for seed in seeds]
+
+
+def by_magnitude(start: Start, salience: Salience, sparsity: float) -> Mask:
+    """Keep the parameters of largest magnitude of the salience; exact count."""
+    return keep_mask(salience, sparsity, ties="stable")
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A way to rank parameters before training.
+    """A way to choose what is kept before training.
 
     Attributes:
-        salience: Model, images, labels and a seed -> salience; parameters of smallest magnitude of it go.
         label: For figures and tables.
+        colour: In every figure.
+        marker: As in Matplotlib.
+        dash: Line style as in Matplotlib.
+        salience: Start -> salience; parameters of smallest magnitude of it go. None for rules that need none.
+        salience_of: Instead: the criterion whose salience is taken.
+        mask: Start, salience (empty if there is none) and sparsity -> mask, with an exact count.
         uses_images: Whether it depends on images at all.
     """
 
-    salience: Callable[[nn.Module, Tensor, Tensor, int], Salience]
     label: str
+    colour: str
+    marker: str
+    dash: Any
+    salience: Callable[[Start], Salience] | None = None
+    _: dataclasses.KW_ONLY
+    salience_of: str | None = None
+    mask: Callable[[Start, Salience, float], Mask] = by_magnitude
     uses_images: bool = True
+
+    def code(self) -> str:
+        """The text of its functions, so that results of another version are not taken for its own."""
+        return "\n".join(_text(function) for function in (self.salience, self.mask) if function is not None)
+
+
+def _text(value: Any) -> str:
+    """What a function does, as text: its source and what it holds of the functions around it."""
+    code = getattr(value, "__code__", None)
+    if code is None:
+        return repr(value)
+    try:
+        own = inspect.getsource(value)
+    except (OSError, TypeError):  # typed at a prompt
+        own = f"{code.co_code.hex()} {code.co_consts} {code.co_names}"
+    return "\n".join([own, *(_text(cell.cell_contents) for cell in value.__closure__ or ())])
+
+
+# --- rules that make masks ---------------------------------------------------------------------------------------------
+
+
+def smallest(start: Start, salience: Salience, sparsity: float) -> Mask:
+    """The contrary: keep the parameters of smallest magnitude; of equal ones, the later in the model."""
+    flat = torch.cat([s.abs().flatten() for s in salience.values()])
+    rank = torch.empty(len(flat), dtype=torch.float64, device=flat.device)
+    rank[flat.sort(descending=True, stable=True).indices] = torch.arange(
+        1.0, len(flat) + 1, device=flat.device
+    ).double()
+    parts = rank.split([s.numel() for s in salience.values()])
+    return keep_mask(
+        {n: r.view_as(s) for (n, s), r in zip(salience.items(), parts, strict=True)}, sparsity, ties="stable"
+    )
+
+
+def shuffled(start: Start, salience: Salience, sparsity: float) -> Mask:
+    """As many of every tensor as the salience would keep, drawn at random within it."""
+    return _drawn(start, densities.densities_of(by_magnitude(start, salience, sparsity)), sparsity)
+
+
+def mean_densities(start: Start, salience: Salience, sparsity: float) -> Mask:
+    """Random masks with mean layer densities of several networks, whose saliences are stacked: name -> [networks, ...]."""
+    masks = [
+        by_magnitude(start, {name: s[k] for name, s in salience.items()}, sparsity)
+        for k in range(len(next(iter(salience.values()))))
+    ]
+    found = [densities.densities_of(mask) for mask in masks]
+    return _drawn(start, {name: float(np.mean([d[name] for d in found])) for name in found[0]}, sparsity)
+
+
+def with_densities(rule: densities.Rule) -> Callable[[Start, Salience, float], Mask]:
+    """Random masks with the layer densities of a rule (model, sparsity, initialisation -> density of every tensor)."""
+    return lambda start, salience, sparsity: _drawn(start, rule(start.model, sparsity, start.init), sparsity)
+
+
+def _drawn(start: Start, wanted: densities.Densities, sparsity: float) -> Mask:
+    count = sum(p.numel() for p in float_parameters(start.model).values())
+    seed = int(np.random.SeedSequence((start.seed, 1)).generate_state(1)[0])  # not the stream of the weights
+    return densities.mask_of_densities(start.model, wanted, num_kept=count - num_removed(count, sparsity), seed=seed)
+
+
+def mask_for(criterion: Criterion, start: Start, salience: Salience, sparsity: float) -> Mask:
+    """The mask of a criterion; that it cuts the network shows in it, so there is no warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LayerCollapseWarning)
+        return criterion.mask(start, salience, sparsity)
+
+
+def _closed_form(model: nn.Module, sparsity: float, init: str) -> densities.Densities:
+    return predicted_densities(model, sparsity, init=init, constants=FITTED)
+
+
+def _taylor(order: int | str) -> Callable[[Start], Salience]:
+    return lambda start: taylor_salience(start.model, start.images, start.labels, order=order)
 
 
 CRITERIA: dict[str, Criterion] = {
-    "exact": Criterion(lambda model, images, labels, seed: exact_salience(model, images, labels), "exact salience"),
-    "snip": Criterion(lambda model, images, labels, seed: snip(model, images, labels), "SNIP"),
-    "second_order": Criterion(
-        lambda model, images, labels, seed: taylor_salience(model, images, labels, order=2), "second order"
+    "snip": Criterion("SNIP", "#0173b2", "o", "-", lambda s: snip(s.model, s.images, s.labels)),
+    "exact": Criterion(
+        "exact salience", "#de8f05", "s", (0, (4, 1.5)), lambda s: exact_salience(s.model, s.images, s.labels)
     ),
-    "third_order": Criterion(
-        lambda model, images, labels, seed: taylor_salience(model, images, labels, order=3), "third order"
+    "random": Criterion(
+        "random", "#949494", "X", (0, (1, 1)), lambda s: random_salience(s.model, seed=s.seed), uses_images=False
     ),
-    "linear_region": Criterion(
-        lambda model, images, labels, seed: taylor_salience(model, images, labels, order="linear-region"),
-        "linear region",
+    "magnitude": Criterion(
+        "magnitude", "#029e73", "D", (0, (5, 1, 1, 1)), lambda s: magnitude_salience(s.model), uses_images=False
     ),
+    "second_order": Criterion("second order", "#d55e00", "^", (0, (3, 1)), _taylor(2)),
+    "third_order": Criterion("third order", "#cc78bc", "v", (0, (2, 1)), _taylor(3)),
+    "linear_region": Criterion("linear region", "#ca9161", "P", (0, (6, 1.5)), _taylor("linear-region")),
     "printed_second_order": Criterion(
-        lambda model, images, labels, seed: printed_second_order(model, images, labels), "second order as printed"
+        "second order as printed",
+        "#fbafe4",
+        "*",
+        (0, (1, 1.5)),
+        lambda s: printed_second_order(s.model, s.images, s.labels),
     ),
-    "magnitude": Criterion(lambda model, images, labels, seed: magnitude_salience(model), "magnitude", False),
-    "random": Criterion(lambda model, images, labels, seed: random_salience(model, seed=seed), "random", False),
+    "snip_train_mode": Criterion(
+        "SNIP, training mode", "#a6761d", "p", (0, (1, 2)), lambda s: snip(s.model, s.images, s.labels, mode="train")
+    ),
+    "snip_shuffled": Criterion(
+        "SNIP, shuffled within layers", "#56b4e9", "h", (0, (4, 1)), salience_of="snip", mask=shuffled
+    ),
+    "snip_redrawn": Criterion(
+        "SNIP of other weights", "#23479e", "d", (0, (2, 2)), lambda s: snip(s.others(1)[0], s.images, s.labels)
+    ),
+    "snip_densities": Criterion(
+        "SNIP's layer densities",
+        "#7d5fb2",
+        "<",
+        (0, (3, 1, 1, 1)),
+        lambda s: stacked(snip_together(s.others(OTHER_NETWORKS), s.images, s.labels)),
+        mask=mean_densities,
+    ),
+    "closed_form": Criterion(
+        "closed-form densities", "#b2182b", ">", "-", mask=with_densities(_closed_form), uses_images=False
+    ),
+    "erdos_renyi_kernel": Criterion(
+        "Erdos-Renyi-kernel densities",
+        "#8c6d1f",
+        "8",
+        (0, (5, 2)),
+        mask=with_densities(lambda model, sparsity, init: densities.erdos_renyi_kernel_densities(model, sparsity)),
+        uses_images=False,
+    ),
+    "uniform": Criterion(
+        "uniform densities",
+        "#4d4d4d",
+        "H",
+        (0, (1, 1)),
+        mask=with_densities(lambda model, sparsity, init: densities.uniform_densities(model, sparsity)),
+        uses_images=False,
+    ),
+    "snip_inverted": Criterion("SNIP, inverted", "#e377a2", "x", (0, (2, 1)), salience_of="snip", mask=smallest),
 }

@@ -37,6 +37,7 @@ from snipnb.salience import (
     Salience,
     batch_starts,
     call_with,
+    check_alike_and_precise,
     check_classes,
     check_examples,
     float_parameters,
@@ -280,15 +281,8 @@ def _covers(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int, m
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; accepted are {', '.join(METHODS)}")
     tensors = float_parameters(model)
-    first = next(iter(tensors.values()))
     check_examples(images, labels, batch_size)
-    for name, p in tensors.items():
-        if p.dtype not in (torch.float32, torch.float64) or p.dtype != first.dtype or p.device != first.device:
-            raise ValueError(
-                f"parameter {name!r} is {p.dtype} on {p.device}; accepted are float32 or float64, all alike"
-            )
-    if images.dtype != first.dtype:
-        raise ValueError(f"images are {images.dtype}, the model's parameters {first.dtype}; convert one of them")
+    check_alike_and_precise(tensors, images)
     if method == "autodiff":
         return False
     try:

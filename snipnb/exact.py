@@ -20,7 +20,7 @@ from snipnb.crew import Crew
 from snipnb.lines import Head, loss_changes, loss_changes_along_lines
 from snipnb.progress import track
 from snipnb.propagation import ALL, Mix, Scratch, Step
-from snipnb.salience import Salience, check_classes, check_examples, float_parameters
+from snipnb.salience import Salience, check_alike_and_precise, check_classes, check_examples, float_parameters
 from snipnb.sequential import steps_of
 
 # How many numbers one temporary holds: on a processor about what its caches do, on a GPU what keeps it busy.
@@ -75,15 +75,8 @@ def exact_salience(
         torch.Size([2])
     """
     tensors = float_parameters(model)
-    first = next(iter(tensors.values()))
     check_examples(images, labels, 1)
-    for name, p in tensors.items():
-        if p.dtype not in (torch.float32, torch.float64) or p.dtype != first.dtype or p.device != first.device:
-            raise ValueError(
-                f"parameter {name!r} is {p.dtype} on {p.device}; accepted are float32 or float64, all alike"
-            )
-    if images.dtype != first.dtype:
-        raise ValueError(f"images are {images.dtype}, the model's parameters {first.dtype}; convert one of them")
+    first = check_alike_and_precise(tensors, images)
     steps = steps_of(model, images.shape[1:])
     wanted = _wanted(tensors, parameters)
     tasks = [task for k in range(len(steps)) if (task := _task(steps, k, wanted)) is not None]
@@ -216,11 +209,15 @@ class _Task:
         return {name: self.sums.view(-1)[place] / images for name, place in self.wanted.items()}
 
 
+def _kind(tensor: Tensor) -> str:
+    return "cuda" if tensor.is_cuda else "cpu"
+
+
 class _Propagated(_Task):
     """Carries the changes of one channel through the layers, as columns of matrix products."""
 
     def add(self, batch: _Batch, crew: Crew) -> None:
-        kind = "cuda" if self.sums.is_cuda else "cpu"
+        kind = _kind(self.sums)
         rows, inputs = [batch.kept[self.k][0].shape[0]], 1
         for step in self.steps[self.k + 1 :]:
             rows.append(step.rows(inputs))
@@ -263,7 +260,7 @@ class _Propagated(_Task):
                 d, channels = step.change_and_gate(gate, d, kept, channels, scratch)
             else:
                 d, channels = step.change(d, kept, channels, scratch)
-        together = max(1, LINEAR["cuda" if d.is_cuda else "cpu"] // d.shape[4])
+        together = max(1, LINEAR[_kind(d)] // d.shape[4])
         dz = scratch.take(("logits",), (len(part.logits), *d.shape[3:]), d)
         for some, into in zip(d.split(together, 3), dz.split(together, 1), strict=True):
             which = channels

@@ -16,35 +16,33 @@ import os
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from snipnb import sources
-from snipnb.criteria import CRITERIA
+from snipnb.criteria import CRITERIA, Criterion, Start, mask_for
 from snipnb.data import Split, data_checksum, load_split
-from snipnb.masks import LayerCollapseWarning, Mask, collapsed_layers, keep_mask, num_kept
-from snipnb.models import INITIALISATIONS, MODELS
+from snipnb.masks import Mask, collapsed_layers, num_kept
+from snipnb.models import INITIALISATIONS, MODELS, set_running_statistics
 from snipnb.paths import write_atomically
 from snipnb.progress import note, progress_stream
 from snipnb.salience import Salience
 from snipnb.store import Store
-from snipnb.training import Recipe, train_together
+from snipnb.training import Recipe, one_thread, train_together
 
 GROUP_SIZE = 16
-# What the results of a run depend on: records made by another version of these are not used.
-SOURCES = (
-    "crew", "criteria", "curvature", "data", "exact", "experiments", "kernels", "lines", "masks", "models", "propagation",
-    "salience", "sequential", "stacked", "training",
-)  # fmt: skip
+# What is imported but does not show in results: where they are kept, how they are named, what is seen meanwhile.
+WITHOUT_RESULTS = {"__init__", "paths", "progress", "sources", "store"}
+_SHIPPED = dict(CRITERIA)
+_given_code: dict[str, str] = {}  # criterion from elsewhere -> its text, where another process has looked it up
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class RunConfig:
     """One network: how it starts, what is pruned, how it is trained.
 
     Attributes:
-        criterion: Name in ``criteria.CRITERIA``; saliences come from the split's training images only.
+        criterion: Name in :data:`snipnb.CRITERIA`; saliences come from the split's training images only.
         sparsity: Share of parameters removed at the start, in [0, 1); ties are broken so that the count is exact.
         init_seed: Draw of the initial weights, and of random saliences.
         data_seed: Draw of the image order; default ``init_seed``. Runs that share both are compared pair by pair.
@@ -173,14 +171,33 @@ def groups_of(configs: Iterable[RunConfig], group_size: int = GROUP_SIZE) -> dic
 def _key(group: Sequence[RunConfig]) -> str:
     first = group[0]
     content = [[dataclasses.asdict(c) for c in group], sources_digest(), data_checksum(sample=first.sample)]
+    if own := {name: _code_of(name) for name in _own_criteria(group)}:
+        content.append(own)
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return f"{first.model}-{first.split}-seed{first.init_seed}-{digest[:16]}"
 
 
 @cache
+def result_sources() -> tuple[str, ...]:
+    """The modules that results of runs depend on: records made by another version of these are not used."""
+    return tuple(sorted(set(sources.reached(["import snipnb.experiments"])) - WITHOUT_RESULTS))
+
+
+@cache
 def sources_digest() -> str:
     """What names the code that runs depend on; comments, docstrings and layout do not count."""
-    return sources.digest(SOURCES)
+    return sources.digest(result_sources())
+
+
+def _own_criteria(group: Iterable[RunConfig]) -> list[str]:
+    """Criteria of some runs that do not come with the package, and those whose saliences they take."""
+    names = {c.criterion for c in group}
+    names |= {CRITERIA[name].salience_of or name for name in names}
+    return sorted(name for name in names if CRITERIA[name] is not _SHIPPED.get(name))
+
+
+def _code_of(name: str) -> str:
+    return _given_code.get(name) or CRITERIA[name].code()
 
 
 @contextmanager
@@ -215,29 +232,51 @@ def _split(name: str, sample: bool) -> Split:
 
 def _source(config: RunConfig) -> RunConfig:
     """What the saliences of a run follow from."""
-    return dataclasses.replace(config, sparsity=0.0, data_seed=0, recipe=Recipe())
+    name = CRITERIA[config.criterion].salience_of or config.criterion
+    return dataclasses.replace(config, criterion=name, sparsity=0.0, data_seed=0, recipe=Recipe())
+
+
+def _start(config: RunConfig, device: str) -> Start:
+    """What the criterion of a run may look at."""
+    images, labels = torch.empty(0), torch.empty(0)
+    if CRITERIA[config.criterion].uses_images:
+        split = _split(config.split, config.sample)
+        some = slice(0, config.salience_images)
+        images, labels = (t[some].to(device) for t in (split.train_images, split.train_labels))
+    draw = partial(_drawn, config.model, config.init, images, device)
+    return Start(draw(config.init_seed), images, labels, config.init_seed, config.init, draw)
+
+
+def _drawn(name: str, init: str, images: Tensor, device: str, seed: int) -> nn.Module:
+    """A network at its start; where it has batch norms, with the statistics of some images."""
+    model = MODELS[name](init=init, seed=seed).to(device)
+    return set_running_statistics(model, images) if len(images) else model
 
 
 def _masks(group: Sequence[RunConfig], place: Store, device: str) -> list[Mask]:
     """What every run of a group keeps; saliences that take images are kept in the store."""
     masks: list[Mask] = []
     known: dict[RunConfig, Salience] = {}
+    starts: dict[RunConfig, Start] = {}
     for config in group:
-        source = _source(config)
+        source, criterion = _source(config), CRITERIA[config.criterion]
         if source not in known:
             known.clear()  # the last one only: runs are in the order of criteria
             known[source] = _salience(source, place, device)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", LayerCollapseWarning)  # the table says so
-            masks.append(keep_mask(known[source], config.sparsity, ties="stable"))
+        alone = dataclasses.replace(config, sparsity=0.0)
+        if alone not in starts:
+            starts.clear()
+            starts[alone] = _start(config, device)
+        masks.append(mask_for(criterion, starts[alone], known[source], config.sparsity))
     return masks
 
 
 def _salience(config: RunConfig, place: Store, device: str) -> Salience:
     criterion = CRITERIA[config.criterion]
-    model = MODELS[config.model](init=config.init, seed=config.init_seed)
+    if criterion.salience is None:
+        return {}
     if not criterion.uses_images:
-        return criterion.salience(model, torch.empty(0), torch.empty(0), config.init_seed)
+        return criterion.salience(_start(config, device))
     key = f"salience-{config.criterion}-{_key([config])}"
     if (found := place.checkpoint(key)) is not None:
         return {name: torch.from_numpy(array) for name, array in found[0].items()}
@@ -245,11 +284,7 @@ def _salience(config: RunConfig, place: Store, device: str) -> Salience:
         if (found := place.checkpoint(key)) is not None:
             return {name: torch.from_numpy(array) for name, array in found[0].items()}
         note(f"saliences: {config.criterion}, seed {config.init_seed}")
-        split = _split(config.split, config.sample)
-        some = slice(0, config.salience_images)
-        images, labels = (t[some].to(device) for t in (split.train_images, split.train_labels))
-        salience = criterion.salience(model.to(device), images, labels, config.init_seed)
-        salience = {name: s.cpu() for name, s in salience.items()}
+        salience = {name: s.cpu() for name, s in criterion.salience(_start(config, device)).items()}
         place.save_checkpoint(key, {name: s.numpy() for name, s in salience.items()}, {}, progress=1)
     return salience
 
@@ -280,7 +315,8 @@ def _train_all(
             import joblib  # only where groups are spread
 
             work = joblib.delayed(_train_quietly)
-            calls = (work(*task, folder, device, wait=wait) for task in tasks)
+            own = {name: (CRITERIA[name], _code_of(name)) for _, group in tasks for name in _own_criteria(group)}
+            calls = (work(own, *task, folder, device, wait=wait) for task in tasks)
             for _ in joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")(calls):
                 pass
 
@@ -295,9 +331,11 @@ def _jobs(device: str) -> int:
     return configured if (configured or 1) != 1 else os.cpu_count() or 1
 
 
-def _train_quietly(*task, **options) -> None:
-    """In a worker: the caller shows the progress."""
+def _train_quietly(own: Mapping[str, tuple[Criterion, str]], *task, **options) -> None:
+    """In a worker: the caller shows the progress, and gives the criteria that did not come with the package."""
     os.environ["SNIPNB_PROGRESS"] = "0"
+    for name, (criterion, code) in own.items():
+        CRITERIA[name], _given_code[name] = criterion, code
     _train_group(*task, **options)
 
 
@@ -309,19 +347,15 @@ def _train_group(key: str, group: list[RunConfig], folder: Path, device: str, *,
             return
         for half in (folder / "facts").glob(f".{key}.json.*.part"):  # of a killed process
             half.unlink(missing_ok=True)
-        start, threads = time.time(), torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            first = group[0]
-            split = _split(first.split, first.sample)
+        start, first = time.time(), group[0]
+        split = _split(first.split, first.sample)
+        with one_thread():
             models = [MODELS[c.model](init=c.init, seed=c.init_seed).to(device) for c in group]
             masks, checkpoint = _masks(group, place, device), _Checkpoint(place, key)
             resumed = place.progress([key])[key]
             histories = train_together(
                 models, split, masks=masks, recipe=first.recipe, data_seed=first.data_seed, checkpoint=checkpoint
             )
-        finally:
-            torch.set_num_threads(threads)
         runs = [
             {
                 "config": dataclasses.asdict(config),

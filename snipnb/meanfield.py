@@ -26,7 +26,7 @@ IMAGE_SHAPE = (1, 28, 28)
 class Constants:
     """What the closed form has to know about images: how alike they are.
 
-    They are fitted to saliences by :func:`snipnb.densities.fit_constants`. As the moments are means over all positions of an
+    They are fitted to saliences by :func:`snipnb.density_fit.fit_constants`. As the moments are means over all positions of an
     image, though its border is always the same, the first two come out above the correlations of the images themselves.
 
     Attributes:

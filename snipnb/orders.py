@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from snipnb import reference
-from snipnb.agreement import WHOLE, overlaps, rank_correlation
+from snipnb.agreement import WHOLE, log_bins, overlaps, rank_correlation
 from snipnb.curvature import derivatives, diagonal_hessian, row_sum_hessian, taylor_salience
 from snipnb.errors import differences
 from snipnb.exact import exact_salience
@@ -204,9 +204,7 @@ def row_sums(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[pd.DataF
         )
         for sign in (1, -1) if layer != WHOLE else ():
             chosen = (d > 0) & (sign * s > 0)
-            bins = [np.floor(np.log10(np.abs(x[chosen])) * PER_DECADE).astype(int) for x in (d, s)]
-            found, counts = np.unique(np.stack(bins, 1), axis=0, return_counts=True)
-            centres = (found + 0.5) / PER_DECADE
+            centres, counts = log_bins(d[chosen], np.abs(s[chosen]))
             place = {"log10_diagonal": centres[:, 0], "log10_row_sum": centres[:, 1]}
             filled.append(pd.DataFrame({"layer": layer, "sign": sign, **place, "parameters": counts}))
     return pd.DataFrame(rows), pd.concat(filled, ignore_index=True)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -18,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from snipnb.criteria import CRITERIA, Criterion
 from snipnb.paths import write_atomically
 
 PALETTE = sns.color_palette("colorblind").as_hex()
@@ -26,33 +25,11 @@ NEUTRAL = "#5a5a5a"
 PNG_DPI = 200
 
 
-@dataclass(frozen=True)
-class Look:
-    """How one criterion looks in every figure."""
-
-    label: str
-    colour: str
-    marker: str
-    dash: Any
-
-
-LOOKS = {
-    "snip": Look("SNIP", PALETTE[0], "o", "-"),
-    "exact": Look("exact salience", PALETTE[1], "s", (0, (4, 1.5))),
-    "random": Look("random", PALETTE[7], "X", (0, (1, 1))),
-    "magnitude": Look("magnitude", PALETTE[2], "D", (0, (5, 1, 1, 1))),
-    "second_order": Look("second order", PALETTE[3], "^", (0, (3, 1))),
-    "third_order": Look("third order", PALETTE[4], "v", (0, (2, 1))),
-    "linear_region": Look("linear region", PALETTE[5], "P", (0, (6, 1.5))),
-    "printed_second_order": Look("second order as printed", PALETTE[6], "*", (0, (1, 1.5))),
-}
-
-
-def look(criterion: str) -> Look:
-    """The look of a criterion; an unknown one is an error, never a surprise colour."""
-    if criterion not in LOOKS:
-        raise ValueError(f"there is no look for criterion {criterion!r}; there are {', '.join(LOOKS)}")
-    return LOOKS[criterion]
+def look(criterion: str) -> Criterion:
+    """The look of a criterion (``label``, ``colour``, ``marker``, ``dash``); an unknown one is an error, never a surprise colour."""
+    if criterion not in CRITERIA:
+        raise ValueError(f"there is no look for criterion {criterion!r}; there are {', '.join(CRITERIA)}")
+    return CRITERIA[criterion]
 
 
 def use_house_style() -> None:
@@ -497,7 +474,7 @@ def paired_differences(pairs: pd.DataFrame, tests: pd.DataFrame, *, margin: floa
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(9.8, 3.9), layout="constrained", sharey=True, width_ratios=(2.4, 1)
     )
-    criteria = [c for c in LOOKS if c in set(pairs["criterion"])]
+    criteria = [c for c in CRITERIA if c in set(pairs["criterion"])]
     linear = 4 * margin
     for axis in (left, right):
         axis.axhspan(-margin, margin, color="#d9d9d9", lw=0, zorder=0)

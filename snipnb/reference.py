@@ -19,7 +19,7 @@ from snipnb.data import Split
 from snipnb.masks import Mask, check_mask_fits
 from snipnb.progress import track
 from snipnb.salience import Loss, Salience, call_with, check_classes, check_examples, float_parameters
-from snipnb.training import MOMENTUM, WARM_UP_SHARE, Recipe, error_rate
+from snipnb.training import WARM_UP_SHARE, Recipe, error_rate
 
 CHUNK = 100  # images at once: what fits the processor's cache is several times faster than all in one
 
@@ -172,7 +172,7 @@ def plain_training(
     if recipe.optimiser == "adam":
         optimiser: torch.optim.Optimizer = torch.optim.Adam(parameters.values(), **options)
     else:
-        optimiser = torch.optim.SGD(parameters.values(), momentum=MOMENTUM, **options)
+        optimiser = torch.optim.SGD(parameters.values(), momentum=recipe.momentum, **options)
     schedule, every_step = _schedule(optimiser, recipe, steps)
     shuffle = torch.Generator().manual_seed(data_seed)
     rows = []

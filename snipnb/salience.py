@@ -169,6 +169,19 @@ def check_examples(images: Tensor, labels: Tensor, batch_size: int) -> None:
         raise ValueError(f"batch_size is {batch_size!r}; accepted are integers from 1")
 
 
+def check_alike_and_precise(parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    """Raise ValueError unless parameters are float32 or float64, of one kind and device, and images are too; gives the first one."""
+    first = next(iter(parameters.values()))
+    for name, p in parameters.items():
+        if p.dtype not in (torch.float32, torch.float64) or p.dtype != first.dtype or p.device != first.device:
+            raise ValueError(
+                f"parameter {name!r} is {p.dtype} on {p.device}; accepted are float32 or float64, all alike"
+            )
+    if images.dtype != first.dtype:
+        raise ValueError(f"images are {images.dtype}, the model's parameters {first.dtype}; convert one of them")
+    return first
+
+
 def check_classes(outputs: Tensor, labels: Tensor) -> None:
     """Raise ValueError unless outputs are logits [n, C] and labels are integers [n] in [0, C)."""
     if not isinstance(outputs, Tensor):

@@ -64,6 +64,26 @@ def equivalence_test(differences: np.ndarray, margin: float) -> Equivalence:
     return Equivalence(mean, low, high, float(p_value), float(power))
 
 
+def non_inferiority_test(differences: np.ndarray, margin: float) -> float:
+    """P-value of one one-sided t test that the mean of paired differences is below a margin; NaN for fewer than two.
+
+    Args:
+        differences: One per pair, [n]; larger is worse.
+        margin: Up to which worse counts as as good, above 0.
+
+    Raises:
+        ValueError: If the margin is not above 0.
+    """
+    if not margin > 0:
+        raise ValueError(f"margin is {margin!r}; accepted are numbers above 0")
+    differences = np.asarray(differences, dtype=float)
+    n = len(differences)
+    error = stats.sem(differences) if n > 1 else float("nan")
+    if error == 0:
+        return float(differences[0] >= margin)
+    return float(stats.t.sf((margin - differences.mean()) / error, n - 1))
+
+
 def t_quantile(degrees: float, *, level: float = LEVEL) -> float:
     """Two-sided quantile of Student's t."""
     return float(stats.t.ppf((1 + level) / 2, degrees))

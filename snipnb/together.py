@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from snipnb.crew import Crew
 from snipnb.progress import track
 from snipnb.propagation import Scratch
-from snipnb.salience import Salience, check_classes, check_examples, float_parameters
+from snipnb.salience import Salience, check_alike_and_precise, check_classes, check_examples, float_parameters
 from snipnb.stacked import Stack, check_alike, stacked
 
 NETWORKS = 8  # that are taken together: fixed, so that results do not depend on the number of workers
@@ -39,15 +39,12 @@ def snip_together(models: Sequence[nn.Module], images: Tensor, labels: Tensor) -
     """
     if not models:
         raise ValueError("no models are given; at least one is needed")
-    first = next(iter(float_parameters(models[0]).values()))
     for model in models:
         check_alike(model, models[0])
-    size = IMAGES.get(first.device.type, IMAGES["cuda"])
-    check_examples(images, labels, size)
-    if images.dtype != first.dtype:
-        raise ValueError(f"images are {images.dtype}, the models' parameters {first.dtype}; convert one of them")
+    check_examples(images, labels, 1)
+    device = check_alike_and_precise(float_parameters(models[0]), images).device
+    size = IMAGES.get(device.type, IMAGES["cuda"])
     Stack(models[0])  # an error if it is not covered, before anything is done
-    device = first.device
     images, labels = images.to(device), labels.to(device)
 
     def salience(some: Sequence[nn.Module], scratch: Scratch) -> list[Salience]:

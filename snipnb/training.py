@@ -8,7 +8,8 @@ alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,7 +28,6 @@ from snipnb.stacked import Stack, Stacked, check_alike, stacked
 OPTIMISERS = ("adam", "sgd")
 SCHEDULES = ("one_cycle", "constant", "step", "exponential", "cosine")
 WARM_UP_SHARE = 0.1
-MOMENTUM = 0.9
 SCORING_BATCH = 1000
 # How much is done at once: on a processor what its caches hold, on a GPU everything.
 NETWORKS = {"cpu": 16, "cuda": 1024}
@@ -42,10 +42,11 @@ class Recipe:
     Attributes:
         epochs: Passes over the training images.
         batch_size: Images per step.
-        optimiser: ``"adam"``, or ``"sgd"`` with momentum 0.9.
+        optimiser: ``"adam"`` or ``"sgd"``.
         learning_rate: Constant rate, or the peak of the one-cycle schedule.
         schedule: ``"constant"``, ``"step"``, ``"exponential"``, ``"cosine"`` or ``"one_cycle"``: see :func:`learning_rate`.
         weight_decay: L2 penalty added to the gradient.
+        momentum: Of SGD, from 0 and below 1; Adam has its own.
         decay: Factor of the step and exponential schedules.
         decay_every: Epochs between two steps of the step schedule.
     """
@@ -56,6 +57,7 @@ class Recipe:
     learning_rate: float = 0.01
     schedule: str = "one_cycle"
     weight_decay: float = 0.0
+    momentum: float = 0.9
     decay: float = 0.95
     decay_every: int = 15
 
@@ -68,6 +70,8 @@ class Recipe:
             raise ValueError(f"learning_rate is {self.learning_rate!r}; accepted are numbers above 0")
         if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay is {self.weight_decay!r}; accepted are numbers from 0")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum is {self.momentum!r}; accepted are numbers from 0 and below 1")
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay is {self.decay!r}; accepted are numbers above 0, up to 1")
         if self.optimiser not in OPTIMISERS:
@@ -109,6 +113,9 @@ def train_together(
 ) -> list[pd.DataFrame]:
     """Train several networks of one architecture in place, on the same images in the same order.
 
+    On a processor one thread is used: operations are too short to share, and results do not depend on a number of threads.
+    Spread networks over processors with :func:`snipnb.run_grid`.
+
     **Definition.** Each network has its own parameters, mask and optimiser state; nothing passes between them. Pruned
     parameters start at zero and their gradients are masked before every step, so neither momentum nor weight decay can move
     them. The loss is the mean cross-entropy of a batch. Images are shuffled anew each epoch.
@@ -128,7 +135,18 @@ def train_together(
     Raises:
         ValueError: If models are not covered or not alike, or a mask does not fit.
     """
-    recipe = recipe or Recipe()
+    with one_thread():
+        return _train_together(models, split, masks, recipe or Recipe(), data_seed, checkpoint)
+
+
+def _train_together(
+    models: Sequence[nn.Module],
+    split: Split,
+    masks: Sequence[Mask | None] | None,
+    recipe: Recipe,
+    data_seed: int,
+    checkpoint: Checkpoint | None,
+) -> list[pd.DataFrame]:
     group = _Group(models, masks, recipe)
     check_examples(split.train_images, split.train_labels, recipe.batch_size)
     images, labels = split.train_images.to(group.device), split.train_labels.to(group.device, torch.int64)
@@ -161,6 +179,17 @@ def train_together(
         pd.DataFrame([{"epoch": e} | {key: row[key][k] for key in row} for e, row in enumerate(rows, 1)])
         for k in range(len(models))
     ]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch's operations take one processor thread, then as many as before."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Checkpoint(Protocol):
@@ -212,7 +241,7 @@ class _Group:
         if recipe.optimiser == "adam":
             self.optimiser: torch.optim.Optimizer = torch.optim.Adam(self.trained.values(), **options)
         else:
-            self.optimiser = torch.optim.SGD(self.trained.values(), momentum=MOMENTUM, **options)
+            self.optimiser = torch.optim.SGD(self.trained.values(), momentum=recipe.momentum, **options)
         self.networks = NETWORKS[self.device.type]  # at once
         self.images = recipe.batch_size if self.stack.mixes_images else IMAGES[self.device.type]
 
@@ -292,7 +321,9 @@ class _Group:
                 self.optimiser.state[p]["step"] = torch.tensor(float(steps), device=p.device)
 
     def _kinds(self) -> tuple[str, ...]:
-        return ("exp_avg", "exp_avg_sq") if isinstance(self.optimiser, torch.optim.Adam) else ("momentum_buffer",)
+        if isinstance(self.optimiser, torch.optim.Adam):
+            return ("exp_avg", "exp_avg_sq")
+        return ("momentum_buffer",) if self.optimiser.defaults["momentum"] else ()
 
     @torch.no_grad()
     def write_back(self) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import snipnb
-from snipnb import densities
+from snipnb import densities, density_fit
 from snipnb.meanfield import FITTED, Constants
 
 
@@ -28,7 +28,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def fitting(images):
-    return densities.measure_densities(*images)
+    return density_fit.measure_densities(*images)
 
 
 def kept_by(model, found):
@@ -165,7 +165,7 @@ def test_measured_densities_are_those_of_masks(images, fitting):
 
 
 def test_the_constants_come_from_saliences(fitting):
-    found = densities.fit_constants(fitting)
+    found = density_fit.fit_constants(fitting)
     assert found.between / found.within == pytest.approx(FITTED.between / FITTED.within, abs=0.08)
     assert found.within == pytest.approx(FITTED.within, abs=0.1)
     assert found.neighbours == pytest.approx(FITTED.neighbours, abs=0.25)
@@ -183,14 +183,14 @@ def test_the_constants_come_from_saliences(fitting):
 def test_the_fit_finds_constants_again():
     true = Constants(0.55, 0.35, 0.4, 0.9)
     rows = []
-    for name, network in densities.FITTING_NETWORKS.items():
-        for init in densities.FITTING_INITIALISATIONS:
+    for name, network in density_fit.FITTING_NETWORKS.items():
+        for init in density_fit.FITTING_INITIALISATIONS:
             for sparsity in (0.5, 0.95):
                 found = densities.predicted_densities(network(), sparsity, init=init, constants=true)
                 sizes = {n: p.numel() for n, p in network().named_parameters()}
                 cell = {"network": name, "init": init, "sparsity": sparsity, "deviation": 0.0, "n": 10**9}
                 rows += [{**cell, "layer": n, "parameters": sizes[n], "density": d} for n, d in found.items()]
-    found = densities.fit_constants(pd.DataFrame(rows))
+    found = density_fit.fit_constants(pd.DataFrame(rows))
     assert [found.within, found.between, found.neighbours, found.contrast] == pytest.approx(
         [0.55, 0.35, 0.4, 0.9], abs=0.01
     )
@@ -209,14 +209,14 @@ def test_the_fit_finds_constants_again():
     ],
 )
 def test_shapes_alone_predict_what_snip_keeps_in_networks_not_fitted_on(network, init, explained, misplaced, images):
-    measured = densities.measure_densities(
+    measured = density_fit.measure_densities(
         *images,
-        networks={network: densities.TEST_NETWORKS.get(network, snipnb.lenet5)},
+        networks={network: density_fit.TEST_NETWORKS.get(network, snipnb.lenet5)},
         inits=[init],
         seeds=range(100, 103),
         sparsities=[0.9, 0.95],
     )
-    scores = densities.score(densities.compare(measured)).set_index(["sparsity", "rule"])
+    scores = density_fit.score(density_fit.compare(measured)).set_index(["sparsity", "rule"])
     for sparsity in (0.9, 0.95):
         own, uniform, kernel = (scores.loc[sparsity, rule] for rule in ("closed_form", "uniform", "erdos_renyi_kernel"))
         assert own["explained"] > explained
@@ -226,10 +226,10 @@ def test_shapes_alone_predict_what_snip_keeps_in_networks_not_fitted_on(network,
 
 
 def test_biases_at_zero_are_never_kept(images):
-    measured = densities.measure_densities(
+    measured = density_fit.measure_densities(
         *images, networks={"LeNet-5": snipnb.lenet5}, inits=["xavier_uniform_zero_bias"], seeds=[0], sparsities=[0.9]
     )
-    own = densities.compare(measured)
+    own = density_fit.compare(measured)
     biases = own[own["layer"].str.endswith("bias") & (own["rule"] == "closed_form")]
     assert (biases[["density", "predicted"]] == 0).all(axis=None)
     assert (biases["log10_ratio"] == 0).all()
@@ -245,7 +245,7 @@ def test_scores_by_hand():
         "density": [0.8, 0.4],
     }
     compared = pd.DataFrame(rows).assign(log10_ratio=[0.3, -0.4])
-    scores = densities.score(
+    scores = density_fit.score(
         pd.concat(
             [
                 compared.assign(rule="half way", predicted=[0.65, 0.45]),
@@ -266,13 +266,13 @@ def test_correlations_of_images_by_pairs(images):
     same = labels[:, None] == labels
     alone = torch.eye(40, dtype=torch.bool)
     expected = (float(products[same & ~alone].mean()), float(products[~same].mean()))
-    assert densities.image_correlations(images, labels) == pytest.approx(expected)
+    assert density_fit.image_correlations(images, labels) == pytest.approx(expected)
 
 
 def test_bad_measurements_are_named(fitting, images):
     with pytest.raises(ValueError, match="fewer than two seeds; at least two are needed"):
-        densities.fit_constants(fitting.assign(deviation=float("nan")))
-    for function in (densities.fit_constants, densities.compare):
+        density_fit.fit_constants(fitting.assign(deviation=float("nan")))
+    for function in (density_fit.fit_constants, density_fit.compare):
         with pytest.raises(ValueError, match=r"there are no networks \['AlexNet'\]; accepted are LeNet-5, "):
             function(fitting.replace({"network": {"LeNet-5": "AlexNet"}}))
 
@@ -280,7 +280,7 @@ def test_bad_measurements_are_named(fitting, images):
 def test_collapsed_layers_are_measured_without_a_warning(images):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        measured = densities.measure_densities(
+        measured = density_fit.measure_densities(
             *images, networks={"LeNet-5": snipnb.lenet5}, inits=["pytorch"], seeds=[0, 1], sparsities=[0.9999]
         )
     assert (measured["density"] == 0).any()

@@ -1,4 +1,3 @@
-import ast
 import dataclasses
 import json
 import os
@@ -6,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import joblib
@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import snipnb
-from snipnb import criteria, experiments, grids, profiles
+from snipnb import criteria, densities, experiments, grids, models, profiles
 from snipnb.experiments import RunConfig, groups_of
+from snipnb.stats import overlap
 from snipnb.store import Store
 
 RECIPE = snipnb.Recipe(epochs=2, batch_size=500, learning_rate=0.01)
@@ -165,15 +166,10 @@ def test_a_record_of_other_code_is_not_used(monkeypatch):
     assert not before & set(groups_of(small_grid()))
 
 
-def test_every_module_that_results_depend_on_is_named():
-    """Whatever the sources import from the package is itself a source, or cannot change a result."""
-    harmless = {"progress", "paths", "store", "torchvision_shim"}
-    for name in experiments.SOURCES:
-        tree = ast.parse((Path(experiments.__file__).parent / f"{name}.py").read_text())
-        for node in ast.walk(tree):
-            module = getattr(node, "module", None) if isinstance(node, ast.ImportFrom) else None
-            if module and module.startswith("snipnb."):
-                assert module.removeprefix("snipnb.") in {*experiments.SOURCES, *harmless}, (name, module)
+def test_results_depend_on_what_makes_them_alone():
+    found = set(experiments.result_sources())
+    assert {"criteria", "densities", "exact", "experiments", "kernels", "masks", "models", "training"} <= found
+    assert not found & {"store", "progress", "plotting", "notebooks", "claims", "report", "structure", "agreement"}
 
 
 @pytest.mark.parametrize(
@@ -217,14 +213,112 @@ def test_layer_collapse_is_reported():
 # --- criteria, grids, command line ------------------------------------------------------------------------------------
 
 
+def drawn(name, init, seed):
+    return models.MODELS[name](init=init, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def beginning():
+    images, labels = (t[:100] for t in snipnb.load_mnist("train", sample=True))
+    draw = partial(drawn, "lenet5", "pytorch")
+    return criteria.Start(draw(1), images, labels, 1, "pytorch", draw)
+
+
+def mask_of(name, beginning, sparsity=0.95):
+    own = criteria.CRITERIA[name]
+    ranking = criteria.CRITERIA[own.salience_of or name]
+    return criteria.mask_for(own, beginning, ranking.salience(beginning) if ranking.salience else {}, sparsity)
+
+
+def counts(mask):
+    return {n: int(m.sum()) for n, m in mask.items()}
+
+
+def test_shuffling_keeps_counts_and_moves_places(beginning):
+    snip, shuffled = mask_of("snip", beginning), mask_of("snip_shuffled", beginning)
+    assert counts(snip) == counts(shuffled)
+    assert overlap(snip, shuffled) < 0.15
+
+
+def test_the_inverted_mask_shares_nothing_with_that_of_snip(beginning):
+    snip, inverted = (mask_of(name, beginning, 0.6) for name in ("snip", "snip_inverted"))
+    assert overlap(snip, inverted) == 0
+    assert snipnb.num_kept(inverted) == snipnb.num_kept(snip)
+
+
+def test_masks_of_other_weights_are_those_of_the_network_that_is_drawn(beginning):
+    other = beginning.draw(criteria.OTHER_SEEDS + 1)
+    expected = snipnb.keep_mask(snipnb.snip(other, beginning.images, beginning.labels), 0.95, ties="stable")
+    assert overlap(mask_of("snip_redrawn", beginning), expected) == 1
+    assert overlap(mask_of("snip", beginning), expected) < 0.2
+
+
+def test_mean_densities_are_those_of_other_networks(beginning):
+    kept = counts(mask_of("snip_densities", beginning))
+    seeds = range(criteria.OTHER_SEEDS + 5, criteria.OTHER_SEEDS + 10)
+    masks = [
+        snipnb.keep_mask(snipnb.snip(beginning.draw(seed), beginning.images, beginning.labels), 0.95, ties="stable")
+        for seed in seeds
+    ]
+    for name, number in kept.items():
+        assert abs(number - sum(int(m[name].sum()) for m in masks) / 5) < 1
+    with pytest.raises(ValueError, match="a Start with draw"):
+        criteria.CRITERIA["snip_densities"].salience(dataclasses.replace(beginning, draw=None))
+
+
+def test_rules_of_thumb_have_their_densities(beginning):
+    for name, rule in densities.rules().items():
+        expected = rule(beginning.model, 0.95, "pytorch")
+        for layer, number in counts(mask_of(name, beginning)).items():
+            assert abs(number - expected[layer] * dict(beginning.model.named_parameters())[layer].numel()) < 1
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_criterion_of_your_own_runs_like_the_others(jobs, tmp_path, monkeypatch):
+    def lowest_index(start):
+        return {n: -torch.arange(p.numel()).view(p.shape) - 1.0 for n, p in start.model.named_parameters()}
+
+    monkeypatch.setitem(criteria.CRITERIA, "mine", snipnb.Criterion("mine", "#000000", "o", "-", salience=lowest_index))
+    configs = [
+        RunConfig(criterion="mine", sparsity=0.9, init_seed=seed, sample=True, recipe=RECIPE) for seed in range(2)
+    ]
+    runs = snipnb.run_grid(configs, jobs=jobs, store=tmp_path)
+    assert len(runs) == 2 * RECIPE.epochs
+    before = set(groups_of(configs))
+    assert all(Store(tmp_path).record(key) is not None for key in before)
+
+    def highest_index(start):
+        return {n: torch.arange(p.numel()).view(p.shape) + 1.0 for n, p in start.model.named_parameters()}
+
+    monkeypatch.setitem(
+        criteria.CRITERIA, "mine", snipnb.Criterion("mine", "#000000", "o", "-", salience=highest_index)
+    )
+    assert not before & set(groups_of(configs))  # another function: nothing of the first one is taken
+
+
+def test_the_values_that_a_rule_holds_count_as_its_code():
+    def rule(density):
+        return criteria.with_densities(lambda model, sparsity, init: {"all": density})
+
+    codes = [snipnb.Criterion("x", "#000000", "o", "-", mask=rule(density)).code() for density in (0.1, 0.2, 0.1)]
+    assert codes[0] == codes[2] != codes[1]
+
+
 @pytest.mark.parametrize("name", criteria.CRITERIA)
 def test_every_criterion_ranks_every_parameter(name, examples):
     images, labels = (t[:20] for t in examples)
-    model = snipnb.lenet5(seed=2)
-    found = criteria.CRITERIA[name].salience(model, images, labels, 2)
-    assert {n: s.shape for n, s in found.items()} == {n: p.shape for n, p in model.named_parameters()}
-    again = criteria.CRITERIA[name].salience(model, images, labels, 2)
-    assert all(torch.equal(found[n], again[n]) for n in found)
+    draw = partial(drawn, "lenet5", "pytorch")
+    start = criteria.Start(draw(2), images, labels, 2, "pytorch", draw)
+    own = criteria.CRITERIA[name]
+    ranking = criteria.CRITERIA[own.salience_of] if own.salience_of else own
+    masks = []
+    for _ in range(2):
+        salience = ranking.salience(start) if ranking.salience else {}
+        masks.append(criteria.mask_for(own, start, salience, 0.9))
+    shapes = {n: p.shape for n, p in start.model.named_parameters()}
+    assert {n: m.shape for n, m in masks[0].items()} == shapes
+    assert snipnb.num_kept(masks[0]) == 61_706 - snipnb.num_removed(61_706, 0.9)
+    assert all(torch.equal(masks[0][n], masks[1][n]) for n in shapes)
 
 
 @pytest.mark.parametrize("profile", profiles.available_profiles())

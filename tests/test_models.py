@@ -5,6 +5,7 @@ import torch
 
 import snipnb
 from snipnb import models
+from snipnb.torchvision_shim import torchvision
 
 SHAPES = {
     "conv1.weight": (6, 1, 5, 5),
@@ -120,3 +121,58 @@ def test_variants_are_wider_and_deeper(examples):
 def test_variants_that_cannot_be_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         models.lenet_variant(**arguments)
+
+
+# --- batch norm and VGG16 ---------------------------------------------------------------------------------------------
+
+
+def test_vgg16_is_torchvisions_with_one_channel_and_a_small_head():
+    vgg = torchvision.models.vgg
+    theirs = vgg.make_layers(vgg.cfgs["D"], batch_norm=True)
+    ours = snipnb.vgg16_mnist()
+    kinds = [type(m) for m in ours]
+    assert kinds[: len(theirs)] == [type(m) for m in theirs]
+    wanted = [tuple(p.shape) for p in theirs.parameters()]
+    wanted[0] = (64, 1, 3, 3)
+    assert [tuple(p.shape) for p in ours.parameters()][: len(wanted)] == wanted
+    assert sum(p.numel() for p in ours.parameters()) == 14_879_494
+    images = torch.rand(2, 1, 28, 28)
+    padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
+    first = torch.nn.functional.conv2d(padded, ours.conv1.weight, ours.conv1.bias, padding=1)
+    torch.testing.assert_close(ours.conv1(images), first)  # padding 3 is 28 -> 32 and padding 1
+    assert ours.eval()(images).shape == (2, 10)
+
+
+def test_statistics_are_those_of_the_data(few):
+    images, _ = few
+    model = models.lenet_variant(batch_norm=True, extra_full=1, seed=0).double()
+    model.train()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    assert snipnb.set_running_statistics(model, images) is model
+    assert model.training
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    inputs = model.conv1(images)
+    torch.testing.assert_close(model.norm1.running_mean, inputs.mean((0, 2, 3)))
+    torch.testing.assert_close(model.norm1.running_var, inputs.transpose(0, 1).flatten(1).var(1))
+    assert model.norm1.momentum == 0.1
+    outputs = model.eval()(images)
+    torch.testing.assert_close(outputs, model.train()(images), rtol=0.1, atol=0.05)  # up to n - 1 for n
+    halves = snipnb.set_running_statistics(
+        models.lenet_variant(batch_norm=True, seed=0).double(), images, batch_size=30
+    )
+    both = torch.stack([half.mean((0, 2, 3)) for half in halves.conv1(images).split(30)]).mean(0)
+    torch.testing.assert_close(halves.norm1.running_mean, both)
+    with pytest.raises(ValueError, match="leave a batch of one"):
+        snipnb.set_running_statistics(model, images[:31], batch_size=30)
+
+
+def test_a_batch_norm_stands_before_every_relu():
+    model = models.lenet_variant(batch_norm=True, extra_conv=1, extra_full=1)
+    names = [name for name, _ in model.named_children()]
+    for i, name in enumerate(names):
+        if name.startswith("relu"):
+            assert names[i - 1] == f"norm{name.removeprefix('relu')}"
+    plain = dict(models.lenet_variant(extra_conv=1, extra_full=1).named_parameters())
+    assert {n for n, _ in model.named_parameters() if not n.startswith("norm")} == set(plain)
+    xavier = models.lenet_variant(batch_norm=True, init="xavier_uniform")
+    assert torch.equal(xavier.norm1.weight, torch.ones(6))
