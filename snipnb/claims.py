@@ -94,11 +94,13 @@ def judge(
     needed = {name for outcome in claim["outcomes"] for name in outcome.get("when", {})}
     if missing := needed - measured.keys():
         raise ValueError(f"{claim_id} needs the statistics {sorted(needed)}; missing are {sorted(missing)}")
-    for name, value in measured.items():
-        if isinstance(value, str) or not math.isfinite(float(value)):
-            raise ValueError(f"{claim_id}: statistic {name!r} is {value!r}; finite numbers are needed")
     if "n" in needs and (isinstance(n, bool) or not isinstance(n, int) or n < 0):
         raise ValueError(f"{claim_id}: n is {n!r}; its rule asks for at least {needs['n']}, so an integer is needed")
+    for name, value in measured.items():
+        if isinstance(value, str) or not math.isfinite(float(value)):
+            if "n" in needs and n < needs["n"] and not isinstance(value, str):  # no interval from one run
+                return f"weak (n = {n}, the rule asks for {needs['n']})", ""
+            raise ValueError(f"{claim_id}: statistic {name!r} is {value!r}; finite numbers are needed")
     verdict, reason = _outcome(claim, measured)
     if "n" in needs and n < needs["n"]:
         return f"weak (n = {n}, the rule asks for {needs['n']}; so far {verdict})", reason
@@ -132,11 +134,12 @@ def entry(
     if extra := intervals.keys() - measured.keys():
         raise ValueError(f"{claim_id}: intervals for {sorted(extra)}, which are not among the statistics")
     verdict, reason = judge(claim_id, measured, n=n, profile=profile, protocol_followed=protocol_followed)
+    ends = {name: pair for name, pair in intervals.items() if all(math.isfinite(end) for end in pair)}
     return {
         **_description(claim),
-        "measured": {name: _rounded(value) for name, value in measured.items()},
-        "low": {name: _rounded(ends[0]) for name, ends in intervals.items()},
-        "high": {name: _rounded(ends[1]) for name, ends in intervals.items()},
+        "measured": {name: _rounded(value) for name, value in measured.items() if math.isfinite(value)},
+        "low": {name: _rounded(pair[0]) for name, pair in ends.items()},
+        "high": {name: _rounded(pair[1]) for name, pair in ends.items()},
         "n": n,
         "verdict": verdict,
         "reason": reason,

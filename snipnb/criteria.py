@@ -15,9 +15,12 @@ that makes the mask), or both. A new one is such a function and an entry in :dat
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import inspect
+import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,13 +32,13 @@ from snipnb import densities
 from snipnb.curvature import printed_second_order, taylor_salience
 from snipnb.exact import exact_salience
 from snipnb.masks import LayerCollapseWarning, Mask, keep_mask, num_removed
-from snipnb.meanfield import FITTED, predicted_densities
 from snipnb.salience import Salience, float_parameters, magnitude_salience, random_salience, snip
 from snipnb.stacked import stacked
 from snipnb.together import snip_together
 
 OTHER_NETWORKS = 5  # whose saliences are taken where a rule knows the architecture, not the network
 OTHER_SEEDS = 1_000_000  # their seeds begin here, above the network's own
+PACKAGES = ("snipnb", "torch", "numpy", "builtins")  # whose functions are known by their names
 
 
 @dataclass(frozen=True)
@@ -98,36 +101,83 @@ class Criterion:
     uses_images: bool = True
 
     def code(self) -> str:
-        """The text of its functions, so that results of another version are not taken for its own."""
-        return "\n".join(_text(function) for function in (self.salience, self.mask) if function is not None)
+        """What it does, as text, so that results of another version are not taken for its own.
+
+        Raises:
+            ValueError: If a function holds something that has no text of its own.
+        """
+        parts = [f"{self.salience_of} {self.uses_images}"]
+        for function in (self.salience, self.mask):
+            if function is not None:
+                parts.append(_text(function, []))
+        return "\n".join(parts)
 
 
-def _text(value: Any) -> str:
-    """What a function does, as text: its source and what it holds of the functions around it."""
-    code = getattr(value, "__code__", None)
-    if code is None:
+def _text(value: Any, seen: list[Any]) -> str:
+    """A value as text that differs where it does: functions by source, defaults and what they refer to outside of the package."""
+    if isinstance(value, types.ModuleType) or any(value is other for other in seen):
+        return getattr(value, "__name__", "seen")
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         return repr(value)
+    seen.append(value)
+    if isinstance(value, (Tensor, np.ndarray)):
+        array = np.ascontiguousarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+        return f"{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_text(v, seen) for v in value)}]"
+    if isinstance(value, (set, frozenset)):
+        return f"{{{', '.join(sorted(_text(v, seen) for v in value))}}}"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_text(k, seen)}: {_text(v, seen)}' for k, v in value.items())}}}"
+    if isinstance(value, functools.partial):
+        return f"partial {_text([value.func, value.args, value.keywords], seen)}"
+    if str(getattr(value, "__module__", "")).split(".")[0] in PACKAGES:
+        name = getattr(value, "__qualname__", "")
+        if "<" not in name:
+            return f"{value.__module__}.{name or type(value).__qualname__}"
+    if isinstance(value, type):
+        return _source(value)
+    if not isinstance(value, types.FunctionType):
+        raise ValueError(
+            f"a criterion holds {value!r:.80}, of which it cannot be told whether it changes; use functions and plain values"
+        )
+    held = [value.__defaults__, value.__kwdefaults__, *(cell.cell_contents for cell in value.__closure__ or ())]
+    referred = [value.__globals__[n] for n in _names(value.__code__) if n in value.__globals__]
+    return "\n".join([_source(value), _text(held, seen), _text(referred, seen)])
+
+
+def _source(value: Any) -> str:
     try:
-        own = inspect.getsource(value)
+        return inspect.getsource(value)
     except (OSError, TypeError):  # typed at a prompt
-        own = f"{code.co_code.hex()} {code.co_consts} {code.co_names}"
-    return "\n".join([own, *(_text(cell.cell_contents) for cell in value.__closure__ or ())])
+        code = getattr(value, "__code__", None)
+        return repr(value) if code is None else _code_text(code)
+
+
+def _code_text(code: types.CodeType) -> str:
+    constants = [_code_text(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
+    return f"{code.co_code.hex()} {constants} {code.co_names}"
+
+
+def _names(code: types.CodeType) -> list[str]:
+    """Names that a function, and functions inside of it, look up."""
+    inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    return sorted({*code.co_names, *(name for c in inner for name in _names(c))})
 
 
 # --- rules that make masks ---------------------------------------------------------------------------------------------
 
 
 def smallest(start: Start, salience: Salience, sparsity: float) -> Mask:
-    """The contrary: keep the parameters of smallest magnitude; of equal ones, the later in the model."""
-    flat = torch.cat([s.abs().flatten() for s in salience.values()])
-    rank = torch.empty(len(flat), dtype=torch.float64, device=flat.device)
-    rank[flat.sort(descending=True, stable=True).indices] = torch.arange(
-        1.0, len(flat) + 1, device=flat.device
-    ).double()
-    parts = rank.split([s.numel() for s in salience.values()])
-    return keep_mask(
-        {n: r.view_as(s) for (n, s), r in zip(salience.items(), parts, strict=True)}, sparsity, ties="stable"
-    )
+    """The contrary: as many of every tensor as the salience would keep, but those of smallest magnitude; ties at random."""
+    mask, draw = by_magnitude(start, salience, sparsity), _generator(start)
+    for name, own in mask.items():
+        order = torch.randperm(own.numel(), generator=draw).to(own.device)
+        lowest = order[salience[name].abs().flatten()[order].sort(stable=True).indices[: int(own.sum())]]
+        mask[name] = torch.zeros(own.numel(), dtype=torch.bool, device=own.device)
+        mask[name][lowest] = True
+        mask[name] = mask[name].view(own.shape)
+    return mask
 
 
 def shuffled(start: Start, salience: Salience, sparsity: float) -> Mask:
@@ -152,8 +202,13 @@ def with_densities(rule: densities.Rule) -> Callable[[Start, Salience, float], M
 
 def _drawn(start: Start, wanted: densities.Densities, sparsity: float) -> Mask:
     count = sum(p.numel() for p in float_parameters(start.model).values())
-    seed = int(np.random.SeedSequence((start.seed, 1)).generate_state(1)[0])  # not the stream of the weights
+    seed = _generator(start).initial_seed()
     return densities.mask_of_densities(start.model, wanted, num_kept=count - num_removed(count, sparsity), seed=seed)
+
+
+def _generator(start: Start) -> torch.Generator:
+    """The same draw for all rules of one seed, and not the stream that the weights came from."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence((start.seed, 1)).generate_state(1)[0]))
 
 
 def mask_for(criterion: Criterion, start: Start, salience: Salience, sparsity: float) -> Mask:
@@ -163,14 +218,11 @@ def mask_for(criterion: Criterion, start: Start, salience: Salience, sparsity: f
         return criterion.mask(start, salience, sparsity)
 
 
-def _closed_form(model: nn.Module, sparsity: float, init: str) -> densities.Densities:
-    return predicted_densities(model, sparsity, init=init, constants=FITTED)
-
-
 def _taylor(order: int | str) -> Callable[[Start], Salience]:
     return lambda start: taylor_salience(start.model, start.images, start.labels, order=order)
 
 
+_RULES = densities.rules()
 CRITERIA: dict[str, Criterion] = {
     "snip": Criterion("SNIP", "#0173b2", "o", "-", lambda s: snip(s.model, s.images, s.labels)),
     "exact": Criterion(
@@ -210,14 +262,14 @@ CRITERIA: dict[str, Criterion] = {
         mask=mean_densities,
     ),
     "closed_form": Criterion(
-        "closed-form densities", "#b2182b", ">", "-", mask=with_densities(_closed_form), uses_images=False
+        "closed-form densities", "#b2182b", ">", "-", mask=with_densities(_RULES["closed_form"]), uses_images=False
     ),
     "erdos_renyi_kernel": Criterion(
         "Erdos-Renyi-kernel densities",
         "#8c6d1f",
         "8",
         (0, (5, 2)),
-        mask=with_densities(lambda model, sparsity, init: densities.erdos_renyi_kernel_densities(model, sparsity)),
+        mask=with_densities(_RULES["erdos_renyi_kernel"]),
         uses_images=False,
     ),
     "uniform": Criterion(
@@ -225,8 +277,10 @@ CRITERIA: dict[str, Criterion] = {
         "#4d4d4d",
         "H",
         (0, (1, 1)),
-        mask=with_densities(lambda model, sparsity, init: densities.uniform_densities(model, sparsity)),
+        mask=with_densities(_RULES["uniform"]),
         uses_images=False,
     ),
-    "snip_inverted": Criterion("SNIP, inverted", "#e377a2", "x", (0, (2, 1)), salience_of="snip", mask=smallest),
+    "snip_inverted": Criterion(
+        "SNIP, inverted within layers", "#e377a2", "x", (0, (2, 1)), salience_of="snip", mask=smallest
+    ),
 }

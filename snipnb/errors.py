@@ -83,8 +83,7 @@ def equivalence(errors: pd.DataFrame, *, way: str, reference: str = "exact") -> 
         margin, in points.
     """
     judged = errors[errors["sparsity"].isin(claims.setting("C25", "sparsities")) & (errors["way"] == way)]
-    level = judged.loc[judged["criterion"] == reference, "error_percent"].mean()
-    margin = max(claims.setting("C25", "smallest_margin"), level / 10)
+    margin = margin_of(judged, reference=reference, smallest=claims.setting("C25", "smallest_margin"))
     rows = []
     pairs = differences(judged, way=way, reference=reference)
     for criterion, part in pairs.groupby("criterion", sort=False):
@@ -92,6 +91,24 @@ def equivalence(errors: pd.DataFrame, *, way: str, reference: str = "exact") -> 
         row = {"criterion": criterion, "n": part["seed"].nunique(), "mean_difference": test.mean, "low95": test.low}
         rows.append(row | {"high95": test.high, "equivalence_p": test.p_value, "power": test.power})
     return pd.DataFrame(rows), margin
+
+
+def margin_of(errors: pd.DataFrame, *, reference: str, smallest: float) -> float:
+    """What counts as no difference, in points: a tenth of the reference criterion's mean error rate, at least ``smallest``."""
+    return max(smallest, float(errors.loc[errors["criterion"] == reference, "error_percent"].mean()) / 10)
+
+
+def paired(errors: pd.DataFrame, first: str, second: str, *, way: str) -> tuple[float, float, float]:
+    """Mean difference in error rate, first criterion less second, pair by pair, in points, and its 95 % t interval.
+
+    Args:
+        errors: As from :func:`error_table`, at one sparsity.
+        first: A criterion.
+        second: Another.
+        way: One of the values of ``WAYS``.
+    """
+    some = errors[errors["criterion"].isin([first, second])]
+    return mean_interval(differences(some, way=way, reference=second)["difference"].to_numpy())
 
 
 def parting(pairs: pd.DataFrame, margin: float) -> pd.DataFrame:

@@ -316,7 +316,7 @@ def _train_all(
 
             work = joblib.delayed(_train_quietly)
             own = {name: (CRITERIA[name], _code_of(name)) for _, group in tasks for name in _own_criteria(group)}
-            calls = (work(own, *task, folder, device, wait=wait) for task in tasks)
+            calls = (work(os.getpid(), own, *task, folder, device, wait=wait) for task in tasks)
             for _ in joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")(calls):
                 pass
 
@@ -331,11 +331,17 @@ def _jobs(device: str) -> int:
     return configured if (configured or 1) != 1 else os.cpu_count() or 1
 
 
-def _train_quietly(own: Mapping[str, tuple[Criterion, str]], *task, **options) -> None:
-    """In a worker: the caller shows the progress, and gives the criteria that did not come with the package."""
+def _train_quietly(caller: int, own: Mapping[str, tuple[Criterion, str]], *task, **options) -> None:
+    """In a worker: the caller shows the progress, and gives the criteria that did not come with the package.
+
+    A process that worked before may still have those of that time.
+    """
     os.environ["SNIPNB_PROGRESS"] = "0"
-    for name, (criterion, code) in own.items():
-        CRITERIA[name], _given_code[name] = criterion, code
+    if os.getpid() != caller:
+        CRITERIA.clear()
+        CRITERIA.update(_SHIPPED | {name: criterion for name, (criterion, _) in own.items()})
+        _given_code.clear()
+        _given_code.update({name: code for name, (_, code) in own.items()})
     _train_group(*task, **options)
 
 

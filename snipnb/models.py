@@ -182,12 +182,14 @@ def set_running_statistics(model: nn.Module, images: Tensor, *, batch_size: int 
         ValueError: If a batch would hold one image only, whose variance is none.
     """
     check_examples(images, images, batch_size)
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    norms = [m for m in model.modules() if isinstance(m, kinds) and m.track_running_stats]
+    if not norms:
+        return model
     if min(batch_size, len(images)) < 2 or len(images) % batch_size == 1:
         raise ValueError(
             f"{len(images)} images in batches of {batch_size} leave a batch of one; at least two are needed"
         )
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    norms = [m for m in model.modules() if isinstance(m, kinds) and m.track_running_stats]
     modes = [(m, m.training) for m in model.modules()]
     momenta = [m.momentum for m in norms]
     device = next(model.parameters()).device
@@ -197,7 +199,7 @@ def set_running_statistics(model: nn.Module, images: Tensor, *, batch_size: int 
             norm.train()
             norm.reset_running_stats()
             norm.momentum = None  # the plain average over batches
-        for batch in batch_starts(len(images) if norms else 0, batch_size, "running statistics"):
+        for batch in batch_starts(len(images), batch_size, "running statistics"):
             model(images[batch].to(device))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from snipnb import reference
 from snipnb.agreement import WHOLE, log_bins, overlaps, rank_correlation
 from snipnb.curvature import derivatives, diagonal_hessian, row_sum_hessian, taylor_salience
-from snipnb.errors import differences
+from snipnb.errors import paired
 from snipnb.exact import exact_salience
 from snipnb.models import published_label
 from snipnb.progress import track
 from snipnb.salience import Salience, call_with, float_parameters
-from snipnb.stats import mean_interval
 
 # Criterion (or, for the slope alone, none) -> how notebook 05 calls it; in the order of what they take into account.
 APPROXIMATIONS: dict[str, str] = {
@@ -310,7 +309,7 @@ def agreement_table(compared: pd.DataFrame) -> pd.DataFrame:
 
 
 def switching(compared: pd.DataFrame) -> pd.DataFrame:
-    """What each order leaves over and what no order can reach, by tensor, in per cent of the exact saliences.
+    """What each order leaves over, and all orders together, by tensor, in per cent of the exact saliences.
 
     Returns:
         One row per state and tensor: ``state``, ``layer``, ``order 1``, ``order 2``, ``order 3``, ``switching`` (left after all orders).
@@ -335,11 +334,10 @@ def gains(rates: pd.DataFrame, *, way: str, than: str) -> pd.DataFrame:
     Returns:
         One row per criterion: ``criterion``, ``n``, ``error_percent`` (mean), ``mean``, ``low95``, ``high95`` (of the gain, in points).
     """
-    pairs = differences(rates, way=way, reference=than)
     rows = []
-    for criterion, part in pairs.groupby("criterion", sort=False):
-        mean, low, high = mean_interval(-part["difference"].to_numpy())
-        level = rates.loc[(rates["criterion"] == criterion) & (rates["way"] == way), "error_percent"].mean()
-        facts = {"n": len(part), "error_percent": level, "mean": mean, "low95": low, "high95": high}
+    for criterion in [c for c in rates["criterion"].unique() if c != than]:
+        own = rates.loc[(rates["criterion"] == criterion) & (rates["way"] == way), "error_percent"]
+        mean, low, high = paired(rates, than, criterion, way=way)
+        facts = {"n": len(own), "error_percent": own.mean(), "mean": mean, "low95": low, "high95": high}
         rows.append({"criterion": criterion} | facts)
     return pd.DataFrame(rows)

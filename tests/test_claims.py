@@ -76,7 +76,7 @@ def test_too_little_evidence_is_weak_or_untested():
     assert claims.judge("C33", {}, n=10, profile="paper")[0] == "untested (not the published protocol)"
     assert claims.judge("C33", {}, n=10, profile="default", protocol_followed=True)[0].startswith("untested (budget")
     mixed = {"inverted_minus_snip_low": 1.0, "shuffled_minus_snip_low": 0.0}
-    assert claims.judge("C2", mixed, n=3, profile="default")[0].startswith("weak (which parameters")
+    assert claims.judge("C2", mixed, n=3, profile="default")[0].startswith("weak (the least sensitive ones")
 
 
 def test_settings_are_the_numbers_of_the_rules_words():
@@ -149,3 +149,21 @@ def test_the_ledger_holds_every_claim(tmp_path):
     assert terminal.splitlines()[0].startswith("C23   SNIP is exact")
     assert "no verdict yet: C1, C2" in terminal
     assert claims.verdict_frame([measured_entry()]).loc["C23", "verdict"] == "reproduced"
+
+
+def test_one_run_has_no_interval_and_that_makes_a_verdict_weak():
+    nan = float("nan")
+    measured = {"inverted_minus_snip_low": nan, "shuffled_minus_snip_low": nan, "shuffled_minus_snip": 0.3}
+    found = claims.entry(
+        "C2",
+        measured,
+        notebook="06_rules_of_thumb",
+        profile="default",
+        n=1,
+        intervals={"shuffled_minus_snip": (nan, nan)},
+    )
+    assert found["verdict"] == "weak (n = 1, the rule asks for 3)"
+    assert found["measured"] == {"shuffled_minus_snip": 0.3}
+    assert found["low"] == {}
+    with pytest.raises(ValueError, match="finite numbers are needed"):
+        claims.judge("C2", measured, n=3, profile="default")

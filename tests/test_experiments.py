@@ -240,10 +240,15 @@ def test_shuffling_keeps_counts_and_moves_places(beginning):
     assert overlap(snip, shuffled) < 0.15
 
 
-def test_the_inverted_mask_shares_nothing_with_that_of_snip(beginning):
+def test_the_inverted_mask_has_the_counts_of_snip_and_the_smallest_saliences(beginning):
     snip, inverted = (mask_of(name, beginning, 0.6) for name in ("snip", "snip_inverted"))
-    assert overlap(snip, inverted) == 0
-    assert snipnb.num_kept(inverted) == snipnb.num_kept(snip)
+    assert counts(snip) == counts(inverted)
+    salience = snipnb.snip(beginning.model, beginning.images, beginning.labels)
+    for name, kept in inverted.items():
+        if bool(kept.any()) and not bool(kept.all()):
+            assert salience[name][kept].abs().max() <= salience[name][~kept].abs().min()
+    again = mask_of("snip_inverted", beginning, 0.6)
+    assert overlap(inverted, again) == 1
 
 
 def test_masks_of_other_weights_are_those_of_the_network_that_is_drawn(beginning):
@@ -296,12 +301,64 @@ def test_a_criterion_of_your_own_runs_like_the_others(jobs, tmp_path, monkeypatc
     assert not before & set(groups_of(configs))  # another function: nothing of the first one is taken
 
 
-def test_the_values_that_a_rule_holds_count_as_its_code():
+def test_the_code_of_a_criterion_is_all_that_it_does():
     def rule(density):
         return criteria.with_densities(lambda model, sparsity, init: {"all": density})
 
-    codes = [snipnb.Criterion("x", "#000000", "o", "-", mask=rule(density)).code() for density in (0.1, 0.2, 0.1)]
-    assert codes[0] == codes[2] != codes[1]
+    def made(**options):
+        return snipnb.Criterion("x", "#000000", "o", "-", **options).code()
+
+    def with_default(value):
+        def salience(start, value=value):
+            return value
+
+        return salience
+
+    def recursive(n):
+        return recursive(n - 1) if n else 0
+
+    assert made(mask=rule(0.1)) == made(mask=rule(0.1)) != made(mask=rule(0.2))
+    assert made(salience_of="snip") != made(salience_of="exact")
+    assert made(salience=recursive) != made(salience=recursive, uses_images=False)
+    large = torch.zeros(5000)
+    other = large.clone()
+    other[2500] = 1
+    assert made(salience=with_default(large)) == made(salience=with_default(large.clone()))
+    assert made(salience=with_default(large)) != made(salience=with_default(other))
+    assert made(salience=uses_a_global) != _with_global(7, lambda: made(salience=uses_a_global))
+    with pytest.raises(ValueError, match="cannot be told whether it changes"):
+        made(salience=with_default(object()))
+
+
+FACTOR = 3
+
+
+def uses_a_global(start):
+    return FACTOR
+
+
+def _with_global(value, call):
+    before = globals()["FACTOR"]
+    globals()["FACTOR"] = value
+    try:
+        return call()
+    finally:
+        globals()["FACTOR"] = before
+
+
+def test_a_worker_forgets_what_it_was_given_before(monkeypatch):
+    monkeypatch.setattr(experiments, "_train_group", lambda *task, **options: None)
+    monkeypatch.setattr(experiments, "_given_code", {"mine": "old"})
+    before = dict(criteria.CRITERIA)
+    monkeypatch.setenv("SNIPNB_PROGRESS", "0")
+    try:
+        criteria.CRITERIA["mine"] = criteria.CRITERIA["snip"] = before["random"]
+        experiments._train_quietly(-1, {"yours": (before["exact"], "text")})
+        assert dict(criteria.CRITERIA) == before | {"yours": before["exact"]}
+        assert experiments._given_code == {"yours": "text"}
+    finally:
+        criteria.CRITERIA.clear()
+        criteria.CRITERIA.update(before)
 
 
 @pytest.mark.parametrize("name", criteria.CRITERIA)

@@ -162,6 +162,8 @@ def test_statistics_are_those_of_the_data(few):
     )
     both = torch.stack([half.mean((0, 2, 3)) for half in halves.conv1(images).split(30)]).mean(0)
     torch.testing.assert_close(halves.norm1.running_mean, both)
+    plain = models.lenet5()
+    assert snipnb.set_running_statistics(plain, images[:1]) is plain  # nothing to set
     with pytest.raises(ValueError, match="leave a batch of one"):
         snipnb.set_running_statistics(model, images[:31], batch_size=30)
 
