@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from snipnb.curvature import derivatives, diagonal_hessian, hutchinson_diagonal, row_sum_hessian, taylor_salience
 from snipnb.data import Split
 from snipnb.exact import exact_salience
-from snipnb.models import lenet5
+from snipnb.models import lenet5, set_running_statistics, vgg16_mnist
 from snipnb.paths import write_atomically
 from snipnb.progress import note, track
 from snipnb.reference import plain_training, stratified_sample
@@ -65,6 +65,7 @@ def run(
         "exact_layers": lambda: by_layer(model, images[:6000], labels[:6000]),
         "exact_growth": lambda: growth(images, labels),
         "training": lambda: training_against_plain(images, labels, threads=threads),
+        "larger": lambda: vgg_cost(images, labels),
     }
     if only is not None and only not in tables:
         raise ValueError(f"there is no table {only!r}; there are {', '.join(tables)}")
@@ -74,15 +75,20 @@ def run(
             continue
         note(f"measuring {name}")
         frame = make()
-        write_atomically(folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.4g"))
-        write_atomically(folder / f"{name}.md", frame.to_markdown(index=False, floatfmt=".4g") + "\n")
-        written += [folder / f"{name}.csv", folder / f"{name}.md"]
+        made = {name: frame} | ({"projection": projection(frame)} if name == "larger" else {})
+        for stem, table in made.items():
+            write_atomically(folder / f"{stem}.csv", table.to_csv(index=False, float_format="%.4g"))
+            write_atomically(folder / f"{stem}.md", table.to_markdown(index=False, floatfmt=".4g") + "\n")
+            written += [folder / f"{stem}.csv", folder / f"{stem}.md"]
     facts = {**machine, "threads": threads, "torch": torch.__version__, "matmul_gflops": matmul_speed() / 1e9}
     frame = pd.DataFrame(
         {"fact": list(facts), "value": [f"{v:.4g}" if isinstance(v, float) else v for v in facts.values()]}
     )
-    write_atomically(folder / "machine.csv", frame.to_csv(index=False))
-    return [*written, folder / "machine.csv"]
+    described = folder / (
+        "machine.csv" if only is None else f"machine_{only}.csv"
+    )  # tables measured alone have their own
+    write_atomically(described, frame.to_csv(index=False))
+    return [*written, described]
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -359,6 +365,94 @@ def _train_group(folder: str, networks: int, recipe: Recipe) -> None:
         images, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
     split = Split("standard", images, labels, images[:0], labels[:0], images[:1000], labels[:1000])
     train_together([lenet5(seed=k) for k in range(networks)], split, recipe=recipe)
+
+
+PASSES = "one pass per parameter"
+
+
+def vgg_cost(
+    images: Tensor,
+    labels: Tensor,
+    *,
+    num_images: int = 32,
+    rounds: int = 3,
+    model: nn.Sequential | None = None,
+) -> pd.DataFrame:
+    """What one exact salience of VGG16 costs: by one forward pass, and by the engine, layer by layer.
+
+    The engine does some parameters of one channel of a layer, another channel in each round, as it would come to them if all were wanted: 8, or 8 times as
+    many again until that takes longer than what a call costs before any parameter, which is measured in the same round and taken off. A batch
+    norm's parameters, 0.1 % of all, count as those of the layer before it.
+
+    Args:
+        images: The first ``num_images`` are taken, 256 for the passes.
+        labels: Of them.
+        num_images: Images for the engine.
+        rounds: How often everything is measured, in turn.
+        model: Default VGG16 with its statistics set.
+
+    Returns:
+        One row per way: ``way`` (one pass, or the layer that the engine does), ``parameters`` (in the layer, all for the pass), ``rounds``,
+        ``milliseconds`` (per parameter and image, mean) with 95 % t interval over rounds, ``of_pass`` (in forward passes of the same round).
+    """
+    if model is None:
+        model = set_running_statistics(vgg16_mnist(seed=0), images[:1000], batch_size=250)
+    model = model.eval()
+    some, x, y = slice(0, 256), images[:num_images], labels[:num_images]
+    tensors = dict(model.named_parameters())
+    last = next(reversed(tensors))
+    layers = [name for name, p in tensors.items() if p.dim() > 1]
+    counts: dict[str, int] = {}  # parameters by layer, a batch norm's with the layer before it
+    for name, p in tensors.items():
+        layer = name.rpartition(".")[0]
+        own = layer if f"{layer}.weight" in layers else next(reversed(counts))
+        counts[own] = counts.get(own, 0) + p.numel()
+    forward_pass(model, images[some], labels[some])  # warm up
+    exact_salience(model, x, y, parameters={last: torch.tensor([0])})
+    times: dict[str, list[float]] = {PASSES: [], **{name.removesuffix(".weight"): [] for name in layers}}
+    draw = torch.Generator().manual_seed(0)
+    for _ in track(range(rounds), "VGG16"):
+        passes = [seconds(lambda: forward_pass(model, images[some], labels[some])) / len(labels[some])]
+        idle = seconds(lambda: exact_salience(model, x, y, parameters={last: torch.tensor([0])}))
+        for name in layers:
+            channels, columns = len(tensors[name]), tensors[name][0].numel()
+            channel = int(torch.randint(channels, (1,), generator=draw))
+            order, together, taken = torch.randperm(columns, generator=draw), 1, 0.0
+            while taken < 2 * idle and together < columns:
+                together *= 8
+                index = channel * columns + order[:together]
+                taken = seconds(lambda name=name, index=index: exact_salience(model, x, y, parameters={name: index}))
+            times[name.removesuffix(".weight")].append(max(taken - idle, 0) / len(index) / len(y))
+        passes.append(seconds(lambda: forward_pass(model, images[some], labels[some])) / len(labels[some]))
+        times[PASSES].append(float(np.mean(passes)))
+    rows = []
+    for way, own in times.items():
+        mean, low, high = mean_interval(1000 * np.array(own))
+        count = sum(counts.values()) if way == PASSES else counts[way]
+        row = {"way": way, "parameters": count, "rounds": rounds, "milliseconds": mean}
+        row |= {"low95": max(low, 0.0), "high95": high}
+        rows.append(row | {"of_pass": float(np.mean(np.array(own) / np.array(times[PASSES])))})
+    return pd.DataFrame(rows)
+
+
+def projection(cost: pd.DataFrame) -> pd.DataFrame:
+    """What all exact saliences would take, from :func:`vgg_cost`: nobody waits for it.
+
+    The interval multiplies that of the measured times; layers' half-widths are added, as if all erred to the same side.
+
+    Returns:
+        One row per way and number of images: ``way`` (one pass per parameter, engine), ``images``, ``parameters``, ``minutes``, ``low95``, ``high95``, ``years``.
+    """
+    naive = cost["way"] == PASSES
+    rows = []
+    for images in (60_000, 128):
+        for way, part in ((PASSES, cost[naive]), ("engine", cost[~naive])):
+            scale = images / 1000 / 60
+            row = {"way": way, "images": images, "parameters": int(part["parameters"].sum())}
+            for column, source in (("minutes", "milliseconds"), ("low95", "low95"), ("high95", "high95")):
+                row[column] = float((part["parameters"] * part[source]).sum() * scale)
+            rows.append(row | {"years": row["minutes"] / 60 / 24 / 365.25})
+    return pd.DataFrame(rows)
 
 
 def growth(images: Tensor, labels: Tensor) -> pd.DataFrame:

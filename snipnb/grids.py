@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 
-from snipnb.claims import reported
+from snipnb.claims import reported, setting
 from snipnb.experiments import RunConfig, grid
 from snipnb.training import Recipe
 
@@ -88,10 +88,101 @@ def second_order(
     )
 
 
+RULES_OF_THUMB = (
+    "snip",
+    "snip_shuffled",
+    "snip_redrawn",
+    "snip_densities",
+    "closed_form",
+    "erdos_renyi_kernel",
+    "uniform",
+    "magnitude",
+    "snip_inverted",
+)
+# What is tried of optimisers and schedules: name -> recipe but for epochs, and the learning rates to choose from.
+OPTIMISERS: dict[str, tuple[dict[str, object], tuple[float, ...]]] = {
+    "Adam, one-cycle": ({"optimiser": "adam", "schedule": "one_cycle"}, (0.003, 0.01, 0.03)),
+    "Adam, constant": ({"optimiser": "adam", "schedule": "constant"}, (0.0005, 0.0012, 0.003)),
+    "momentum, one-cycle": ({"optimiser": "sgd", "schedule": "one_cycle"}, (0.03, 0.1, 0.3)),
+    "momentum, constant": ({"optimiser": "sgd", "schedule": "constant"}, (0.003, 0.01, 0.03)),
+    "SGD, one-cycle": ({"optimiser": "sgd", "schedule": "one_cycle", "momentum": 0.0}, (0.1, 0.3, 1.0)),
+    "SGD, constant": ({"optimiser": "sgd", "schedule": "constant", "momentum": 0.0}, (0.03, 0.1, 0.3)),
+}
+TUNING_SEED = 1000  # its networks are in no comparison
+
+
+def rules_of_thumb(
+    *,
+    num_runs: int,
+    sparsities: list[float],
+    salience_images: int,
+    split_name: str,
+    epochs: int,
+    learning_rate: float,
+    schedule: str,
+    sample: bool,
+) -> list[RunConfig]:
+    """Runs behind notebook 06: SNIP and its controls, and masks by rules for layer densities. Arguments as for :func:`figure1`."""
+    return grid(
+        criteria=RULES_OF_THUMB,
+        sparsities=sparsities,
+        seeds=range(num_runs),
+        split=split_name,
+        sample=sample,
+        salience_images=salience_images or None,
+        recipe=Recipe(epochs=epochs, learning_rate=learning_rate, schedule=schedule),
+    )
+
+
+def tuning(*, optimiser_epochs: int, split_name: str, sample: bool) -> dict[tuple[str, float], RunConfig]:
+    """Dense networks of a seed of their own, from whose validation error the learning rate of each optimiser is chosen."""
+    return {
+        (name, rate): RunConfig(
+            criterion="random",
+            sparsity=0.0,
+            init_seed=TUNING_SEED,
+            split=split_name,
+            sample=sample,
+            recipe=Recipe(epochs=optimiser_epochs, learning_rate=rate, **options),
+        )
+        for name, (options, rates) in OPTIMISERS.items()
+        for rate in rates
+    }
+
+
+def optimisers(
+    rates: Mapping[str, float],
+    *,
+    num_runs: int,
+    salience_images: int,
+    optimiser_epochs: int,
+    split_name: str,
+    sample: bool,
+) -> dict[str, list[RunConfig]]:
+    """Runs behind C13, by optimiser: SNIP at the sparsities of its rule, and dense networks.
+
+    Args:
+        rates: Name in :data:`OPTIMISERS` -> learning rate.
+    """
+    return {
+        name: grid(
+            criteria=["snip"],
+            sparsities=[0.0, *setting("C13", "sparsities")],
+            seeds=range(num_runs),
+            split=split_name,
+            sample=sample,
+            salience_images=salience_images or None,
+            recipe=Recipe(epochs=optimiser_epochs, learning_rate=rate, **OPTIMISERS[name][0]),
+        )
+        for name, rate in rates.items()
+    }
+
+
 GRIDS: dict[str, Callable[..., list[RunConfig]]] = {
     "02_snip_vs_exact": figure1,
     "03_lenet5_table": figure2,
     "05_second_order": second_order,
+    "06_rules_of_thumb": rules_of_thumb,
 }
 
 

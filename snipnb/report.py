@@ -26,7 +26,7 @@ from snipnb.profiles import declared_parameters
 PACKAGES = ("torch", "numpy", "pandas", "scipy", "matplotlib", "seaborn", "sympy")
 RUN_FILE = "run.json"  # what the runner reads: kept out of everything that is compared
 INLINE_DPI = 100
-BENCHMARKS = ("exact", "exact_layers", "exact_growth", "snip", "curvature", "training")
+BENCHMARKS = ("exact", "exact_layers", "exact_growth", "snip", "curvature", "training", "larger", "projection")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import snipnb
-from snipnb import bench, report
+from snipnb import bench, models, report
 
 
 def test_the_loop_and_the_engine_compute_the_same(examples):
@@ -79,6 +79,21 @@ def test_training_is_compared_with_the_plain_loop(examples):
 
 def test_a_single_table_can_be_measured(examples, tmp_path):
     written = bench.run(tmp_path, *examples, threads=2, machine={"cores": 2}, only="snip")
-    assert sorted(path.name for path in written) == ["machine.csv", "snip.csv", "snip.md"]
+    assert sorted(path.name for path in written) == ["machine_snip.csv", "snip.csv", "snip.md"]
     with pytest.raises(ValueError, match="no table 'speed'; there are snip, curvature, exact"):
         bench.run(tmp_path, *examples, threads=2, machine={}, only="speed")
+
+
+def test_vgg_is_measured_layer_by_layer_and_projected(examples):
+    images, labels = (t[:8] for t in examples)
+    model = snipnb.set_running_statistics(models.lenet_variant(batch_norm=True, seed=0), images)
+    cost = bench.vgg_cost(images, labels, num_images=4, rounds=2, model=model)
+    count = sum(p.numel() for p in model.parameters())
+    assert cost["way"].tolist()[:3] == [bench.PASSES, "conv1", "conv2"]
+    assert cost.loc[0, "parameters"] == count == cost.loc[1:, "parameters"].sum()
+    assert cost.loc[0, "of_pass"] == 1
+    assert (cost["low95"] <= cost["milliseconds"]).all()
+    projected = bench.projection(cost).set_index(["way", "images"])["minutes"]
+    assert projected[bench.PASSES, 60_000] == pytest.approx(cost.loc[0, "milliseconds"] * count * 60_000 / 60_000)
+    engine = (cost["parameters"] * cost["milliseconds"])[1:].sum() * 128 / 60_000
+    assert projected["engine", 128] == pytest.approx(engine)

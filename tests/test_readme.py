@@ -3,6 +3,7 @@ import shlex
 
 import pytest
 
+import snipnb
 from snipnb import readme
 from snipnb.notebooks import find_notebooks
 from snipnb.paths import project_root
@@ -50,6 +51,19 @@ def test_the_example_runs(capsys):
     example = re.search(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)[1]
     exec(compile(example, "README.md", "exec"), {})
     assert "conv1.weight" in capsys.readouterr().out
+
+
+def test_a_criterion_of_your_own_runs_as_the_page_shows(capsys):
+    before = dict(snipnb.CRITERIA)
+    example = next(e for e in re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL) if "CRITERIA" in e)
+    try:
+        exec(compile(example, "README.md", "exec"), {})
+    finally:
+        snipnb.CRITERIA.clear()
+        snipnb.CRITERIA.update(before)
+    said = capsys.readouterr().out
+    assert re.search(r"gradient +6171", said)
+    assert re.search(r"convolutions_first +6171", said)
 
 
 def test_parts_follow_from_the_files(tmp_path):
