@@ -18,7 +18,7 @@ NOTEBOOKS := $(sort $(basename $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb)
 
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP MPLBACKEND JUPYTER_PATH JUPYTER_PREFER_ENV_PATH
 .DEFAULT_GOAL := help
-.PHONY: help env env-test data figures smoke bench soak test lint format lab readme lock clean distclean $(NOTEBOOKS)
+.PHONY: help env env-test data figures smoke bench soak test test-lab lint format lab report readme lock clean distclean $(NOTEBOOKS)
 
 help:  ## this list
 	@echo "make figures regenerates every figure, table and verdict; make test runs every test."
@@ -63,7 +63,7 @@ $(NOTEBOOKS): env
 smoke: env  ## every notebook on the shipped sample, into build/smoke/
 	@$(PY) -m snipnb figures --profile smoke $(if $(FORCE),--force)
 
-bench: env-test data  ## measure speed, side by side, into figures/bench/ (15 minutes; on an otherwise idle machine)
+bench: env-test data  ## measure speed, side by side, into figures/bench/ (20 minutes; on an otherwise idle machine)
 	@$(PY) -m snipnb bench
 
 soak: env  ## kill `make figures` ten times in a copy, let it finish, compare with a quiet run (PROFILE=smoke, KILLS=10)
@@ -71,6 +71,9 @@ soak: env  ## kill `make figures` ten times in a copy, let it finish, compare wi
 
 test: env-test lint  ## all tests, the notebooks' smoke runs included; no network, no data needed
 	@$(PY) -m pytest
+
+test-lab: env  ## every notebook in a real JupyterLab, by a headless browser; needs Chromium and playwright, and says so
+	@$(PY) tests/lab.py $(if $(PICTURES),--pictures "$(PICTURES)")
 
 lint: env-test  ## style of code and notebooks
 	@$(PY) -m ruff check --quiet . && $(PY) -m ruff format --check --quiet .
@@ -80,6 +83,9 @@ format: env-test  ## bring code and notebooks into the style
 
 lab: env  ## open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab --notebook-dir=notebooks
+
+report: env  ## ledger, executed notebooks and reference as pages that need no network: build/report/index.html
+	@$(PY) -m snipnb report --profile "$(PROFILE)"
 
 readme: env  ## bring the generated parts of README.md up to date
 	@$(PY) -m snipnb readme

@@ -35,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     soak.add_argument("--profile", default="smoke", help="profile name or path of a YAML file (default: smoke)")
     soak.add_argument("--kills", type=int, default=10, help="how many times (default: 10)")
     soak.add_argument("--seed", type=int, default=0, help="draw of the moments (default: 0)")
+    report = commands.add_parser("report", help="ledger, executed notebooks and reference as static pages")
+    report.add_argument("--profile", default="default", help="whose published figures (default: default)")
+    report.add_argument("--output", help="folder for the pages (default: build/report)")
     readme = commands.add_parser("readme", help="bring the generated parts of README.md up to date")
     readme.add_argument("--check", action="store_true", help="change nothing; fail if something is out of date")
     given = parser.parse_args(arguments)
@@ -113,7 +116,28 @@ def _readme(given: argparse.Namespace) -> int:
     return 0 if readme.update(check=given.check) else 1
 
 
-_COMMANDS = {"data": _data, "figures": _figures, "run": _run, "bench": _bench, "soak": _soak, "readme": _readme}
+def _report(given: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from snipnb import site
+    from snipnb.paths import project_root
+
+    root = project_root()
+    if root is None:
+        raise ValueError("the report is made of the project's figures; run it in a checkout")
+    target = Path(given.output).absolute() if given.output else root / "build" / "report"
+    return site.main(root, target, profile=given.profile)
+
+
+_COMMANDS = {
+    "data": _data,
+    "figures": _figures,
+    "run": _run,
+    "bench": _bench,
+    "soak": _soak,
+    "report": _report,
+    "readme": _readme,
+}
 
 if __name__ == "__main__":
     sys.exit(main())
