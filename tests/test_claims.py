@@ -76,7 +76,7 @@ def test_too_little_evidence_is_weak_or_untested():
     assert claims.judge("C33", {}, n=10, profile="paper")[0] == "untested (not the published protocol)"
     assert claims.judge("C33", {}, n=10, profile="default", protocol_followed=True)[0].startswith("untested (budget")
     mixed = {"inverted_minus_snip_low": 1.0, "shuffled_minus_snip_low": 0.0}
-    assert claims.judge("C2", mixed, n=3, profile="default")[0].startswith("weak (the least sensitive ones")
+    assert claims.judge("C2", mixed, n=5, profile="default")[0].startswith("weak (the least sensitive ones")
 
 
 def test_settings_are_the_numbers_of_the_rules_words():
@@ -162,8 +162,8 @@ def test_one_run_has_no_interval_and_that_makes_a_verdict_weak():
         n=1,
         intervals={"shuffled_minus_snip": (nan, nan)},
     )
-    assert found["verdict"] == "weak (n = 1, the rule asks for 3)"
+    assert found["verdict"] == "weak (n = 1, the rule asks for 5)"
     assert found["measured"] == {"shuffled_minus_snip": 0.3}
     assert found["low"] == {}
     with pytest.raises(ValueError, match="finite numbers are needed"):
-        claims.judge("C2", measured, n=3, profile="default")
+        claims.judge("C2", measured, n=5, profile="default")
