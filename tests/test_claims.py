@@ -98,7 +98,7 @@ def test_bad_claims_are_named():
         claims.judge("C23", {"largest_error": float("nan")}, n=None, profile="default")
     measured = {"inverted_minus_snip_low": 1, "shuffled_minus_snip_low": 1}
     for n in (None, float("nan"), True, 2.0):
-        with pytest.raises(ValueError, match=r"C2: n is .*; its rule asks for at least 3"):
+        with pytest.raises(ValueError, match=r"C2: n is .*; its rule asks for at least 5"):
             claims.judge("C2", measured, n=n, profile="default")
     for value in (float("-inf"), "0"):
         with pytest.raises(ValueError, match="finite numbers are needed"):
