@@ -120,7 +120,7 @@ def optimisers(table: pd.DataFrame, *, limits: Mapping[float, float], note: str)
         axis.grid(axis="y", visible=False)
     axes[0][0].set_yticks(range(len(names)), names)
     axes[0][0].set_ylim(len(names) - 0.5, -0.5)
-    axes[0][0].legend(loc="lower right")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper right")
     footnote(figure, note)
     return figure
 
@@ -221,7 +221,7 @@ def trained_removal(errors: pd.DataFrame, by_layer: pd.DataFrame, *, sparsity: f
     left.set_ylim(0, top)
     left.set_ylabel("error rate on scored images, %")
     left.set_title("removed from the whole network")
-    left.legend(loc="upper left")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=5)
     layers, rankings = (list(dict.fromkeys(by_layer[column])) for column in ("layer", "ranking"))
     for i, ranking in enumerate(rankings):
         style, own = look(ranking), by_layer[by_layer["ranking"] == ranking]
