@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from snipnb.agreement import rank_correlation
 from snipnb.claims import setting
 from snipnb.exact import exact_salience
-from snipnb.masks import keep_mask, layer_table
+from snipnb.masks import LayerCollapseWarning, keep_mask, layer_table
 from snipnb.models import lenet_variant, set_running_statistics, vgg16_mnist
 from snipnb.progress import track
 from snipnb.reference import pick, stratified_sample
@@ -228,7 +229,9 @@ def vgg_layers(images: Tensor, labels: Tensor, *, seed: int, sparsity: float) ->
         found = snip(
             model, images, labels, batch_size=min(100, len(images)), mode="train" if mode == "train" else "eval"
         )
-        table = layer_table(keep_mask(found, sparsity, ties="stable"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LayerCollapseWarning)  # shows in the table
+            table = layer_table(keep_mask(found, sparsity, ties="stable"))
         table = table[table["layer"].str.match(r"(conv|full)\d+\.weight")]
         frames.append(table.assign(mode=mode, kept_percent=100 * table["kept"] / table["parameters"]))
     return pd.concat(frames, ignore_index=True)[["mode", "layer", "parameters", "kept_percent"]]
