@@ -131,7 +131,7 @@ def _ledger(environment: Any, figures: Path, stage: Path) -> str:
 
 
 def _copied(figures: Path, name: str | None, stage: Path) -> str | None:
-    """A figure or table that a claim points to, beside the pages: tables as pages of their own text."""
+    """A figure or table that a claim points to, copied beside the pages; None if there is none."""
     if not name or not (figures / name).is_file():
         return None
     shutil.copy(figures / name, stage / "figures" / name)
