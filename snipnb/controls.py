@@ -10,7 +10,7 @@ from torch import Tensor
 
 from snipnb import grids
 from snipnb.claims import setting
-from snipnb.criteria import CRITERIA, Start, mask_for
+from snipnb.criteria import Start, mask_for, salience_for
 from snipnb.errors import WAYS, differences, error_table, margin_of, paired
 from snipnb.experiments import RunConfig, run_grid
 from snipnb.masks import layer_table
@@ -101,10 +101,7 @@ def kept_by_layer(
     start = Start(lenet5(seed=seed), images, labels, seed, draw=lambda other: lenet5(seed=other))
     table = pd.DataFrame()
     for name in criteria:
-        own = CRITERIA[name]
-        ranking = CRITERIA[own.salience_of or name]
-        salience = ranking.salience(start) if ranking.salience else {}
-        layers = layer_table(mask_for(own, start, salience, sparsity))
+        layers = layer_table(mask_for(name, start, salience_for(name, start), sparsity))
         table["layer"] = layers["layer"]
         table[name] = 100 * layers["kept"] / layers["parameters"]
     return table

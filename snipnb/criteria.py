@@ -211,11 +211,25 @@ def _generator(start: Start) -> torch.Generator:
     return torch.Generator().manual_seed(int(np.random.SeedSequence((start.seed, 1)).generate_state(1)[0]))
 
 
-def mask_for(criterion: Criterion, start: Start, salience: Salience, sparsity: float) -> Mask:
-    """The mask of a criterion; that it cuts the network shows in it, so there is no warning."""
+# --- what the registry gives -------------------------------------------------------------------------------------------
+
+
+def ranked_by(name: str) -> str:
+    """The criterion whose salience a criterion takes: most take their own."""
+    return CRITERIA[name].salience_of or name
+
+
+def salience_for(name: str, start: Start) -> Salience:
+    """The salience that a criterion takes; empty if it needs none."""
+    function = CRITERIA[ranked_by(name)].salience
+    return function(start) if function else {}
+
+
+def mask_for(name: str, start: Start, salience: Salience, sparsity: float) -> Mask:
+    """The mask of a criterion, of a salience as from :func:`salience_for`; that it cuts the network shows in it: no warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LayerCollapseWarning)
-        return criterion.mask(start, salience, sparsity)
+        return CRITERIA[name].mask(start, salience, sparsity)
 
 
 def _taylor(order: int | str) -> Callable[[Start], Salience]:

@@ -1,6 +1,6 @@
 """Grids of training runs: one call for hundreds of pruned networks, spread over processors, never losing what is finished.
 
-The unit of work is a group: runs of one grid that share model, seeds, split and recipe, at most ``group_size`` of them, in a
+The unit of work is a group: runs of one grid that share model, seeds, split, epochs and batch size, at most ``group_size`` of them, in a
 fixed order. It is fixed by the grid, never by what happens to be missing, so its results do not depend on the history of a
 store. A group keeps its state after every epoch and is recorded when it is finished (``store.py``); running a grid again does
 only what is missing, goes on with an unfinished group from its last epoch, and ends in the same table. Each group is trained
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from snipnb import sources
-from snipnb.criteria import CRITERIA, Criterion, Start, mask_for
+from snipnb.criteria import CRITERIA, Criterion, Start, mask_for, ranked_by, salience_for
 from snipnb.data import Split, data_checksum, load_split
 from snipnb.masks import Mask, collapsed_layers, num_kept
 from snipnb.models import INITIALISATIONS, MODELS, set_running_statistics
@@ -157,10 +157,12 @@ def groups_of(configs: Iterable[RunConfig], group_size: int = GROUP_SIZE) -> dic
     """Key -> runs of the groups that a grid falls into."""
     alike: dict[tuple, list[RunConfig]] = {}
     for c in dict.fromkeys(configs):
-        alike.setdefault((c.model, c.init, c.init_seed, c.data_seed, c.split, c.sample, c.recipe), []).append(c)
+        common = (c.recipe.epochs, c.recipe.batch_size)
+        alike.setdefault((c.model, c.init, c.init_seed, c.data_seed, c.split, c.sample, common), []).append(c)
     groups = {}
     for runs in alike.values():
-        runs.sort(key=lambda c: (c.criterion, c.sparsity, c.salience_images or 0))
+        recipes = list(dict.fromkeys(c.recipe for c in runs))
+        runs.sort(key=lambda c: (recipes.index(c.recipe), c.criterion, c.sparsity, c.salience_images or 0))
         number = -(-len(runs) // group_size)
         for i in range(number):
             group = runs[i * len(runs) // number : (i + 1) * len(runs) // number]
@@ -192,7 +194,7 @@ def sources_digest() -> str:
 def _own_criteria(group: Iterable[RunConfig]) -> list[str]:
     """Criteria of some runs that do not come with the package, and those whose saliences they take."""
     names = {c.criterion for c in group}
-    names |= {CRITERIA[name].salience_of or name for name in names}
+    names |= {ranked_by(name) for name in names}
     return sorted(name for name in names if CRITERIA[name] is not _SHIPPED.get(name))
 
 
@@ -232,8 +234,9 @@ def _split(name: str, sample: bool) -> Split:
 
 def _source(config: RunConfig) -> RunConfig:
     """What the saliences of a run follow from."""
-    name = CRITERIA[config.criterion].salience_of or config.criterion
-    return dataclasses.replace(config, criterion=name, sparsity=0.0, data_seed=0, recipe=Recipe())
+    return dataclasses.replace(
+        config, criterion=ranked_by(config.criterion), sparsity=0.0, data_seed=0, recipe=Recipe()
+    )
 
 
 def _start(config: RunConfig, device: str) -> Start:
@@ -259,24 +262,21 @@ def _masks(group: Sequence[RunConfig], place: Store, device: str) -> list[Mask]:
     known: dict[RunConfig, Salience] = {}
     starts: dict[RunConfig, Start] = {}
     for config in group:
-        source, criterion = _source(config), CRITERIA[config.criterion]
+        source = _source(config)
         if source not in known:
             known.clear()  # the last one only: runs are in the order of criteria
             known[source] = _salience(source, place, device)
-        alone = dataclasses.replace(config, sparsity=0.0)
+        alone = dataclasses.replace(config, sparsity=0.0, recipe=Recipe())
         if alone not in starts:
             starts.clear()
             starts[alone] = _start(config, device)
-        masks.append(mask_for(criterion, starts[alone], known[source], config.sparsity))
+        masks.append(mask_for(config.criterion, starts[alone], known[source], config.sparsity))
     return masks
 
 
 def _salience(config: RunConfig, place: Store, device: str) -> Salience:
-    criterion = CRITERIA[config.criterion]
-    if criterion.salience is None:
-        return {}
-    if not criterion.uses_images:
-        return criterion.salience(_start(config, device))
+    if not CRITERIA[config.criterion].uses_images:
+        return salience_for(config.criterion, _start(config, device))
     key = f"salience-{config.criterion}-{_key([config])}"
     if (found := place.checkpoint(key)) is not None:
         return {name: torch.from_numpy(array) for name, array in found[0].items()}
@@ -284,7 +284,7 @@ def _salience(config: RunConfig, place: Store, device: str) -> Salience:
         if (found := place.checkpoint(key)) is not None:
             return {name: torch.from_numpy(array) for name, array in found[0].items()}
         note(f"saliences: {config.criterion}, seed {config.init_seed}")
-        salience = {name: s.cpu() for name, s in criterion.salience(_start(config, device)).items()}
+        salience = {name: s.cpu() for name, s in salience_for(config.criterion, _start(config, device)).items()}
         place.save_checkpoint(key, {name: s.numpy() for name, s in salience.items()}, {}, progress=1)
     return salience
 
@@ -360,7 +360,12 @@ def _train_group(key: str, group: list[RunConfig], folder: Path, device: str, *,
             masks, checkpoint = _masks(group, place, device), _Checkpoint(place, key)
             resumed = place.progress([key])[key]
             histories = train_together(
-                models, split, masks=masks, recipe=first.recipe, data_seed=first.data_seed, checkpoint=checkpoint
+                models,
+                split,
+                masks=masks,
+                recipe=[c.recipe for c in group],
+                data_seed=first.data_seed,
+                checkpoint=checkpoint,
             )
         runs = [
             {

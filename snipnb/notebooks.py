@@ -31,6 +31,7 @@ from snipnb.report import RUN_FILE, versions
 
 KERNEL = "python3"
 INJECTED_ID = "injected-parameters"
+SLOW = 5.0  # seconds: cells above are named in the provenance
 SCRATCH = "snipnb-"  # what the names of kernels' temporary folders begin with
 # Variables that would let a user's own set-up into the kernel.
 REMOVED_VARIABLES = [
@@ -165,9 +166,11 @@ def run_one(path: Path, profile: Profile, place: Place, mark: str) -> list[str]:
         where = f"  partial notebook: {kept}" if kept.is_file() else "  no cell ran"
         raise NotebookError(f"{error}\n{where}") from None
     seconds = time.monotonic() - start
+    slow = _slow_cells(executed)
     clean(executed, root=path.parent.parent)
     files = _publish(path.stem, stage, place)
-    _write_provenance(place, path.stem, {"seconds": round(seconds, 1), **run_facts, "parameters": parameters})
+    facts = {"seconds": round(seconds, 1), "slow_cells": slow, **run_facts, "parameters": parameters}
+    _write_provenance(place, path.stem, facts)
     hashes = {file: _file_hash(place.published / file) for file in files}
     write_atomically(place.state(path.stem), json.dumps({"fingerprint": mark, "files": hashes}, indent=1))
     return files
@@ -208,6 +211,13 @@ def gather_ledger(place: Place, notebooks: Sequence[Path]) -> list[dict[str, Any
                 raise ValueError(f"{file} does not hold verdicts; remove it and run {path.stem} again")
             entries += rows
     return claims.assemble(entries, existing=[path.stem for path in notebooks])
+
+
+def _slow_cells(executed: Path) -> dict[str, float]:
+    """Cell -> seconds, of those that took more than a few."""
+    cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
+    seconds = {str(k): cell["metadata"].get("papermill", {}).get("duration") or 0.0 for k, cell in enumerate(cells)}
+    return {k: round(s, 1) for k, s in seconds.items() if s > SLOW}
 
 
 def clean(executed: Path, *, root: Path) -> None:

@@ -21,12 +21,24 @@ from types import ModuleType
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from snipnb.propagation import Scratch
 from snipnb.sequential import Pool, layers_of, padding_of
 
 COLUMNS = 2**20  # numbers in the columns of a convolution that a processor makes at once
 Stacked = dict[str, Tensor]  # like a model's parameters or buffers, with the networks as the first axis
+
+
+# Dimensions of what some layers get of an image.
+DIMENSIONS: dict[type[nn.Module], int] = {
+    nn.Conv2d: 3,
+    nn.MaxPool2d: 3,
+    nn.AvgPool2d: 3,
+    nn.BatchNorm2d: 3,
+    nn.BatchNorm1d: 1,
+    nn.Linear: 1,
+}
 
 
 class Stack:
@@ -42,6 +54,7 @@ class Stack:
     def __init__(self, model: nn.Sequential) -> None:
         self.layers = layers_of(model, training=True)
         self.scratch = Scratch()
+        self.fitting: set[torch.Size] = set()  # shapes of images
 
     @property
     def mixes_images(self) -> bool:
@@ -49,12 +62,36 @@ class Stack:
         return any(isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) for _, layer in self.layers)
 
     def inputs(self, images: Tensor) -> Tensor:
-        """Images [n, channels, height, width] or [n, features] as the first layer takes them, the same for all networks."""
+        """Images [n, channels, height, width] or [n, features] as the first layer takes them, the same for all networks.
+
+        Raises:
+            ValueError: If a layer does not fit them.
+        """
+        if images.shape[1:] not in self.fitting:
+            self._check_fit(images)  # compiled kernels trust it
+            self.fitting.add(images.shape[1:])
         x = images.movedim(0, -1).contiguous()[None]
         first = self.layers[0][1]
         if isinstance(first, nn.Conv2d) and not _is_compiled(first, x):
             return _columns(_padded(x, first), _Taps.of(first, x.shape))[0]
         return x
+
+    def _check_fit(self, images: Tensor) -> None:
+        x = torch.empty(2, *images.shape[1:], dtype=images.dtype, device="meta")  # shapes alone
+        for name, layer in self.layers:
+            module = layer.module if isinstance(layer, Pool) else layer
+            tensors = {n: t.to("meta") for n, t in (*module.named_parameters(), *module.named_buffers())}
+            before = tuple(x.shape[1:])
+            try:
+                if len(before) != DIMENSIONS.get(type(module), len(before)):
+                    raise ValueError("PyTorch would take them otherwise")
+                if before[0] != getattr(module, "num_features", before[0]):
+                    raise ValueError("a norm of other channels")
+                if not isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.Dropout)):  # shapes stay
+                    x = functional_call(module, tensors, (x,))
+            except (RuntimeError, ValueError):
+                message = f"layer {name!r} is {module}; it gets {before} per image, which does not fit"
+                raise ValueError(message) from None
 
     def logits(
         self,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from snipnb.data import Split
 from snipnb.masks import Mask, check_mask_fits
 from snipnb.progress import track
-from snipnb.salience import check_examples, float_parameters, in_mode
+from snipnb.salience import check_alike_and_precise, check_classes, check_examples, float_parameters, in_mode
 from snipnb.sequential import layers_of
 from snipnb.stacked import Stack, Stacked, check_alike, stacked
 
@@ -107,7 +107,7 @@ def train_together(
     split: Split,
     *,
     masks: Sequence[Mask | None] | None = None,
-    recipe: Recipe | None = None,
+    recipe: Recipe | Sequence[Recipe] | None = None,
     data_seed: int = 0,
     checkpoint: Checkpoint | None = None,
 ) -> list[pd.DataFrame]:
@@ -125,7 +125,7 @@ def train_together(
             values; changed, and left in evaluation mode.
         split: What to train on and what to score on.
         masks: What to keep of each; default everything.
-        recipe: Default ``Recipe()``.
+        recipe: Of all, or one each; they have epochs and batch size in common. Default ``Recipe()``.
         data_seed: Draw of the image order, and of dropout.
         checkpoint: Keeps the state after each epoch, and gives back the last one to go on from; the end is the same.
 
@@ -133,44 +133,47 @@ def train_together(
         One frame per network, as from :func:`train`.
 
     Raises:
-        ValueError: If models are not covered or not alike, or a mask does not fit.
+        ValueError: If models are not covered or not alike, a mask or images do not fit, labels are no classes of the models, or
+            recipes differ in epochs or batch size. The models are then unchanged.
     """
+    recipes = [recipe or Recipe()] * len(models) if recipe is None or isinstance(recipe, Recipe) else list(recipe)
     with one_thread():
-        return _train_together(models, split, masks, recipe or Recipe(), data_seed, checkpoint)
+        return _train_together(models, split, masks, recipes, data_seed, checkpoint)
 
 
 def _train_together(
     models: Sequence[nn.Module],
     split: Split,
     masks: Sequence[Mask | None] | None,
-    recipe: Recipe,
+    recipes: Sequence[Recipe],
     data_seed: int,
     checkpoint: Checkpoint | None,
 ) -> list[pd.DataFrame]:
-    group = _Group(models, masks, recipe)
-    check_examples(split.train_images, split.train_labels, recipe.batch_size)
+    group = _Group(models, masks, recipes)
+    epochs, batch_size = recipes[0].epochs, recipes[0].batch_size
+    group.check(split.train_images, split.train_labels)
+    scored = (split.validation_images, split.validation_labels), (split.test_images, split.test_labels)
+    for x, y in scored:
+        if len(x) or len(y):
+            group.check(x, y)
     images, labels = split.train_images.to(group.device), split.train_labels.to(group.device, torch.int64)
     shuffle = torch.Generator().manual_seed(data_seed)
-    steps = -(-len(labels) // recipe.batch_size)
+    steps = -(-len(labels) // batch_size)
     rows: list[dict[str, list[float]]] = []
     if checkpoint is not None and (found := checkpoint.load()) is not None:
         arrays, rows = found[0], list(found[1])
         group.restore(arrays, steps * len(rows))
-    scored = [
-        (t.to(group.device), y.to(group.device))
-        for t, y in ((split.validation_images, split.validation_labels), (split.test_images, split.test_labels))
-    ]
-    for epoch in range(recipe.epochs):
+    for epoch in range(epochs):
         order = torch.randperm(len(labels), generator=shuffle)  # drawn for finished epochs too: the next ones follow
         if epoch < len(rows):
             continue
         losses = torch.zeros(len(models), dtype=torch.float64, device=group.device)
-        batches = order.to(group.device).split(recipe.batch_size)
-        for i, batch in enumerate(track(batches, f"epoch {epoch + 1}/{recipe.epochs}", total=steps)):
+        batches = order.to(group.device).split(batch_size)
+        for i, batch in enumerate(track(batches, f"epoch {epoch + 1}/{epochs}", total=steps)):
             step = epoch * steps + i
-            group.set_rate(learning_rate(recipe, step, steps))
+            group.set_rates(step, steps)
             losses += group.step(images[batch], labels[batch], seed=(data_seed << 32) + step) * len(batch)
-        validation, test = (group.error_rates(x, y) for x, y in scored)
+        validation, test = (group.error_rates(x.to(group.device), y.to(group.device)) for x, y in scored)
         rows.append({"train_loss": (losses / len(labels)).tolist(), "validation_error": validation, "test_error": test})
         if checkpoint is not None:
             checkpoint.save(group.state(), list(rows))
@@ -205,7 +208,9 @@ class Checkpoint(Protocol):
 class _Group:
     """Stacked parameters, gradients and optimiser state of networks that are trained together."""
 
-    def __init__(self, models: Sequence[nn.Module], masks: Sequence[Mask | None] | None, recipe: Recipe) -> None:
+    def __init__(
+        self, models: Sequence[nn.Module], masks: Sequence[Mask | None] | None, recipes: Sequence[Recipe]
+    ) -> None:
         if not models:
             raise ValueError("no models are given; at least one is needed")
         masks = masks if masks is not None else [None] * len(models)
@@ -217,6 +222,16 @@ class _Group:
             raise ValueError("two models share a tensor, or one is given twice; each needs tensors of its own")
         if len(masks) != len(models):
             raise ValueError(f"{len(masks)} masks are given for {len(models)} models; one each is needed, or None")
+        if wrong := [r for r in recipes if not isinstance(r, Recipe)]:
+            raise ValueError(f"{wrong[0]!r} is given as a recipe; accepted are Recipe")
+        if len(recipes) != len(models):
+            raise ValueError(
+                f"{len(recipes)} recipes are given for {len(models)} models; one for all is needed, or one each"
+            )
+        if len(common := {(r.epochs, r.batch_size) for r in recipes}) > 1:
+            raise ValueError(
+                f"recipes have {sorted(common)} epochs and images per batch; networks trained together have them in common"
+            )
         self.models, self.stack = models, Stack(models[0])
         first = dict(models[0].named_parameters())
         self.device = next(iter(first.values())).device
@@ -237,19 +252,25 @@ class _Group:
         self.trained = {name: p for name, p in self.parameters.items() if first[name].requires_grad}
         for p in self.trained.values():
             p.grad = torch.zeros_like(p)
-        options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": True}
-        if recipe.optimiser == "adam":
-            self.optimiser: torch.optim.Optimizer = torch.optim.Adam(self.trained.values(), **options)
-        else:
-            self.optimiser = torch.optim.SGD(self.trained.values(), momentum=recipe.momentum, **options)
+        self.parts = [_Part(some, recipe, self.trained) for some, recipe in _neighbours(recipes)]
         self.networks = NETWORKS[self.device.type]  # at once
-        self.images = recipe.batch_size if self.stack.mixes_images else IMAGES[self.device.type]
+        self.images = recipes[0].batch_size if self.stack.mixes_images else IMAGES[self.device.type]
+
+    @torch.no_grad()
+    def check(self, images: Tensor, labels: Tensor) -> None:
+        """Raise ValueError unless images fit the networks, and labels their classes."""
+        check_examples(images, labels, 1)
+        check_alike_and_precise(dict(self.models[0].named_parameters()), images)
+        x = images[:1].to(self.device)
+        parameters, buffers = ({n: t[:1] for n, t in s.items()} for s in (self.parameters, self.buffers))
+        check_classes(self.stack.logits(self.stack.inputs(x), parameters, buffers, x.shape[1:])[0].T, labels)
 
     def _blocks(self) -> list[slice]:
         return [slice(k, k + self.networks) for k in range(0, len(self.models), self.networks)]
 
-    def set_rate(self, rate: float) -> None:
-        self.optimiser.param_groups[0]["lr"] = rate
+    def set_rates(self, step: int, steps_per_epoch: int) -> None:
+        for part in self.parts:
+            part.optimiser.param_groups[0]["lr"] = learning_rate(part.recipe, step, steps_per_epoch)
 
     @torch.enable_grad()
     def step(self, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
@@ -278,7 +299,8 @@ class _Group:
         for name, kept in self.kept.items():
             if name in self.trained:
                 self.trained[name].grad.mul_(kept)
-        self.optimiser.step()
+        for part in self.parts:
+            part.optimiser.step()
         return losses / len(labels)
 
     def _generator(self, seed: int, part: int) -> torch.Generator:
@@ -305,8 +327,8 @@ class _Group:
         """Everything that the next epoch depends on, but the number of epochs."""
         state = {f"parameter {name}": p for name, p in self.parameters.items()}
         state |= {f"buffer {name}": b for name, b in self.buffers.items()}
-        for name, p in self.trained.items():
-            state |= {f"{key} {name}": self.optimiser.state[p][key] for key in self._kinds()}
+        for part in self.parts:
+            state |= part.state()
         return {key: tensor.detach().to("cpu", copy=True) for key, tensor in state.items()}
 
     def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
@@ -315,15 +337,8 @@ class _Group:
             p.copy_(state[f"parameter {name}"])
         for name, b in self.buffers.items():
             b.copy_(state[f"buffer {name}"])
-        for name, p in self.trained.items():
-            self.optimiser.state[p] = {key: state[f"{key} {name}"].to(p) for key in self._kinds()}
-            if "exp_avg" in self._kinds():
-                self.optimiser.state[p]["step"] = torch.tensor(float(steps), device=p.device)
-
-    def _kinds(self) -> tuple[str, ...]:
-        if isinstance(self.optimiser, torch.optim.Adam):
-            return ("exp_avg", "exp_avg_sq")
-        return ("momentum_buffer",) if self.optimiser.defaults["momentum"] else ()
+        for part in self.parts:
+            part.restore(state, steps)
 
     @torch.no_grad()
     def write_back(self) -> None:
@@ -334,6 +349,43 @@ class _Group:
             for name, b in model.named_buffers():
                 b.copy_(self.buffers[name][k])
             model.eval()
+
+
+class _Part:
+    """Networks of a group that are next to each other and have one recipe, and their optimiser."""
+
+    def __init__(self, some: slice, recipe: Recipe, trained: Stacked) -> None:
+        self.recipe, self.first = recipe, some.start
+        self.trained = {name: p[some] for name, p in trained.items()}  # views: what changes is the group's
+        for name, p in self.trained.items():
+            p.grad = trained[name].grad[some]
+        options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": True}
+        self.kinds: tuple[str, ...] = ()  # of tensors that the optimiser keeps
+        if recipe.optimiser == "adam":
+            self.optimiser: torch.optim.Optimizer = torch.optim.Adam(self.trained.values(), **options)
+            self.kinds = ("exp_avg", "exp_avg_sq")
+        else:
+            self.optimiser = torch.optim.SGD(self.trained.values(), momentum=recipe.momentum, **options)
+            self.kinds = ("momentum_buffer",) if recipe.momentum else ()
+
+    def state(self) -> dict[str, Tensor]:
+        return {
+            f"{kind} {self.first} {name}": self.optimiser.state[p][kind]
+            for name, p in self.trained.items()
+            for kind in self.kinds
+        }
+
+    def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
+        for name, p in self.trained.items():
+            self.optimiser.state[p] = {kind: state[f"{kind} {self.first} {name}"].to(p) for kind in self.kinds}
+            if self.recipe.optimiser == "adam":
+                self.optimiser.state[p]["step"] = torch.tensor(float(steps), device=p.device)
+
+
+def _neighbours(recipes: Sequence[Recipe]) -> list[tuple[slice, Recipe]]:
+    """Stretches of equal recipes."""
+    bounds = [k for k in range(len(recipes)) if k == 0 or recipes[k] != recipes[k - 1]]
+    return [(slice(i, j), recipes[i]) for i, j in zip(bounds, [*bounds[1:], len(recipes)], strict=True)]
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
@@ -370,8 +422,11 @@ def error_rate(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     device = next(model.parameters()).device
     wrong = 0
     with in_mode(model, "eval"):
-        for x, y in zip(images.split(SCORING_BATCH), labels.split(SCORING_BATCH), strict=True):
-            wrong += int((model(x.to(device)).argmax(dim=1) != y.to(device)).sum())
+        for k, (x, y) in enumerate(zip(images.split(SCORING_BATCH), labels.split(SCORING_BATCH), strict=True)):
+            logits = model(x.to(device))
+            if k == 0:
+                check_classes(logits, labels)
+            wrong += int((logits.argmax(dim=1) != y.to(device)).sum())
     return wrong / len(labels)
 
 

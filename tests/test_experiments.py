@@ -54,6 +54,24 @@ def test_runs_are_what_training_alone_makes_of_the_same_start(quiet):
     assert run["test_error"].to_numpy() == pytest.approx(history["test_error"].to_numpy(), abs=0.005)
 
 
+def test_runs_of_several_recipes_are_one_group_and_come_out_as_by_themselves(quiet, tmp_path):
+    others = [
+        dataclasses.replace(RECIPE, learning_rate=0.003),
+        dataclasses.replace(RECIPE, optimiser="sgd", schedule="constant", learning_rate=0.1),
+    ]
+    longer = dataclasses.replace(RECIPE, epochs=3)
+    options = {"criteria": ["snip"], "sparsities": [0.0, 0.9], "seeds": [1]}
+    configs = [c for recipe in [*others, longer] for c in small_grid(recipe=recipe, **options)]
+    assert [len(group) for group in groups_of(configs).values()] == [4, 2]  # all must have as many epochs
+    together = snipnb.run_grid(configs, store=tmp_path)
+    for k, recipe in enumerate([*others, longer]):
+        alone = snipnb.run_grid(small_grid(recipe=recipe, **options))
+        mine = together.iloc[slice(4 * k, 4 * k + 4) if k < 2 else slice(8, None)].reset_index(drop=True)
+        assert mine["train_loss"].to_numpy() == pytest.approx(alone["train_loss"].to_numpy(), rel=1e-3)
+        pd.testing.assert_frame_equal(mine.iloc[:, :-3], alone.iloc[:, :-3])
+    assert together["train_loss"].nunique() == len(together)
+
+
 def test_spread_over_processes_or_threads_the_table_is_the_same(quiet, tmp_path):
     pd.testing.assert_frame_equal(snipnb.run_grid(small_grid(), store=tmp_path, jobs=2, group_size=2), quiet)
     with joblib.parallel_config(backend="threading", n_jobs=2):
@@ -225,9 +243,7 @@ def beginning():
 
 
 def mask_of(name, beginning, sparsity=0.95):
-    own = criteria.CRITERIA[name]
-    ranking = criteria.CRITERIA[own.salience_of or name]
-    return criteria.mask_for(own, beginning, ranking.salience(beginning) if ranking.salience else {}, sparsity)
+    return criteria.mask_for(name, beginning, criteria.salience_for(name, beginning), sparsity)
 
 
 def counts(mask):
@@ -366,12 +382,7 @@ def test_every_criterion_ranks_every_parameter(name, examples):
     images, labels = (t[:20] for t in examples)
     draw = partial(drawn, "lenet5", "pytorch")
     start = criteria.Start(draw(2), images, labels, 2, "pytorch", draw)
-    own = criteria.CRITERIA[name]
-    ranking = criteria.CRITERIA[own.salience_of] if own.salience_of else own
-    masks = []
-    for _ in range(2):
-        salience = ranking.salience(start) if ranking.salience else {}
-        masks.append(criteria.mask_for(own, start, salience, 0.9))
+    masks = [criteria.mask_for(name, start, criteria.salience_for(name, start), 0.9) for _ in range(2)]
     shapes = {n: p.shape for n, p in start.model.named_parameters()}
     assert {n: m.shape for n, m in masks[0].items()} == shapes
     assert snipnb.num_kept(masks[0]) == 61_706 - snipnb.num_removed(61_706, 0.9)

@@ -447,3 +447,13 @@ def test_environment_variables_come_back(project, monkeypatch):
     before = dict(os.environ)
     assert run(root)
     assert dict(os.environ) == before
+
+
+def test_slow_cells_are_named(tmp_path):
+    def cell(seconds):
+        return {"cell_type": "code", "metadata": {"papermill": {"duration": seconds}}}
+
+    path = tmp_path / "executed.ipynb"
+    text = {"cell_type": "markdown", "metadata": {}}
+    path.write_text(json.dumps({"cells": [text, cell(0.2), cell(notebooks.SLOW + 0.26), cell(None)]}))
+    assert notebooks._slow_cells(path) == {"2": 5.3}

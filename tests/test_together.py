@@ -65,3 +65,10 @@ def test_what_does_not_fit_is_named(sample):
         snipnb.snip_together([snipnb.lenet5()], images, labels + 1)
     with pytest.raises(ValueError, match="Tanh"):
         snipnb.snip_together([nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Tanh())], images, labels)
+
+
+@pytest.mark.parametrize("change", [lambda x: x.expand(-1, 2, -1, -1), lambda x: x[..., :20], lambda x: x[..., :3, :3]])
+def test_images_that_do_not_fit_are_named(sample, change):
+    images, labels = sample
+    with pytest.raises(ValueError, match="does not fit"):
+        snipnb.snip_together([snipnb.lenet5(seed=k) for k in range(2)], change(images), labels)

@@ -118,9 +118,10 @@ def assert_each_as_alone(models, masks, split, recipe, *, data_seed=0, tolerance
     alone = [copy.deepcopy(m) for m in models]
     histories = train_together(models, split, masks=masks, recipe=recipe, data_seed=data_seed)
     assert len(histories) == len(models)
-    for model, other, mask, history in zip(models, alone, masks, histories, strict=True):
+    recipes = [recipe] * len(models) if isinstance(recipe, snipnb.Recipe) else recipe
+    for model, other, mask, own, history in zip(models, alone, masks, recipes, histories, strict=True):
         before = state_of(other)
-        expected = reference.plain_training(other, split, mask=mask, recipe=recipe, data_seed=data_seed)
+        expected = reference.plain_training(other, split, mask=mask, recipe=own, data_seed=data_seed)
         assert furthest(model, other) < tolerance
         pd.testing.assert_frame_equal(history, expected, rtol=0, atol=tolerance)
         assert any(not torch.equal(t, before[name]) for name, t in other.state_dict().items())
@@ -139,6 +140,25 @@ def test_lenets_with_masks_of_their_own_are_trained_as_each_alone(double, epochs
     masks = [None, snipnb.keep_mask(salience, 0.5), nothing_left, cut, snipnb.keep_mask(salience, 0.99)]
     recipe = snipnb.Recipe(epochs=epochs, batch_size=50, learning_rate=0.003, schedule="constant")  # 50, 50, 20
     assert_each_as_alone(models, masks, double, recipe, data_seed=9)
+
+
+SEVERAL = [
+    {"optimiser": "sgd", "momentum": 0.0, "learning_rate": 0.02, "schedule": "cosine"},
+    {"optimiser": "sgd", "momentum": 0.0, "learning_rate": 0.02, "schedule": "cosine"},
+    {"learning_rate": 0.003},
+    {"optimiser": "sgd", "momentum": 0.5, "learning_rate": 0.02, "weight_decay": 0.05, "schedule": "constant"},
+    {"learning_rate": 0.001, "schedule": "constant"},
+]
+
+
+def several(**common):
+    return [snipnb.Recipe(**own | common) for own in SEVERAL]
+
+
+def test_networks_with_recipes_of_their_own_are_trained_as_each_alone(double):
+    models = [snipnb.lenet5(seed=k).double() for k in range(5)]
+    masks = [None, *random_masks(models[1:])]
+    assert_each_as_alone(models, masks, double, several(epochs=2, batch_size=50), data_seed=3)
 
 
 # Batch norm takes away what a bias before it adds, so that its gradient is rounding alone, which Adam would blow up: SGD.
@@ -360,7 +380,7 @@ def test_pruned_parameters_are_exactly_zero_at_every_step(split, optimiser):
     saliences = [snipnb.snip(m, split.train_images, split.train_labels) for m in models]
     masks = [snipnb.keep_mask(saliences[0], 0.9), None, snipnb.keep_mask(saliences[2], 0.5)]
     recipe = snipnb.Recipe(optimiser=optimiser, learning_rate=0.01, weight_decay=0.1)
-    group = training._Group(models, masks, recipe)
+    group = training._Group(models, masks, [recipe] * 3)
     start = {name: p.clone() for name, p in group.parameters.items()}
     for step in range(8):
         for k in (0, 2):
@@ -368,7 +388,9 @@ def test_pruned_parameters_are_exactly_zero_at_every_step(split, optimiser):
                 pruned = p[k][~masks[k][name]]
                 assert torch.equal(pruned, torch.zeros_like(pruned)), (step, name)
                 # momenta too: nothing waits to move them later
-                momenta = [m[k][~masks[k][name]] for m in group.optimiser.state.get(p, {}).values() if m.dim()]
+                kept = group.parts[0].state() if step else {}
+                momenta = [m[k][~masks[k][name]] for key, m in kept.items() if key.endswith(f" {name}")]
+                assert step == 0 or momenta
                 assert all(bool((m == 0).all()) for m in momenta)
         group.step(split.train_images[:20], split.train_labels[:20], seed=step)
     for name, p in group.parameters.items():
@@ -377,6 +399,26 @@ def test_pruned_parameters_are_exactly_zero_at_every_step(split, optimiser):
             moved = (p[k] != start[name][k]) & kept
             assert int(moved.sum()) > 0.9 * int(kept.sum())
     assert torch.equal(models[0].conv1.weight, snipnb.lenet5(seed=0).conv1.weight)  # until they are written back
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ([snipnb.Recipe(), snipnb.Recipe(epochs=1)], "in common"),
+        ([snipnb.Recipe(), snipnb.Recipe(batch_size=1)], "in common"),
+        ([snipnb.Recipe()] * 3, "3 recipes .* 2 models"),
+        ([], "0 recipes .* 2 models"),
+        ("adam", "accepted are Recipe"),
+        ([snipnb.Recipe(), None], "accepted are Recipe"),
+    ],
+)
+def test_recipes_that_do_not_go_together_are_refused(recipe, message):
+    models = small(number=2)
+    before = [state_of(m) for m in models]
+    with pytest.raises(ValueError, match=message):
+        train_together(models, random_split((1, 6, 6), 3), masks=random_masks(models), recipe=recipe)
+    for model, then in zip(models, before, strict=True):
+        assert_same_state(model.state_dict(), then)
 
 
 def test_trained_models_have_zeros_where_the_masks_say():
@@ -407,11 +449,14 @@ class Memory:
         self.saved.append(copy.deepcopy((tensors, rows)))
 
 
-@pytest.mark.parametrize("optimiser", training.OPTIMISERS)
+@pytest.mark.parametrize("optimiser", [*training.OPTIMISERS, "several"])
 @pytest.mark.parametrize("build", [small, with_norm_and_dropout])
 def test_going_on_from_any_epoch_ends_the_same_bit_for_bit(optimiser, build):
     split, masks = random_split((1, 6, 6), 3), [None, *random_masks(build()[1:])]
-    recipe = snipnb.Recipe(epochs=4, batch_size=10, optimiser=optimiser, weight_decay=0.01)
+    if optimiser == "several":
+        recipe = several(epochs=4, batch_size=10)[1:4]
+    else:
+        recipe = snipnb.Recipe(epochs=4, batch_size=10, optimiser=optimiser, weight_decay=0.01)
     options = {"masks": masks, "recipe": recipe, "data_seed": 4}
     whole, without = build(), build()
     kept = Memory()
@@ -727,3 +772,45 @@ def test_bad_recipes_are_named(field, value):
 
 
 # --- tables of error rates --------------------------------------------------------------------------------------------
+
+
+# --- examples that do not fit -----------------------------------------------------------------------------------------
+
+MISFITS = {
+    "a label too high": (
+        lambda x, y: (x, y - y.min() + 1 + (y > y.min())),
+        "labels range from 1 to .*; .* accept 0 to 2",
+    ),
+    "a label too low": (lambda x, y: (x, y - y.min() - 1), "labels range from -1"),
+    "labels that are numbers": (lambda x, y: (x, y.double()), "accepted are integers"),
+    "labels missing": (lambda x, y: (x, y[:-1]), "as many of both"),
+    "two channels": (lambda x, y: (x.expand(-1, 2, -1, -1), y), "layer '0' is Conv2d.* does not fit"),
+    "narrow images": (lambda x, y: (x[..., :5], y), r"layer '\d' is Linear.* does not fit"),
+    "tiny images": (lambda x, y: (x[..., :2, :2], y), "does not fit"),
+    "flat images": (lambda x, y: (x.flatten(1), y), "does not fit"),
+    "another precision": (lambda x, y: (x.float(), y), "images are torch.float32"),
+}
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+@pytest.mark.parametrize("name", MISFITS)
+def test_examples_that_do_not_fit_are_named_before_anything_changes(name, part):
+    change, message = MISFITS[name]
+    split, models = random_split((1, 6, 6), 3), small()
+    found = dict(zip((f"{part}_images", f"{part}_labels"), change(*part_of(split, part)), strict=True))
+    before = [state_of(m) for m in models]
+    with pytest.raises(ValueError, match=message):
+        train_together(models, dataclasses.replace(split, **found), recipe=snipnb.Recipe(epochs=1))
+    for model, then in zip(models, before, strict=True):
+        assert_same_state(model.state_dict(), then)
+
+
+def part_of(split, part):
+    return getattr(split, f"{part}_images"), getattr(split, f"{part}_labels")
+
+
+@pytest.mark.parametrize("name", ["a label too high", "a label too low", "labels that are numbers", "labels missing"])
+def test_errors_are_not_counted_with_labels_that_are_no_classes(name):
+    change, message = MISFITS[name]
+    with pytest.raises(ValueError, match=message):
+        snipnb.error_rate(small()[0], *change(*part_of(random_split((1, 6, 6), 3), "test")))
