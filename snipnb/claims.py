@@ -169,7 +169,7 @@ def assemble(entries: Iterable[Mapping[str, Any]], *, existing: Iterable[str] = 
 
 
 def write_ledger(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Write ``claims.json`` and ``claims.md`` into a folder."""
+    """Write ``claims.json``, ``claims.md`` and ``claims.tex`` into a folder."""
     write_atomically(folder / "claims.json", json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     table = markdown_table(rows)
     rules = "\n".join(f"- **{row['id']}** {row['rule']}{_change(row['id'])}" for row in rows)
@@ -177,6 +177,17 @@ def write_ledger(folder: Path, rows: list[dict[str, Any]]) -> None:
         folder / "claims.md",
         f"# Claims and verdicts\n\n{table}\n\n## Rules, fixed beforehand; changes are marked\n\n{rules}\n",
     )
+    names = {"id": "", "claim": "claim", "verdict": "verdict", "measured": "measured", "n": "n"}
+    cells = [{**row, "measured": "; ".join(_numbers(row)), "n": "" if row["n"] is None else row["n"]} for row in rows]
+    frame = pd.DataFrame(cells)[list(names)].rename(columns=names)
+    write_atomically(folder / "claims.tex", latex(frame, "lp{6cm}p{3cm}p{5cm}r", long=True))
+
+
+def latex(frame: pd.DataFrame, columns: str, *, long: bool = False) -> str:
+    """A table for a paper: a LaTeX ``tabular``, or a ``longtable`` over pages; its first line says what it needs."""
+    text = frame.to_latex(index=False, escape=True, column_format=columns, longtable=long)
+    needs = r"\usepackage{booktabs,longtable}" if long else r"\usepackage{booktabs}"
+    return f"% needs {needs} and UTF-8\n{text}"
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:

@@ -135,7 +135,9 @@ def run(
     print(f"\n{claims.text_table(rows)}\n")
     if written:
         print(f"written in {time.monotonic() - began:.0f} s to {_short(place.published, root)}:")
-        print("\n".join(f"  {file}" for file in [*written, "claims.json", "claims.md", "provenance.json"]))
+        print(
+            "\n".join(f"  {file}" for file in [*written, "claims.json", "claims.md", "claims.tex", "provenance.json"])
+        )
     for name, message in failures.items():
         print(f"\n{name} failed; the next run tries it again, and what it had published before is kept.\n{message}")
     return not failures

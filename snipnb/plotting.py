@@ -291,7 +291,7 @@ def overlap_curves(frame: pd.DataFrame, *, bound: float, note: str) -> Figure:
                 marker="osD^vX"[i % 6],
                 ms=4,
                 lw=1.4,
-                label=line,
+                label=str(line).replace("_", " "),
             )
         whole = frame[(frame["panel"] == panel) & (frame["line"] == lines[0])]
         if panel == panels[0]:

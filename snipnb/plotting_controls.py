@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from snipnb.models import published_label
 from snipnb.plotting import NEUTRAL, PALETTE, footnote, look, sparsity_axis
 
 
@@ -236,13 +237,9 @@ def trained_removal(errors: pd.DataFrame, by_layer: pd.DataFrame, *, sparsity: f
     ticks = [-0.1, 0, 0.1, 0.2, 1, 5, 20, 80]
     right.set_yticks(ticks, [f"{t:g}" for t in ticks])
     right.yaxis.set_minor_locator(NullLocator())
-    right.set_xticks(range(len(layers)), [f"{_short(layer)}\nSNIP: {named[layer]:.0f} %" for layer in layers])
+    right.set_xticks(range(len(layers)), [f"{published_label(layer)}\nSNIP: {named[layer]:.0f} %" for layer in layers])
     right.set_ylabel("increase of the error rate, points")
     right.set_title(f"{100 * sparsity:g} % of one layer removed; below: what SNIP would remove")
     right.grid(axis="x", visible=False)
     footnote(figure, note)
     return figure
-
-
-def _short(layer: str) -> str:
-    return layer.removesuffix(".weight")

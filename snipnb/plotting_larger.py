@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from snipnb.models import published_label
 from snipnb.plotting import NEUTRAL, PALETTE, footnote, look
 
 
@@ -96,7 +97,7 @@ def vgg_by_depth(sample: pd.DataFrame, depth: pd.DataFrame, *, note: str) -> Fig
     )
     right.axhline(1, color=NEUTRAL, lw=0.8, ls=":")
     right.set_yscale("log")
-    right.set_xticks(depth["place"], [name.removesuffix(".weight") for name in depth["layer"]], rotation=60, fontsize=7)
+    right.set_xticks(depth["place"], [published_label(name) for name in depth["layer"]], rotation=60, fontsize=7)
     right.xaxis.set_minor_locator(NullLocator())
     right.set_ylabel("difference relative to exact salience\n(median, quartiles)")
     right.grid(axis="x", visible=False)
@@ -126,10 +127,10 @@ def vgg_layers(frame: pd.DataFrame, *, sparsity: float, note: str) -> Figure:
         axis.plot(range(len(layers)), shown, color=colour, marker=marker, ls=dash, ms=5, lw=1.3, label=label)
     axis.axhline(100 * (1 - sparsity), color=NEUTRAL, lw=0.8, ls=":", label="all layers alike")
     axis.set_yscale("log")
-    axis.set_xticks(range(len(layers)), [name.removesuffix(".weight") for name in layers], rotation=45, fontsize=7.5)
+    axis.set_xticks(range(len(layers)), [published_label(name) for name in layers], rotation=45, fontsize=7.5)
     axis.xaxis.set_minor_locator(NullLocator())
     decades = [10.0**k for k in range(int(np.log10(floor)), 3)]
-    axis.set_yticks([floor / 3, *decades], ["0", *(f"{d:g}" for d in decades)])
+    axis.set_yticks([floor / 3, *decades], ["0", *(np.format_float_positional(d, trim="-") for d in decades)])
     axis.yaxis.set_minor_locator(NullLocator())
     axis.set_ylabel(f"weights kept at sparsity {sparsity:g}, %")
     axis.legend()

@@ -76,12 +76,14 @@ class Report:
         return Picture(stream.getvalue(), alt)
 
     def table(self, frame: pd.DataFrame, name: str, *, digits: int = 4) -> pd.DataFrame:
-        """Write a table as CSV and, with ``digits`` significant digits, as Markdown; return it for display."""
+        """Write a table as CSV and, with ``digits`` significant digits, as Markdown and LaTeX; return it for display."""
         self._csv(frame, name)
         shown = frame.apply(lambda column: column.map(lambda value: _cell(value, digits)))
         align = ["right" if pd.api.types.is_numeric_dtype(frame[column]) else "left" for column in frame]
         text = shown.to_markdown(index=False, disable_numparse=True, colalign=align)
         write_atomically(self.folder / f"{self._stem(name)}.md", text + "\n")
+        columns = "".join(side[0] for side in align)
+        write_atomically(self.folder / f"{self._stem(name)}.tex", claims.latex(shown, columns))
         return frame
 
     def data(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:

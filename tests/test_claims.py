@@ -145,6 +145,9 @@ def test_the_ledger_holds_every_claim(tmp_path):
     assert "largest error 3.142e-14 [1e-14, 5e-14]" in text
     assert text.count("\n- **C") == 35
     assert text.count("*Changed:*") == sum("changed" in claim for claim in claims.load_claims().values()) > 0
+    paper = (tmp_path / "claims.tex").read_text()
+    assert r"\begin{longtable}" in paper
+    assert paper.count("\nC") == 35
     terminal = claims.text_table(rows)
     assert terminal.splitlines()[0].startswith("C23   SNIP is exact")
     assert "no verdict yet: C1, C2" in terminal

@@ -127,7 +127,9 @@ def test_make_alone_prints_help():
 def test_nothing_machine_specific_is_in_the_repository():
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True).stdout.split("\0")
     texts = [
-        f for f in files if f.endswith((".py", ".md", ".yaml", ".yml", ".toml", ".lock", ".ipynb", ".json", ".csv"))
+        f
+        for f in files
+        if f.endswith((".py", ".md", ".yaml", ".yml", ".toml", ".lock", ".ipynb", ".json", ".csv", ".tex", ".svg"))
     ]
     assert len(texts) > 30
     pattern = re.compile(r"(?<![\w.])/(?:home|root|work|Users)/\w")

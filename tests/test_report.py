@@ -71,8 +71,21 @@ def test_a_table_keeps_whole_numbers_whole(written):
     rows = (folder / "01_numbers.md").read_text().splitlines()
     assert [cell.strip() for cell in rows[2].strip("|").split("|")] == ["a", "61706", "0.000123", "True"]
     assert [cell.strip() for cell in rows[3].strip("|").split("|")] == ["b", "6", "23457", "False"]
+    paper = (folder / "01_numbers.tex").read_text().splitlines()
+    assert paper[0].startswith("% needs")
+    assert paper[1:4] == [r"\begin{tabular}{lrrr}", r"\toprule", r"layer & m & p & ok \\"]
+    assert paper[5:7] == [r"a & 61706 & 0.000123 & True \\", r"b & 6 & 23457 & False \\"]
     assert current.data(frame, "long_one").shape == (2, 4)
     assert not (folder / "01_long_one.md").exists()
+
+
+def test_latex_escapes_what_it_would_read(written):
+    current, folder = written
+    current.table(pd.DataFrame({"error_%": ["a_b & c", "{x}^2 ~ 50 %"]}), "special")
+    text = (folder / "01_special.tex").read_text()
+    assert r"error\_\%" in text
+    assert r"a\_b \& c" in text
+    assert r"\{x\}\textasciicircum 2 \textasciitilde \space 50 \%" in text
 
 
 def test_names_are_stems(written):
