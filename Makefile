@@ -66,8 +66,8 @@ smoke: env  ## every notebook on the shipped sample, into build/smoke/
 bench: env-test data  ## measure speed, side by side, into figures/bench/ (20 minutes; on an otherwise idle machine)
 	@$(PY) -m snipnb bench
 
-soak: env  ## kill `make figures` ten times in a copy, let it finish, compare with a quiet run (PROFILE=smoke, KILLS=10)
-	@$(PY) -m snipnb soak --profile "$(if $(filter file,$(origin PROFILE)),smoke,$(PROFILE))" --kills "$(KILLS)"
+soak: env  ## kill `make figures` ten times in a copy, let it finish, compare; then other faults (PROFILE=smoke, KILLS=10, ONLY=)
+	@$(PY) -m snipnb soak --profile "$(if $(filter file,$(origin PROFILE)),smoke,$(PROFILE))" --kills "$(KILLS)" $(if $(ONLY),--only "$(ONLY)")
 
 test: env-test lint  ## all tests, the notebooks' smoke runs included; no network, no data needed
 	@$(PY) -m pytest

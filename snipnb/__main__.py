@@ -31,10 +31,13 @@ def main(arguments: list[str] | None = None) -> int:
     bench.add_argument("--threads", type=int, default=2, help="processor threads (default: 2)")
     bench.add_argument("--only", help="one table alone, e.g. training")
     bench.add_argument("--sample", action="store_true", help="a quick look on the shipped sample, into build/bench/")
-    soak = commands.add_parser("soak", help="kill `figures` again and again in a copy; compare with a quiet run")
+    soak = commands.add_parser(
+        "soak", help="kill `figures` again and again in a copy, try other faults; compare with quiet runs"
+    )
     soak.add_argument("--profile", default="smoke", help="profile name or path of a YAML file (default: smoke)")
     soak.add_argument("--kills", type=int, default=10, help="how many times (default: 10)")
     soak.add_argument("--seed", type=int, default=0, help="draw of the moments (default: 0)")
+    soak.add_argument("--only", help="kills or faults alone")
     report = commands.add_parser("report", help="ledger, executed notebooks and reference as static pages")
     report.add_argument("--profile", default="default", help="whose published figures (default: default)")
     report.add_argument("--output", help="folder for the pages (default: build/report)")
@@ -107,7 +110,7 @@ def _bench(given: argparse.Namespace) -> int:
 def _soak(given: argparse.Namespace) -> int:
     from snipnb import soak
 
-    return 0 if soak.run(given.profile, kills=given.kills, seed=given.seed) else 1
+    return 0 if soak.run(given.profile, kills=given.kills, seed=given.seed, only=given.only) else 1
 
 
 def _readme(given: argparse.Namespace) -> int:

@@ -52,6 +52,13 @@ class Start:
         seed: Of the initial weights, and of what the criterion draws.
         init: Initialisation.
         draw: Seed -> the same kind of network with weights of that seed.
+
+    Example:
+        >>> import snipnb
+        >>> images, labels = snipnb.load_mnist("test", sample=True)
+        >>> start = snipnb.Start(snipnb.lenet5(seed=2), images[:100], labels[:100], seed=2)
+        >>> list(snipnb.CRITERIA["snip"].salience(start))[:2]
+        ['conv1.weight', 'conv1.bias']
     """
 
     model: nn.Module

@@ -101,6 +101,12 @@ def load_mnist(
     Raises:
         ValueError: If ``part`` is neither of the two.
         DataUnavailableError: If the files are missing or damaged and cannot be fetched.
+
+    Example:
+        >>> import snipnb
+        >>> images, labels = snipnb.load_mnist("test", sample=True)
+        >>> images.shape, labels[:5].tolist()
+        (torch.Size([1000, 1, 28, 28]), [9, 4, 4, 4, 6])
     """
     if part not in _PREFIX:
         raise ValueError(f"part is {part!r}; accepted are 'train' and 'test'")
@@ -130,6 +136,12 @@ def load_split(
     Raises:
         ValueError: If ``split`` is unknown.
         DataUnavailableError: As :func:`load_mnist`.
+
+    Example:
+        >>> import snipnb
+        >>> split = snipnb.load_split("published", sample=True)
+        >>> len(split.train_labels), len(split.validation_labels), len(split.test_labels)
+        (5100, 0, 900)
     """
     if split not in ("standard", "published"):
         raise ValueError(f"split is {split!r}; accepted are 'standard' and 'published'")

@@ -39,6 +39,7 @@ from snipnb.store import Store
 from snipnb.training import Recipe, one_thread, train_together
 
 GROUP_SIZE = 16
+MOST = 2**32  # seeds; generators take a little more, and other networks' seeds follow from these
 # What is imported but does not show in results: where they are kept, how they are named, what is seen meanwhile.
 WITHOUT_RESULTS = {"__init__", "paths", "progress", "sources", "store"}
 _SHIPPED = dict(CRITERIA)
@@ -60,6 +61,12 @@ class RunConfig:
         sample: The shipped sample instead of all of MNIST.
         salience_images: The first so many training images are used for saliences; default all.
         recipe: How it is trained.
+
+    Example:
+        >>> import snipnb
+        >>> config = snipnb.RunConfig(criterion="random", sparsity=0.95, init_seed=3, salience_images=100)
+        >>> config.data_seed, config.salience_images  # random saliences take no images
+        (3, None)
     """
 
     criterion: str = "snip"
@@ -78,13 +85,13 @@ class RunConfig:
             object.__setattr__(self, "data_seed", self.init_seed)
         choices = {"criterion": CRITERIA, "model": MODELS, "init": INITIALISATIONS, "split": ("standard", "published")}
         for name, accepted in choices.items():
-            if getattr(self, name) not in accepted:
+            if not isinstance(getattr(self, name), str) or getattr(self, name) not in accepted:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; accepted are {', '.join(accepted)}")
         least = {"init_seed": 0, "data_seed": 0} | ({} if self.salience_images is None else {"salience_images": 1})
         for name, smallest in least.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
-                raise ValueError(f"{name} is {value!r}; accepted are integers from {smallest}")
+            if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value < MOST:
+                raise ValueError(f"{name} is {value!r}; accepted are integers from {smallest} and below {MOST:,}")
         if isinstance(self.sparsity, bool) or not isinstance(self.sparsity, (int, float)) or not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity is {self.sparsity!r}; accepted are numbers from 0 and below 1")
         object.__setattr__(self, "sparsity", float(self.sparsity))
@@ -95,7 +102,14 @@ class RunConfig:
 
 
 def grid(*, criteria: Iterable[str], sparsities: Iterable[float], seeds: Iterable[int], **common) -> list[RunConfig]:
-    """Every criterion at every sparsity for every seed; ``common`` goes to each :class:`RunConfig`."""
+    """Every criterion at every sparsity for every seed; ``common`` goes to each :class:`RunConfig`.
+
+    Example:
+        >>> import snipnb
+        >>> configs = snipnb.grid(criteria=["snip", "random"], sparsities=[0.9, 0.95, 0.98], seeds=range(4), sample=True)
+        >>> len(configs), configs[0].criterion, configs[0].sparsity
+        (24, 'snip', 0.9)
+    """
     criteria, sparsities = list(criteria), list(sparsities)
     return [
         RunConfig(criterion=criterion, sparsity=sparsity, init_seed=seed, **common)
@@ -131,6 +145,14 @@ def run_grid(
     Raises:
         ValueError: If a configuration is none, or a record in the store is of a newer version.
         StoreError: If the store cannot be written; what was finished is kept.
+
+    Example:
+        >>> import snipnb
+        >>> recipe = snipnb.Recipe(epochs=1, batch_size=500)
+        >>> configs = snipnb.grid(criteria=["magnitude"], sparsities=[0.5, 0.9], seeds=[0], sample=True, recipe=recipe)
+        >>> runs = snipnb.run_grid(configs, jobs=1)
+        >>> runs[["criterion", "sparsity", "kept", "epoch"]].values.tolist()
+        [['magnitude', 0.5, 30853, 1], ['magnitude', 0.9, 6171, 1]]
     """
     configs = list(configs)
     for config in configs:

@@ -34,6 +34,11 @@ def num_removed(count: int, sparsity: float) -> int:
 
     Raises:
         ValueError: If the sparsity is not a number in [0, 1).
+
+    Example:
+        >>> import snipnb
+        >>> snipnb.num_removed(61_706, 0.95), snipnb.num_removed(100, 0.29)
+        (58620, 29)
     """
     accepted = "accepted are numbers from 0 up to, but not including, 1: the fraction of parameters that is removed"
     if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float, np.number, Decimal, Fraction)):
@@ -102,6 +107,11 @@ def standardise(salience: Salience) -> Salience:
 
     Raises:
         ValueError: If the salience is empty, not finite, or zero everywhere.
+
+    Example:
+        >>> import torch, snipnb
+        >>> snipnb.standardise({"w": torch.tensor([1.0, -3.0])})
+        {'w': tensor([25., 75.], dtype=torch.float64)}
     """
     largest = _flat_magnitudes(salience).max().double()
     if largest == 0:
@@ -112,12 +122,24 @@ def standardise(salience: Salience) -> Salience:
 
 
 def num_kept(mask: Mask) -> int:
-    """How many parameters a mask keeps."""
+    """How many parameters a mask keeps.
+
+    Example:
+        >>> import torch, snipnb
+        >>> snipnb.num_kept({"w": torch.tensor([True, False, True])})
+        2
+    """
     return sum(int(m.sum()) for m in mask.values())
 
 
 def collapsed_layers(mask: Mask) -> list[str]:
-    """Names of the weight tensors of which nothing is kept. Biases may vanish without cutting the network."""
+    """Names of the weight tensors of which nothing is kept. Biases may vanish without cutting the network.
+
+    Example:
+        >>> import torch, snipnb
+        >>> snipnb.collapsed_layers({"a.weight": torch.zeros(2, 2, dtype=torch.bool), "a.bias": torch.zeros(2, dtype=torch.bool)})
+        ['a.weight']
+    """
     return [name for name, m in mask.items() if _is_weight(name, m) and m.numel() and not bool(m.any())]
 
 
@@ -126,6 +148,13 @@ def layer_table(mask: Mask) -> pd.DataFrame:
 
     Returns:
         Tidy frame with one row per parameter tensor: ``layer``, ``parameters``, ``kept``, ``removed_percent``.
+
+    Example:
+        >>> import snipnb
+        >>> mask = snipnb.keep_mask(snipnb.random_salience(snipnb.lenet5()), 0.9)
+        >>> table = snipnb.layer_table(mask)
+        >>> list(table), int(table["kept"].sum())
+        (['layer', 'parameters', 'kept', 'removed_percent'], 6171)
     """
     _check_mask(mask)
     table = pd.DataFrame({"layer": name, "parameters": m.numel(), "kept": int(m.sum())} for name, m in mask.items())
@@ -149,6 +178,13 @@ def apply_mask(model: nn.Module, mask: Mask) -> nn.Module:
     Raises:
         ValueError: If names or shapes of the mask are not those of the model, entries are not boolean, or a parameter is
             tied, standing in several modules, which ``torch.nn.utils.prune`` cannot mask. The model is then unchanged.
+
+    Example:
+        >>> import snipnb
+        >>> model = snipnb.lenet5()
+        >>> pruned = snipnb.apply_mask(model, snipnb.keep_mask(snipnb.magnitude_salience(model), 0.5))
+        >>> pruned is model, int((model.full1.weight == 0).sum()) > 0
+        (True, True)
     """
     check_mask_fits(model, mask)
     _check_places(model)

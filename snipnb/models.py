@@ -38,6 +38,12 @@ def lenet5(*, init: str = "pytorch", seed: int = 0) -> nn.Sequential:
 
     Raises:
         ValueError: If ``init`` is unknown.
+
+    Example:
+        >>> import snipnb
+        >>> model = snipnb.lenet5(init="xavier_uniform", seed=1)
+        >>> sum(p.numel() for p in model.parameters())
+        61706
     """
     return _build(
         lambda: OrderedDict(
@@ -60,7 +66,13 @@ def lenet5(*, init: str = "pytorch", seed: int = 0) -> nn.Sequential:
 
 
 def lenet_300_100(*, init: str = "pytorch", seed: int = 0) -> nn.Sequential:
-    """LeNet-300-100: fully connected 784-300-100-10 with ReLU, 266,610 parameters; arguments as :func:`lenet5`."""
+    """LeNet-300-100: fully connected 784-300-100-10 with ReLU, 266,610 parameters; arguments as :func:`lenet5`.
+
+    Example:
+        >>> import snipnb
+        >>> sum(p.numel() for p in snipnb.lenet_300_100().parameters())
+        266610
+    """
     return _build(
         lambda: OrderedDict(
             flatten=nn.Flatten(),
@@ -137,6 +149,11 @@ def vgg16_mnist(*, init: str = "pytorch", seed: int = 0) -> nn.Sequential:
 
     Source: section 4 of the write-up names VGG; it does not say which. Departs from torchvision: the classifier is smaller, since MNIST
     leaves 512 numbers where ImageNet leaves 25,088, and ``"pytorch"`` leaves the layers' own initialisation.
+
+    Example:
+        >>> import snipnb
+        >>> sum(p.numel() for p in snipnb.vgg16_mnist().parameters())
+        14879494
     """
 
     def layers() -> OrderedDict[str, nn.Module]:
@@ -180,6 +197,13 @@ def set_running_statistics(model: nn.Module, images: Tensor, *, batch_size: int 
 
     Raises:
         ValueError: If a batch would hold one image only, whose variance is none.
+
+    Example:
+        >>> import snipnb
+        >>> images, _ = snipnb.load_mnist("test", sample=True)
+        >>> model = snipnb.set_running_statistics(snipnb.vgg16_mnist(), images[:8])
+        >>> model.training, bool((model.norm1.running_var != 1).all())
+        (False, True)
     """
     check_examples(images, images, batch_size)
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -210,7 +234,13 @@ def set_running_statistics(model: nn.Module, images: Tensor, *, batch_size: int 
 
 
 def published_label(parameter: str) -> str:
-    """The write-up's name of a parameter: ``conv1.weight`` is "conv 1", ``full3.bias`` is "bias full 3"."""
+    """The write-up's name of a parameter: ``conv1.weight`` is "conv 1", ``full3.bias`` is "bias full 3".
+
+    Example:
+        >>> import snipnb
+        >>> snipnb.published_label("conv1.weight"), snipnb.published_label("full3.bias")
+        ('conv 1', 'bias full 3')
+    """
     found = re.fullmatch(r"([a-z]+)(\d+)\.(weight|bias)", parameter)
     if found is None:
         return parameter

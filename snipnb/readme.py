@@ -79,6 +79,8 @@ def cost(figures: Path) -> str:
             machine = f"{run['machine']['cores']} cores, {run['machine']['processor']}"
             memory = f"{run['peak_memory_mb'] / 1024:.1f} GiB" if run.get("peak_memory_mb") else ""
             lines.append(f"| {profile} | {notebook} | {run['seconds'] / 60:.1f} | {memory} | {machine} |")
+        if runs:
+            lines.append(f"| {profile} | together | {sum(run['seconds'] for run in runs.values()) / 60:.0f} | | |")
     return "\n".join(lines)
 
 

@@ -90,7 +90,13 @@ def snip(
 
 
 def magnitude_salience(model: nn.Module) -> Salience:
-    """The parameters themselves: ranking by magnitude then keeps the largest weights. Copies; model untouched."""
+    """The parameters themselves: ranking by magnitude then keeps the largest weights. Copies; model untouched.
+
+    Example:
+        >>> import torch, snipnb
+        >>> snipnb.magnitude_salience(torch.nn.Linear(1, 1, bias=False)).keys()
+        dict_keys(['weight'])
+    """
     return {name: parameter.clone() for name, parameter in float_parameters(model).items()}
 
 
@@ -106,6 +112,13 @@ def random_salience(model: nn.Module, *, seed: int = 0) -> Salience:
 
     Returns:
         Dictionary name -> score, in the parameter's dtype if that can tell m integers apart, else in float64.
+
+    Example:
+        >>> import torch, snipnb
+        >>> model = snipnb.lenet5()
+        >>> one, other = (snipnb.random_salience(model, seed=3) for _ in range(2))
+        >>> torch.equal(one["conv1.weight"], other["conv1.weight"])
+        True
     """
     parameters = float_parameters(model)
     count = sum(p.numel() for p in parameters.values())

@@ -1,8 +1,9 @@
-"""``make soak``: kill ``make figures`` again and again, let it finish, and compare with a run that nobody disturbed.
+"""``make soak``: kill ``make figures`` again and again, let it finish, and compare with a run that nobody disturbed; then other faults.
 
 Both work in copies of the checkout in a temporary folder, with this environment and these images. A kill is SIGKILL to the process
 group of what ``make figures`` starts. Kernels and their workers have groups of their own: they are left to themselves, as a user's
-``kill -9`` leaves them, and the next attempt starts at once beside them.
+``kill -9`` leaves them, and the next attempt starts at once beside them. The other faults are those of ``faults.py``. What was tried and what came
+of it is written to ``figures/soak.md``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,13 +27,14 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from snipnb.notebooks import find_notebooks, place_of
-from snipnb.paths import data_dir, project_root
+from snipnb.paths import data_dir, project_root, write_atomically
 from snipnb.profiles import check_parameters, load_profile
 
 if TYPE_CHECKING:
     import psutil
 
 GRACE_SECONDS = 320.0  # after the last attempt for what was left behind: idle workers of joblib end after 300
+SECTIONS = {"kills": "Kills at random moments", "faults": "Other faults"}
 Interval = tuple[str, float, float]  # a notebook, and when the quiet run began and ended it, in seconds
 
 
@@ -57,31 +59,36 @@ class Kill:
     lived: float = 0.0
 
 
-def run(profile_name: str = "smoke", *, kills: int = 10, seed: int = 0) -> bool:
-    """Run the notebooks of a profile quietly and under kills, and print what came of it.
+def run(profile_name: str = "smoke", *, kills: int = 10, seed: int = 0, only: str | None = None) -> bool:
+    """Run the notebooks of a profile quietly and under kills, try other faults, print and write down what came of it.
 
     Args:
-        profile_name: Name of a profile, or the path of a YAML file.
+        profile_name: Name of a profile, or the path of a YAML file; of the run that is killed.
         kills: How many times the disturbed run is killed.
         seed: Draw of the moments.
+        only: ``"kills"`` or ``"faults"``; default both.
 
     Returns:
-        Whether the disturbed run ended in the same published files, left nothing behind and trained nothing twice.
+        Whether the disturbed run ended in the same published files, left nothing behind and trained nothing twice, and every fault
+        did what it should.
 
     Raises:
-        ValueError: If profile or number of kills cannot be used, or the quiet run fails.
+        ValueError: If profile or number of kills cannot be used, or a quiet run fails.
     """
     root = project_root()
     if root is None or os.name != "posix":
         raise ValueError("the soak needs a checkout of the repository, on a system with SIGKILL and process groups")
     if kills < 1:
         raise ValueError(f"--kills is {kills}; accepted are integers from 1")
+    if only not in (None, *SECTIONS):
+        raise ValueError(f"--only is {only!r}; accepted are {', '.join(SECTIONS)}")
     check_parameters(load_profile(profile_name), find_notebooks(root))
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     print(f"profile {profile_name}; copies and logs in {folder}")
     keep = True
     try:
-        problems = _problems(folder, root, profile_name, kills, seed)
+        problems = _problems(folder, root, profile_name, kills, seed) if only != "faults" else []
+        problems += _faults(folder / "faults", root) if only != "kills" else []
         keep = bool(problems)
     except KeyboardInterrupt:
         keep = False
@@ -115,12 +122,36 @@ def _problems(folder: Path, root: Path, profile_name: str, kills: int, seed: int
     problems += [f"trained again: {file}" for file in killed.rewritten()]
     problems += [f"still running: {process}" for process in still_there]
     legend = "moment: s of the quiet run; after: s of the attempt; groups: finished by then; lived: s the last orphan went on"
-    print(f"{pd.DataFrame(table).to_markdown(index=False, floatfmt='.1f')}\n{legend}\n")
-    print(
-        f"{len(table)} kills (seed {seed}); {len(_files(quiet.published))} published files compared; {len(killed.kept)} records of "
-        f"finished groups watched\n{len(problems)} problems" + "".join(f"\n  {problem}" for problem in problems)
+    shown = pd.DataFrame(table).to_markdown(index=False, floatfmt=".1f")
+    said = (
+        f"Profile {profile_name}; {len(table)} kills (seed {seed}); {len(_files(quiet.published))} published files compared; "
+        f"{len(killed.kept)} records of finished groups watched; {len(problems)} problems."
     )
+    print(f"{shown}\n{legend}\n\n{said}" + "".join(f"\n  {problem}" for problem in problems))
+    listed = "".join(f"\n- {problem}" for problem in problems)
+    _write_down(root, "kills", f"{said}{listed}\n\n{shown}\n\n*{legend}.*")
     return problems
+
+
+def _faults(folder: Path, root: Path) -> list[str]:
+    from snipnb import faults  # which takes copies from here
+
+    folder.mkdir(parents=True)
+    print("\nother faults, with two notebooks of the smoke profile", flush=True)
+    found = faults.try_all(root, folder)
+    _write_down(root, "faults", faults.markdown(found))
+    return [problem for fault in found for problem in fault.problems]
+
+
+def _write_down(root: Path, section: str, text: str) -> None:
+    """Put a section into ``figures/soak.md``; the others stay."""
+    path = root / "figures" / "soak.md"
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    parts = dict(re.findall(r"<!-- (\w+) -->\n(.*?)\n<!-- end -->", before, flags=re.DOTALL)) | {section: text}
+    body = "".join(
+        f"\n## {SECTIONS[name]}\n\n<!-- {name} -->\n{parts[name]}\n<!-- end -->\n" for name in SECTIONS if name in parts
+    )
+    write_atomically(path, f"# What was done to `make figures`, and what came of it\n\nWritten by `make soak`.\n{body}")
 
 
 def _kill_again_and_again(killed: Run, when: Sequence[float], timeline: Sequence[Interval]) -> list[Kill]:
@@ -195,12 +226,12 @@ def _files(folder: Path) -> dict[str, Path]:
 class Run:
     """A copy of what a run needs of the checkout, without anything that earlier runs made, and attempts to run it."""
 
-    def __init__(self, root: Path, folder: Path, profile_name: str) -> None:
-        for name in ("snipnb", "notebooks", "figures/bench"):
+    def __init__(self, root: Path, folder: Path, profile_name: str, *, files: bool = True) -> None:
+        for name in ("snipnb", "notebooks", "figures/bench") if files else ():
             if (root / name).is_dir():
                 shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        (folder / "tmp").mkdir(parents=True)
         shutil.copy(root / "pyproject.toml", folder)
-        (folder / "tmp").mkdir()
         profile = load_profile(profile_name)
         self.folder, self.place = folder, place_of(profile, folder)
         self.profile_name = profile.name if profile.name == profile_name else str(Path(profile_name).resolve())
@@ -210,13 +241,28 @@ class Run:
         self.orphans: list[psutil.Process] = []  # of the last kill
         self.left: list[psutil.Process] = []  # of all kills
 
-    def attempt(self, seconds: float | None = None, *, force: bool = False) -> tuple[int | None, float]:
-        """What ``make figures`` does, killed after so many seconds; its exit status, None if it was killed, and its seconds."""
-        import psutil  # comes with ipykernel
+    def launch(
+        self,
+        *,
+        force: bool = False,
+        notebooks: Sequence[str] = (),
+        environment: Mapping[str, str | None] | None = None,
+        before: Callable[[], object] | None = None,
+    ) -> tuple[subprocess.Popen, Path]:
+        """Start what ``make figures`` does.
 
+        Args:
+            force: Run what is up to date too.
+            notebooks: Which; default all.
+            environment: Variables that are set, or with None are not.
+            before: What the process does first.
+
+        Returns:
+            The process, and the log it writes.
+        """
         self.attempts += 1
         self.log = self.folder.with_name(f"{self.folder.name}{self.attempts}.log")
-        command = [sys.executable, "-m", "snipnb", "figures", "--profile", self.profile_name]
+        command = [sys.executable, "-m", "snipnb", "figures", "--profile", self.profile_name, *notebooks]
         clean = {name: value for name, value in os.environ.items() if name not in ("SNIPNB_OUTPUT", "PYTHONSAFEPATH")}
         places = {
             "PYTHONPATH": self.folder,
@@ -224,17 +270,26 @@ class Run:
             "SNIPNB_RUNS": self.runs,
             "TMPDIR": self.folder / "tmp",
         }
-        start, self.orphans = time.monotonic(), []
+        variables = clean | {name: str(place) for name, place in places.items()} | dict(environment or {})
         with self.log.open("wb") as log:
             process = subprocess.Popen(
                 [*command, "--force"] if force else command,
                 cwd=self.folder,
-                env=clean | {name: str(place) for name, place in places.items()},
+                env={name: value for name, value in variables.items() if value is not None},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=before,
             )
+        return process, self.log
+
+    def attempt(self, seconds: float | None = None, **options) -> tuple[int | None, float]:
+        """As :meth:`launch`, killed after so many seconds; its exit status, None if it was killed, and its seconds."""
+        import psutil  # comes with ipykernel
+
+        start, self.orphans = time.monotonic(), []
+        process, _ = self.launch(**options)
         try:
             return process.wait(seconds), time.monotonic() - start
         except subprocess.TimeoutExpired:

@@ -36,6 +36,14 @@ def snip_together(models: Sequence[nn.Module], images: Tensor, labels: Tensor) -
 
     Raises:
         ValueError: If there are no models, models are not covered or not alike, or the examples do not fit.
+
+    Example:
+        >>> import snipnb
+        >>> images, labels = snipnb.load_mnist("test", sample=True)
+        >>> models = [snipnb.lenet5(seed=seed) for seed in range(3)]
+        >>> saliences = snipnb.snip_together(models, images[:100], labels[:100])
+        >>> len(saliences), saliences[0]["conv1.weight"].shape
+        (3, torch.Size([6, 1, 5, 5]))
     """
     if not models:
         raise ValueError("no models are given; at least one is needed")

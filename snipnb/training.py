@@ -8,7 +8,7 @@ alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -49,6 +49,11 @@ class Recipe:
         momentum: Of SGD, from 0 and below 1; Adam has its own.
         decay: Factor of the step and exponential schedules.
         decay_every: Epochs between two steps of the step schedule.
+
+    Example:
+        >>> import snipnb
+        >>> snipnb.Recipe(optimiser="sgd", learning_rate=0.1, schedule="cosine").momentum
+        0.9
     """
 
     epochs: int = 3
@@ -66,14 +71,17 @@ class Recipe:
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{field} is {value!r}; accepted are integers from 1")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate!r}; accepted are numbers above 0")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay is {self.weight_decay!r}; accepted are numbers from 0")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum is {self.momentum!r}; accepted are numbers from 0 and below 1")
-        if not 0 < self.decay <= 1:
-            raise ValueError(f"decay is {self.decay!r}; accepted are numbers above 0, up to 1")
+        ranges: dict[str, tuple[Callable[[float], bool], str]] = {
+            "learning_rate": (lambda value: value > 0, "numbers above 0"),
+            "weight_decay": (lambda value: value >= 0, "numbers from 0"),
+            "momentum": (lambda value: 0 <= value < 1, "numbers from 0 and below 1"),
+            "decay": (lambda value: 0 < value <= 1, "numbers above 0, up to 1"),
+        }
+        for field, (accepts, accepted) in ranges.items():
+            value = getattr(self, field)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not abs(value) < math.inf or not accepts(value):
+                raise ValueError(f"{field} is {value!r}; accepted are {accepted}")
         if self.optimiser not in OPTIMISERS:
             raise ValueError(f"optimiser is {self.optimiser!r}; accepted are {', '.join(OPTIMISERS)}")
         if self.schedule not in SCHEDULES:
@@ -98,6 +106,14 @@ def train(
 
     Raises:
         ValueError: If the model has layers that are not covered, or the mask does not fit it.
+
+    Example:
+        >>> import snipnb
+        >>> model, split = snipnb.lenet5(), snipnb.load_split("standard", sample=True)
+        >>> mask = snipnb.keep_mask(snipnb.snip(model, split.train_images, split.train_labels), 0.9)
+        >>> history = snipnb.train(model, split, mask=mask, recipe=snipnb.Recipe(epochs=2, batch_size=500))
+        >>> list(history), len(history), bool((model.full1.weight[~mask["full1.weight"]] == 0).all())
+        (['epoch', 'train_loss', 'validation_error', 'test_error'], 2, True)
     """
     return train_together([model], split, masks=[mask], recipe=recipe, data_seed=data_seed)[0]
 
@@ -135,6 +151,14 @@ def train_together(
     Raises:
         ValueError: If models are not covered or not alike, a mask or images do not fit, labels are no classes of the models, or
             recipes differ in epochs or batch size. The models are then unchanged.
+
+    Example:
+        >>> import snipnb
+        >>> models = [snipnb.lenet5(seed=seed) for seed in range(2)]
+        >>> recipes = [snipnb.Recipe(epochs=1, batch_size=500, learning_rate=rate) for rate in (0.003, 0.01)]
+        >>> histories = snipnb.train_together(models, snipnb.load_split("standard", sample=True), recipe=recipes)
+        >>> [len(history) for history in histories]
+        [1, 1]
     """
     recipes = [recipe or Recipe()] * len(models) if recipe is None or isinstance(recipe, Recipe) else list(recipe)
     with one_thread():
@@ -413,7 +437,14 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
 
 @torch.no_grad()
 def error_rate(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Fraction of images whose largest logit is not at their label, in evaluation mode; NaN for no images."""
+    """Fraction of images whose largest logit is not at their label, in evaluation mode; NaN for no images.
+
+    Example:
+        >>> import snipnb
+        >>> images, labels = snipnb.load_mnist("test", sample=True)
+        >>> 0.5 < snipnb.error_rate(snipnb.lenet5(), images, labels) <= 1  # before training
+        True
+    """
     if len(labels) == 0:
         return float("nan")
     check_examples(images, labels, SCORING_BATCH)
@@ -437,6 +468,11 @@ def error_rates(history: pd.DataFrame) -> dict[str, float]:
         ``error_rate``: at the last epoch. ``best_error_rate``: the smallest over epochs, which looks at the images it is
         scored on (the published, optimistic choice). ``selected_error_rate``: at the epoch of smallest validation error,
         the earliest if several; NaN without validation images.
+
+    Example:
+        >>> import pandas as pd, snipnb
+        >>> snipnb.error_rates(pd.DataFrame({"validation_error": [0.03, 0.02, 0.04], "test_error": [0.02, 0.03, 0.04]}))
+        {'error_rate': 0.04, 'best_error_rate': 0.02, 'selected_error_rate': 0.03}
     """
     validation, test = history["validation_error"], history["test_error"]
     selected = float("nan") if validation.isna().all() else float(test[validation.idxmin()])

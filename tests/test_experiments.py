@@ -205,6 +205,9 @@ def test_results_depend_on_what_makes_them_alone():
         ("data_seed", 1.5),
         ("salience_images", 0),
         ("recipe", "adam"),
+        ("criterion", []),
+        ("model", None),
+        ("init_seed", 2**32),
     ],
 )
 def test_bad_configurations_are_named(field, value):

@@ -1,5 +1,9 @@
 """Pins, metadata and the command line: what holds the repository together."""
 
+import ast
+import doctest
+import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -82,15 +86,26 @@ def test_import_does_nothing_and_needs_neither_papermill_nor_jupyter():
     assert done.returncode == 0, done.stderr
 
 
-def test_examples_in_docstrings_run():
-    import doctest
+WITHOUT_EXAMPLE = {
+    "DataUnavailableError",
+    "LayerCollapseWarning",
+    "Split",
+    "Criterion",
+}  # the last has one in its module
 
-    from snipnb import masks, salience
 
-    for module in (masks, salience):
-        result = doctest.testmod(module)
-        assert result.attempted > 0
+@pytest.mark.parametrize("name", sorted(path.stem for path in Path(snipnb.__file__).parent.glob("*.py")))
+def test_examples_in_docstrings_run(name):
+    if name != "__main__":
+        result = doctest.testmod(importlib.import_module("snipnb" if name == "__init__" else f"snipnb.{name}"))
         assert result.failed == 0
+
+
+def test_public_names_have_an_example():
+    for name in set(snipnb.__all__) - WITHOUT_EXAMPLE:
+        thing = getattr(snipnb, name)
+        if inspect.isfunction(thing) or inspect.isclass(thing):
+            assert ">>> " in thing.__doc__, name
 
 
 @pytest.mark.parametrize(
@@ -134,3 +149,45 @@ def test_nothing_machine_specific_is_in_the_repository():
     assert len(texts) > 30
     pattern = re.compile(r"(?<![\w.])/(?:home|root|work|Users)/\w")
     assert not [f for f in texts if f != "tests/test_house.py" and pattern.search((ROOT / f).read_text())]
+
+
+UNSAFE = {
+    "eval",
+    "exec",
+    "compile",
+    "os.system",
+    "os.popen",
+    "pickle.load",
+    "pickle.loads",
+    "torch.load",
+    "yaml.unsafe_load",
+    "joblib.load",
+}
+
+
+def called(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}, node
+
+
+def test_nothing_that_runs_what_it_reads():
+    for path in sorted(Path(snipnb.__file__).parent.glob("*.py")):
+        for name, options, node in called(ast.parse(path.read_text(encoding="utf-8"))):
+            where = f"{path.name}:{node.lineno}: {name}"
+            assert name not in UNSAFE, where
+            assert options.get("shell", "False") == "False", where
+            assert options.get("allow_pickle", "False") == "False", where
+            if name == "yaml.load":
+                assert ast.unparse(node.args[1]) == "_Loader", where  # a SafeLoader
+
+
+def test_the_network_is_reached_for_data_alone():
+    reaching = re.compile(
+        r"^\s*(?:import|from) (urllib\.request|requests|httpx|socket|http\.client|ftplib)", re.MULTILINE
+    )
+    found = {
+        path.name: reaching.findall(path.read_text(encoding="utf-8"))
+        for path in Path(snipnb.__file__).parent.glob("*.py")
+    }
+    assert {name for name, some in found.items() if some} == {"data.py"}

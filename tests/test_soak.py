@@ -129,10 +129,21 @@ def test_what_cannot_be_soaked_is_said(capsys):
     assert "there is no profile 'quick'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("only", "expected"), [(None, "kf"), ("kills", "k"), ("faults", "f")])
+def test_one_part_can_be_had_alone(only, expected, monkeypatch):
+    tried = []
+    monkeypatch.setattr(soak, "_problems", lambda *_: tried.append("k") or [])
+    monkeypatch.setattr(soak, "_faults", lambda *_: tried.append("f") or [])
+    assert cli.main(["soak", *(["--only", only] if only else [])]) == 0
+    assert "".join(tried) == expected
+    assert cli.main(["soak", "--only", "luck"]) == 1
+
+
 @pytest.mark.parametrize(("problems", "good"), [([], True), (["published: 01_a.csv differs"], False)])
 def test_copies_stay_where_there_is_something_to_look_at(problems, good, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(soak.tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(soak, "_problems", lambda *_: problems)
+    monkeypatch.setattr(soak, "_problems", lambda *_: list(problems))
+    monkeypatch.setattr(soak, "_faults", lambda *_: [])
     assert cli.main(["soak"]) == (0 if good else 1)
     assert [path.name.startswith("soak-") for path in tmp_path.iterdir()] == [True] * (not good)
     assert ("are kept in" in capsys.readouterr().out) is not good

@@ -764,6 +764,12 @@ def test_three_error_rates():
         ("learning_rate", 0),
         ("learning_rate", float("nan")),
         ("weight_decay", -0.1),
+        ("weight_decay", None),
+        ("learning_rate", float("inf")),
+        ("learning_rate", True),
+        ("momentum", "0.9"),
+        ("optimiser", []),
+        ("schedule", None),
     ],
 )
 def test_bad_recipes_are_named(field, value):
