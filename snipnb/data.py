@@ -57,6 +57,7 @@ RAW_FILES = (
     RawFile("t10k-images-idx3-ubyte", 7_840_016, "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
     RawFile("t10k-labels-idx1-ubyte", 10_008, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
 )
+SAMPLE_FILE = RawFile("mnist_sample.npz", 989_911, "d0d4a6e971441ef0d82826f9ed2a75edd138b5e13c3a6bb9453efb38438e947d")
 _PREFIX = {"train": "train", "test": "t10k"}
 
 
@@ -179,7 +180,8 @@ def published_indices(total: int, seed: int) -> tuple[Tensor, Tensor]:
 def data_checksum(*, sample: bool = False) -> str:
     """SHA-256 that names the images in use: of the shipped sample file, or of the four checksums of the full set."""
     if sample:
-        return _sha256(resource("mnist_sample.npz"))
+        _sample_file()
+        return SAMPLE_FILE.sha256
     return hashlib.sha256("".join(f.sha256 for f in RAW_FILES).encode()).hexdigest()
 
 
@@ -375,9 +377,19 @@ def _stratified(labels: np.ndarray, number: int, *, seed: int) -> np.ndarray:
 
 def _sample_pixels(part: str) -> tuple[np.ndarray, np.ndarray]:
     names = ("train", "validation") if part == "train" else ("test",)
-    with np.load(resource("mnist_sample.npz"), allow_pickle=False) as stored:
+    with np.load(_sample_file(), allow_pickle=False) as stored:
         pixels = np.concatenate([stored[f"{name}_images"] for name in names])
         return pixels, np.concatenate([stored[f"{name}_labels"] for name in names])
+
+
+def _sample_file() -> Path:
+    """The shipped sample, verified."""
+    path = resource(SAMPLE_FILE.name)
+    if problem := _problem(path, SAMPLE_FILE):
+        raise DataUnavailableError(
+            f"{path}: {problem}; it comes with the package, so check that out or install it again"
+        )
+    return path
 
 
 def draw_sample(root: str | os.PathLike[str] | None = None) -> dict[str, np.ndarray]:

@@ -64,7 +64,13 @@ class Server:
             self.port = probe.getsockname()[1]
         self.token = secrets.token_hex(16)
         self.log = (folder / "server.log").open("w")
+        settings = folder / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+        settings.parent.mkdir(parents=True)
+        settings.write_text(
+            '{"fetchNews": "false", "checkForUpdates": false}'
+        )  # no question about news over the pictures
         environment = os.environ | {
+            "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
             "JUPYTER_CONFIG_DIR": str(folder / "config"),
             "JUPYTER_DATA_DIR": str(folder / "data"),
             "SNIPNB_RUNS": str(folder / "runs"),
@@ -172,7 +178,8 @@ def main() -> int:
                     state = run_all(page)
                     good = not state["errors"] and not state["warnings"] and state["run"] == state["cells"]
                     failures += not good
-                    said = f"{state['cells']} cells, {state['pictures']} figures, {time.time() - start:.0f} s"
+                    seen = "progress seen" if state["progress"] else "no progress seen"
+                    said = f"{state['cells']} cells, {state['pictures']} figures, {seen}, {time.time() - start:.0f} s"
                     print(f"{path.stem}: {'ok' if good else 'FAILED'}, {said}", flush=True)
                     if not good:
                         print(f"  {state['errors'] or state['warnings'] or state}", flush=True)
@@ -211,12 +218,13 @@ def restarted(page, runs: Path) -> bool:
 
 def picture(page, path: Path) -> None:
     """A screenshot around the first figure."""
-    page.evaluate("""() => {
-      const panel = window.jupyterapp.shell.currentWidget.content;
-      const index = panel.widgets.findIndex(w => w.model.type === 'code' && w.model.outputs.toJSON().some(o => o.data && o.data['image/png']));
-      panel.scrollToItem(Math.max(index, 0), 'start');
-    }""")
-    time.sleep(1.5)
+    for _ in range(3):  # cells that come into view get their heights, and move it
+        page.evaluate("""() => {
+          const panel = window.jupyterapp.shell.currentWidget.content;
+          const index = panel.widgets.findIndex(w => w.model.type === 'code' && w.model.outputs.toJSON().some(o => o.data && o.data['image/png']));
+          panel.scrollToItem(Math.max(index, 0), 'start');
+        }""")
+        time.sleep(1)
     page.screenshot(path=str(path))
 
 

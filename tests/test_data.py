@@ -305,3 +305,16 @@ def test_normalisation_constants_are_those_of_the_full_set():
     assert labels.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert float(images.double().mean()) == pytest.approx(0, abs=1e-6)
     assert float(images.double().std(correction=0)) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-1], lambda b: b[:500] + bytes([b[500] ^ 1]) + b[501:], lambda b: b"", None]
+)
+def test_a_damaged_sample_is_never_read(damage, tmp_path, monkeypatch):
+    path = tmp_path / "mnist_sample.npz"
+    if damage is not None:
+        path.write_bytes(damage(paths.resource("mnist_sample.npz").read_bytes()))
+    monkeypatch.setattr(data, "resource", lambda name: tmp_path / name)
+    for read in (lambda: snipnb.load_mnist("test", sample=True), lambda: data.data_checksum(sample=True)):
+        with pytest.raises(snipnb.DataUnavailableError, match="mnist_sample.npz: .*comes with the package"):
+            read()
