@@ -230,6 +230,9 @@ def tidy(body: str) -> str:
 # --- reference ----------------------------------------------------------------------------------------------------------
 
 
+READABLE = "#00600f"  # pdoc's greens are too light on its grey
+
+
 def _reference(folder: Path) -> None:
     """The public names by pdoc, with a way back to the other pages."""
     import pdoc
@@ -241,7 +244,8 @@ def _reference(folder: Path) -> None:
         text = (
             '{% extends "default/module.html.jinja2" %}\n{% block nav_title %}'
             f'<a class="pdoc-button module-list-button" href="{depth}index.html">&laquo; Ledger and notebooks</a>'
-            "{% endblock %}\n"
+            "{% endblock %}\n{% block style %}{{ super() }}"
+            f"<style>.pdoc .def, .pdoc-code :is(.nb, .kc, .bp, .nf, .kt) {{ color: {READABLE}; }}</style>{{% endblock %}}\n"
         )
         (Path(templates) / "module.html.jinja2").write_text(text, encoding="utf-8")
         pdoc.render.configure(docformat="google", template_directory=Path(templates), show_source=False, search=False)

@@ -149,7 +149,7 @@ def theme(page, name: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("notebooks", nargs="*", help="leading digits; default all")
+    parser.add_argument("notebooks", nargs="*", help="leading digits, or report; default all")
     parser.add_argument("--pictures", type=Path, help="folder for screenshots")
     given = parser.parse_args()
     browser, sync_playwright = needed()
@@ -159,6 +159,8 @@ def main() -> int:
     sources = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
     chosen = [p for p in sources if not given.notebooks or p.stem.split("_")[0] in given.notebooks]
     failures = 0
+    if given.pictures:
+        given.pictures.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="snipnb-lab-") as temporary:
         folder = Path(temporary)
         (folder / "notebooks").mkdir()
@@ -167,9 +169,10 @@ def main() -> int:
         server = Server(folder)
         try:
             with sync_playwright() as playwright:
-                page = playwright.chromium.launch(executable_path=browser, args=FLAGS).new_page(
-                    viewport={"width": 1400, "height": 1000}
-                )
+                window = playwright.chromium.launch(executable_path=browser, args=FLAGS)
+                if not given.notebooks or "report" in given.notebooks:
+                    failures += check_report(window, folder / "report", given.pictures)
+                page = window.new_page(viewport={"width": 1400, "height": 1000})
                 for path in chosen:
                     start = time.time()
                     open_notebook(page, server, path.name)
@@ -184,7 +187,6 @@ def main() -> int:
                     if not good:
                         print(f"  {state['errors'] or state['warnings'] or state}", flush=True)
                     if given.pictures:
-                        given.pictures.mkdir(parents=True, exist_ok=True)
                         for name in ("JupyterLab Light", "JupyterLab Dark"):
                             theme(page, name)
                             picture(page, given.pictures / f"{path.stem}-{name.split()[1].lower()}.png")
@@ -194,6 +196,71 @@ def main() -> int:
         finally:
             server.stop()
     return 1 if failures else 0
+
+
+PAGE = """() => {
+  const rgba = text => { const n = (text.match(/[\\d.]+/g) || []).map(Number); return n.length < 4 ? [...n.slice(0, 3), 1] : n; };
+  const light = c => { const f = c.slice(0, 3).map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+                       return 0.2126 * f[0] + 0.7152 * f[1] + 0.0722 * f[2]; };
+  const behind = e => { for (; e; e = e.parentElement) { const c = rgba(getComputedStyle(e).backgroundColor); if (c.length === 4 && c[3] === 1) return c; } return [255, 255, 255, 1]; };
+  const faint = new Set();
+  for (const e of document.querySelectorAll('body *')) {
+    const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+    if (!own || !e.getClientRects().length || e.closest('svg')) continue;
+    const style = getComputedStyle(e), a = light(rgba(style.color)), b = light(behind(e));
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    const large = parseFloat(style.fontSize) >= 24 || (parseFloat(style.fontSize) >= 18.66 && style.fontWeight >= 700);
+    if (ratio < (large ? 3 : 4.5)) faint.add(`${e.tagName}.${e.className} ${ratio.toFixed(2)}`);
+  }
+  const pictures = [...document.images];
+  return {
+    wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    broken: pictures.filter(i => i.complete && !i.naturalWidth).map(i => i.src.slice(0, 80)),
+    silent: pictures.filter(i => !i.alt).map(i => i.src.slice(0, 80)),
+    untitled: document.title ? [] : ['no title'],
+    faint: [...faint].slice(0, 8),
+  };
+}"""
+
+
+def check_report(browser, folder: Path, pictures: Path | None) -> int:
+    """Every page of the report on a screen and a phone, light and dark: what is broken, too wide or too faint; how many pages are."""
+    from snipnb import site
+
+    site.make(ROOT, folder)
+    pages, bad = sorted(folder.rglob("*.html")), 0
+    for path in pages:
+        found = []
+        for width, scheme in ((1200, "light"), (1200, "dark"), (390, "light"), (390, "dark")):
+            page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            errors: list[str] = []
+            page.on(
+                "console",
+                lambda message, errors=errors: errors.append(message.text) if message.type == "error" else None,
+            )
+            page.on("pageerror", lambda error, errors=errors: errors.append(str(error)))
+            page.on("requestfailed", lambda request, errors=errors: errors.append(request.url))
+            page.goto(path.as_uri())
+            page.wait_for_load_state("networkidle")  # the index of the reference leads on to another page
+            state = page.evaluate(PAGE)
+            if state["wide"] > 1:
+                found.append(f"{width} {scheme}: {state['wide']} pixels too wide")
+            found += [
+                f"{width} {scheme}: {kind} {state[kind]}"
+                for kind in ("broken", "silent", "untitled", "faint")
+                if state[kind]
+            ]
+            found += [f"{width} {scheme}: {error}" for error in errors]
+            if pictures and scheme == "light" and width == 390:
+                page.emulate_media(media="print")
+                page.set_viewport_size({"width": 794, "height": 1123})  # A4
+                page.screenshot(path=str(pictures / f"report-{path.stem}-print.png"))
+            page.close()
+        bad += bool(found)
+        for line in found:
+            print(f"  {path.name}, {line}", flush=True)
+    print(f"report: {len(pages)} pages on a screen and a phone, light and dark, {bad} with problems", flush=True)
+    return bad
 
 
 def restarted(page, runs: Path) -> bool:

@@ -316,5 +316,5 @@ def test_a_damaged_sample_is_never_read(damage, tmp_path, monkeypatch):
         path.write_bytes(damage(paths.resource("mnist_sample.npz").read_bytes()))
     monkeypatch.setattr(data, "resource", lambda name: tmp_path / name)
     for read in (lambda: snipnb.load_mnist("test", sample=True), lambda: data.data_checksum(sample=True)):
-        with pytest.raises(snipnb.DataUnavailableError, match="mnist_sample.npz: .*comes with the package"):
+        with pytest.raises(snipnb.DataUnavailableError, match=r"mnist_sample.npz: .*comes with the package"):
             read()
