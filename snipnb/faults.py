@@ -86,7 +86,7 @@ class Site:
     def refused(self, run: Run, message: str, **options) -> list[str]:
         """Problems if a run does not fail with a readable message."""
         before = _contents(run.published)
-        code, _ = run.attempt(600, notebooks=NOTEBOOKS, **options)
+        code, _ = run.attempt(600, **{"notebooks": NOTEBOOKS, **options})
         said = run.log.read_text(encoding="utf-8", errors="replace")
         problems = [] if code == 1 else [f"exit status {code}, not 1"]
         if not re.search(message, said):
@@ -385,11 +385,11 @@ HOSTILE = {
         "accepted is a int",
     ),
     "a parameter that is a command": (
-        "common: {threads: 2, sample: true}\nnotebooks: {03_lenet5_table: {split_name: '$(mkdir owned); `mkdir owned`'}}\n",
+        "common: {threads: 2, sample: true}\nnotebooks: {03_lenet5_table: {num_seeds: 2, split_name: '$(mkdir owned); `mkdir owned`'}}\n",
         "split is",
     ),
     "a parameter that leaves its quotes": (
-        "common: {threads: 2, sample: true}\nnotebooks: {03_lenet5_table: {split_name: \"x'\\n__import__('os').mkdir('owned')\\n'\"}}\n",
+        "common: {threads: 2, sample: true}\nnotebooks: {03_lenet5_table: {num_seeds: 2, split_name: \"x'\\n__import__('os').mkdir('owned')\\n'\"}}\n",
         "split is",
     ),
     "not text": ("\udcff\udc80", "not valid YAML"),
@@ -403,7 +403,7 @@ def _hostile(site: Site) -> Tries:
         path = run.folder / "mine.yaml"
         path.write_bytes(content.encode("utf-8", "surrogateescape"))
         run.profile_name = str(path)
-        yield site.refused(run, message) + _ran_code(run.folder)
+        yield site.refused(run, message, notebooks=["03"]) + _ran_code(run.folder)
 
 
 # --- what the tries are made of -----------------------------------------------------------------------------------------
