@@ -110,8 +110,8 @@ def standardise(salience: Salience) -> Salience:
 
     Example:
         >>> import torch, snipnb
-        >>> snipnb.standardise({"w": torch.tensor([1.0, -3.0])})
-        {'w': tensor([25., 75.], dtype=torch.float64)}
+        >>> snipnb.standardise({"w": torch.tensor([1.0, -4.0, 3.0])})
+        {'w': tensor([12.5000, 50.0000, 37.5000], dtype=torch.float64)}
     """
     largest = _flat_magnitudes(salience).max().double()
     if largest == 0:

@@ -202,8 +202,8 @@ def set_running_statistics(model: nn.Module, images: Tensor, *, batch_size: int 
         >>> import snipnb
         >>> images, _ = snipnb.load_mnist("test", sample=True)
         >>> model = snipnb.set_running_statistics(snipnb.vgg16_mnist(), images[:8])
-        >>> model.training, bool((model.norm1.running_var != 1).all())
-        (False, True)
+        >>> bool((model.norm1.running_var != 1).all())
+        True
     """
     check_examples(images, images, batch_size)
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

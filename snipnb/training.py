@@ -176,7 +176,10 @@ def _train_together(
     group = _Group(models, masks, recipes)
     epochs, batch_size = recipes[0].epochs, recipes[0].batch_size
     group.check(split.train_images, split.train_labels)
-    scored = (split.validation_images, split.validation_labels), (split.test_images, split.test_labels)
+    scored = [
+        (x.to(group.device), y.to(group.device))
+        for x, y in ((split.validation_images, split.validation_labels), (split.test_images, split.test_labels))
+    ]
     for x, y in scored:
         if len(x) or len(y):
             group.check(x, y)
@@ -197,7 +200,7 @@ def _train_together(
             step = epoch * steps + i
             group.set_rates(step, steps)
             losses += group.step(images[batch], labels[batch], seed=(data_seed << 32) + step) * len(batch)
-        validation, test = (group.error_rates(x.to(group.device), y.to(group.device)) for x, y in scored)
+        validation, test = (group.error_rates(x, y) for x, y in scored)
         rows.append({"train_loss": (losses / len(labels)).tolist(), "validation_error": validation, "test_error": test})
         if checkpoint is not None:
             checkpoint.save(group.state(), list(rows))

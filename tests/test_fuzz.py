@@ -312,6 +312,7 @@ def test_percentages_add_up_and_rank_the_same(salience):
     assert bool((shared[order].diff() >= 0).all())
 
 
+@pytest.mark.filterwarnings("ignore::snipnb.LayerCollapseWarning")
 @fuzz(60)
 @given(st.lists(shapes, min_size=1, max_size=4), sparsities, st.integers(0, 2**31), st.data())
 def test_masks_of_densities_have_the_exact_count(sizes, sparsity, seed, data):
