@@ -11,17 +11,25 @@ Needs Numba; where it is missing, ``stacked.py`` does without this module.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, models, register_model
 
 LANES = 16  # images that are computed together; sums over images take half of them
+DENSE = 0.5  # share of weights from which a tile of outputs is computed as if it had no zeros
 _DEAD = 255  # in place of a position in its window: a value that a ReLU cuts off
 
 
-def _compiled(function):
-    options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
+def _compiled(function, *, any_order: bool = False):
+    """Compiled; sums are in the order that is written, unless any order will do."""
+    options = {
+        "nogil": True,
+        "error_model": "numpy",
+        "fastmath": {"contract", *(("reassoc", "nsz") if any_order else ())},
+    }
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # no folder to keep it in can be written
@@ -203,6 +211,17 @@ def _cut_winner(typing, best, which):
     return which(best, which), code
 
 
+@intrinsic
+def _if_won(typing, values, which, place):
+    """Values whose winner is this place, else zero."""
+
+    def code(context, builder, signature, given):
+        number = _spread(builder, builder.trunc(given[2], ir.IntType(8)), given[1].type)
+        return builder.select(builder.icmp_unsigned("==", given[1], number), given[0], _whole(given[0].type, 0.0))
+
+    return values(values, which, types.intp), code
+
+
 # --- convolution ------------------------------------------------------------------------------------------------------
 
 
@@ -266,15 +285,65 @@ def _met(position, before, kernel, dilation, size):
 
 
 @_compiled
-def convolve(x, weight, bias, dilation, before, pool, relu, out, winner):
+def _stretch(x, start, places, values, begin, end, bias, output, out, at):
+    """One output for 64 images and positions in a row, from the weights that are not zero.
+
+    Arrays are flat; ``places`` holds where each weight's input is, from ``start``.
+    """
+    a, b, c, d = _filled(bias, output), _filled(bias, output), _filled(bias, output), _filled(bias, output)
+    for i in range(begin, end):
+        place = start + places[i]
+        a = _add_scaled(a, values, i, _load_all(x, place))
+        b = _add_scaled(b, values, i, _load_all(x, place + LANES))
+        c = _add_scaled(c, values, i, _load_all(x, place + 2 * LANES))
+        d = _add_scaled(d, values, i, _load_all(x, place + 3 * LANES))
+    _store(out, at, a)
+    _store(out, at + LANES, b)
+    _store(out, at + 2 * LANES, c)
+    _store(out, at + 3 * LANES, d)
+
+
+@_compiled
+def _piece(x, start, places, values, begin, end, bias, output, out, at):
+    """:func:`_stretch` for 16."""
+    a = _filled(bias, output)
+    for i in range(begin, end):
+        a = _add_scaled(a, values, i, _load_all(x, start + places[i]))
+    _store(out, at, a)
+
+
+@_compiled
+def _listed(weight, first, tile, kernel, apart, places, values, levels, ends):
+    """The weights of one tile that are not zero, output by output, up to ``ends``: what they are, where their inputs are, and
+    in which row of the kernel they are. Returns how many."""
+    channels, plane, row, step = apart
+    n = 0
+    for t in range(tile):
+        for channel in range(channels):
+            for ky in range(kernel[0]):
+                k = ((first // tile * channels + channel) * kernel[0] + ky) * kernel[1] * tile + t
+                for kx in range(kernel[1]):
+                    value = weight[k + kx * tile]
+                    if value != 0:
+                        places[n], values[n], levels[n] = channel * plane + ky * row + kx * step, value, ky
+                        n += 1
+        ends[t] = n
+    return n
+
+
+@_compiled
+def convolve(x, weight, bias, dilation, zeros, pool, relu, out, winner):
     """Convolution of stride 1, then max-pooling over windows side by side, then ReLU.
+
+    Where few weights of a tile of outputs are not zero, only those are gone through; the sums are the same to the last bit.
 
     Args:
         x: [networks or 1, channels, height, width, images]; one for all networks if 1.
         weight: [networks, outputs / tile, channels, kernel, kernel, tile], tile 4 or 6: see :func:`packed`.
         bias: [networks, outputs, rounded up to whole tiles].
         dilation: Of the kernel, (vertical, horizontal).
-        before: Rows and columns of zeros to imagine before the input; after it, as many as the output asks for.
+        zeros: Rows of zeros to imagine above the input (below it, as many as the output asks for), and columns of zeros that it
+            holds on its left and on its right, so many that all outputs can be formed.
         pool: (height, width) of the windows; (1, 1) for none.
         relu: Whether to cut off what is negative.
         out: [networks, outputs, height, width, images], written.
@@ -283,20 +352,72 @@ def convolve(x, weight, bias, dilation, before, pool, relu, out, winner):
     networks, outputs, rows, columns, images = out.shape
     _, channels, height, width, _ = x.shape
     kernel, tile = weight.shape[3:5], weight.shape[5]
-    wide = columns * pool[1]
+    wide, taps = columns * pool[1], channels * kernel[0] * kernel[1]
     some = np.empty((tile, pool[0], wide, images), x.dtype)  # the outputs of one row of windows
     flat_some, between = some.reshape(-1), pool[0] * wide * images
     apart = (channels, height * width * images, dilation[0] * width * images, dilation[1] * images)
     flat_out, flat_winner = out.reshape(-1), winner.reshape(-1)
+    places, values, levels = (
+        np.empty(tile * taps, np.int64),
+        np.empty(tile * taps, x.dtype),
+        np.empty(tile * taps, np.int64),
+    )
+    near, factors = np.empty(tile * taps, np.int64), np.empty(tile * taps, x.dtype)
+    ends, last = np.empty(tile, np.int64), np.empty(tile, np.int64)
     for k in range(networks):
         flat_x, flat_weight, flat_bias = x[k % len(x)].reshape(-1), weight[k].reshape(-1), bias[k]
-        for y in range(rows):
-            for first in range(0, len(flat_bias), tile):
+        for first in range(0, len(flat_bias), tile):
+            listed = _listed(flat_weight, first, tile, kernel, apart, places, values, levels, ends)
+            sparse = listed < DENSE * tile * taps
+            for y in range(rows):
                 for inner in range(pool[0]):
-                    ys = _met(y * pool[0] + inner, before[0], kernel[0], dilation[0], height)
+                    top = y * pool[0] + inner
+                    ys = _met(top, zeros[0], kernel[0], dilation[0], height)
+                    row = (top - zeros[0]) * width * images
+                    if sparse:
+                        n = 0
+                        for t in range(tile):
+                            for i in range(ends[t - 1] if t else 0, ends[t]):
+                                if ys[0] <= levels[i] < ys[1]:
+                                    near[n], factors[n] = places[i], values[i]
+                                    n += 1
+                            last[t] = n
+                        done = 0
+                        while done < wide * images:
+                            whole = done + 4 * LANES <= wide * images
+                            for t in range(min(tile, outputs - first)):
+                                begin, at = last[t - 1] if t else 0, (t * pool[0] + inner) * wide * images + done
+                                if whole:
+                                    _stretch(
+                                        flat_x,
+                                        row + done,
+                                        near,
+                                        factors,
+                                        begin,
+                                        last[t],
+                                        flat_bias,
+                                        first + t,
+                                        flat_some,
+                                        at,
+                                    )
+                                else:
+                                    _piece(
+                                        flat_x,
+                                        row + done,
+                                        near,
+                                        factors,
+                                        begin,
+                                        last[t],
+                                        flat_bias,
+                                        first + t,
+                                        flat_some,
+                                        at,
+                                    )
+                            done += 4 * LANES if whole else LANES
+                        continue
                     for position in range(wide):
-                        xs = _met(position, before[1], kernel[1], dilation[1], width)
-                        start = ((y * pool[0] + inner - before[0]) * width + position - before[1]) * images
+                        xs = _met(position, zeros[1], kernel[1], dilation[1], width - zeros[1] - zeros[2])
+                        start = row + position * images
                         for image in range(0, images, LANES):
                             at = (inner * wide + position) * images + image
                             if tile == 4:
@@ -341,9 +462,9 @@ def convolve(x, weight, bias, dilation, before, pool, relu, out, winner):
                             which = _first(best)
                             for down in range(pool[0]):
                                 for right in range(pool[1]):
-                                    values = _load_all(flat_some, at + (down * wide + right) * images)
-                                    which = _winner(values, best, which, down * pool[1] + right)
-                                    best = _largest(values, best)
+                                    found = _load_all(flat_some, at + (down * wide + right) * images)
+                                    which = _winner(found, best, which, down * pool[1] + right)
+                                    best = _largest(found, best)
                             if relu:
                                 which = _cut_winner(best, which)
                                 best = _cut(best)
@@ -352,15 +473,18 @@ def convolve(x, weight, bias, dilation, before, pool, relu, out, winner):
 
 
 @_compiled
-def _pair(x, offsets, g, second, columns, down, rows, total):
-    """Sums over images and positions of two outputs' gradients times the values at five taps, into total [2, 5]."""
+def _pair(x, offsets, g, second, columns, apart, down, rows, total):
+    """Sums over images and positions of two outputs' gradients times the values at five taps, into total [2, 5].
+
+    Arrays are flat; rows of the gradient are ``apart``, rows of the input ``down`` from each other.
+    """
     o, p, q, r, s = offsets[0], offsets[1], offsets[2], offsets[3], offsets[4]
     a, b, c, d, e = _zeros(x), _zeros(x), _zeros(x), _zeros(x), _zeros(x)
     f, h, i, j, k = _zeros(x), _zeros(x), _zeros(x), _zeros(x), _zeros(x)
     for y in range(rows):
         for n in range(0, columns, LANES // 2):
             place = y * down + n
-            one, two = _load_half(g, y * columns + n), _load_half(g, second + y * columns + n)
+            one, two = _load_half(g, y * apart + n), _load_half(g, second + y * apart + n)
             value = _load_half(x, o + place)
             a, f = _add_product(a, one, value), _add_product(f, two, value)
             value = _load_half(x, p + place)
@@ -388,8 +512,52 @@ def _pair(x, offsets, g, second, columns, down, rows, total):
 
 
 @_compiled
-def gradients(x, gradient, winner, dilation, pool, of_weight, of_bias, weight, of_x):
-    """Gradients of what :func:`convolve` computes without zeros before the input.
+def _eight(x, offsets, g, columns, apart, down, rows, total):
+    """:func:`_pair` for one output and eight taps, into total [8]."""
+    o, p, q, r = offsets[0], offsets[1], offsets[2], offsets[3]
+    s, t, u, v = offsets[4], offsets[5], offsets[6], offsets[7]
+    a, b, c, d = _zeros(x), _zeros(x), _zeros(x), _zeros(x)
+    e, f, h, i = _zeros(x), _zeros(x), _zeros(x), _zeros(x)
+    for y in range(rows):
+        for n in range(0, columns, LANES // 2):
+            place, one = y * down + n, _load_half(g, y * apart + n)
+            a, b = _add_product(a, one, _load_half(x, o + place)), _add_product(b, one, _load_half(x, p + place))
+            c, d = _add_product(c, one, _load_half(x, q + place)), _add_product(d, one, _load_half(x, r + place))
+            e, f = _add_product(e, one, _load_half(x, s + place)), _add_product(f, one, _load_half(x, t + place))
+            h, i = _add_product(h, one, _load_half(x, u + place)), _add_product(i, one, _load_half(x, v + place))
+    total[0], total[1], total[2], total[3] = _total(a), _total(b), _total(c), _total(d)
+    total[4], total[5], total[6], total[7] = _total(e), _total(f), _total(h), _total(i)
+
+
+@_compiled
+def _four_taps(x, offsets, g, columns, apart, down, rows, total):
+    """:func:`_eight` for four taps."""
+    o, p, q, r = offsets[0], offsets[1], offsets[2], offsets[3]
+    a, b, c, d = _zeros(x), _zeros(x), _zeros(x), _zeros(x)
+    for y in range(rows):
+        for n in range(0, columns, LANES // 2):
+            place, one = y * down + n, _load_half(g, y * apart + n)
+            a, b = _add_product(a, one, _load_half(x, o + place)), _add_product(b, one, _load_half(x, p + place))
+            c, d = _add_product(c, one, _load_half(x, q + place)), _add_product(d, one, _load_half(x, r + place))
+    total[0], total[1], total[2], total[3] = _total(a), _total(b), _total(c), _total(d)
+
+
+@partial(_compiled, any_order=True)
+def _sum(values, winner):
+    """Of values that were not cut off; of all if there are no winners."""
+    summed = 0.0
+    if winner.size == 0:
+        for i in range(values.size):
+            summed += values[i]
+    else:
+        for i in range(values.size):
+            summed += 0 if winner[i] == _DEAD else values[i]
+    return summed
+
+
+@_compiled
+def gradients(x, gradient, winner, dilation, pool, of_weight, of_bias, weight, of_x, kept):
+    """Gradients of what :func:`convolve` computes without zeros around the input.
 
     Args:
         x: As given to it.
@@ -397,65 +565,144 @@ def gradients(x, gradient, winner, dilation, pool, of_weight, of_bias, weight, o
         winner: As written by it; empty if it was.
         dilation: As given to it.
         pool: As given to it.
-        of_weight: [networks, outputs, channels, kernel, kernel], written.
+        of_weight: [networks, outputs, channels, kernel, kernel], written; for weights that are not kept, zero or their gradient.
         of_bias: [networks, outputs], written.
         weight: For the gradient of the input: inputs and outputs exchanged, kernels turned around, packed.
         of_x: The gradient of the input, written; empty if it is not wanted.
+        kept: bool like ``of_weight``: which gradients are wanted; empty for all.
     """
     networks, outputs, rows, columns, images = gradient.shape
     _, channels, height, width, _ = x.shape
     kernel = of_weight.shape[3:]
     high, wide = rows * pool[0], columns * pool[1]
     taps = channels * kernel[0] * kernel[1]
-    kept = outputs if of_x.size else min(2, outputs)
-    before = np.zeros((1, kept, high, wide, images), x.dtype)  # the pooling
-    total, offsets = np.empty((2, 5), x.dtype), np.empty(5, np.int64)
-    none, zeros = np.empty((0, 0, 0, 0, 0), np.uint8), np.zeros(weight.shape[1] * weight.shape[5], x.dtype)
+    buffered = outputs if of_x.size else min(2, outputs)
+    reach = ((kernel[0] - 1) * dilation[0], (kernel[1] - 1) * dilation[1])
+    margin, right = (reach[1], width - wide) if of_x.size else (0, 0)  # columns of zeros, for the gradient of the input
+    before = np.zeros((1, buffered, high, margin + wide + right, images), x.dtype)  # the pooling
+    apart, down = before.shape[3] * images, width * images
+    total, offsets = np.empty((2, 5), x.dtype), np.empty(max(taps, 5), np.int64)
+    which, some, eight, nearby = (
+        np.empty(taps, np.int64),
+        np.empty(8, np.int64),
+        np.empty(8, x.dtype),
+        np.empty(5, np.int64),
+    )
+    none, no_bias = np.empty((0, 0, 0, 0, 0), np.uint8), np.zeros((1, weight.shape[1] * weight.shape[5]), x.dtype)
+    for t in range(taps):
+        ky, kx, channel = t // kernel[1] % kernel[0], t % kernel[1], t // (kernel[0] * kernel[1])
+        offsets[t] = ((channel * height + ky * dilation[0]) * width + kx * dilation[1]) * images
+    no_winner = none.reshape(-1)
+    flat_gradient, flat_winner, flat_before = gradient.reshape(-1), winner.reshape(-1), before.reshape(-1)
+    flat_kept, flat_of_weight = kept.reshape(-1), of_weight.reshape(-1)
     for k in range(networks):
         flat_x = x[k % len(x)].reshape(-1)
         for pair in range(0, outputs, 2):
             first = max(0, min(pair, outputs - 2))
             second = min(1, outputs - 1)
             for o in range(first, first + second + 1):
-                summed = 0.0
-                place = before[0, o % kept]
+                of_bias[k, o] = _sum(gradient[k, o].reshape(-1), winner[k, o].reshape(-1) if winner.size else no_winner)
+                if winner.size == 0:
+                    before[0, o % buffered, :, margin : margin + wide] = gradient[k, o]
+                    continue
+                at, to = (k * outputs + o) * rows * columns * images, o % buffered * high * apart + margin * images
                 for y in range(rows):
                     for column in range(columns):
-                        g = gradient[k, o, y, column]
-                        if winner.size == 0:
-                            place[y, column] = g
-                            for i in range(images):
-                                summed += g[i]
-                            continue
-                        w = winner[k, o, y, column]
-                        for i in range(images):
-                            summed += 0 if w[i] == _DEAD else g[i]
-                        for q in range(pool[0] * pool[1]):
-                            to = place[y * pool[0] + q // pool[1], column * pool[1] + q % pool[1]]
-                            for i in range(images):
-                                to[i] = g[i] if w[i] == q else 0
-                of_bias[k, o] = summed
-            flat = before[0, first % kept :].reshape(-1)
-            apart = (((first + second) % kept) - first % kept) * high * wide * images
+                        for image in range(0, images, LANES):
+                            g, which_won = _load_all(flat_gradient, at), _load_all(flat_winner, at)
+                            at += LANES
+                            for down_by in range(pool[0]):
+                                place = to + (y * pool[0] + down_by) * apart + column * pool[1] * images + image
+                                for right_by in range(pool[1]):
+                                    won = _if_won(g, which_won, down_by * pool[1] + right_by)
+                                    _store(flat_before, place + right_by * images, won)
+            begin = (k * outputs + first) * taps
+            wanted = (second + 1) * taps
+            if kept.size:
+                wanted = 0
+                for i in range(begin, begin + (second + 1) * taps):
+                    wanted += flat_kept[i]
+            if wanted < DENSE * (second + 1) * taps:
+                for o in range(first, first + second + 1):
+                    begin, n = (k * outputs + o) * taps, 0
+                    for t in range(taps):
+                        flat_of_weight[begin + t] = 0
+                        if flat_kept[begin + t]:
+                            which[n] = t
+                            n += 1
+                    flat, done = before[0, o % buffered].reshape(-1)[margin * images :], 0
+                    while done < n:
+                        for t in range(8):
+                            some[t] = offsets[which[min(done + t, n - 1)]]
+                        if n - done > 4:
+                            _eight(flat_x, some, flat, wide * images, apart, down, high, eight)
+                        else:
+                            _four_taps(flat_x, some, flat, wide * images, apart, down, high, eight)
+                        for t in range(min(8, n - done)):
+                            flat_of_weight[begin + which[done + t]] = eight[t]
+                        done += 8
+                continue
+            flat = before[0, first % buffered :].reshape(-1)[margin * images :]
+            other = (((first + second) % buffered) - first % buffered) * high * apart
             for group in range(0, taps, 5):
                 start = max(0, min(group, taps - 5))
                 for t in range(5):
-                    tap = min(start + t, taps - 1)
-                    ky, kx = tap // kernel[1] % kernel[0], tap % kernel[1]
-                    channel = tap // (kernel[0] * kernel[1])
-                    offsets[t] = ((channel * height + ky * dilation[0]) * width + kx * dilation[1]) * images
-                _pair(flat_x, offsets, flat, apart, wide * images, width * images, high, total)
+                    nearby[t] = offsets[min(start + t, taps - 1)]
+                _pair(flat_x, nearby, flat, other, wide * images, apart, down, high, total)
                 for t in range(min(5, taps)):
-                    tap = start + t
-                    ky, kx = tap // kernel[1] % kernel[0], tap % kernel[1]
-                    channel = tap // (kernel[0] * kernel[1])
                     for o in range(second + 1):
-                        of_weight[k, first + o, channel, ky, kx] = total[o, t]
+                        flat_of_weight[begin + o * taps + start + t] = total[o, t]
         if of_x.size:
-            reach = ((kernel[0] - 1) * dilation[0], (kernel[1] - 1) * dilation[1])
-            convolve(
-                before, weight[k : k + 1], zeros.reshape(1, -1), dilation, reach, (1, 1), False, of_x[k : k + 1], none
-            )
+            zeros = (reach[0], margin, right)
+            convolve(before, weight[k : k + 1], no_bias, dilation, zeros, (1, 1), False, of_x[k : k + 1], none)
+
+
+# --- linear layers of few weights -----------------------------------------------------------------------------------------
+
+
+@_compiled
+def linear(x, weight, bias, ends, inputs, out):
+    """A linear layer from the weights that are kept.
+
+    Args:
+        x: [networks, inputs, images].
+        weight: [networks, outputs, inputs].
+        bias: [networks, outputs].
+        ends: Where the kept weights of each output of each network begin in ``inputs``, and where the last ones end.
+        inputs: Their inputs, ascending for each output.
+        out: [networks, outputs, images], written.
+    """
+    networks, outputs, images = out.shape
+    flat_x, flat_weight, flat_bias, flat_out = x.reshape(-1), weight.reshape(-1), bias.reshape(-1), out.reshape(-1)
+    for row in range(networks * outputs):
+        start, at = row // outputs * x.shape[1], row * x.shape[1]
+        for image in range(0, images, LANES):
+            sums = _filled(flat_bias, row)
+            for i in range(ends[row], ends[row + 1]):
+                values = _load_all(flat_x, (start + inputs[i]) * images + image)
+                sums = _add_scaled(sums, flat_weight, at + inputs[i], values)
+            _store(flat_out, row * images + image, sums)
+
+
+@_compiled
+def linear_gradients(x, weight, gradient, ends, inputs, of_x, of_weight, of_bias):
+    """Gradients of what :func:`linear` computes: of the input and of kept weights, both to be zero before, and of biases."""
+    networks, outputs, images = gradient.shape
+    flat_x, flat_weight, flat_gradient = x.reshape(-1), weight.reshape(-1), gradient.reshape(-1)
+    flat_of_x, flat_of_weight, flat_of_bias = of_x.reshape(-1), of_weight.reshape(-1), of_bias.reshape(-1)
+    for row in range(networks * outputs):
+        start, at = row // outputs * x.shape[1], row * x.shape[1]
+        flat_of_bias[row] = _sum(flat_gradient[row * images : (row + 1) * images], np.empty(0, np.uint8))
+        for i in range(ends[row], ends[row + 1]):
+            place, total = (start + inputs[i]) * images, _zeros(flat_x)
+            for image in range(0, images, LANES):
+                g = _load_all(flat_gradient, row * images + image)
+                sums = _add_scaled(_load_all(flat_of_x, place + image), flat_weight, at + inputs[i], g)
+                _store(flat_of_x, place + image, sums)
+            for image in range(0, images, LANES // 2):
+                g = _load_half(flat_gradient, row * images + image)
+                total = _add_product(total, g, _load_half(flat_x, place + image))
+            flat_of_weight[at + inputs[i]] = _total(total)
 
 
 def packed(weight: np.ndarray, bias: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

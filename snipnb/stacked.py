@@ -27,6 +27,9 @@ from snipnb.propagation import Scratch
 from snipnb.sequential import Pool, layers_of, padding_of
 
 COLUMNS = 2**20  # numbers in the columns of a convolution that a processor makes at once
+FEW = (
+    0.12  # share of a linear layer's weights, up to which going through them one by one is faster than a matrix product
+)
 Stacked = dict[str, Tensor]  # like a model's parameters or buffers, with the networks as the first axis
 
 
@@ -102,6 +105,7 @@ class Stack:
         *,
         training: bool = False,
         generator: torch.Generator | None = None,
+        kept: Kept | None = None,
     ) -> Tensor:
         """Logits (or log-probabilities, if the network ends in LogSoftmax) [networks, classes, images].
 
@@ -112,6 +116,7 @@ class Stack:
             image_shape: Of one image.
             training: Dropout on, batch norm by the images themselves.
             generator: What dropout draws from; all networks drop the same.
+            kept: Which parameters are kept, of masked networks: the others are zero, and their gradients need not be right.
         """
         networks = len(next(iter(parameters.values())))
         x, images = inputs, inputs.shape[-1]
@@ -126,7 +131,9 @@ class Stack:
                 pool, relu = _what_follows(after)
                 skip = relu or pool != (1, 1)
                 tensors = parameters[f"{name}.weight"], parameters.get(f"{name}.bias")
-                x = _Compiled.apply(_padded(x, layer), *tensors, layer.dilation, pool, relu, self.scratch, position)
+                wanted = kept.all.get(f"{name}.weight") if kept else None
+                options = layer.dilation, pool, relu, self.scratch, position
+                x = _Compiled.apply(_padded(x, layer), *tensors, wanted, *options)
             elif isinstance(layer, nn.Conv2d):
                 weight, bias = parameters[f"{name}.weight"].flatten(2), parameters.get(f"{name}.bias")
                 matrix = weight if bias is None else torch.cat([weight, bias[:, :, None]], 2)
@@ -139,6 +146,10 @@ class Stack:
                     taps = _Taps.of(layer, x.shape, padded=True)
                     x = _Convolution.apply(x, matrix, taps, self.scratch, position)
                 x = x.view(networks, layer.out_channels, taps.height, taps.width, -1)
+            elif isinstance(layer, nn.Linear) and kept and f"{name}.weight" in kept.few and _runs_compiled(x):
+                weight, bias = parameters[f"{name}.weight"], parameters.get(f"{name}.bias")
+                bias = weight.new_zeros(weight.shape[:2]) if bias is None else bias
+                x = _FewWeights.apply(x, weight, bias, *kept.few[f"{name}.weight"])
             elif isinstance(layer, nn.Linear):
                 weight, bias = parameters[f"{name}.weight"], parameters.get(f"{name}.bias")
                 x = torch.bmm(weight, x) if bias is None else torch.baddbmm(bias[:, :, None], weight, x)
@@ -157,6 +168,28 @@ class Stack:
             elif isinstance(layer, nn.LogSoftmax):
                 x = x.log_softmax(1)
         return x
+
+
+class Kept:
+    """Which parameters of masked networks are kept, as the layers of a :class:`Stack` use it.
+
+    Args:
+        kept: Name -> bool [networks, ...].
+
+    Attributes:
+        all: The same.
+        few: Of weights [networks, outputs, inputs] of which every network keeps few: where those of each output begin and end, and
+            which inputs they have, one after the other.
+    """
+
+    def __init__(self, kept: Mapping[str, Tensor]) -> None:
+        self.all = kept
+        self.few: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, mask in kept.items():
+            if mask.dim() == 3 and mask.device.type == "cpu" and mask.sum((1, 2)).max() <= FEW * mask[0].numel():
+                ends = torch.zeros(mask.shape[0] * mask.shape[1] + 1, dtype=torch.int64)
+                ends[1:] = mask.sum(2).flatten().cumsum(0)
+                self.few[name] = ends, mask.nonzero()[:, 2].contiguous()
 
 
 def stacked(tensors: Sequence[Mapping[str, Tensor]]) -> Stacked:
@@ -255,10 +288,12 @@ def _kernels() -> ModuleType | None:
     return kernels
 
 
+def _runs_compiled(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and _kernels() is not None
+
+
 def _is_compiled(layer: nn.Conv2d, x: Tensor) -> bool:
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or layer.stride != (1, 1):
-        return False
-    return _kernels() is not None
+    return layer.stride == (1, 1) and _runs_compiled(x)
 
 
 def _what_follows(layer: nn.Module | Pool | None) -> tuple[tuple[int, int], bool]:
@@ -284,6 +319,7 @@ class _Compiled(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        kept: Tensor | None,
         dilation: tuple[int, int],
         pool: tuple[int, int],
         relu: bool,
@@ -301,7 +337,7 @@ class _Compiled(torch.autograd.Function):
         seen = out.shape if relu or pool != (1, 1) else (0,) * 5
         winner = scratch.take(("winner", layer), seen, x.new_empty(0, dtype=torch.uint8))
         packed = kernels.packed(weights, None if bias is None else bias.reshape(together).numpy())
-        kernels.convolve(x.numpy(), *packed, dilation, (0, 0), pool, relu, out.numpy(), winner.numpy())
+        kernels.convolve(x.numpy(), *packed, dilation, (0, 0, 0), pool, relu, out.numpy(), winner.numpy())
         ctx.save_for_backward(x, weight)
         ctx.winner, ctx.dilation, ctx.pool, ctx.together, ctx.has_bias = (
             winner,
@@ -310,7 +346,7 @@ class _Compiled(torch.autograd.Function):
             together,
             bias is not None,
         )
-        ctx.scratch, ctx.layer = scratch, layer
+        ctx.scratch, ctx.layer, ctx.kept = scratch, layer, kept
         return out.view(*weight.shape[:2], *out.shape[2:])[..., :images]
 
     @staticmethod
@@ -324,13 +360,38 @@ class _Compiled(torch.autograd.Function):
         turned, _ = kernels.packed(weights.transpose(1, 2).flip(3, 4).numpy())
         gradient = gradient.view(*ctx.together, *gradient.shape[2:])
         arrays = x.numpy(), gradient.numpy(), ctx.winner.numpy()
-        kernels.gradients(*arrays, ctx.dilation, ctx.pool, of_weight.numpy(), of_bias.numpy(), turned, of_x.numpy())
+        kept = weights.new_empty((0,) * 5, dtype=torch.bool) if ctx.kept is None else ctx.kept.reshape(weights.shape)
+        written = of_weight.numpy(), of_bias.numpy(), turned, of_x.numpy()
+        kernels.gradients(*arrays, ctx.dilation, ctx.pool, *written, kept.numpy())
         return (
             of_x[..., :images] if ctx.needs_input_grad[0] else None,
             of_weight.view_as(weight),
             of_bias.view(weight.shape[:2]) if ctx.has_bias else None,
-            *(None,) * 5,
+            *(None,) * 6,
         )
+
+
+class _FewWeights(torch.autograd.Function):
+    """A linear layer, through ``kernels.py``, from the few weights that are kept."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, ends: Tensor, inputs: Tensor) -> Tensor:
+        images, kernels = x.shape[-1], _kernels()
+        x = _with_images(x, -images % kernels.LANES)
+        out = x.new_empty(*bias.shape, x.shape[-1])
+        kernels.linear(*(t.numpy() for t in (x, weight, bias, ends, inputs, out)))
+        ctx.save_for_backward(x, weight, ends, inputs)
+        return out[..., :images]
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, ends, inputs = ctx.saved_tensors
+        images = gradient.shape[-1]
+        gradient = _with_images(gradient, x.shape[-1] - images)
+        of_x, of_weight, of_bias = torch.zeros_like(x), torch.zeros_like(weight), weight.new_empty(weight.shape[:2])
+        given = (x, weight, gradient, ends, inputs, of_x, of_weight, of_bias)
+        _kernels().linear_gradients(*(t.numpy() for t in given))
+        return of_x[..., :images], of_weight, of_bias, None, None
 
 
 class _SharedConvolution(torch.autograd.Function):

@@ -14,15 +14,15 @@ from snipnb.propagation import Scratch
 from snipnb.salience import Salience, check_alike_and_precise, check_classes, check_examples, float_parameters
 from snipnb.stacked import Stack, check_alike, stacked
 
-NETWORKS = 8  # that are taken together: fixed, so that results do not depend on the number of workers
-IMAGES = {"cpu": 32, "cuda": 1000}
+NETWORKS = 16  # that are taken together: fixed, so that results do not depend on the number of workers
+IMAGES = {"cpu": 64, "cuda": 1000}
 
 
 def snip_together(models: Sequence[nn.Module], images: Tensor, labels: Tensor) -> list[Salience]:
     """:func:`snipnb.snip` of several networks over the same images, some times faster than one by one.
 
     **Definition.** As for :func:`snipnb.snip` with its default options: w_j dL/dw_j, signed, L the mean cross-entropy over
-    all images, networks in evaluation mode. Gradients of 32 images (1,000 on a GPU) are summed in the parameters' dtype, those sums in
+    all images, networks in evaluation mode. Gradients of 64 images (1,000 on a GPU) are summed in the parameters' dtype, those sums in
     float64. On a processor as many workers as PyTorch has threads take some networks each; their number changes nothing.
 
     Args:

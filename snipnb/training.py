@@ -23,15 +23,15 @@ from snipnb.masks import Mask, check_mask_fits
 from snipnb.progress import track
 from snipnb.salience import check_alike_and_precise, check_classes, check_examples, float_parameters, in_mode
 from snipnb.sequential import layers_of
-from snipnb.stacked import Stack, Stacked, check_alike, stacked
+from snipnb.stacked import Kept, Stack, Stacked, check_alike, stacked
 
 OPTIMISERS = ("adam", "sgd")
 SCHEDULES = ("one_cycle", "constant", "step", "exponential", "cosine")
 WARM_UP_SHARE = 0.1
 SCORING_BATCH = 1000
 # How much is done at once: on a processor what its caches hold, on a GPU everything.
-NETWORKS = {"cpu": 16, "cuda": 1024}
-IMAGES = {"cpu": 32, "cuda": 1024}
+NETWORKS = {"cpu": 24, "cuda": 1024}
+IMAGES = {"cpu": 64, "cuda": 1024}
 SCORED = {"cpu": 48, "cuda": 1000}
 
 
@@ -281,6 +281,7 @@ class _Group:
             p.grad = torch.zeros_like(p)
         self.parts = [_Part(some, recipe, self.trained) for some, recipe in _neighbours(recipes)]
         self.networks = NETWORKS[self.device.type]  # at once
+        self.kept_of = {b.start: Kept({n: kept[b] for n, kept in self.kept.items()}) for b in self._blocks()}
         self.images = recipes[0].batch_size if self.stack.mixes_images else IMAGES[self.device.type]
 
     @torch.no_grad()
@@ -317,6 +318,7 @@ class _Group:
                     x.shape[1:],
                     training=True,
                     generator=self._generator(seed, part),
+                    kept=self.kept_of[some.start],
                 )
                 loss = nn.functional.cross_entropy(logits, y.expand(len(logits), -1), reduction="none").sum(1)
                 gradients = torch.autograd.grad(loss.sum() / len(labels), list(leaves.values()))
@@ -346,7 +348,7 @@ class _Group:
             inputs = self.stack.inputs(x)
             for some in self._blocks():
                 parameters, buffers = ({n: t[some] for n, t in s.items()} for s in (self.parameters, self.buffers))
-                logits = self.stack.logits(inputs, parameters, buffers, x.shape[1:])
+                logits = self.stack.logits(inputs, parameters, buffers, x.shape[1:], kept=self.kept_of[some.start])
                 wrong[some] += (logits.argmax(1) != y).sum(1)
         return (wrong.double() / len(labels)).tolist()
 

@@ -11,8 +11,9 @@ from torch import nn
 
 import snipnb
 from snipnb import kernels, stacked
-from snipnb.stacked import Stack
+from snipnb.stacked import Kept, Stack
 
+NONE = np.empty((0,) * 5, bool)  # all gradients are wanted
 # inputs [channels, height, width], outputs, kernel, dilation, pooling, ReLU, networks
 CASES = {
     "lenet's second": ((6, 14, 14), 16, (5, 5), (1, 1), (2, 2), True, 2),
@@ -33,13 +34,17 @@ def by_pytorch(x, weight, bias, dilation, pool, relu):
     return torch.stack(out)
 
 
+@pytest.mark.parametrize("share", [1, 0.6, 0.3, 0])
 @pytest.mark.parametrize("images", [16, 48])
 @pytest.mark.parametrize("name", CASES)
-def test_outputs_and_all_gradients_are_pytorchs(name, images):
+def test_outputs_and_all_gradients_are_pytorchs(name, images, share):
     shape, outputs, kernel, dilation, pool, relu, networks = CASES[name]
     draw = torch.Generator().manual_seed(0)
     shapes = (networks, *shape, images), (networks, outputs, shape[0], *kernel), (networks, outputs)
     x, weight, bias = (torch.randn(s, generator=draw, dtype=torch.float64, requires_grad=True) for s in shapes)
+    kept = torch.rand(weight.shape, generator=draw) < share
+    with torch.no_grad():
+        weight *= kept
     expected = by_pytorch(x, weight, bias, dilation, pool, relu)
     gradient = torch.randn(expected.shape, generator=draw, dtype=torch.float64)
     of_x, of_weight, of_bias = torch.autograd.grad(expected, [x, weight, bias], gradient)
@@ -47,14 +52,64 @@ def test_outputs_and_all_gradients_are_pytorchs(name, images):
     arrays = [t.detach().numpy() for t in (x, weight, bias)]
     out = np.full(expected.shape, np.nan)
     winner = np.full(expected.shape if relu or pool != (1, 1) else (0,) * 5, 77, np.uint8)
-    kernels.convolve(arrays[0], *kernels.packed(*arrays[1:]), dilation, (0, 0), pool, relu, out, winner)
+    kernels.convolve(arrays[0], *kernels.packed(*arrays[1:]), dilation, (0, 0, 0), pool, relu, out, winner)
     np.testing.assert_allclose(out, expected.detach(), atol=1e-12)
 
     found = [np.full(t.shape, np.nan) for t in (weight, bias, x)]
     turned, _ = kernels.packed(arrays[1].swapaxes(1, 2)[..., ::-1, ::-1])
-    kernels.gradients(arrays[0], gradient.numpy(), winner, dilation, pool, found[0], found[1], turned, found[2])
-    for array, tensor in zip(found, (of_weight, of_bias, of_x), strict=True):
+    of_kept = kept.numpy() if share < 1 else NONE
+    kernels.gradients(
+        arrays[0], gradient.numpy(), winner, dilation, pool, found[0], found[1], turned, found[2], of_kept
+    )
+    for array, tensor in zip(found[1:], (of_bias, of_x), strict=True):
         np.testing.assert_allclose(array, tensor, atol=1e-11)
+    np.testing.assert_allclose(found[0] * kept.numpy(), of_weight * kept, atol=1e-11)
+
+
+def test_gradients_of_kept_weights_are_the_same_to_the_last_bit_whatever_else_is_kept():
+    draw = np.random.default_rng(0)
+    x, gradient = (draw.standard_normal((2, *s, 32), dtype=np.float32) for s in ((3, 9, 8), (6, 5, 4)))
+    turned, _ = kernels.packed(draw.standard_normal((2, 3, 6, 5, 5), dtype=np.float32))
+    kept = draw.random((2, 6, 3, 5, 5)) < 0.3
+    found = {}
+    for name, wanted in (("all", NONE), ("some", kept)):
+        found[name] = np.full(kept.shape, np.nan, np.float32)
+        of_bias, of_x = np.empty((2, 6), np.float32), np.empty_like(x)
+        winner = np.empty((0,) * 5, np.uint8)
+        kernels.gradients(x, gradient, winner, (1, 1), (1, 1), found[name], of_bias, turned, of_x, wanted)
+    np.testing.assert_array_equal(found["some"], np.where(kept, found["all"], 0))
+
+
+@pytest.mark.parametrize("images", [1, 37, 64])
+def test_linear_layers_of_few_weights_are_pytorchs(images):
+    draw = torch.Generator().manual_seed(1)
+    shapes = (3, 50, images), (3, 7, 50), (3, 7)
+    x, weight, bias = (torch.randn(s, generator=draw, dtype=torch.float64) for s in shapes)
+    mask = torch.rand(weight.shape, generator=draw) < 0.08
+    mask[1, 2] = False  # nothing of one output
+    kept = Kept({"full.weight": mask})
+    found = [x.clone().requires_grad_(), (weight * mask).requires_grad_(), bias.clone().requires_grad_()]
+    expected = [t.detach().clone().requires_grad_() for t in found]
+    y = stacked._FewWeights.apply(*found, *kept.few["full.weight"])
+    z = torch.baddbmm(expected[2][:, :, None], expected[1], expected[0])
+    torch.testing.assert_close(y, z)
+    gradient = torch.randn(z.shape, generator=draw, dtype=torch.float64)
+    of_found, of_expected = torch.autograd.grad(y, found, gradient), torch.autograd.grad(z, expected, gradient)
+    torch.testing.assert_close(of_found[0], of_expected[0])
+    torch.testing.assert_close(of_found[1], of_expected[1] * mask)
+    torch.testing.assert_close(of_found[2], of_expected[2])
+
+
+def test_few_weights_are_few_in_every_network():
+    mask = torch.zeros(2, 10, 10, dtype=torch.bool)
+    mask[0, 3, 4:7] = True
+    kept = Kept({"conv.weight": torch.ones(2, 1, 1, 3, 3, dtype=torch.bool), "full.weight": mask})
+    ends, inputs = kept.few["full.weight"]
+    assert list(kept.few) == ["full.weight"]
+    assert inputs.tolist() == [4, 5, 6]
+    assert ends.tolist() == [0] * 4 + [3] * 17
+    mask[1] = True
+    assert not Kept({"full.weight": mask}).few
 
 
 def test_whole_tiles_hold_zeros_beyond_the_outputs():
@@ -71,7 +126,7 @@ def test_what_is_not_a_number_is_not_lost_in_a_pooling():
     x[0, 0, :, :, :4] = np.eye(4).reshape(2, 2, 4)
     x[0, 0, :, :, :4][x[0, 0, :, :, :4] == 1] = np.nan
     out, winner = np.empty((1, 1, 1, 1, 16)), np.empty((1, 1, 1, 1, 16), np.uint8)
-    kernels.convolve(x, *kernels.packed(np.ones((1, 1, 1, 1, 1))), (1, 1), (0, 0), (2, 2), True, out, winner)
+    kernels.convolve(x, *kernels.packed(np.ones((1, 1, 1, 1, 1))), (1, 1), (0, 0, 0), (2, 2), True, out, winner)
     assert np.isnan(out[0, 0, 0, 0, :4]).all()
     assert not out[0, 0, 0, 0, 4:].any()
 
