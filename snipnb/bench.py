@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from snipnb.curvature import derivatives, diagonal_hessian, hutchinson_diagonal, row_sum_hessian, taylor_salience
 from snipnb.data import Split
 from snipnb.exact import exact_salience
+from snipnb.masks import keep_mask
 from snipnb.models import lenet5, set_running_statistics, vgg16_mnist
 from snipnb.paths import write_atomically
 from snipnb.progress import note, track
@@ -34,6 +35,8 @@ from snipnb.salience import snip
 from snipnb.stats import mean_interval
 from snipnb.training import Recipe, train_together
 
+PRUNED = 0.95  # sparsity of the networks that are trained together once more
+TOGETHER = "networks together"
 BATCH = 500  # images per pass, for the loop and for gradients alike
 
 
@@ -321,6 +324,8 @@ def training_against_plain(
 ) -> pd.DataFrame:
     """One epoch of many networks trained together, one group for each processor thread, against a plain loop with all threads.
 
+    Once with all parameters, and once pruned by SNIP to :data:`PRUNED`, which a plain loop takes no less time for.
+
     The plain loop is ``reference.plain_training``: one LeNet-5 after the other, autograd, ``torch.optim.Adam``. Same images, batches of
     128, both with an evaluation on 1,000 images, in turn.
 
@@ -334,10 +339,11 @@ def training_against_plain(
     with tempfile.TemporaryDirectory() as folder, joblib.Parallel(n_jobs=threads) as workers:
         np.savez(f"{folder}/split.npz", images=images[few].numpy(), labels=labels[few].numpy())
         together = joblib.delayed(_train_group)
-        calls = [together(folder, networks, recipe) for _ in range(threads)]
+        whole, pruned = ([together(folder, networks, recipe, part) for _ in range(threads)] for part in (0.0, PRUNED))
         ways = {
             "plain loop": (4, lambda: [plain_training(lenet5(seed=k), split, recipe=recipe) for k in range(4)]),
-            "networks together": (threads * networks, lambda: workers(calls)),
+            TOGETHER: (threads * networks, lambda: workers(whole)),
+            f"{TOGETHER}, {PRUNED:g} pruned": (threads * networks, lambda: workers(pruned)),
         }
         for _, way in ways.values():  # warm up
             way()
@@ -354,17 +360,20 @@ def training_against_plain(
         ratio, low, high = mean_interval((times[name] / times["plain loop"]).to_numpy())
         row = {"way": name, "networks": count, "images": len(split.train_labels), "rounds": rounds}
         row |= {"seconds": times[name].mean(), "of_plain": ratio, "low95": low, "high95": high}
-        rows.append(row | {"share_of_matmul_speed": operations / times[name].mean() / speed})
+        share = operations / times[name].mean() / speed
+        rows.append(row | {"share_of_matmul_speed": share if name in ("plain loop", TOGETHER) else float("nan")})
     return pd.DataFrame(rows)
 
 
-def _train_group(folder: str, networks: int, recipe: Recipe) -> None:
-    """In a worker: one epoch of some networks on one processor thread."""
+def _train_group(folder: str, networks: int, recipe: Recipe, sparsity: float) -> None:
+    """In a worker: one epoch of some networks, pruned by SNIP, on one processor thread."""
     torch.set_num_threads(1)
     with np.load(f"{folder}/split.npz") as arrays:
         images, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
     split = Split("standard", images, labels, images[:0], labels[:0], images[:1000], labels[:1000])
-    train_together([lenet5(seed=k) for k in range(networks)], split, recipe=recipe)
+    models = [lenet5(seed=k) for k in range(networks)]
+    masks = [keep_mask(snip(model, images[:1000], labels[:1000]), sparsity) for model in models] if sparsity else None
+    train_together(models, split, masks=masks, recipe=recipe)
 
 
 PASSES = "one pass per parameter"
