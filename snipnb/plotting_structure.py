@@ -24,6 +24,9 @@ LAYER_COLOURS = {
 }
 
 
+LEAST_KEPT = 0.2  # percent, where axes of kept shares begin
+
+
 def _percent(axis: Axes, ticks: Sequence[float], *, along: str = "x") -> None:
     """A log axis of percentages with plain numbers."""
     which = axis.xaxis if along == "x" else axis.yaxis
@@ -297,7 +300,16 @@ def density_curves(curves: pd.DataFrame, *, note: str) -> Figure:
                 continue
             colour, x = LAYER_COLOURS[layer.split(".")[0]], 1 - one["sparsity"]
             axis.fill_between(x, 100 * one["smallest"], 100 * one["largest"], color=colour, alpha=0.2, lw=0)
-            axis.plot(x, 100 * one["mean"], color=colour, label=published_label(layer))
+            axis.plot(x, 100 * one["mean"], color=colour)
+            last = one.loc[one["sparsity"].idxmax()]
+            axis.annotate(  # at the end of its line, or where that leaves the axes
+                published_label(layer),
+                (1 - last["sparsity"], max(100 * last["mean"], LEAST_KEPT)),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="bottom" if 100 * last["mean"] < LEAST_KEPT else "center",
+                color=colour,
+            )
             if "predicted" in one:
                 axis.plot(x, 100 * one["predicted"], color=colour, ls=(0, (3, 2)), lw=1.2)
         axis.plot([1 - s for s in sparsities], [100 * (1 - s) for s in sparsities], color=NEUTRAL, ls=":", lw=1)
@@ -306,9 +318,8 @@ def density_curves(curves: pd.DataFrame, *, note: str) -> Figure:
         )
         _percent(axis, [0.1, 0.3, 1, 3, 10, 30, 100], along="y")
         axis.set_title(network)
-        axis.legend(loc="lower left")
     np.atleast_1d(axes)[0].set_ylabel("weights kept, % (log)")
-    np.atleast_1d(axes)[0].set_ylim(0.2, 130)
+    np.atleast_1d(axes)[0].set_ylim(LEAST_KEPT, 130)
     footnote(figure, note)
     return figure
 
