@@ -277,6 +277,13 @@ def _six(x, apart, start, ys, xs, weight, bias, kernel, first, out, at, between)
 
 
 @_compiled
+def _copy(x, start, out, at, count):
+    """So many values, a multiple of the lanes; assignment of slices takes long to compile."""
+    for i in range(0, count, LANES):
+        _store(out, at + i, _load_all(x, start + i))
+
+
+@_compiled
 def _met(position, before, kernel, dilation, size):
     """Which taps of a kernel meet the input, not the padding, at one position along one axis: from, to."""
     low = max(0, -((position - before) // dilation))
@@ -451,10 +458,10 @@ def convolve(x, weight, bias, dilation, zeros, pool, relu, out, winner):
                                     between,
                                 )
                 for t in range(min(tile, outputs - first)):
-                    if winner.size == 0:
-                        out[k, first + t, y] = some[t, 0]
-                        continue
                     to = ((k * outputs + first + t) * rows + y) * columns * images
+                    if winner.size == 0:
+                        _copy(flat_some, t * between, flat_out, to, columns * images)
+                        continue
                     for column in range(columns):
                         for image in range(0, images, LANES):
                             at = (t * pool[0] * wide + column * pool[1]) * images + image
@@ -602,11 +609,11 @@ def gradients(x, gradient, winner, dilation, pool, of_weight, of_bias, weight, o
             second = min(1, outputs - 1)
             for o in range(first, first + second + 1):
                 of_bias[k, o] = _sum(gradient[k, o].reshape(-1), winner[k, o].reshape(-1) if winner.size else no_winner)
-                if winner.size == 0:
-                    before[0, o % buffered, :, margin : margin + wide] = gradient[k, o]
-                    continue
                 at, to = (k * outputs + o) * rows * columns * images, o % buffered * high * apart + margin * images
                 for y in range(rows):
+                    if winner.size == 0:
+                        _copy(flat_gradient, at + y * columns * images, flat_before, to + y * apart, columns * images)
+                        continue
                     for column in range(columns):
                         for image in range(0, images, LANES):
                             g, which_won = _load_all(flat_gradient, at), _load_all(flat_winner, at)
