@@ -26,13 +26,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from snipnb.curvature import derivatives, diagonal_hessian, hutchinson_diagonal, row_sum_hessian, taylor_salience
 from snipnb.data import Split
 from snipnb.exact import exact_salience
-from snipnb.masks import keep_mask
+from snipnb.masks import Mask, keep_mask
 from snipnb.models import lenet5, set_running_statistics, vgg16_mnist
 from snipnb.paths import write_atomically
 from snipnb.progress import note, track
 from snipnb.reference import plain_training, stratified_sample
 from snipnb.salience import snip
 from snipnb.stats import mean_interval
+from snipnb.together import snip_together
 from snipnb.training import Recipe, train_together
 
 PRUNED = 0.95  # sparsity of the networks that are trained together once more
@@ -339,7 +340,9 @@ def training_against_plain(
     with tempfile.TemporaryDirectory() as folder, joblib.Parallel(n_jobs=threads) as workers:
         np.savez(f"{folder}/split.npz", images=images[few].numpy(), labels=labels[few].numpy())
         together = joblib.delayed(_train_group)
-        whole, pruned = ([together(folder, networks, recipe, part) for _ in range(threads)] for part in (0.0, PRUNED))
+        saliences = snip_together([lenet5(seed=k) for k in range(networks)], images[few][:1000], labels[few][:1000])
+        masks = [keep_mask(salience, PRUNED) for salience in saliences]
+        whole, pruned = ([together(folder, networks, recipe, m) for _ in range(threads)] for m in (None, masks))
         ways = {
             "plain loop": (4, lambda: [plain_training(lenet5(seed=k), split, recipe=recipe) for k in range(4)]),
             TOGETHER: (threads * networks, lambda: workers(whole)),
@@ -365,15 +368,13 @@ def training_against_plain(
     return pd.DataFrame(rows)
 
 
-def _train_group(folder: str, networks: int, recipe: Recipe, sparsity: float) -> None:
-    """In a worker: one epoch of some networks, pruned by SNIP, on one processor thread."""
+def _train_group(folder: str, networks: int, recipe: Recipe, masks: list[Mask] | None) -> None:
+    """In a worker: one epoch of some networks on one processor thread."""
     torch.set_num_threads(1)
     with np.load(f"{folder}/split.npz") as arrays:
         images, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
     split = Split("standard", images, labels, images[:0], labels[:0], images[:1000], labels[:1000])
-    models = [lenet5(seed=k) for k in range(networks)]
-    masks = [keep_mask(snip(model, images[:1000], labels[:1000]), sparsity) for model in models] if sparsity else None
-    train_together(models, split, masks=masks, recipe=recipe)
+    train_together([lenet5(seed=k) for k in range(networks)], split, masks=masks, recipe=recipe)
 
 
 PASSES = "one pass per parameter"
