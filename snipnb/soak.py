@@ -138,8 +138,10 @@ def _faults(folder: Path, root: Path) -> list[str]:
 
     folder.mkdir(parents=True)
     print("\nother faults, with two notebooks of the smoke profile", flush=True)
-    found = faults.try_all(root, folder)
-    _write_down(root, "faults", faults.markdown(found))
+    found = []
+    for fault in faults.try_all(root, folder):
+        found.append(fault)
+        _write_down(root, "faults", faults.markdown(found))  # what was tried so far
     return [problem for fault in found for problem in fault.problems]
 
 
@@ -224,12 +226,12 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 class Run:
-    """A copy of what a run needs of the checkout, without anything that earlier runs made, and attempts to run it."""
+    """A copy of what a run needs of the checkout, without anything that earlier runs made but compiled kernels, and attempts to run it."""
 
     def __init__(self, root: Path, folder: Path, profile_name: str, *, files: bool = True) -> None:
         for name in ("snipnb", "notebooks", "figures/bench") if files else ():
             if (root / name).is_dir():
-                shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("*.pyc"))
         (folder / "tmp").mkdir(parents=True)
         shutil.copy(root / "pyproject.toml", folder)
         profile = load_profile(profile_name)
