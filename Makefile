@@ -4,6 +4,8 @@ PROFILE ?= default
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
 FORCE ?=
 KILLS ?= 10
+TORCH ?= 2.5.1
+TORCHVISION ?= 0.20.1
 comma := ,
 
 # An activated conda environment (other than base) is used as it is; else a virtual environment of the project's own.
@@ -14,11 +16,14 @@ ENV := .venv
 endif
 PY = "$(ENV)/bin/python"
 
+# What `make test-torch` runs: the modules that need neither notebooks nor the tests' oracles.
+CORE := salience masks models exact stacked together kernels training data experiments store stats densities reference fuzz
+
 NOTEBOOKS := $(sort $(basename $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb))))
 
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP MPLBACKEND JUPYTER_PATH JUPYTER_PREFER_ENV_PATH
 .DEFAULT_GOAL := help
-.PHONY: help env env-test data figures smoke bench soak test test-lab lint format lab report readme lock clean distclean $(NOTEBOOKS)
+.PHONY: help env env-test data figures smoke bench soak test test-lab test-torch lint format lab report readme lock clean distclean $(NOTEBOOKS)
 
 help:  ## this list
 	@echo "make figures regenerates every figure, table and verdict; make test runs every test."
@@ -75,8 +80,17 @@ test: env-test lint  ## all tests, the notebooks' smoke runs included; no networ
 test-lab: env  ## every notebook in a real JupyterLab, by a headless browser; needs Chromium and playwright, and says so
 	@$(PY) tests/lab.py $(if $(PICTURES),--pictures "$(PICTURES)")
 
-lint: env-test  ## style of code and notebooks
+test-torch:  ## the core's tests on the package built and installed beside another PyTorch (TORCH=2.5.1, TORCHVISION=0.20.1)
+	@set -e; place="build/torch-$(TORCH)"; rm -rf "$$place"; "$(PYTHON)" -m venv "$$place"; \
+	"$$place/bin/python" -m pip install --quiet build pytest hypothesis "torch==$(TORCH)" "torchvision==$(TORCHVISION)"; \
+	"$$place/bin/python" -m build --sdist --outdir "$$place/sdist" . > "$$place/build.log"; \
+	"$$place/bin/python" -m pip install --quiet "$$place"/sdist/*.tar.gz; \
+	cp -r tests "$$place/tests"; cd "$$place/tests"; printf '[pytest]\nmarkers =\n  smoke: -\n' > pytest.ini; \
+	../bin/python -m pytest -q -c pytest.ini -p no:cacheprovider $(CORE:%=test_%.py)
+
+lint: env-test  ## style of code and notebooks, and types
 	@$(PY) -m ruff check --quiet . && $(PY) -m ruff format --check --quiet .
+	@$(PY) -m mypy --no-error-summary
 
 format: env-test  ## bring code and notebooks into the style
 	@$(PY) -m ruff check --quiet --fix . ; $(PY) -m ruff format --quiet .

@@ -182,7 +182,8 @@ def compare_networks(
         (exact, SNIP) of the first network.
     """
     networks = [(init, seed) for init in inits for seed in seeds]
-    alike, kept, first = [], [], None
+    alike, kept = [], []
+    first: tuple[Salience, Salience] | None = None
     for init, seed in track(networks, "networks"):
         number = len(images) if first is None else min(num_images, len(images))
         model = lenet5(init=init, seed=seed)
@@ -192,6 +193,8 @@ def compare_networks(
         facts = {"init": init, "seed": seed, "images": number}
         alike.append(agreement(exact, linear).assign(**facts))
         kept.append(overlaps(exact, linear, sparsities).assign(**facts))
+    if first is None:
+        raise ValueError("no networks are compared; at least one seed and one initialisation are needed")
     return pd.concat(alike, ignore_index=True), pd.concat(kept, ignore_index=True), first
 
 

@@ -200,7 +200,7 @@ def curvature_cost(
         for _ in track(range(rounds), "curvature"):
             each = [(name, seconds(partial(taken[name], x, y))) for name in (*taken, unit)]  # the gradient at both ends
             for name in taken:
-                times[name].append(np.mean([t for n, t in each if n == name]))
+                times[name].append(float(np.mean([t for n, t in each if n == name])))
         for name, own in times.items():
             row = {"way": name.strip(), "rounds": rounds, "images": number, "seconds": np.mean(own)}
             for column, other in (("in_gradients", unit), ("of_backpack", "diagonal by BackPACK")):
@@ -263,7 +263,7 @@ def exact_against_loop(model: nn.Module, images: Tensor, labels: Tensor, *, per_
     passes(sample[::2])
     engine = seconds(lambda: found.update(exact_salience(model, images, labels)))
     passes(sample[1::2])
-    each, low, high = mean_interval(times)
+    each, low, high = mean_interval(np.array(times))
     count = sum(p.numel() for p in model.parameters())
     differences = [abs(float(found[name].view(-1)[i]) - change) for (name, i), change in changes.items()]
     return pd.DataFrame(
@@ -307,7 +307,7 @@ def by_layer(model: nn.Module, images: Tensor, labels: Tensor) -> pd.DataFrame:
         torch.set_num_threads(threads)
         operations = counter.get_total_flops() * 60_000 / 500
         speed = matmul_speed()
-        taken = scale * seconds(lambda some=some: exact_salience(model, images, labels, parameters=some))
+        taken = scale * seconds(partial(exact_salience, model, images, labels, parameters=some))
         rows.append(
             {
                 "layer": layer,
@@ -406,8 +406,9 @@ def vgg_cost(
         ``milliseconds`` (per parameter and image, mean) with 95 % t interval over rounds, ``of_pass`` (in forward passes of the same round).
     """
     if model is None:
-        model = set_running_statistics(vgg16_mnist(seed=0), images[:1000], batch_size=250)
-    model = model.eval()
+        model = vgg16_mnist(seed=0)
+        set_running_statistics(model, images[:1000], batch_size=250)
+    model.eval()
     some, x, y = slice(0, 256), images[:num_images], labels[:num_images]
     tensors = dict(model.named_parameters())
     last = next(reversed(tensors))
@@ -431,17 +432,17 @@ def vgg_cost(
             while taken < 2 * idle and together < columns:
                 together *= 8
                 index = channel * columns + order[:together]
-                taken = seconds(lambda name=name, index=index: exact_salience(model, x, y, parameters={name: index}))
+                taken = seconds(partial(exact_salience, model, x, y, parameters={name: index}))
             times[name.removesuffix(".weight")].append(max(taken - idle, 0) / len(index) / len(y))
         passes.append(seconds(lambda: forward_pass(model, images[some], labels[some])) / len(labels[some]))
         times[PASSES].append(float(np.mean(passes)))
     rows = []
-    for way, own in times.items():
-        mean, low, high = mean_interval(1000 * np.array(own))
+    for way, each in times.items():
+        mean, low, high = mean_interval(1000 * np.array(each))
         count = sum(counts.values()) if way == PASSES else counts[way]
         row = {"way": way, "parameters": count, "rounds": rounds, "milliseconds": mean}
         row |= {"low95": max(low, 0.0), "high95": high}
-        rows.append(row | {"of_pass": float(np.mean(np.array(own) / np.array(times[PASSES])))})
+        rows.append(row | {"of_pass": float(np.mean(np.array(each) / np.array(times[PASSES])))})
     return pd.DataFrame(rows)
 
 
@@ -458,10 +459,12 @@ def projection(cost: pd.DataFrame) -> pd.DataFrame:
     for images in (60_000, 128):
         for way, part in ((PASSES, cost[naive]), ("engine", cost[~naive])):
             scale = images / 1000 / 60
+            minutes = {
+                column: float((part["parameters"] * part[source]).sum() * scale)
+                for column, source in (("minutes", "milliseconds"), ("low95", "low95"), ("high95", "high95"))
+            }
             row = {"way": way, "images": images, "parameters": int(part["parameters"].sum())}
-            for column, source in (("minutes", "milliseconds"), ("low95", "low95"), ("high95", "high95")):
-                row[column] = float((part["parameters"] * part[source]).sum() * scale)
-            rows.append(row | {"years": row["minutes"] / 60 / 24 / 365.25})
+            rows.append(row | minutes | {"years": minutes["minutes"] / 60 / 24 / 365.25})
     return pd.DataFrame(rows)
 
 
@@ -473,14 +476,14 @@ def growth(images: Tensor, labels: Tensor) -> pd.DataFrame:
     Returns:
         One row per case: ``grows``, ``value``, ``parameters``, ``images``, ``seconds``, ``nanoseconds_per_parameter_and_image``.
     """
-    cases = [("images", n, lenet5(seed=0), n) for n in (500, 1000, 2000, 4000)]
+    cases: list[tuple[str, float, nn.Module, int]] = [("images", n, lenet5(seed=0), n) for n in (500, 1000, 2000, 4000)]
     cases += [("width", w, lenet_like(width=w), 1000) for w in (0.5, 1, 2)]
     cases += [("depth", d, lenet_like(depth=d), 1000) for d in (1, 2, 3, 4)]
     exact_salience(lenet5(), images[:500], labels[:500])  # warm up
     rows = []
     for kind, value, model, n in track(cases, "growth"):
         count = sum(p.numel() for p in model.parameters())
-        taken = seconds(lambda model=model, n=n: exact_salience(model, images[:n], labels[:n]))
+        taken = seconds(partial(exact_salience, model, images[:n], labels[:n]))
         row = {"grows": kind, "value": value, "parameters": count, "images": n, "seconds": taken}
         rows.append(row | {"nanoseconds_per_parameter_and_image": 1e9 * taken / count / n})
     return pd.DataFrame(rows)

@@ -163,7 +163,15 @@ def assemble(entries: Iterable[Mapping[str, Any]], *, existing: Iterable[str] = 
             rows.append(measured[claim_id])
             continue
         why = "its notebook has not run" if claim["notebook"] in written else "its notebook is not written yet"
-        empty = {"measured": {}, "low": {}, "high": {}, "n": None, "reason": "", "profile": None, "figure": None}
+        empty: dict[str, object] = {
+            "measured": {},
+            "low": {},
+            "high": {},
+            "n": None,
+            "reason": "",
+            "profile": None,
+            "figure": None,
+        }
         rows.append({**_description(claim), **empty, "verdict": f"untested ({why})"})
     return [{field: row[field] for field in FIELDS} for row in rows]
 

@@ -6,6 +6,7 @@ Networks come as :class:`snipnb.structure.Ensemble`, stacked masks as name -> bo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 
 import numpy as np
 import pandas as pd
@@ -71,13 +72,12 @@ def mask_overlaps(first: Mask, second: Mask) -> pd.DataFrame:
         One row per pair and tensor, and per pair for the ``"whole network"``: ``pair``, ``layer``, ``overlap``, ``chance``.
     """
     rows = []
-    sums = []
+    sums: dict[str, Tensor] = {}  # common, common by chance, in either [3, pairs]
     for name, a in first.items():
         a, b = a.flatten(1), second[name].flatten(1)
         both, kept = (a & b).sum(1).double(), (a.sum(1).double(), b.sum(1).double())
-        sums.append((name, both, kept[0] * kept[1] / a.shape[1], kept[0] + kept[1]))
-    whole = (WHOLE, *(sum(part[k] for part in sums) for k in (1, 2, 3)))
-    for name, both, expected, together in [whole, *sums]:
+        sums[name] = torch.stack([both, kept[0] * kept[1] / a.shape[1], kept[0] + kept[1]])
+    for name, (both, expected, together) in {WHOLE: reduce(torch.add, sums.values()), **sums}.items():
         found = (x / (together - x).clamp(min=1e-12) for x in (both, expected))
         frame = pd.DataFrame(dict(zip(("overlap", "chance"), (f.tolist() for f in found), strict=True)))
         rows.append(frame.assign(pair=range(len(frame)), layer=name))

@@ -21,18 +21,19 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 from snipnb.crew import Crew
 from snipnb.lines import loss_changes
 from snipnb.progress import track
-from snipnb.propagation import Scratch
+from snipnb.propagation import Scratch, running_statistics
 from snipnb.salience import (
     Salience,
     batch_starts,
@@ -178,9 +179,9 @@ def taylor_salience(
     if order == 1 and method == "auto":
         _covers(model, images, labels, batch_size, method, 0)
         return {name: -s for name, s in snip(model, images, labels, batch_size=min(batch_size, 500)).items()}
-    found = derivatives(model, images, labels, order=order, batch_size=batch_size, method=method)
+    found = derivatives(model, images, labels, order=int(order), batch_size=batch_size, method=method)
     return {
-        name: sum((-w) ** i / math.factorial(i) * d[name] for i, d in enumerate(found, 1))
+        name: _total((-w) ** i / math.factorial(i) * d[name] for i, d in enumerate(found, 1))
         for name, w in tensors.items()
     }
 
@@ -365,7 +366,8 @@ class _Network:
             elif isinstance(layer, nn.Linear):
                 x = F.linear(x, layer.weight, layer.bias)
             elif isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                kept.input = (x - _wide(layer.running_mean, x)) / _wide(_deviation(layer), x)
+                mean, deviation = running_statistics(layer)
+                kept.input = (x - _wide(mean, x)) / _wide(deviation, x)
                 x = kept.input
                 if layer.affine:
                     x = x * _wide(layer.weight, x) + _wide(layer.bias, x)
@@ -374,6 +376,8 @@ class _Network:
                 kept.switches = x > 0
             elif isinstance(layer, nn.Flatten):
                 x = x.flatten(1)
+            elif not isinstance(layer, Pool):
+                raise ValueError(f"{layer} is not covered")
             elif layer.kind == "max":
                 x, kept.places = F.max_pool2d(x, layer.kernel, layer.stride, layer.padding, return_indices=True)
                 if layer.relu:
@@ -419,10 +423,6 @@ def _module(layer: nn.Module | Pool) -> nn.Module:
     return layer.module if isinstance(layer, Pool) else layer
 
 
-def _deviation(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> Tensor:
-    return (layer.running_var + layer.eps).sqrt()
-
-
 def _wide(t: Tensor, like: Tensor) -> Tensor:
     """Values of channels [C] so that they fit [images, C, ...]."""
     return t.view(-1, *(1,) * (like.dim() - 2))
@@ -437,9 +437,10 @@ def _back(layer: nn.Module | Pool, b: Tensor, kept: _Kept, scratch: Scratch, pla
     if isinstance(layer, nn.Conv2d):
         whole = (images * columns, *shape)
         options = (layer.stride, padding_of(layer), layer.dilation)
-        return torch.nn.grad.conv2d_input(whole, layer.weight, b.flatten(0, 1), *options).view(images, columns, *shape)
+        return conv2d_input(whole, layer.weight, b.flatten(0, 1), *options).view(images, columns, *shape)
     if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
-        scale = 1 / _deviation(layer) if layer.weight is None else layer.weight / _deviation(layer)
+        _, deviation = running_statistics(layer)
+        scale = 1 / deviation if layer.weight is None else layer.weight / deviation
         return b * _wide(scale, kept.input)
     if isinstance(layer, nn.Flatten):
         return b.view(images, columns, *shape)
@@ -447,15 +448,17 @@ def _back(layer: nn.Module | Pool, b: Tensor, kept: _Kept, scratch: Scratch, pla
         b = b * kept.switches[:, None]
     if isinstance(layer, nn.ReLU):
         return b
-    if layer.kind == "max":
+    if not isinstance(layer, Pool):
+        raise ValueError(f"{layer} is not covered")
+    if kept.places is not None:
         out = scratch.take(("pool", place), (images, columns, shape[0], shape[1] * shape[2]), b).zero_()
         places = kept.places.flatten(2)[:, None].expand(-1, columns, -1, -1)
         apart = all(s >= k for s, k in zip(layer.stride, layer.kernel, strict=True))
         (out.scatter_ if apart else out.scatter_add_)(3, places, b.flatten(3))
         return out.view(images, columns, *shape)
     like = kept.input[:1].expand(images * columns, *shape)
-    options = (layer.kernel, layer.stride, layer.padding, False, True, None)
-    return torch.ops.aten.avg_pool2d_backward(b.flatten(0, 1), like, *options).view(images, columns, *shape)
+    window = (layer.kernel, layer.stride, layer.padding, False, True, None)
+    return torch.ops.aten.avg_pool2d_backward(b.flatten(0, 1), like, *window).view(images, columns, *shape)
 
 
 def _of_patches(
@@ -615,10 +618,11 @@ class _Region(_Rule):
         total = torch.zeros_like(w, dtype=torch.float64)
         longest = float(torch.where(short, length, 0).max())
         if longest > 0:
-            power, factor = None, None
+            power, factor = x, -w
             within = b * short[:, None]
             for i, kappa in enumerate(_derivatives_of(state, within, _terms(longest, b.dtype)), 1):
-                power, factor = (x, -w) if i == 1 else (power * x, factor * (-w / i))
+                if i > 1:
+                    power, factor = power * x, factor * (-w / i)
                 total += (kappa.T @ power) * factor
         rows, units = (~short).nonzero(as_tuple=True)
         together = max(1, TEMPORARY["cuda" if x.is_cuda else "cpu"] // (b.shape[1] * x.shape[1]))
@@ -704,9 +708,10 @@ def _differentiated(model: nn.Module, images: Tensor, labels: Tensor, order: int
 def _along(f: Callable[[Tensor], Tensor], at: Tensor, order: int) -> tuple[Tensor, ...]:
     """The first so many derivatives of a scalar function of a scalar."""
 
-    def values(t: Tensor) -> tuple[Tensor, ...]:
+    def value(t: Tensor) -> tuple[Tensor, ...]:
         return (f(t),)
 
+    values: Callable[[Tensor], tuple[Tensor, ...]] = value
     for _ in range(order):
         values = _one_more(values)
     return values(at)[1:]
@@ -716,10 +721,14 @@ def _one_more(values: Callable[[Tensor], tuple[Tensor, ...]]) -> Callable[[Tenso
     """From a function's value and derivatives to those and the next one."""
 
     def extended(t: Tensor) -> tuple[Tensor, ...]:
-        known, tangents = torch.func.jvp(values, (t,), (torch.ones_like(t),))
+        known, tangents = torch.func.jvp(values, (t,), (torch.ones_like(t),))[:2]
         return (*known, tangents[-1])
 
     return extended
+
+
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    return reduce(torch.add, terms)
 
 
 def _slices(number: int, size: int) -> list[slice]:
@@ -743,7 +752,7 @@ def _hessian_times(model: nn.Module, images: Tensor, labels: Tensor, vectors: Sa
                 check_classes(outputs, labels)
             loss = F.cross_entropy(outputs, y.long(), reduction="sum")
             gradients = torch.autograd.grad(loss, list(leaves.values()), create_graph=True, materialize_grads=True)
-            product = sum((g * vectors[name]).sum() for name, g in zip(leaves, gradients, strict=True))
+            product = _total((g * vectors[name]).sum() for name, g in zip(leaves, gradients, strict=True))
             found = torch.autograd.grad(product, list(leaves.values()), materialize_grads=True)
             for name, h in zip(leaves, found, strict=True):
                 total[name] += h

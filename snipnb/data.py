@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -270,7 +270,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _store(stream: BinaryIO, raw: Path, expected: RawFile) -> None:
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+def _store(stream: _Readable, raw: Path, expected: RawFile) -> None:
     """Copy a decompressed stream to its place if, and only if, it is the expected file."""
     content = stream.read(expected.size + 1)  # one byte more than allowed is enough to tell
     if len(content) != expected.size:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from snipnb.meanfield import FITTED, IMAGE_SHAPE, Constants, predicted_densities
 from snipnb.salience import float_parameters
 
 Densities = dict[str, float]
-Rule = Callable[[nn.Sequential, float, str], Densities]  # model, sparsity, initialisation
+Rule = Callable[[Any, float, str], Densities]  # model, sparsity, initialisation
 
 
 def uniform_densities(model: nn.Module, sparsity: float) -> Densities:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -281,11 +282,16 @@ def percentages(salience: Salience, sparsities: Sequence[float]) -> tuple[pd.Dat
     return table, changed
 
 
+def _averaged(layer: nn.Module) -> nn.AvgPool2d:
+    window: tuple[Any, ...] = (layer.kernel_size, layer.stride, layer.padding)
+    return nn.AvgPool2d(*window)
+
+
 def without_activations(model: nn.Sequential) -> nn.Sequential:
     """The same network with every ReLU left out and every max-pool turned into an average; shares the parameters."""
     swaps: dict[type[nn.Module], Callable[[nn.Module], nn.Module]] = {
         nn.ReLU: lambda layer: nn.Identity(),
-        nn.MaxPool2d: lambda layer: nn.AvgPool2d(layer.kernel_size, layer.stride, layer.padding),
+        nn.MaxPool2d: _averaged,
     }
     layers = ((name, swaps.get(type(layer), lambda layer: layer)(layer)) for name, layer in model.named_children())
     return nn.Sequential(OrderedDict(layers))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from snipnb.crew import Crew
 from snipnb.lines import Head, loss_changes, loss_changes_along_lines
 from snipnb.progress import track
-from snipnb.propagation import ALL, Mix, Scratch, Step
+from snipnb.propagation import ALL, Gate, Mix, Own, Scratch, Step
 from snipnb.salience import Salience, check_alike_and_precise, check_classes, check_examples, float_parameters
 from snipnb.sequential import steps_of
 
@@ -175,14 +175,14 @@ def _task(steps: list[Step], k: int, wanted: Mapping[str, Tensor]) -> _Task | No
     if own is None or not any(name in wanted and len(wanted[name]) for name in own.names):
         return None
     head = Head.after(steps, k)
-    return _Propagated(steps, k, wanted) if head is None else _AlongLines(steps, k, wanted, head)
+    return _Propagated(steps, k, own, wanted) if head is None else _AlongLines(steps, k, own, wanted, head)
 
 
 class _Task:
     """The wanted parameters of one step, by channel, with their sums over images so far."""
 
-    def __init__(self, steps: list[Step], k: int, wanted: Mapping[str, Tensor]) -> None:
-        self.steps, self.k, self.own = steps, k, steps[k].own
+    def __init__(self, steps: list[Step], k: int, own: Own, wanted: Mapping[str, Tensor]) -> None:
+        self.steps, self.k, self.own = steps, k, own
         device = self.own.values.device
         channels, columns = self.own.values.shape
         self.wanted, grid = {}, torch.zeros(channels, columns, dtype=torch.bool)
@@ -236,7 +236,7 @@ class _Propagated(_Task):
         factors, of = None, None
         for o in channels:
             columns = self.columns[o]
-            if not (self.own.shared and of is columns):
+            if factors is None or not (self.own.shared and of is columns):
                 factors, of = self.steps[self.k].factors(part.kept[self.k], o, columns), columns
             for first in range(0, len(columns), together):
                 some = slice(first, first + together)
@@ -255,8 +255,9 @@ class _Propagated(_Task):
             d = (factors * values).unsqueeze(2)
         while following and not following[0][0].is_linear_layer:
             step, kept = following.pop(0)
-            if isinstance(step, Mix) and following and following[0][0].takes_windows_in_place:
-                gate, kept = following.pop(0)
+            gate = following[0][0] if following else None
+            if isinstance(step, Mix) and isinstance(gate, Gate) and gate.takes_windows_in_place:
+                kept = following.pop(0)[1]
                 d, channels = step.change_and_gate(gate, d, kept, channels, scratch)
             else:
                 d, channels = step.change(d, kept, channels, scratch)
@@ -275,8 +276,8 @@ class _Propagated(_Task):
 class _AlongLines(_Task):
     """Linear layers with only linear layers and ReLUs behind them: one number per image and unit."""
 
-    def __init__(self, steps: list[Step], k: int, wanted: Mapping[str, Tensor], head: Head) -> None:
-        super().__init__(steps, k, wanted)
+    def __init__(self, steps: list[Step], k: int, own: Own, wanted: Mapping[str, Tensor], head: Head) -> None:
+        super().__init__(steps, k, own, wanted)
         self.head = head
 
     def add(self, batch: _Batch, crew: Crew) -> None:

@@ -16,7 +16,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -35,7 +35,7 @@ from snipnb.models import INITIALISATIONS, MODELS, set_running_statistics
 from snipnb.paths import write_atomically
 from snipnb.progress import note, progress_stream
 from snipnb.salience import Salience
-from snipnb.store import Store
+from snipnb.store import Store, StoreError
 from snipnb.training import Recipe, one_thread, train_together
 
 GROUP_SIZE = 16
@@ -83,7 +83,12 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.data_seed is None:
             object.__setattr__(self, "data_seed", self.init_seed)
-        choices = {"criterion": CRITERIA, "model": MODELS, "init": INITIALISATIONS, "split": ("standard", "published")}
+        choices: dict[str, Collection[str]] = {
+            "criterion": CRITERIA,
+            "model": MODELS,
+            "init": INITIALISATIONS,
+            "split": ("standard", "published"),
+        }
         for name, accepted in choices.items():
             if not isinstance(getattr(self, name), str) or getattr(self, name) not in accepted:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; accepted are {', '.join(accepted)}")
@@ -168,9 +173,11 @@ def run_grid(
         missing = {key: group for key, group in groups.items() if place.record(key) is None}
         if missing:
             _train_all(missing, place, folder, jobs, device)
-        rows = {}
+        rows: dict[RunConfig, Mapping] = {}
         for key, group in groups.items():
             record = place.record(key)
+            if record is None:  # somebody took it away meanwhile
+                raise StoreError(f"the record of {key} is gone from {folder}; run again")
             rows |= dict(zip(group, record["runs"], strict=True))
     return _table(configs, rows)
 
@@ -194,7 +201,11 @@ def groups_of(configs: Iterable[RunConfig], group_size: int = GROUP_SIZE) -> dic
 
 def _key(group: Sequence[RunConfig]) -> str:
     first = group[0]
-    content = [[dataclasses.asdict(c) for c in group], sources_digest(), data_checksum(sample=first.sample)]
+    content: list[object] = [
+        [dataclasses.asdict(c) for c in group],
+        sources_digest(),
+        data_checksum(sample=first.sample),
+    ]
     if own := {name: _code_of(name) for name in _own_criteria(group)}:
         content.append(own)
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -386,7 +397,7 @@ def _train_group(key: str, group: list[RunConfig], folder: Path, device: str, *,
                 split,
                 masks=masks,
                 recipe=[c.recipe for c in group],
-                data_seed=first.data_seed,
+                data_seed=first.init_seed if first.data_seed is None else first.data_seed,
                 checkpoint=checkpoint,
             )
         runs = [
@@ -436,7 +447,7 @@ def _progress(missing: Mapping[str, list[RunConfig]], place: Store) -> Iterator[
         return
     epochs = {key: group[0].recipe.epochs for key, group in missing.items()}
     total = sum(len(group) * epochs[key] for key, group in missing.items())
-    done, finished = threading.Event(), set()
+    done, finished = threading.Event(), set[str]()
 
     def reached() -> int:
         finished.update(key for key in missing if key not in finished and place.record(key) is not None)

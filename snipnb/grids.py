@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from snipnb.claims import reported, setting
 from snipnb.experiments import RunConfig, grid
@@ -35,7 +36,7 @@ def figure1(
         schedule: Of the recipe.
         sample: The shipped sample instead of all of MNIST.
     """
-    common = {
+    common: dict[str, Any] = {
         "sparsities": sorted(reported("figure1")["sparsity"].unique()),
         "split": split_name,
         "sample": sample,
@@ -100,7 +101,7 @@ RULES_OF_THUMB = (
     "snip_inverted",
 )
 # What is tried of optimisers and schedules: name -> recipe but for epochs, and the learning rates to choose from.
-OPTIMISERS: dict[str, tuple[dict[str, object], tuple[float, ...]]] = {
+OPTIMISERS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     "Adam, one-cycle": ({"optimiser": "adam", "schedule": "one_cycle"}, (0.003, 0.01, 0.03)),
     "Adam, constant": ({"optimiser": "adam", "schedule": "constant"}, (0.0005, 0.0012, 0.003)),
     "momentum, one-cycle": ({"optimiser": "sgd", "schedule": "one_cycle"}, (0.03, 0.1, 0.3)),

@@ -1,9 +1,10 @@
-"""Compiled convolutions of a processor: images side by side in vector registers, a few outputs at a time.
+"""Compiled convolutions and sparse linear layers of a processor: images side by side in vector registers, a few outputs at a time.
 
 Activations are [channels, height, width, images] with images innermost, and as many images as a multiple of :data:`LANES`. A
 convolution takes, for one position and 16 images, four or six outputs together: each value that is loaded serves all of
-them, each weight all images, and the sums stay in registers, as in a matrix product, but nothing is copied into columns. Only
-stride 1 is covered. The vector instructions are written as the compiler's own vector types, so that they
+them, each weight all images, and the sums stay in registers, as in a matrix product, but nothing is copied into columns. Where most
+weights are zero, those that are not are gone through one by one, for 64 images and neighbouring positions at a time; gradients of weights
+are formed for those that are kept. So a pruned network takes less time the more is pruned. Only stride 1 is covered. The vector instructions are written as the compiler's own vector types, so that they
 become whatever the processor has.
 
 Needs Numba; where it is missing, ``stacked.py`` does without this module.
@@ -12,6 +13,7 @@ Needs Numba; where it is missing, ``stacked.py`` does without this module.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -25,7 +27,7 @@ _DEAD = 255  # in place of a position in its window: a value that a ReLU cuts of
 
 def _compiled(function, *, any_order: bool = False):
     """Compiled; sums are in the order that is written, unless any order will do."""
-    options = {
+    options: dict[str, Any] = {
         "nogil": True,
         "error_model": "numpy",
         "fastmath": {"contract", *(("reassoc", "nsz") if any_order else ())},

@@ -99,15 +99,19 @@ class Head:
     @classmethod
     def after(cls, steps: Sequence[Step], k: int) -> Head | None:
         """The head behind step k, or None if something else than linear layers, batch norms and ReLUs follows."""
-        if not (isinstance(steps[k], Mix) and steps[k].table is None):
+        layer = steps[k]
+        if not (isinstance(layer, Mix) and layer.table is None):
             return None
-        units, weight = steps[k].outputs, steps[k].weight
-        scale, gate, matrices, gates = weight.new_ones(units), None, [], []
-        columns, matrix = weight.new_ones(units), None  # what comes next: matrix (None: identity) times diag(columns)
+        scale = layer.weight.new_ones(layer.outputs)
+        gate: int | None = None
+        matrices: list[Tensor] = []
+        gates: list[int] = []
+        columns = scale
+        matrix: Tensor | None = None  # what comes next: matrix (None: identity) times diag(columns)
         for index, step in enumerate(steps[k + 1 :], k + 1):
             if isinstance(step, Mix) and step.table is None:
                 mixing = step.weight[:, 0]
-                matrix, columns = (mixing * columns if matrix is None else mixing @ matrix), None
+                matrix = mixing * columns if matrix is None else mixing @ matrix
             elif isinstance(step, Norm):
                 if matrix is not None:
                     matrix = step.scale[:, 0] * matrix
@@ -123,7 +127,7 @@ class Head:
                 else:
                     matrices.append(matrix)
                     gates.append(index)
-                    columns, matrix = weight.new_ones(len(matrix)), None
+                    columns, matrix = matrix.new_ones(len(matrix)), None
             elif not (isinstance(step, Flat) and step.positions == 1):
                 return None
         return cls(scale, gate, [*matrices, torch.diag(columns) if matrix is None else matrix], gates)
@@ -258,7 +262,7 @@ def loss_changes_along_lines(
             sums[u].index_add_(0, columns[u], total.double())
 
 
-def before_relu(kept: tuple[Tensor, Tensor]) -> Tensor:
+def before_relu(kept: tuple[Tensor, ...]) -> Tensor:
     """The values that come into a ReLU [images, units], from what its step keeps."""
     gap, floor = kept
     return (gap - floor)[0, 0].T.contiguous()

@@ -203,7 +203,7 @@ def _mixings(model: nn.Module, shape: tuple[int, ...], init: str, constants: Con
                 unit_moments = moments[1:, None] * contrast / contrast.mean()
             inside, window = 1.0, 1
             if isinstance(layer, nn.Conv2d):
-                size, inside = _cover(layer, shape[1:])
+                size, inside = _cover(layer, (shape[1], shape[2]))
                 shape, window = (layer.out_channels, *size), math.prod(layer.kernel_size)
             else:
                 shape = (layer.out_features,)

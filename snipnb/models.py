@@ -160,7 +160,7 @@ def vgg16_mnist(*, init: str = "pytorch", seed: int = 0) -> nn.Sequential:
         found: OrderedDict[str, nn.Module] = OrderedDict()
         before, i, pools = 1, 0, 0
         for item in _VGG16:
-            if item == "M":
+            if isinstance(item, str):  # M
                 pools += 1
                 found[f"pool{pools}"] = nn.MaxPool2d(2)
                 continue

@@ -170,7 +170,7 @@ def tiny_networks(images: Tensor, labels: Tensor, *, number: int = 12) -> dict[s
         ],
     }
     small = nn.functional.avg_pool2d(images[:number].double(), 4)
-    found = {}
+    found: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
     for name, build in builders.items():
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(0)

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -20,7 +21,13 @@ from snipnb.criteria import CRITERIA, Criterion
 from snipnb.paths import write_atomically
 
 PALETTE = sns.color_palette("colorblind").as_hex()
-REPORTED = {"marker": "o", "markerfacecolor": "none", "markeredgecolor": "black", "linestyle": "none", "color": "black"}
+REPORTED: dict[str, Any] = {
+    "marker": "o",
+    "markerfacecolor": "none",
+    "markeredgecolor": "black",
+    "linestyle": "none",
+    "color": "black",
+}
 NEUTRAL = "#5a5a5a"
 PNG_DPI = 200
 
@@ -253,7 +260,7 @@ def salience_density(frame: pd.DataFrame, *, note: str) -> Figure:
         axis.set_title(f"{layer} ({part['parameters'].sum():,})", fontsize=8.5)
         axis.set_aspect("equal")
         for ticks in (axis.xaxis, axis.yaxis):
-            ticks.set_major_locator(FixedLocator(10.0 ** np.arange(low, high + 1, 2)))
+            ticks.set_major_locator(FixedLocator([10.0**power for power in range(int(low), int(high) + 1, 2)]))
             ticks.set_minor_locator(NullLocator())
     for axis in axes.flat[len(layers) :]:
         axis.set_visible(False)

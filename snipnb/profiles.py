@@ -98,13 +98,12 @@ def declared_parameters(notebook: Path) -> dict[str, Any]:
     except SyntaxError as error:
         raise ValueError(f"{notebook.name}: the parameters are not Python: {error}") from None
     for statement in statements:
-        match statement:
-            case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                pass
-            case _:
-                name, value = "", statement
         try:
-            values[name] = ast.literal_eval(value)
+            match statement:
+                case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                    values[name] = ast.literal_eval(value)
+                case _:
+                    raise ValueError("no assignment to one name")
             json.dumps(values[name], allow_nan=False)  # what a profile can hold
         except (ValueError, TypeError):
             message = f"{notebook.name}: {ast.unparse(statement)!r} in its parameters is not 'name = literal'"

@@ -18,8 +18,9 @@ each pooling window side by side. A change of one channel is carried with a chan
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import reduce
 
 import torch
@@ -142,6 +143,11 @@ class Mix(Step):
             out = torch.mm(d.T, weight.T, out=scratch.take((self, "product"), (d.shape[1], self.outputs), d)).T
         return out.view(1, 1, self.outputs, *columns)
 
+    def _positions(self) -> Tensor:
+        if self.table is None:
+            raise TypeError("a linear layer has no positions")
+        return self.table
+
     def _rows(self, d: Tensor) -> Tensor:
         """A convolution's input by position [positions, channels * columns], with one of zeros if there is padding."""
         rows = d.reshape(d.shape[0], -1)
@@ -149,7 +155,7 @@ class Mix(Step):
 
     def _tile(self, rows: Tensor, weight: Tensor, positions: slice, scratch: Scratch) -> Tensor:
         """Some positions of a convolution's output [positions out, window * outputs, columns]."""
-        table = self.table[positions]
+        table = self._positions()[positions]
         field = scratch.take((self, "field"), (table.numel(), rows.shape[1]), rows)
         torch.index_select(rows, 0, table.flatten(), out=field)
         field = field.view(len(table), weight.shape[1], -1)
@@ -198,12 +204,19 @@ class Mix(Step):
         return a.index_select(0, row.flatten()).view(*row.shape, images)
 
 
+def running_statistics(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation by which a norm scales in evaluation mode."""
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError(f"{norm} has no running statistics; accepted is with them")
+    return norm.running_mean, (norm.running_var + norm.eps).sqrt()
+
+
 class Norm(Step):
     """BatchNorm in evaluation mode: a fixed scale and shift of every channel."""
 
     def __init__(self, module: nn.BatchNorm1d | nn.BatchNorm2d, names: tuple[str, ...]) -> None:
-        deviation = (module.running_var + module.eps).sqrt()
-        self.mean, self.spread = module.running_mean[:, None], deviation[:, None]
+        mean, deviation = running_statistics(module)
+        self.mean, self.spread = mean[:, None], deviation[:, None]
         weight, bias = module.weight, module.bias
         self.scale = (1 / deviation if weight is None else weight.detach() / deviation)[
             :, None, None
@@ -332,7 +345,7 @@ class Geometry:
     field: Tensor  # [positions out, field]: input positions that a window of outputs sees
     taps: Tensor  # [positions out, window, kernel]: those that one output of the window sees
     pixels: int
-    place: Callable[[Tensor], Tensor] = field(repr=False)
+    place: Callable[[Tensor], Tensor] = dataclasses.field(repr=False)
 
     def spread(self, weight: Tensor) -> Tensor:
         """[outputs, inputs, kernel] -> [window * outputs, field, inputs], zero where an output does not see the field."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -168,7 +169,7 @@ def plain_training(
                 parameters[name].masked_fill_(~m, 0)
     images, labels = split.train_images.to(device), split.train_labels.to(device)
     steps = -(-len(labels) // recipe.batch_size)
-    options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    options: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
     if recipe.optimiser == "adam":
         optimiser: torch.optim.Optimizer = torch.optim.Adam(parameters.values(), **options)
     else:
@@ -185,8 +186,9 @@ def plain_training(
             optimiser.zero_grad()
             loss.backward()
             for name, m in kept.items():
-                if parameters[name].grad is not None:  # None: frozen, or not used
-                    parameters[name].grad.mul_(m)
+                gradient = parameters[name].grad
+                if gradient is not None:  # None: frozen, or not used
+                    gradient.mul_(m)
             optimiser.step()
             if every_step:
                 schedule.step()
@@ -284,9 +286,14 @@ class _Examples:
         if loss is None:
             check_classes(self.model(images[:1]), labels)
 
+    def _layers(self) -> nn.Sequential:
+        if not isinstance(self.model, nn.Sequential):
+            raise TypeError(f"a {type(self.model).__name__} is not done layer by layer")
+        return self.model
+
     def value(self, changed: Mapping[str, Tensor], start: int = 0) -> Tensor:
         """The mean loss with some parameters replaced, all of them in layers from ``start`` on."""
-        network = self.model[start:] if start else self.model
+        network = self._layers()[start:] if start else self.model
         losses = [
             self.loss(call_with(network, changed, x), y) * (len(y) if len(self.labels) > 1 else 1)
             for x, y in zip(self.inputs[start], self.labels, strict=True)
@@ -298,7 +305,7 @@ class _Examples:
         """The loss with one entry multiplied by ``factor``, for each index in turn."""
         start = self._layer_of(name)
         if start not in self.inputs:  # the layers before a changed one do not change: they are run once
-            self.inputs[start] = tuple(self.model[:start](x) for x in self.inputs[0])
+            self.inputs[start] = tuple(self._layers()[:start](x) for x in self.inputs[0])
         values = []
         for index in indices.tolist():
             changed = self.parameters[name].clone()

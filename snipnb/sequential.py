@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,17 +33,18 @@ def steps_of(model: nn.Module, image_shape: Sequence[int]) -> list[Step]:
             f"images have shape {tuple(image_shape)}; accepted are [channels, height, width] and [features]"
         )
     steps: list[Step] = []
-    shape = tuple(image_shape)
+    shape: tuple[int, ...] = tuple(image_shape)
     arranged = False  # whether the values of the coming pooling windows already lie side by side
     for i, (name, layer) in enumerate(layers):
         if isinstance(layer, nn.Conv2d):
             _need(len(shape) == 3 and shape[0] == layer.in_channels, name, layer, shape)
             pool = next((p for _, p in layers[i + 1 :] if not isinstance(p, _Norms)), None)
-            arranged = isinstance(pool, Pool) and pool.padding == (0, 0) and math.prod(pool.kernel) <= WIDEST
-            window = (pool.kernel, pool.stride) if arranged else ((1, 1), (1, 1))
+            window = ((1, 1), (1, 1))
+            if arranged := isinstance(pool, Pool) and pool.padding == (0, 0) and math.prod(pool.kernel) <= WIDEST:
+                window = (pool.kernel, pool.stride)
             size = _size(shape[1:], layer.kernel_size, layer.stride, padding_of(layer), layer.dilation)
             _need(min(size) > 0 and (not arranged or min(_size(size, *window, (0, 0))) > 0), name, layer, shape)
-            geometry = _geometry(layer, shape[1:], window)
+            geometry = _geometry(layer, (shape[1], shape[2]), window)
             steps.append(_mix(name, layer, geometry))
             shape = (layer.out_channels, *size)
         elif isinstance(layer, nn.Linear):
@@ -57,7 +59,7 @@ def steps_of(model: nn.Module, image_shape: Sequence[int]) -> list[Step]:
             _need(len(shape) == 3, name, layer.module, shape)
             size = _size(shape[1:], layer.kernel, layer.stride, layer.padding)
             _need(min(size) > 0, name, layer.module, shape)
-            table = _positions(shape[1:], layer.kernel, layer.stride, layer.padding)
+            table = _positions((shape[1], shape[2]), layer.kernel, layer.stride, layer.padding)
             windows = None if arranged else Windows(table, shape[1] * shape[2])
             steps.append(Gate(layer.relu, windows) if layer.kind == "max" else Mean(windows))
             shape, arranged = (shape[0], *size), False
@@ -158,7 +160,7 @@ def _check_layer(name: str, module: nn.Module, *, last: bool) -> None:
         2 * p > k for p, k in zip(pair(module.padding), pair(module.kernel_size), strict=True)
     ):
         raise ValueError(f"layer {name!r} is {module}; accepted is padding of at most half the window")
-    options = {
+    options: dict[type[nn.Module], dict[str, Any]] = {
         nn.Conv2d: {"groups": 1, "padding_mode": "zeros"},
         nn.MaxPool2d: {"ceil_mode": False, "dilation": 1, "return_indices": False},
         nn.AvgPool2d: {"ceil_mode": False, "divisor_override": None},
@@ -204,7 +206,7 @@ def _mix(name: str, layer: nn.Conv2d | nn.Linear, geometry: Geometry | None) -> 
 # --- which position meets which ---------------------------------------------------------------------------------------
 
 
-def pair(value: int | tuple[int, int]) -> tuple[int, int]:
+def pair(value: int | tuple[int, ...]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
@@ -225,7 +227,8 @@ def _size(size, kernel, stride, padding, dilation=(1, 1)) -> tuple[int, int]:
 
 def _geometry(module: nn.Conv2d, size: tuple[int, int], pool: tuple[tuple[int, int], tuple[int, int]]) -> Geometry:
     """Tables of a convolution whose outputs are wanted in pooling windows of ``pool`` = (kernel, stride)."""
-    kernel, stride, padding, dilation = module.kernel_size, module.stride, padding_of(module), module.dilation
+    kernel, stride, dilation = pair(module.kernel_size), pair(module.stride), pair(module.dilation)
+    padding = padding_of(module)
     window, step = pool
     single = _positions(size, kernel, stride, padding, dilation)
     outputs = _positions(_size(size, kernel, stride, padding, dilation), window, step, (0, 0))
@@ -246,7 +249,7 @@ def _geometry(module: nn.Conv2d, size: tuple[int, int], pool: tuple[tuple[int, i
 def padding_of(module: nn.Conv2d) -> tuple[int, int]:
     if module.padding == "valid":
         return (0, 0)
-    if module.padding == "same":
+    if isinstance(module.padding, str):  # same
         total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
         return (total[0] // 2, total[1] // 2)
     return pair(module.padding)

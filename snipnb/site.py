@@ -159,7 +159,7 @@ def _description(png: bytes) -> str:
 
     from PIL import Image
 
-    return Image.open(BytesIO(png)).text.get("Description", "")
+    return Image.open(BytesIO(png)).info.get("Description", "")
 
 
 def _footer(figures: Path, profile: str) -> str:

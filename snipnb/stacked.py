@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
-from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from snipnb.propagation import Scratch
-from snipnb.sequential import Pool, layers_of, padding_of
+from snipnb.sequential import Pool, layers_of, padding_of, pair
 
 COLUMNS = 2**20  # numbers in the columns of a convolution that a processor makes at once
 FEW = (
@@ -54,7 +54,7 @@ class Stack:
         ValueError: If it has layers or options that are not covered.
     """
 
-    def __init__(self, model: nn.Sequential) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.layers = layers_of(model, training=True)
         self.scratch = Scratch()
         self.fitting: set[torch.Size] = set()  # shapes of images
@@ -230,7 +230,8 @@ class _Taps:
         for axis, size in enumerate(shape[-3:-1]):
             size += 0 if padded else 2 * padding_of(layer)[axis]
             sizes.append((size - layer.dilation[axis] * (layer.kernel_size[axis] - 1) - 1) // layer.stride[axis] + 1)
-        return cls(layer.kernel_size, layer.stride, layer.dilation, *sizes, layer.bias is not None)
+        options = pair(layer.kernel_size), pair(layer.stride), pair(layer.dilation)
+        return cls(*options, sizes[0], sizes[1], layer.bias is not None)
 
     def rows(self, channels: int) -> int:
         return channels * self.kernel[0] * self.kernel[1]
@@ -280,7 +281,7 @@ def _add_columns(columns: Tensor, taps: _Taps, x: Tensor, partial: Tensor) -> No
 
 
 @cache
-def _kernels() -> ModuleType | None:
+def _kernels() -> Any:
     try:
         from snipnb import kernels
     except ImportError:  # Numba is missing: the same without it, only slower

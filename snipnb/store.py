@@ -17,6 +17,7 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -97,7 +98,9 @@ class Store:
             progress = max(untried)
             tried.add(progress)
             path = self.folder / f"{key}.{progress}.npz"
-            loaded = _load(path, lambda c, p=progress: _unpack_checkpoint(c, key, p), "what it held is trained again")
+            loaded = _load(
+                path, partial(_unpack_checkpoint, key=key, progress=progress), "what it held is trained again"
+            )
             if loaded is not None:
                 return loaded
         return None

@@ -2,7 +2,7 @@
 
 Networks of one architecture that see the same images in the same order are trained together (``stacked.py``): they share the
 copies that the first convolution needs, and their matrix products are one. What each of them computes is what it would
-alone.
+alone. On a processor, pruned weights take no time where most of a layer is pruned (``kernels.py``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -277,8 +277,6 @@ class _Group:
                 self.kept[name] = torch.stack([m.to(self.device) for m in kept])
                 p.masked_fill_(~self.kept[name], 0)
         self.trained = {name: p for name, p in self.parameters.items() if first[name].requires_grad}
-        for p in self.trained.values():
-            p.grad = torch.zeros_like(p)
         self.parts = [_Part(some, recipe, self.trained) for some, recipe in _neighbours(recipes)]
         self.networks = NETWORKS[self.device.type]  # at once
         self.kept_of = {b.start: Kept({n: kept[b] for n, kept in self.kept.items()}) for b in self._blocks()}
@@ -305,7 +303,7 @@ class _Group:
         """One step of every network on one batch; returns their mean losses before it [networks]."""
         losses = torch.zeros(len(self.models), dtype=torch.float64, device=self.device)
         for p in self.trained.values():
-            p.grad.zero_()
+            _gradient(p).zero_()
         for part, (x, y) in enumerate(zip(images.split(self.images), labels.split(self.images), strict=True)):
             inputs = self.stack.inputs(x)
             for some in self._blocks():
@@ -323,13 +321,13 @@ class _Group:
                 loss = nn.functional.cross_entropy(logits, y.expand(len(logits), -1), reduction="none").sum(1)
                 gradients = torch.autograd.grad(loss.sum() / len(labels), list(leaves.values()))
                 for name, gradient in zip(leaves, gradients, strict=True):
-                    self.trained[name].grad[some] += gradient
+                    _gradient(self.trained[name])[some] += gradient
                 losses[some] += loss.detach()
         for name, kept in self.kept.items():
             if name in self.trained:
-                self.trained[name].grad.mul_(kept)
-        for part in self.parts:
-            part.optimiser.step()
+                _gradient(self.trained[name]).mul_(kept)
+        for each in self.parts:
+            each.optimiser.step()
         return losses / len(labels)
 
     def _generator(self, seed: int, part: int) -> torch.Generator:
@@ -387,8 +385,8 @@ class _Part:
         self.recipe, self.first = recipe, some.start
         self.trained = {name: p[some] for name, p in trained.items()}  # views: what changes is the group's
         for name, p in self.trained.items():
-            p.grad = trained[name].grad[some]
-        options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": True}
+            p.grad = _gradient(trained[name])[some]
+        options: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": True}
         self.kinds: tuple[str, ...] = ()  # of tensors that the optimiser keeps
         if recipe.optimiser == "adam":
             self.optimiser: torch.optim.Optimizer = torch.optim.Adam(self.trained.values(), **options)
@@ -409,6 +407,13 @@ class _Part:
             self.optimiser.state[p] = {kind: state[f"{kind} {self.first} {name}"].to(p) for kind in self.kinds}
             if self.recipe.optimiser == "adam":
                 self.optimiser.state[p]["step"] = torch.tensor(float(steps), device=p.device)
+
+
+def _gradient(p: Tensor) -> Tensor:
+    """Where gradients of a parameter are summed up."""
+    if p.grad is None:
+        p.grad = torch.zeros_like(p)
+    return p.grad
 
 
 def _neighbours(recipes: Sequence[Recipe]) -> list[tuple[slice, Recipe]]:
