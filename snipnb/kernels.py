@@ -396,32 +396,22 @@ def convolve(x, weight, bias, dilation, zeros, pool, relu, out, winner):
                             whole = done + 4 * LANES <= wide * images
                             for t in range(min(tile, outputs - first)):
                                 begin, at = last[t - 1] if t else 0, (t * pool[0] + inner) * wide * images + done
+                                given = (
+                                    flat_x,
+                                    row + done,
+                                    near,
+                                    factors,
+                                    begin,
+                                    last[t],
+                                    flat_bias,
+                                    first + t,
+                                    flat_some,
+                                    at,
+                                )
                                 if whole:
-                                    _stretch(
-                                        flat_x,
-                                        row + done,
-                                        near,
-                                        factors,
-                                        begin,
-                                        last[t],
-                                        flat_bias,
-                                        first + t,
-                                        flat_some,
-                                        at,
-                                    )
+                                    _stretch(*given)
                                 else:
-                                    _piece(
-                                        flat_x,
-                                        row + done,
-                                        near,
-                                        factors,
-                                        begin,
-                                        last[t],
-                                        flat_bias,
-                                        first + t,
-                                        flat_some,
-                                        at,
-                                    )
+                                    _piece(*given)
                             done += 4 * LANES if whole else LANES
                         continue
                     for position in range(wide):
@@ -429,36 +419,11 @@ def convolve(x, weight, bias, dilation, zeros, pool, relu, out, winner):
                         start = row + position * images
                         for image in range(0, images, LANES):
                             at = (inner * wide + position) * images + image
+                            here = (flat_x, apart, start + image, ys, xs, flat_weight, flat_bias, kernel, first)
                             if tile == 4:
-                                _four(
-                                    flat_x,
-                                    apart,
-                                    start + image,
-                                    ys,
-                                    xs,
-                                    flat_weight,
-                                    flat_bias,
-                                    kernel,
-                                    first,
-                                    flat_some,
-                                    at,
-                                    between,
-                                )
+                                _four(*here, flat_some, at, between)
                             else:
-                                _six(
-                                    flat_x,
-                                    apart,
-                                    start + image,
-                                    ys,
-                                    xs,
-                                    flat_weight,
-                                    flat_bias,
-                                    kernel,
-                                    first,
-                                    flat_some,
-                                    at,
-                                    between,
-                                )
+                                _six(*here, flat_some, at, between)
                 for t in range(min(tile, outputs - first)):
                     to = ((k * outputs + first + t) * rows + y) * columns * images
                     if winner.size == 0:
