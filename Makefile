@@ -23,7 +23,7 @@ NOTEBOOKS := $(sort $(basename $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb)
 
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP MPLBACKEND JUPYTER_PATH JUPYTER_PREFER_ENV_PATH
 .DEFAULT_GOAL := help
-.PHONY: help env env-test data figures smoke bench soak test test-lab test-torch lint format lab report readme lock clean distclean $(NOTEBOOKS)
+.PHONY: help env env-test data figures smoke bench soak test test-lab test-torch audit lint format lab report readme lock clean distclean $(NOTEBOOKS)
 
 help:  ## this list
 	@echo "make figures regenerates every figure, table and verdict; make test runs every test."
@@ -87,6 +87,10 @@ test-torch:  ## the core's tests on the package built and installed beside anoth
 	"$$place/bin/python" -m pip install --quiet "$$place"/sdist/*.tar.gz; \
 	cp -r tests "$$place/tests"; cd "$$place/tests"; printf '[pytest]\nmarkers =\n  smoke: -\n' > pytest.ini; \
 	../bin/python -m pytest -q -c pytest.ini -p no:cacheprovider $(CORE:%=test_%.py)
+
+audit:  ## known vulnerabilities of the pinned versions, asked of PyPI's advisories by pip-audit; needs the network
+	@set -e; rm -rf build/audit; "$(PYTHON)" -m venv build/audit; build/audit/bin/python -m pip install --quiet pip-audit; \
+	build/audit/bin/python -m pip_audit --requirement requirements.lock --no-deps --disable-pip --strict --progress-spinner off
 
 lint: env-test  ## style of code and notebooks, and types
 	@$(PY) -m ruff check --quiet . && $(PY) -m ruff format --check --quiet .

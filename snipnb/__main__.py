@@ -8,6 +8,7 @@ import sys
 from snipnb.data import DataUnavailableError, acquire_mnist
 from snipnb.experiments import GROUP_SIZE
 from snipnb.store import StoreError
+from snipnb.training import Recipe
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         return _COMMANDS[given.command](given)
-    except (ValueError, DataUnavailableError, StoreError) as error:
+    except (ValueError, OSError, DataUnavailableError, StoreError) as error:
         print(f"snipnb: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -73,19 +74,26 @@ def _run(given: argparse.Namespace) -> int:
     if given.seeds is not None and given.seeds < 1:
         raise ValueError(f"--seeds is {given.seeds}; accepted are integers from 1")
     profile = profiles.load_profile(given.profile)
-    configs = grids.of_notebook(given.notebook, profile.parameters(grids.name_of(given.notebook)))
+    wanted = grids.of_notebook(given.notebook, profile.parameters(grids.name_of(given.notebook)))
     if given.seeds is not None:
-        configs = [config for config in configs if config.init_seed < given.seeds]
-    if not configs:
+        wanted = [[config for config in configs if config.init_seed < given.seeds] for configs in wanted]
+    if not any(wanted):
         raise ValueError(f"profile {profile.name!r} has no runs for {given.notebook}: its num_runs is below 1")
     store = given.store or runs_dir(profile.name)
-    print(f"{len(configs)} networks of {configs[0].recipe.epochs} epochs, kept in {store}", flush=True)
     options = {"jobs": given.jobs, "group_size": given.group_size, "device": given.device}
-    runs = run_grid(configs, store=store, **options)
-    last = runs[runs["epoch"] == runs["epoch"].max()]
-    means = 100 * last.pivot_table("test_error", "sparsity", "criterion", sort=False)
-    print("\nerror rate at the last epoch, mean over seeds, in %\n" + means.to_string(float_format="{:.3f}".format))
+    for configs in wanted:
+        print(f"{len(configs)} networks of {configs[0].recipe.epochs} epochs, kept in {store}", flush=True)
+        runs = run_grid(configs, store=store, **options)
+        last = runs[runs["epoch"] == runs["epoch"].max()].assign(recipe=[_described(c.recipe) for c in configs])
+        means = 100 * last.pivot_table("test_error", ["recipe", "sparsity"], "criterion", sort=False)
+        print("\nerror rate at the last epoch, mean over seeds, in %\n" + means.to_string(float_format="{:.3f}".format))
     return 0
+
+
+def _described(recipe: Recipe) -> str:
+    """What a table shows of a recipe."""
+    falls = f" {recipe.decay:g}" if recipe.schedule in ("step", "exponential") else ""
+    return f"{recipe.optimiser} {recipe.learning_rate:g} {recipe.schedule}{falls}"
 
 
 def _bench(given: argparse.Namespace) -> int:

@@ -130,14 +130,16 @@ def run(
             else:
                 written += files
                 print(f"{time.monotonic() - start:.0f} s, {len(files)} files")
-        rows = gather_ledger(place, everything)
-        claims.write_ledger(place.published, rows)
+        rows, ledger = gather_ledger(place, everything), ["claims.json", "claims.md", "claims.tex"]
+        try:
+            claims.write_ledger(place.published, rows)
+        except OSError as error:
+            ledger = []
+            failures[f"the ledger in {_short(place.published, root)}"] = f"  it cannot be written: {error.strerror}"
     print(f"\n{claims.text_table(rows)}\n")
     if written:
         print(f"written in {time.monotonic() - began:.0f} s to {_short(place.published, root)}:")
-        print(
-            "\n".join(f"  {file}" for file in [*written, "claims.json", "claims.md", "claims.tex", "provenance.json"])
-        )
+        print("\n".join(f"  {file}" for file in [*written, *ledger, "provenance.json"]))
     for name, message in failures.items():
         print(f"\n{name} failed; the next run tries it again, and what it had published before is kept.\n{message}")
     return not failures

@@ -282,7 +282,9 @@ def test_data_folder_can_be_named(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="SNIPNB_DATA is '~nobody_of_this_name/x'; a folder is needed"):
         paths.data_dir()
     monkeypatch.delenv("SNIPNB_DATA")
-    assert paths.data_dir() == paths.project_root() / "data"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    root = paths.project_root()
+    assert paths.data_dir() == (tmp_path / "snipnb" if root is None else root / "data")
 
 
 def test_shipped_sample_is_what_draw_sample_draws():

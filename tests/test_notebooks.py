@@ -376,6 +376,34 @@ def test_a_folder_that_cannot_be_written_is_said(project):
         run(root)
 
 
+def test_a_ledger_that_cannot_be_written_is_said(project, monkeypatch, capsys):
+    root, _ = project
+
+    def full(*_):
+        raise OSError(27, "File too large")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(notebooks.claims, "write_ledger", full)
+        assert not run(root)
+    said = capsys.readouterr().out
+    assert "the ledger in figures/mine/ failed" in said
+    assert "it cannot be written: File too large" in said
+    assert "claims.json" not in said
+    assert run(root)
+    assert (root / "figures" / "mine" / "claims.json").is_file()
+
+
+def test_what_the_system_refuses_is_said_without_a_traceback(monkeypatch, capsys):
+    from snipnb.__main__ import main
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "figures/x.md")
+
+    monkeypatch.setattr(notebooks, "run", full)
+    assert main(["figures"]) == 1
+    assert "snipnb: [Errno 28] No space left on device: 'figures/x.md'" in capsys.readouterr().err
+
+
 def test_a_second_run_waits_for_the_first(project, capsys):
     root, _ = project
     assert run(root)
