@@ -226,6 +226,30 @@ def place_errors(errors: pd.DataFrame, reported: pd.DataFrame, *, num_scored: in
     return pd.DataFrame(rows)
 
 
+def recipe_levels(runs: pd.DataFrame, reported: pd.DataFrame, *, num_scored: int) -> pd.DataFrame:
+    """Published error rates beside those of networks that were trained by several recipes.
+
+    Args:
+        runs: As from :func:`snipnb.run_grid`, with a column ``name``: that of the recipe; at least two runs of a name and sparsity.
+        reported: ``sparsity``, ``error_percent``; sparsities without runs are left out.
+        num_scored: Images that our runs were scored on.
+
+    Returns:
+        One row per recipe and sparsity: ``recipe``, ``sparsity``, ``n``, ``last_epoch`` (mean), and from :func:`place_errors` ``best_epoch``
+        (mean), ``low``, ``high``, ``reported``, ``inside``; in percent.
+    """
+    tables = []
+    for name, own in runs.groupby("name", sort=False):
+        rates = error_table(own)
+        last = rates[rates["way"] == WAYS["error_rate"]].groupby("sparsity")["error_percent"].mean()
+        placed = place_errors(rates, reported[reported["sparsity"].isin(own["sparsity"])], num_scored=num_scored)
+        placed = placed.rename(columns={"mean": "best_epoch"})
+        placed.insert(0, "recipe", name)
+        placed.insert(3, "last_epoch", last.loc[placed["sparsity"]].to_numpy())
+        tables.append(placed)
+    return pd.concat(tables, ignore_index=True)
+
+
 def follows_published_protocol(split: Split, recipe: Recipe) -> bool:
     """Whether a run is trained and scored as the published ones were: C33's rule asks for it."""
     published = Recipe(epochs=80, batch_size=128, optimiser="adam", learning_rate=0.0012)

@@ -196,6 +196,37 @@ def test_runs_without_spread_are_placed_by_the_binomial_variance_alone():
     assert placed["high"] - 1 == pytest.approx(1.95996 * (99 * (1 / 10_000 + 1 / 10_500)) ** 0.5, rel=1e-4)
 
 
+def test_recipes_are_placed_one_by_one():
+    rows = [
+        {
+            "name": name,
+            "criterion": "snip",
+            "init_seed": seed,
+            "sparsity": sparsity,
+            "epoch": epoch,
+            "test_error": error / 100,
+        }
+        for name, base in (("one", 1.0), ("other", 3.0))
+        for seed in range(3)
+        for sparsity in (0.0, 0.95)
+        for epoch, error in ((1, base + sparsity), (2, base + sparsity + 0.1 * seed))
+    ]
+    runs = pd.DataFrame(rows).assign(validation_error=float("nan"), train_loss=0.5)
+    reported = pd.DataFrame({"sparsity": [0.0, 0.5, 0.95], "error_percent": [1.0, 9.0, 3.95]})
+    levels = errors.recipe_levels(runs, reported, num_scored=10_000)
+    assert levels[["recipe", "sparsity"]].values.tolist() == [
+        ["one", 0.0],
+        ["one", 0.95],
+        ["other", 0.0],
+        ["other", 0.95],
+    ]
+    assert levels["best_epoch"].tolist() == pytest.approx([1.0, 1.95, 3.0, 3.95])
+    assert levels["last_epoch"].tolist() == pytest.approx([1.1, 2.05, 3.1, 4.05])
+    assert levels["inside"].tolist() == [True, False, False, True]
+    alone = errors.recipe_levels(runs[runs["name"] == "other"], reported, num_scored=10_000)
+    pd.testing.assert_frame_equal(alone, levels[levels["recipe"] == "other"].reset_index(drop=True))
+
+
 def test_a_split_without_validation_has_no_selected_epoch():
     runs = pd.DataFrame(
         {

@@ -396,9 +396,9 @@ def test_every_criterion_ranks_every_parameter(name, examples):
 @pytest.mark.parametrize("notebook", grids.GRIDS)
 def test_every_profile_makes_the_grids_of_the_notebooks(profile, notebook):
     found = profiles.load_profile(profile)
-    configs = grids.of_notebook(notebook, found.parameters(notebook))
-    assert len(configs) == len(set(configs))
-    assert {c.sample for c in configs} == {found.common["sample"]}
+    for configs in grids.of_notebook(notebook, found.parameters(notebook)):
+        assert len(configs) == len(set(configs))
+        assert {c.sample for c in configs} == {found.common["sample"]}
     with pytest.raises(ValueError, match="trains nothing"):
         grids.name_of("01")
 
@@ -407,7 +407,7 @@ def test_the_command_line_does_what_a_notebook_does(tmp_path, capsys, monkeypatc
     from snipnb.__main__ import main
 
     monkeypatch.setattr(profiles, "resource", lambda *parts: tmp_path.joinpath(*parts[1:]))
-    text = "about: tiny\ncommon: {threads: 1, sample: true}\nnotebooks:\n  03_lenet5_table: {num_runs: 2, split_name: standard, epochs: 1, learning_rate: 0.01, schedule: one_cycle}\n"
+    text = "about: tiny\ncommon: {threads: 1, sample: true}\nnotebooks:\n  03_lenet5_table: {num_runs: 2, num_recipe_runs: 1, split_name: standard, epochs: 1, learning_rate: 0.01, schedule: one_cycle}\n"
     (tmp_path / "tiny.yaml").write_text(text)
     assert main(["run", "03", "--profile", "tiny", "--seeds", "1", "--jobs", "1", "--store", str(tmp_path / "s")]) == 0
     out = capsys.readouterr().out
