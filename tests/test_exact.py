@@ -359,7 +359,9 @@ def test_bad_examples_are_refused():
     refuses(model, "range from 0 to 12; accepted are 0 to 11", (4,), parameters={"0.weight": [0, 12]})
     refuses(model, "range from -1 to -1", (4,), parameters={"0.weight": [-1]})
     refuses(model, "'abc'; integers", (4,), parameters={"0.weight": "abc"})
-    refuses(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, bias=False)), "alone", (4,))
+    without_bias = nn.BatchNorm1d(3)
+    without_bias.bias = None  # older PyTorch cannot be asked for that
+    refuses(nn.Sequential(nn.Linear(4, 3), without_bias), "alone", (4,))
     lost = nn.Sequential(nn.Linear(4, 3))
     lost[0].weight.data[0, 0] = float("nan")
     refuses(lost, "logits of some images are not finite", (4,))
