@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     soak.add_argument("--profile", default="smoke", help="profile name or path of a YAML file (default: smoke)")
     soak.add_argument("--kills", type=int, default=10, help="how many times (default: 10)")
     soak.add_argument("--seed", type=int, default=0, help="draw of the moments (default: 0)")
-    soak.add_argument("--only", help="kills or faults alone")
+    soak.add_argument("--only", help="kills alone, faults alone, or some faults by words of their descriptions")
     report = commands.add_parser("report", help="ledger, executed notebooks and reference as static pages")
     report.add_argument("--profile", default="default", help="whose published figures (default: default)")
     report.add_argument("--output", help="folder for the pages (default: build/report)")

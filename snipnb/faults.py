@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -109,14 +109,21 @@ def _fault(what: str, expected: str) -> Callable[[Callable[[Site], Tries]], Call
     return enter
 
 
-def try_all(root: Path, folder: Path) -> Iterator[Fault]:
-    """Try every fault, in copies of a checkout, one after the other.
+def named(words: str) -> list[str]:
+    """The faults whose description has these words."""
+    return [what for what, _, _ in FAULTS if words.casefold() in what.casefold()]
+
+
+def try_all(root: Path, folder: Path, which: Container[str]) -> Iterator[Fault]:
+    """Try faults, by their descriptions, in copies of a checkout, one after the other.
 
     Raises:
         ValueError: If the quiet run fails.
     """
     site = Site(root, folder)
     for what, expected, function in FAULTS:
+        if what not in which:
+            continue
         fault, start = Fault(what, expected), time.monotonic()
         print(f"{what}: ", end="", flush=True)
         for problems in function(site):
@@ -455,11 +462,14 @@ def _without_network() -> None:
         ctypes.CDLL(None).unshare(NEW_NETWORK)
 
 
-def markdown(found: Sequence[Fault]) -> str:
-    """The faults as a table for ``figures/soak.md``; those that were not tried too."""
-    lines = ["| fault | tried | expected | right | seconds |", "|---|---|---|---|---|"]
-    left = [Fault(what, expected) for what, expected, _ in FAULTS if what not in {f.what for f in found}]
-    for f in (*found, *left):
-        right = "not tried" if not f.tried else "all" if not f.problems else f"no: {'; '.join(f.problems)}"
-        lines.append(f"| {f.what} | {f.tried} | {f.expected} | {right} | {f.seconds:.0f} |")
-    return "\n".join(lines)
+def markdown(found: Sequence[Fault], before: str = "") -> str:
+    """The faults as a table for ``figures/soak.md``: what was found, else what the table before says, else that it was not tried."""
+    rows = {line[2:].split(" | ")[0]: line for line in before.splitlines()[2:]} | {f.what: _row(f) for f in found}
+    lines = [rows.get(what) or _row(Fault(what, expected)) for what, expected, _ in FAULTS]
+    return "\n".join(["| fault | tried | expected | right | seconds |", "|---|---|---|---|---|", *lines])
+
+
+def _row(f: Fault) -> str:
+    problems = "; ".join(re.sub(r", see /.*?\.log", "", problem) for problem in f.problems)
+    right = "not tried" if not f.tried else f"no: {problems}" if problems else "all"
+    return f"| {f.what} | {f.tried} | {f.expected} | {right} | {f.seconds:.0f} |"

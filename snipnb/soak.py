@@ -66,7 +66,7 @@ def run(profile_name: str = "smoke", *, kills: int = 10, seed: int = 0, only: st
         profile_name: Name of a profile, or the path of a YAML file; of the run that is killed.
         kills: How many times the disturbed run is killed.
         seed: Draw of the moments.
-        only: ``"kills"`` or ``"faults"``; default both.
+        only: ``"kills"``, ``"faults"``, or words of some faults' descriptions; default everything.
 
     Returns:
         Whether the disturbed run ended in the same published files, left nothing behind and trained nothing twice, and every fault
@@ -75,20 +75,24 @@ def run(profile_name: str = "smoke", *, kills: int = 10, seed: int = 0, only: st
     Raises:
         ValueError: If profile or number of kills cannot be used, or a quiet run fails.
     """
+    from snipnb import faults  # which takes copies from here
+
     root = project_root()
     if root is None or os.name != "posix":
         raise ValueError("the soak needs a checkout of the repository, on a system with SIGKILL and process groups")
     if kills < 1:
         raise ValueError(f"--kills is {kills}; accepted are integers from 1")
-    if only not in (None, *SECTIONS):
-        raise ValueError(f"--only is {only!r}; accepted are {', '.join(SECTIONS)}")
+    which = faults.named("" if only in (None, "faults") else only)
+    if only != "kills" and not which:
+        everything = "\n  ".join(faults.named(""))
+        raise ValueError(f"--only is {only!r}; accepted are kills, faults, and words of one of\n  {everything}")
     check_parameters(load_profile(profile_name), find_notebooks(root))
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     print(f"profile {profile_name}; copies and logs in {folder}")
     keep = True
     try:
-        problems = _problems(folder, root, profile_name, kills, seed) if only != "faults" else []
-        problems += _faults(folder / "faults", root) if only != "kills" else []
+        problems = _problems(folder, root, profile_name, kills, seed) if only in (None, "kills") else []
+        problems += _faults(folder / "faults", root, which) if only != "kills" else []
         keep = bool(problems)
     except KeyboardInterrupt:
         keep = False
@@ -133,27 +137,33 @@ def _problems(folder: Path, root: Path, profile_name: str, kills: int, seed: int
     return problems
 
 
-def _faults(folder: Path, root: Path) -> list[str]:
+def _faults(folder: Path, root: Path, which: Sequence[str]) -> list[str]:
     from snipnb import faults  # which takes copies from here
 
     folder.mkdir(parents=True)
     print("\nother faults, with two notebooks of the smoke profile", flush=True)
-    found = []
-    for fault in faults.try_all(root, folder):
+    found, before = [], _written_down(root).get("faults", "")
+    for fault in faults.try_all(root, folder, which):
         found.append(fault)
-        _write_down(root, "faults", faults.markdown(found))  # what was tried so far
+        _write_down(root, "faults", faults.markdown(found, before))  # what was tried so far
     return [problem for fault in found for problem in fault.problems]
+
+
+def _written_down(root: Path) -> dict[str, str]:
+    """The sections of ``figures/soak.md``."""
+    path = root / "figures" / "soak.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return dict(re.findall(r"<!-- (\w+) -->\n(.*?)\n<!-- end -->", text, flags=re.DOTALL))
 
 
 def _write_down(root: Path, section: str, text: str) -> None:
     """Put a section into ``figures/soak.md``; the others stay."""
-    path = root / "figures" / "soak.md"
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    parts = dict(re.findall(r"<!-- (\w+) -->\n(.*?)\n<!-- end -->", before, flags=re.DOTALL)) | {section: text}
+    parts = _written_down(root) | {section: text}
     body = "".join(
         f"\n## {SECTIONS[name]}\n\n<!-- {name} -->\n{parts[name]}\n<!-- end -->\n" for name in SECTIONS if name in parts
     )
-    write_atomically(path, f"# What was done to `make figures`, and what came of it\n\nWritten by `make soak`.\n{body}")
+    page = f"# What was done to `make figures`, and what came of it\n\nWritten by `make soak`.\n{body}"
+    write_atomically(root / "figures" / "soak.md", page)
 
 
 def _kill_again_and_again(killed: Run, when: Sequence[float], timeline: Sequence[Interval]) -> list[Kill]:

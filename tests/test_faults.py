@@ -117,20 +117,26 @@ def test_tables_that_disagree_are_named(tmp_path):
     assert faults.disagreements(one, other) == ["01_a.csv has other rows or columns", "01_b.csv is missing"]
 
 
-def test_the_table_says_what_went_wrong():
-    found = [
-        faults.Fault("a", faults.SAME, 2, [], 3.4),
-        faults.Fault("b", faults.SAID, 1, ["x", "y"]),
-        faults.Fault("c", "d"),
+def test_the_table_says_what_went_wrong(monkeypatch):
+    monkeypatch.setattr(faults, "FAULTS", [(what, what * 3, None) for what in "abc"])
+    found = [faults.Fault("b", faults.SAID, 1, ["x", "f-1: y, see /a b/c.log", "half written: z, see /a/b1.log"])]
+    table = faults.markdown(found)
+    assert table.splitlines()[2:] == [
+        "| a | 0 | aaa | not tried | 0 |",
+        "| b | 1 | refused with a message | no: x; f-1: y; half written: z | 0 |",
+        "| c | 0 | ccc | not tried | 0 |",
     ]
-    rows = faults.markdown(found).splitlines()[2:]
-    assert rows[:3] == [
-        "| a | 2 | the same files | all | 3 |",
-        "| b | 1 | refused with a message | no: x; y | 0 |",
-        "| c | 0 | d | not tried | 0 |",
-    ]
-    assert len(rows) == 3 + len(faults.FAULTS)
-    assert all("| not tried |" in row for row in rows[3:])
+    later = faults.markdown([faults.Fault("a", faults.SAME, 2, [], 3.4)], table)
+    assert later.splitlines()[2:] == ["| a | 2 | the same files | all | 3 |", *table.splitlines()[3:]]
+
+
+def test_some_faults_are_tried_by_their_words(tmp_path, monkeypatch):
+    tried = []
+    monkeypatch.setattr(faults, "Site", lambda *_: None)
+    monkeypatch.setattr(faults, "FAULTS", [(what, "", lambda _, w=what: tried.append(w) or [[]]) for what in "abc"])
+    assert [f.what for f in faults.try_all(tmp_path, tmp_path, faults.named("B"))] == ["b"]
+    assert tried == ["b"]
+    assert faults.named("") == ["a", "b", "c"]
 
 
 def test_sections_are_written_down_beside_each_other(tmp_path):

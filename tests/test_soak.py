@@ -129,14 +129,15 @@ def test_what_cannot_be_soaked_is_said(capsys):
     assert "there is no profile 'quick'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("only", "expected"), [(None, "kf"), ("kills", "k"), ("faults", "f")])
-def test_one_part_can_be_had_alone(only, expected, monkeypatch):
+@pytest.mark.parametrize(("only", "expected"), [(None, "kf"), ("kills", "k"), ("faults", "f"), ("full disk", "f")])
+def test_one_part_can_be_had_alone(only, expected, monkeypatch, capsys):
     tried = []
     monkeypatch.setattr(soak, "_problems", lambda *_: tried.append("k") or [])
     monkeypatch.setattr(soak, "_faults", lambda *_: tried.append("f") or [])
     assert cli.main(["soak", *(["--only", only] if only else [])]) == 0
     assert "".join(tried) == expected
     assert cli.main(["soak", "--only", "luck"]) == 1
+    assert "words of one of\n  another language" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("problems", "good"), [([], True), (["published: 01_a.csv differs"], False)])
