@@ -395,12 +395,12 @@ def test_parameters_of_a_profile_have_their_type_or_are_refused(data, tmp_path_f
 
 
 @fuzz(200)
-@given(st.binary(max_size=120) | st.text(max_size=120).map(lambda t: t.encode("utf-8", "replace")))
-@example(b"about: &a [*a]\nnotebooks: {}")
-@example(b"notebooks: {a: &b {c: *b}}")
-@example(b"? {}\n: 1")
-@example(b"? [a, {b: c}]\n: 1")
-@example(b"<<: 3\nnotebooks: {}")
+@given(content=st.binary(max_size=120) | st.text(max_size=120).map(lambda t: t.encode("utf-8", "replace")))
+@example(content=b"about: &a [*a]\nnotebooks: {}")
+@example(content=b"notebooks: {a: &b {c: *b}}")
+@example(content=b"? {}\n: 1")
+@example(content=b"? [a, {b: c}]\n: 1")
+@example(content=b"<<: 3\nnotebooks: {}")
 def test_a_profile_of_any_bytes_is_read_or_refused(content, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
     path.write_bytes(content)
