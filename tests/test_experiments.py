@@ -396,7 +396,9 @@ def test_every_criterion_ranks_every_parameter(name, examples):
 @pytest.mark.parametrize("notebook", grids.GRIDS)
 def test_every_profile_makes_the_grids_of_the_notebooks(profile, notebook):
     found = profiles.load_profile(profile)
-    for configs in grids.of_notebook(notebook, found.parameters(notebook)):
+    wanted = grids.of_notebook(notebook, found.parameters(notebook))
+    assert wanted
+    for configs in wanted:
         assert len(configs) == len(set(configs))
         assert {c.sample for c in configs} == {found.common["sample"]}
     with pytest.raises(ValueError, match="trains nothing"):
@@ -412,5 +414,7 @@ def test_the_command_line_does_what_a_notebook_does(tmp_path, capsys, monkeypatc
     assert main(["run", "03", "--profile", "tiny", "--seeds", "1", "--jobs", "1", "--store", str(tmp_path / "s")]) == 0
     out = capsys.readouterr().out
     assert "3 networks of 1 epochs" in out
+    assert "8 networks of 1 epochs" in out  # by other recipes
+    assert "adam 0.0012 exponential 0.95" in out
     assert "0.95" in out
     assert main(["run", "01", "--profile", "tiny"]) == 1
