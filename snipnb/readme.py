@@ -17,7 +17,7 @@ def update(*, check: bool = False, root: Path | None = None) -> bool:
     """Bring README.md up to date with the published ledger and provenance.
 
     Args:
-        check: Change nothing; only say whether the verdicts are up to date. Run times are not compared: they differ every time.
+        check: Change nothing; only say whether all but the run times, which differ every time, is up to date.
         root: The checkout.
 
     Returns:
@@ -31,7 +31,7 @@ def update(*, check: bool = False, root: Path | None = None) -> bool:
         raise ValueError("README.md is part of a checkout of the repository; this package is installed without one")
     path = root / "README.md"
     text = path.read_text(encoding="utf-8")
-    new = render(text, root / "figures", parts=("verdicts",) if check else tuple(_PARTS))
+    new = render(text, root / "figures", parts=("verdicts", "kept") if check else tuple(_PARTS))
     if new == text:
         return True
     if check:
@@ -41,7 +41,7 @@ def update(*, check: bool = False, root: Path | None = None) -> bool:
     return True
 
 
-def render(text: str, figures: Path, *, parts: tuple[str, ...] = ("verdicts", "cost")) -> str:
+def render(text: str, figures: Path, *, parts: tuple[str, ...] = ("verdicts", "cost", "kept")) -> str:
     """The text with the named generated parts made anew, and the others as they are."""
 
     def replace(found: re.Match[str]) -> str:
@@ -84,6 +84,19 @@ def cost(figures: Path) -> str:
     return "\n".join(lines)
 
 
+def kept(figures: Path) -> str:
+    """How many runs of the paper profile are finished and kept with the project."""
+    records = [json.loads(path.read_text(encoding="utf-8"))["record"] for path in figures.glob("paper/runs/*.json")]
+    if not records:
+        return "Of the paper profile no run is finished yet."
+    networks = [run for record in records for run in record["runs"]]
+    epochs = max(len(run["history"]["epoch"]) for run in networks)
+    return (
+        f"Of the paper profile {len(networks)} networks of {epochs} epochs are finished so far, in {len(records)} groups, and kept in "
+        "[figures/paper/runs](figures/paper/runs); its commands go on from there as long as the code that trains is the same."
+    )
+
+
 def _folder(figures: Path, profile: str) -> Path:
     return figures if profile == "default" else figures / profile
 
@@ -92,4 +105,4 @@ def _rows(path: Path) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for row in json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else {}
 
 
-_PARTS = {"verdicts": verdicts, "cost": cost}
+_PARTS = {"verdicts": verdicts, "cost": cost, "kept": kept}

@@ -4,7 +4,7 @@ import shlex
 import pytest
 
 import snipnb
-from snipnb import readme
+from snipnb import readme, store
 from snipnb.notebooks import find_notebooks
 from snipnb.paths import project_root
 
@@ -19,7 +19,7 @@ def test_generated_parts_are_up_to_date():
 def test_every_linked_file_exists():
     targets = [t for t in re.findall(r"\]\(([^)]+)\)", TEXT) if "://" not in t]
     assert len(targets) > 8
-    assert not [target for target in targets if not (ROOT / target).is_file()]
+    assert not [target for target in targets if not (ROOT / target).exists()]
 
 
 def test_every_path_named_exists():
@@ -66,6 +66,16 @@ def test_a_criterion_of_your_own_runs_as_the_page_shows(capsys):
     assert re.search(r"convolutions_first +6171", said)
 
 
+def test_finished_runs_of_the_paper_profile_are_counted(tmp_path):
+    text = "<!-- generated: kept -->\n<!-- end -->\n"
+    assert "no run is finished yet" in readme.render(text, tmp_path)
+    kept = store.Store(tmp_path / "paper" / "runs")
+    run = {"kept": 5, "history": {"epoch": [1, 2], "test_error": [0.5, 0.25]}}
+    for number in (1, 2):
+        kept.finish(f"group-{number}", {"runs": [run] * number})
+    assert "3 networks of 2 epochs are finished so far, in 2 groups" in readme.render(text, tmp_path)
+
+
 def test_parts_follow_from_the_files(tmp_path):
     text = "a\n<!-- generated: verdicts -->\nold\n<!-- end -->\nb\n<!-- generated: cost -->\n<!-- end -->\n"
     new = readme.render(text, ROOT / "figures")
@@ -76,5 +86,5 @@ def test_parts_follow_from_the_files(tmp_path):
     only_verdicts = readme.render(text, ROOT / "figures", parts=("verdicts",))
     assert "| C35 |" in only_verdicts
     assert "| default |" not in only_verdicts
-    with pytest.raises(ValueError, match="has a part 'weather'; the generated parts are verdicts, cost"):
+    with pytest.raises(ValueError, match="has a part 'weather'; the generated parts are verdicts, cost, kept"):
         readme.render("<!-- generated: weather -->\n<!-- end -->", tmp_path)
