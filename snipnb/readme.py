@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def update(*, check: bool = False, root: Path | None = None) -> bool:
         raise ValueError("README.md is part of a checkout of the repository; this package is installed without one")
     path = root / "README.md"
     text = path.read_text(encoding="utf-8")
-    new = render(text, root / "figures", parts=("verdicts", "kept") if check else tuple(_PARTS))
+    new = render(text, root / "figures", parts=set(_PARTS) - {"cost"} if check else None)
     if new == text:
         return True
     if check:
@@ -41,13 +42,14 @@ def update(*, check: bool = False, root: Path | None = None) -> bool:
     return True
 
 
-def render(text: str, figures: Path, *, parts: tuple[str, ...] = ("verdicts", "cost", "kept")) -> str:
-    """The text with the named generated parts made anew, and the others as they are."""
+def render(text: str, figures: Path, *, parts: Container[str] | None = None) -> str:
+    """The text with the named generated parts made anew, default all, and the others as they are."""
+    chosen = _PARTS if parts is None else parts
 
     def replace(found: re.Match[str]) -> str:
         if found[2] not in _PARTS:
             raise ValueError(f"README.md has a part {found[2]!r}; the generated parts are {', '.join(_PARTS)}")
-        return f"{found[1]}{_PARTS[found[2]](figures)}\n{found[3]}" if found[2] in parts else found[0]
+        return f"{found[1]}{_PARTS[found[2]](figures)}\n{found[3]}" if found[2] in chosen else found[0]
 
     return MARKER.sub(replace, text)
 

@@ -82,8 +82,9 @@ def run(profile_name: str = "smoke", *, kills: int = 10, seed: int = 0, only: st
         raise ValueError("the soak needs a checkout of the repository, on a system with SIGKILL and process groups")
     if kills < 1:
         raise ValueError(f"--kills is {kills}; accepted are integers from 1")
-    which = faults.named("" if only in (None, "faults") else only)
-    if only != "kills" and not which:
+    with_kills = only in (None, "kills")
+    which = [] if only == "kills" else faults.named("" if only in (None, "faults") else only)
+    if not with_kills and not which:
         everything = "\n  ".join(faults.named(""))
         raise ValueError(f"--only is {only!r}; accepted are kills, faults, and words of one of\n  {everything}")
     check_parameters(load_profile(profile_name), find_notebooks(root))
@@ -91,8 +92,8 @@ def run(profile_name: str = "smoke", *, kills: int = 10, seed: int = 0, only: st
     print(f"profile {profile_name}; copies and logs in {folder}")
     keep = True
     try:
-        problems = _problems(folder, root, profile_name, kills, seed) if only in (None, "kills") else []
-        problems += _faults(folder / "faults", root, which) if only != "kills" else []
+        problems = _problems(folder, root, profile_name, kills, seed) if with_kills else []
+        problems += _faults(folder / "faults", root, which) if which else []
         keep = bool(problems)
     except KeyboardInterrupt:
         keep = False
