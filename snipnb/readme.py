@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Container
@@ -11,6 +12,7 @@ from typing import Any
 from snipnb.paths import project_root, write_atomically
 
 MARKER = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+TRAINED_ON = 55_000  # images of an epoch of the default profile
 STRENGTH = ("paper", "default")  # a claim is shown at the first of these profiles that measured it
 
 
@@ -82,8 +84,23 @@ def cost(figures: Path) -> str:
             memory = f"{run['peak_memory_mb'] / 1024:.1f} GiB" if run.get("peak_memory_mb") else ""
             lines.append(f"| {profile} | {notebook} | {run['seconds'] / 60:.1f} | {memory} | {machine} |")
         if runs:
-            lines.append(f"| {profile} | together | {sum(run['seconds'] for run in runs.values()) / 60:.0f} | | |")
+            total = sum(run["seconds"] for run in runs.values())
+            lines.append(f"| {profile} | together | {total / 60:.0f} | | |")
+            if profile == "default" and (epoch := _plain_epoch(figures)):
+                lines.append(
+                    f"| {profile} | the same, in epochs of a plain loop ({epoch:.1f} s) | {total / epoch:.0f} epochs | | |"
+                )
     return "\n".join(lines)
+
+
+def _plain_epoch(figures: Path) -> float | None:
+    """Seconds that ``make bench`` measured for a plain PyTorch loop over the images that one LeNet-5 is trained on, if it did."""
+    path = figures / "bench" / "training.csv"
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8", newline="") as lines:
+        plain = next(row for row in csv.DictReader(lines) if row["way"] == "plain loop")
+    return float(plain["seconds"]) / float(plain["images"]) * TRAINED_ON
 
 
 def kept(figures: Path) -> str:

@@ -1,3 +1,4 @@
+import json
 import re
 import shlex
 
@@ -74,6 +75,16 @@ def test_finished_runs_of_the_paper_profile_are_counted(tmp_path):
     for number in (1, 2):
         kept.finish(f"group-{number}", {"runs": [run] * number})
     assert "3 networks of 2 epochs are finished so far, in 2 groups" in readme.render(text, tmp_path)
+
+
+def test_the_time_is_told_in_epochs_of_a_plain_loop_too(tmp_path):
+    run = {"seconds": 1100.0, "machine": {"cores": 2, "processor": "any"}}
+    (tmp_path / "provenance.json").write_text(json.dumps({"notebooks": {"01_first": run}}))
+    text = "<!-- generated: cost -->\n<!-- end -->\n"
+    assert "plain loop" not in readme.render(text, tmp_path)
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench/training.csv").write_text("way,images,seconds\ntogether,500,0.01\nplain loop,500,0.1\n")
+    assert "| default | the same, in epochs of a plain loop (11.0 s) | 100 epochs |" in readme.render(text, tmp_path)
 
 
 def test_parts_follow_from_the_files(tmp_path):
