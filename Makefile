@@ -31,7 +31,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo "  make NN_slug      one notebook of: $(NOTEBOOKS)"
 	@echo
-	@echo "Settings: PROFILE=default|smoke|paper|path.yaml   FORCE=1 (run what is up to date too)   PYTHON=python3.11"
+	@echo "Settings: PROFILE=default|seeds|smoke|paper|path.yaml   FORCE=1 (run what is up to date too)   PYTHON=python3.11"
 
 # $(call install,EXTRAS): create the environment if need be and install under the pins, unless that was done already for
 # these very files in this very folder. The stamp is written last, so an interrupted installation is simply done again.

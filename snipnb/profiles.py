@@ -15,7 +15,8 @@ import yaml
 from snipnb.paths import resource
 
 SECTIONS = ("about", "common", "notebooks")
-RESERVED = ("default", "smoke", "paper", "notebooks", "claims", "bench")  # folders of figures/, and profiles of ours
+# Folders of figures/, and profiles of ours.
+RESERVED = ("default", "smoke", "paper", "seeds", "notebooks", "claims", "bench")
 MOST_THREADS = 1024
 REQUIRED = ("profile", "threads", "sample")
 

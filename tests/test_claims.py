@@ -71,10 +71,12 @@ def test_too_little_evidence_is_weak_or_untested():
     weak = "weak (n = 20, the rule asks for 100; so far reproduced)"
     assert claims.judge("C32", measured, n=20, profile="default")[0] == weak
     assert claims.judge("C32", measured, n=100, profile="smoke")[0] == "untested (budget of profile smoke)"
+    assert claims.judge("C32", measured, n=100, profile="seeds")[0] == "reproduced"  # default with more seeds
     inside = {"outside_interval": 0}
     assert claims.judge("C33", inside, n=10, profile="paper", protocol_followed=True)[0] == "reproduced"
     assert claims.judge("C33", {}, n=10, profile="paper")[0] == "untested (not the published protocol)"
     assert claims.judge("C33", {}, n=10, profile="default", protocol_followed=True)[0].startswith("untested (budget")
+    assert claims.judge("C33", {}, n=10, profile="seeds", protocol_followed=True)[0].startswith("untested (budget")
     mixed = {"inverted_minus_snip_low": 1.0, "shuffled_minus_snip_low": 0.0}
     assert claims.judge("C2", mixed, n=5, profile="default")[0].startswith("weak (the least sensitive ones")
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from snipnb import notebooks, profiles
+from snipnb import claims, notebooks, profiles
 from snipnb.paths import project_root
 
 ROOT = project_root()
@@ -35,8 +35,22 @@ def test_a_notebook_opened_by_hand_has_the_default_profile(path):
     assert profiles.declared_parameters(path) == profiles.load_profile("default").parameters(path.stem)
 
 
+def test_a_profile_with_more_seeds_differs_in_their_numbers_only():
+    for more, less in claims.MORE_SEEDS.items():
+        larger, smaller = profiles.load_profile(more), profiles.load_profile(less)
+        assert larger.common == smaller.common
+        for path in NOTEBOOKS:
+            given, other = larger.notebooks[path.stem], smaller.notebooks[path.stem]
+            assert given.keys() == other.keys()
+            changed = {name for name in given if given[name] != other[name]}
+            assert changed <= {"num_seeds", "num_runs", "num_magnitude_runs"}
+            assert all(given[name] > other[name] for name in changed)
+
+
 def test_unknown_profile_is_named():
-    with pytest.raises(ValueError, match=r"no profile 'quick'; there are default, paper, smoke, or give a \.yaml file"):
+    with pytest.raises(
+        ValueError, match=r"no profile 'quick'; there are default, paper, seeds, smoke, or give a \.yaml file"
+    ):
         profiles.load_profile("quick")
     with pytest.raises(ValueError, match=r"no profile '/nowhere/x\.yaml'"):
         profiles.load_profile("/nowhere/x.yaml")
