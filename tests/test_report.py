@@ -1,8 +1,11 @@
 import json
+from io import BytesIO
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from snipnb import plotting, report
 from snipnb.paths import write_atomically
@@ -62,6 +65,29 @@ def test_figures_are_byte_stable(tmp_path):
         files.append([(tmp_path / f"{name}.{kind}").read_bytes() for kind in ("png", "svg")])
     assert files[0] == files[1]
     assert b"matplotlib" not in files[0][0].lower()
+
+
+def test_pictures_have_few_colours_unless_shades_would_be_lost(tmp_path):
+    plotting.use_house_style()
+    figure = small_figure()
+    plotting.save(figure, tmp_path / "few.png", alt="A line.")
+    stream = BytesIO()
+    figure.savefig(stream, format="png", dpi=plotting.PNG_DPI)
+    plt.close(figure)
+    with Image.open(tmp_path / "few.png") as few, Image.open(stream) as all_colours:
+        assert (few.mode, few.text) == ("P", {"Description": "A line."})
+        assert few.info["dpi"] == all_colours.info["dpi"]
+        off = np.abs(np.asarray(few.convert("RGB"), int) - np.asarray(all_colours.convert("RGB"), int))
+        assert off.mean() < plotting.MOST_LOST
+        assert few.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+    figure, axes = plt.subplots()
+    axes.imshow(np.random.default_rng(0).random((40, 40, 3)))
+    plotting.save(figure, tmp_path / "many.png", alt="x")
+    stream = BytesIO()
+    figure.savefig(stream, format="png", dpi=plotting.PNG_DPI)
+    plt.close(figure)
+    with Image.open(tmp_path / "many.png") as many, Image.open(stream) as all_colours:
+        assert np.array_equal(np.asarray(many), np.asarray(all_colours.convert("RGB")))
 
 
 def test_a_table_keeps_whole_numbers_whole(written):
