@@ -235,17 +235,22 @@ def recipe_levels(runs: pd.DataFrame, reported: pd.DataFrame, *, num_scored: int
         num_scored: Images that our runs were scored on.
 
     Returns:
-        One row per recipe and sparsity: ``recipe``, ``sparsity``, ``n``, ``last_epoch`` (mean), and from :func:`place_errors` ``best_epoch``
-        (mean), ``low``, ``high``, ``reported``, ``inside``; in percent.
+        One row per recipe and sparsity: ``recipe``, ``sparsity``, ``n``, ``last_epoch`` (mean), and of the best epoch ``best_epoch`` (mean),
+        ``smallest``, ``largest``, and from :func:`place_errors` ``low``, ``high``, ``reported``, ``inside``; in percent.
     """
     tables = []
     for name, own in runs.groupby("name", sort=False):
         rates = error_table(own)
-        last = rates[rates["way"] == WAYS["error_rate"]].groupby("sparsity")["error_percent"].mean()
+        last, best = (
+            rates[rates["way"] == WAYS[way]].groupby("sparsity")["error_percent"]
+            for way in ("error_rate", "best_error_rate")
+        )
         placed = place_errors(rates, reported[reported["sparsity"].isin(own["sparsity"])], num_scored=num_scored)
         placed = placed.rename(columns={"mean": "best_epoch"})
         placed.insert(0, "recipe", name)
-        placed.insert(3, "last_epoch", last.loc[placed["sparsity"]].to_numpy())
+        found = {"last_epoch": last.mean(), "smallest": best.min(), "largest": best.max()}
+        for place, (column, values) in zip((3, 5, 6), found.items(), strict=True):
+            placed.insert(place, column, values.loc[placed["sparsity"]].to_numpy())
         tables.append(placed)
     return pd.concat(tables, ignore_index=True)
 

@@ -222,6 +222,22 @@ def test_recipes_are_placed_one_by_one():
     ]
     assert levels["best_epoch"].tolist() == pytest.approx([1.0, 1.95, 3.0, 3.95])
     assert levels["last_epoch"].tolist() == pytest.approx([1.1, 2.05, 3.1, 4.05])
+    assert levels[["smallest", "largest"]].values.tolist() == [
+        [pytest.approx(b), pytest.approx(b)] for b in (1.0, 1.95, 3.0, 3.95)
+    ]
+    assert list(levels) == [
+        "recipe",
+        "sparsity",
+        "n",
+        "last_epoch",
+        "best_epoch",
+        "smallest",
+        "largest",
+        "low",
+        "high",
+        "reported",
+        "inside",
+    ]
     assert levels["inside"].tolist() == [True, False, False, True]
     alone = errors.recipe_levels(runs[runs["name"] == "other"], reported, num_scored=10_000)
     pd.testing.assert_frame_equal(alone, levels[levels["recipe"] == "other"].reset_index(drop=True))
