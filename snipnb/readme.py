@@ -74,22 +74,19 @@ def verdicts(figures: Path) -> str:
 
 
 def cost(figures: Path) -> str:
-    """What each notebook of each profile took when the published files were made."""
-    lines = ["| profile | notebook | minutes | peak memory | machine |", "|---|---|---|---|---|"]
-    for profile in reversed(STRENGTH):
-        path = _folder(figures, profile) / "provenance.json"
-        runs = json.loads(path.read_text(encoding="utf-8"))["notebooks"] if path.is_file() else {}
-        for notebook, run in runs.items():
-            machine = f"{run['machine']['cores']} cores, {run['machine']['processor']}"
-            memory = f"{run['peak_memory_mb'] / 1024:.1f} GiB" if run.get("peak_memory_mb") else ""
-            lines.append(f"| {profile} | {notebook} | {run['seconds'] / 60:.1f} | {memory} | {machine} |")
-        if runs:
-            total = sum(run["seconds"] for run in runs.values())
-            lines.append(f"| {profile} | together | {total / 60:.0f} | | |")
-            if profile == "default" and (epoch := _plain_epoch(figures)):
-                lines.append(
-                    f"| {profile} | the same, in epochs of a plain loop ({epoch:.1f} s) | {total / epoch:.0f} epochs | | |"
-                )
+    """What each notebook of the default profile took when the published files were made."""
+    lines = ["| notebook | minutes | peak memory | machine |", "|---|---|---|---|"]
+    path = figures / "provenance.json"
+    runs = json.loads(path.read_text(encoding="utf-8"))["notebooks"] if path.is_file() else {}
+    for notebook, run in runs.items():
+        machine = f"{run['machine']['cores']} cores, {run['machine']['processor']}"
+        memory = f"{run['peak_memory_mb'] / 1024:.1f} GiB" if run.get("peak_memory_mb") else ""
+        lines.append(f"| {notebook} | {run['seconds'] / 60:.1f} | {memory} | {machine} |")
+    if runs:
+        total = sum(run["seconds"] for run in runs.values())
+        lines.append(f"| together | {total / 60:.0f} | | |")
+        if epoch := _plain_epoch(figures):
+            lines.append(f"| the same, in epochs of a plain loop ({epoch:.1f} s) | {total / epoch:.0f} epochs | | |")
     return "\n".join(lines)
 
 

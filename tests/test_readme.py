@@ -84,7 +84,7 @@ def test_the_time_is_told_in_epochs_of_a_plain_loop_too(tmp_path):
     assert "plain loop" not in readme.render(text, tmp_path)
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench/training.csv").write_text("way,images,seconds\ntogether,500,0.01\nplain loop,500,0.1\n")
-    assert "| default | the same, in epochs of a plain loop (11.0 s) | 100 epochs |" in readme.render(text, tmp_path)
+    assert "| the same, in epochs of a plain loop (11.0 s) | 100 epochs |" in readme.render(text, tmp_path)
 
 
 def test_parts_follow_from_the_files(tmp_path):
@@ -92,10 +92,10 @@ def test_parts_follow_from_the_files(tmp_path):
     new = readme.render(text, ROOT / "figures")
     assert "old" not in new
     assert "| C35 |" in new
-    assert "| default | 01_salience_derivation |" in new
+    assert "\n| 01_salience_derivation |" in new
     assert readme.render(new, ROOT / "figures") == new
     only_verdicts = readme.render(text, ROOT / "figures", parts=("verdicts",))
     assert "| C35 |" in only_verdicts
-    assert "| default |" not in only_verdicts
+    assert "\n| 01_salience_derivation |" not in only_verdicts
     with pytest.raises(ValueError, match="has a part 'weather'; the generated parts are verdicts, cost, kept"):
         readme.render("<!-- generated: weather -->\n<!-- end -->", tmp_path)
