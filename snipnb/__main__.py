@@ -20,6 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     figures.add_argument("notebooks", nargs="*", help="names or leading digits; default all")
     figures.add_argument("--profile", default="default", help="profile name or path of a YAML file (default: default)")
     figures.add_argument("--force", action="store_true", help="run even what is up to date")
+    figures.add_argument("--seeds", type=int, help="train only so many of the profile's seeds, from 0")
     run = commands.add_parser("run", help="do the training runs of a notebook, without it; resumes")
     run.add_argument("notebook", help="name or leading digits of a notebook that trains, e.g. 02")
     run.add_argument("--profile", default="default", help="profile name or path of a YAML file (default: default)")
@@ -63,7 +64,7 @@ def _data(_: argparse.Namespace) -> int:
 def _figures(given: argparse.Namespace) -> int:
     from snipnb import notebooks
 
-    return 0 if notebooks.run(given.profile, given.notebooks, force=given.force) else 1
+    return 0 if notebooks.run(given.profile, given.notebooks, force=given.force, seeds=given.seeds) else 1
 
 
 def _run(given: argparse.Namespace) -> int:
@@ -71,12 +72,9 @@ def _run(given: argparse.Namespace) -> int:
     from snipnb.experiments import run_grid
     from snipnb.paths import runs_dir
 
-    if given.seeds is not None and given.seeds < 1:
-        raise ValueError(f"--seeds is {given.seeds}; accepted are integers from 1")
     profile = profiles.load_profile(given.profile)
-    wanted = grids.of_notebook(given.notebook, profile.parameters(grids.name_of(given.notebook)))
-    if given.seeds is not None:
-        wanted = [[config for config in configs if config.init_seed < given.seeds] for configs in wanted]
+    parameters = profiles.with_first_seeds(profile.parameters(grids.name_of(given.notebook)), given.seeds)
+    wanted = grids.of_notebook(given.notebook, parameters)
     if not any(wanted):
         raise ValueError(f"profile {profile.name!r} has no runs for {given.notebook}: its num_runs is below 1")
     store = given.store or runs_dir(profile.name)

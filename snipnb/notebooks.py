@@ -26,7 +26,7 @@ from typing import Any
 from snipnb import claims, sources
 from snipnb.data import acquire_mnist, data_checksum
 from snipnb.paths import data_dir, project_root, write_atomically
-from snipnb.profiles import Profile, check_parameters, declared_parameters, load_profile
+from snipnb.profiles import Profile, check_parameters, declared_parameters, load_profile, with_first_seeds
 from snipnb.report import RUN_FILE, versions
 
 KERNEL = "python3"
@@ -74,6 +74,11 @@ def find_notebooks(root: Path) -> list[Path]:
     return found
 
 
+def parameters_of(path: Path, profile: Profile, *, seeds: int | None = None) -> dict[str, Any]:
+    """All parameters of a notebook: the profile's, else those of its own cell; of training runs at most so many seeds."""
+    return with_first_seeds({**declared_parameters(path), **profile.parameters(path.stem)}, seeds)
+
+
 def place_of(profile: Profile, root: Path) -> Place:
     """``figures/`` for the default profile, ``build/smoke`` for smoke, ``figures/<name>`` for any other."""
     published = {"default": root / "figures", "smoke": root / "build" / "smoke"}
@@ -81,7 +86,12 @@ def place_of(profile: Profile, root: Path) -> Place:
 
 
 def run(
-    profile_name: str = "default", notebooks: Sequence[str] = (), *, force: bool = False, root: Path | None = None
+    profile_name: str = "default",
+    notebooks: Sequence[str] = (),
+    *,
+    force: bool = False,
+    seeds: int | None = None,
+    root: Path | None = None,
 ) -> bool:
     """Bring figures, tables and verdicts of a profile up to date, and print the ledger.
 
@@ -89,13 +99,14 @@ def run(
         profile_name: Name of a profile, or the path of a YAML file.
         notebooks: Names or leading digits of notebooks; default all.
         force: Run even what is up to date.
+        seeds: Train at most so many of the seeds that the profile names, from 0; default all of them.
         root: The checkout; default the one this package is imported from.
 
     Returns:
         Whether everything that was asked for is now up to date.
 
     Raises:
-        ValueError: If profile, parameter or notebook names are unknown; nothing has run then.
+        ValueError: If profile, parameter or notebook names are unknown, or ``seeds`` is below 1; nothing has run then.
         DataUnavailableError: If the images are missing.
     """
     root = root or project_root()
@@ -104,9 +115,10 @@ def run(
     profile, everything = load_profile(profile_name), find_notebooks(root)
     check_parameters(profile, everything)
     chosen = _choose(everything, notebooks)
+    parameters = {path: parameters_of(path, profile, seeds=seeds) for path in chosen}
     place = place_of(profile, root)
     _check_writable(place)
-    if any(not _parameters(path, profile).get("sample") for path in chosen):
+    if not all(given.get("sample") for given in parameters.values()):
         acquire_mnist()
     print(f"profile {profile.name}: {profile.about}" if profile.about else f"profile {profile.name}")
     with _only_one(place):
@@ -115,14 +127,14 @@ def run(
         failures, written, began = {}, [], time.monotonic()
         for number, path in enumerate(chosen, 1):
             print(f"[{number}/{len(chosen)}] {path.stem} ", end="", flush=True)
-            mark = fingerprint(path, profile)
+            mark = fingerprint(path, parameters[path])
             if not force and _is_current(path.stem, mark, place):
                 shutil.rmtree(place.work / "stage" / path.stem, ignore_errors=True)  # of a forced run that was killed
                 print("is up to date")
                 continue
             start = time.monotonic()
             try:
-                files = run_one(path, profile, place, mark)
+                files = run_one(path, parameters[path], place, mark)
             except Exception as error:  # whatever one notebook does, the others are run
                 known = isinstance(error, NotebookError)
                 failures[path.stem] = str(error) if known else f"  {type(error).__name__}: {error}"
@@ -145,8 +157,8 @@ def run(
     return not failures
 
 
-def run_one(path: Path, profile: Profile, place: Place, mark: str) -> list[str]:
-    """Execute one notebook and publish what it wrote; returns the published files, relative to the folder.
+def run_one(path: Path, parameters: Mapping[str, Any], place: Place, mark: str) -> list[str]:
+    """Execute one notebook with these parameters and publish what it wrote; returns the published files, relative to the folder.
 
     Raises:
         NotebookError: If a cell fails or did not run, or a promised file or verdict is missing. The message names notebook,
@@ -157,7 +169,6 @@ def run_one(path: Path, profile: Profile, place: Place, mark: str) -> list[str]:
     (stage / "notebooks").mkdir(parents=True)
     executed = stage / "notebooks" / path.name
     start = time.monotonic()
-    parameters = _parameters(path, profile)
     try:
         _execute(path, executed, parameters, stage)
         run_facts = _check(executed, path, stage)
@@ -180,7 +191,7 @@ def run_one(path: Path, profile: Profile, place: Place, mark: str) -> list[str]:
     return files
 
 
-def fingerprint(path: Path, profile: Profile, *, package: Path = sources.PACKAGE) -> str:
+def fingerprint(path: Path, parameters: Mapping[str, Any], *, package: Path = sources.PACKAGE) -> str:
     """SHA-256 of everything a notebook's results follow from: itself, code, published values, parameters, data and versions.
 
     Code is what the notebook's imports reach, and what this runner does, which decides how a notebook is executed and published.
@@ -192,7 +203,6 @@ def fingerprint(path: Path, profile: Profile, *, package: Path = sources.PACKAGE
         digest.update(f"{source.relative_to(package)}\0".encode() + source.read_bytes())
     for table in sorted((path.parent.parent / "figures" / "bench").glob("*.csv")):  # speed is measured by make bench
         digest.update(f"{table.name}\0".encode() + table.read_bytes())
-    parameters = _parameters(path, profile)
     facts = [parameters, data_checksum(sample=bool(parameters.get("sample"))), versions(), platform.python_version()]
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()
@@ -405,10 +415,6 @@ def _choose(everything: Sequence[Path], wanted: Sequence[str]) -> list[Path]:
             raise ValueError(f"there is no notebook {name!r}; there are {', '.join(path.stem for path in everything)}")
         chosen += found
     return [path for path in everything if path in chosen] if wanted else list(everything)
-
-
-def _parameters(path: Path, profile: Profile) -> dict[str, Any]:
-    return {**declared_parameters(path), **profile.parameters(path.stem)}
 
 
 def _is_current(notebook: str, mark: str, place: Place) -> bool:

@@ -13,7 +13,7 @@ from snipnb.paths import project_root, write_atomically
 
 MARKER = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TRAINED_ON = 55_000  # images of an epoch of the default profile
-STRENGTH = ("paper", "seeds", "default")  # a claim is shown at the first of these profiles that measured it
+STRENGTH = ("paper", "seeds", "default")  # a claim is shown at the first of these profiles that decided it
 
 
 def update(*, check: bool = False, root: Path | None = None) -> bool:
@@ -57,13 +57,12 @@ def render(text: str, figures: Path, *, parts: Container[str] | None = None) -> 
 
 
 def verdicts(figures: Path) -> str:
-    """The verdict table: every claim, at the strongest profile that measured it."""
+    """The verdict table: every claim, at the strongest profile that decided it; else at one that lacked runs, else at any."""
     ledgers = {name: _rows(_folder(figures, name) / "claims.json") for name in STRENGTH}
     lines = ["| | the write-up says | verdict | where |", "|---|---|---|---|"]
     for row in ledgers["default"].values():
         found = [ledger[row["id"]] for ledger in ledgers.values() if ledger.get(row["id"], {}).get("profile")]
-        settled = [r for r in found if not r["verdict"].startswith("untested")]
-        best = next(iter(settled or found), row)
+        best = min(found, key=_undecided, default=row)
         name, where = best["notebook"], ""
         if best["profile"]:
             where = f"[{name.split('_')[0]}](notebooks/{name}.ipynb)"
@@ -71,6 +70,11 @@ def verdicts(figures: Path) -> str:
             where += f", [{best['figure'].split('.')[1]}]({folder}/{best['figure']})" if best["figure"] else ""
         lines.append(f"| {best['id']} | {best['claim']} | {best['verdict']} | {where} |")
     return "\n".join(lines)
+
+
+def _undecided(row: dict[str, Any]) -> int:
+    """How far a measured claim is from a verdict: 2 if its budget or protocol tells nothing, 1 if runs are missing, else 0."""
+    return 2 if row["verdict"].startswith("untested") else 1 if row["verdict"].startswith("weak (n = ") else 0
 
 
 def cost(figures: Path) -> str:

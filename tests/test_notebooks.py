@@ -105,7 +105,10 @@ def test_only_a_change_that_a_notebook_reaches_makes_it_stale(tmp_path):
     package, profile = tmp_path / "snipnb", profiles.load_profile("smoke")
 
     def marks():
-        return {path.stem: notebooks.fingerprint(path, profile, package=package) for path in NOTEBOOKS}
+        return {
+            path.stem: notebooks.fingerprint(path, notebooks.parameters_of(path, profile), package=package)
+            for path in NOTEBOOKS
+        }
 
     def stale(file, text):
         content = (package / file).read_text(encoding="utf-8")
@@ -115,7 +118,9 @@ def test_only_a_change_that_a_notebook_reaches_makes_it_stale(tmp_path):
         return {name[:2] for name in before if before[name] != after[name]}
 
     before, everything = marks(), {path.stem[:2] for path in NOTEBOOKS}
-    assert before == {path.stem: notebooks.fingerprint(path, profile) for path in NOTEBOOKS}
+    assert before == {
+        path.stem: notebooks.fingerprint(path, notebooks.parameters_of(path, profile)) for path in NOTEBOOKS
+    }
     assert stale("structure.py", "\nLATER = 1\n") == {"03", "04"}
     assert stale("orders.py", "\nLATER = 1\n") == {"05"}
     assert stale("experiments.py", "\nLATER = 1\n") >= {"02", "03", "05"}
@@ -151,7 +156,7 @@ CERTAIN = {
 def test_smoke(path, tmp_path):
     profile = profiles.load_profile("smoke")
     place = notebooks.Place(tmp_path / "figures", tmp_path / "work")
-    files = notebooks.run_one(path, profile, place, mark="x")
+    files = notebooks.run_one(path, notebooks.parameters_of(path, profile), place, mark="x")
     assert set(load(path)["metadata"]["snipnb"]["promises"]) <= set(files)
     entries = json.loads((place.published / "claims" / f"{path.stem}.json").read_text())
     assert {entry["id"] for entry in entries} == set(claims.claims_of(path.stem))
@@ -188,7 +193,7 @@ def project(tmp_path):
     profile.write_text("common: {threads: 1, sample: true}\nnotebooks: {98_test: {size: 5}}")
 
     def change(*cells, promises=("98_picture.txt",)):
-        sources = ['profile = "x"\nthreads = 2\nsample = True\nsize = 3', *cells]
+        sources = ['profile = "x"\nthreads = 2\nsample = True\nsize = 3\nnum_runs = 4', *cells]
         notebook = {
             "cells": [
                 {
@@ -272,6 +277,20 @@ def test_a_failure_is_said_and_leaves_what_was_published(project, capsys, cells,
     assert not run(root)  # a failed notebook is never up to date
     change(WRITE)
     assert run(root)
+
+
+def test_only_the_first_seeds_are_trained_if_that_is_asked_for(project, capsys):
+    root, change = project
+    change(WRITE.replace("{size}", "{num_runs}"))
+    picture = root / "figures" / "mine" / "98_picture.txt"
+    for seeds, trained in ((2, "2 1"), (9, "4 1"), (None, "4 1")):
+        assert run(root, seeds=seeds)
+        assert picture.read_text() == trained
+    assert "is up to date" in capsys.readouterr().out  # the profile has no more than 4
+    facts = json.loads((picture.parent / "provenance.json").read_text())["notebooks"]["98_test"]
+    assert facts["parameters"]["num_runs"] == 4
+    with pytest.raises(ValueError, match="--seeds is 0; accepted are integers from 1"):
+        run(root, seeds=0)
 
 
 def test_files_that_are_no_longer_written_disappear(project):

@@ -67,6 +67,39 @@ def test_a_criterion_of_your_own_runs_as_the_page_shows(capsys):
     assert re.search(r"convolutions_first +6171", said)
 
 
+def test_a_claim_is_shown_at_the_strongest_profile_that_decided_it(tmp_path):
+    def publish(profile, **verdicts):
+        rows = [
+            {
+                "id": k,
+                "claim": "-",
+                "notebook": "02_x",
+                "figure": "f.png",
+                "profile": profile if v else None,
+                "verdict": v or "untested (not run)",
+            }
+            for k, v in verdicts.items()
+        ]
+        folder = tmp_path if profile == "default" else tmp_path / profile
+        folder.mkdir(exist_ok=True)
+        (folder / "claims.json").write_text(json.dumps(rows))
+
+    short, none = "weak (n = 1, the rule asks for 5)", "untested (budget of profile x)"
+    publish("default", A="refuted", B=none, C=short, D="reproduced", E=None)
+    publish("seeds", A="reproduced", B=short, C=none, D="weak (holds at some)", E=None)
+    publish("paper", A=short, B=none, C=none, D=None, E=None)
+    rows = readme.verdicts(tmp_path).splitlines()[2:]
+    assert [row.split(" | ")[2] for row in rows] == [
+        "reproduced",
+        short,
+        short,
+        "weak (holds at some)",
+        "untested (not run)",
+    ]
+    assert "figures/seeds/f.png" in rows[0]
+    assert "(figures/f.png)" in rows[2]
+
+
 def test_finished_runs_of_the_paper_profile_are_counted(tmp_path):
     text = "<!-- generated: kept -->\n<!-- end -->\n"
     assert "no run is finished yet" in readme.render(text, tmp_path)
