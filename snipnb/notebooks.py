@@ -31,6 +31,7 @@ from snipnb.report import RUN_FILE, versions
 
 KERNEL = "python3"
 INJECTED_ID = "injected-parameters"
+QUIET_KERNEL = "--IPKernelApp.log_level=50"  # or an interrupted one prints a traceback of its sockets
 SLOW = 5.0  # seconds: cells above are named in the provenance
 SCRATCH = "snipnb-"  # what the names of kernels' temporary folders begin with
 # Variables that would let a user's own set-up into the kernel.
@@ -275,7 +276,7 @@ def _execute(path: Path, executed: Path, parameters: Mapping[str, Any], stage: P
                 cwd=str(stage),
                 progress_bar=sys.stderr.isatty(),
                 start_timeout=120,
-                config=Config(KernelManager=kernel),
+                config=Config(KernelManager=kernel, NotebookClient={"extra_arguments": [QUIET_KERNEL]}),
                 coalesce_streams=True,
             )
         except papermill.PapermillExecutionError as error:

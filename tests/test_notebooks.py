@@ -2,9 +2,14 @@
 
 import ast
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 from filelock import FileLock
@@ -277,6 +282,28 @@ def test_a_failure_is_said_and_leaves_what_was_published(project, capsys, cells,
     assert not run(root)  # a failed notebook is never up to date
     change(WRITE)
     assert run(root)
+
+
+def test_an_interruption_prints_no_traceback_of_the_kernel(project):
+    root, change = project
+    change(
+        "import os, pathlib, time\npathlib.Path(os.environ['SNIPNB_OUTPUT'], 'began').touch()\nwhile True: time.sleep(0.1)"
+    )
+    script = "import sys; from pathlib import Path; from snipnb import notebooks\ntry: notebooks.run(sys.argv[1], root=Path(sys.argv[2]))\nexcept KeyboardInterrupt: print('interrupted')"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(root / "mine.yaml"), str(root)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not (root / "build" / ".mine" / "stage" / "98_test" / "began").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        out = process.communicate(timeout=60)[0]
+    assert out.endswith("interrupted\n")
+    assert "Traceback" not in out
 
 
 def test_only_the_first_seeds_are_trained_if_that_is_asked_for(project, capsys):
