@@ -73,8 +73,8 @@ def _run(given: argparse.Namespace) -> int:
     from snipnb.paths import runs_dir
 
     profile = profiles.load_profile(given.profile)
-    parameters = profiles.with_first_seeds(profile.parameters(grids.name_of(given.notebook)), given.seeds)
-    wanted = grids.of_notebook(given.notebook, parameters)
+    parameters = profiles.complete_by_default(profile, grids.name_of(given.notebook))
+    wanted = grids.of_notebook(given.notebook, profiles.with_first_seeds(parameters, given.seeds))
     if not any(wanted):
         raise ValueError(f"profile {profile.name!r} has no runs for {given.notebook}: its num_runs is below 1")
     store = given.store or runs_dir(profile.name)

@@ -26,7 +26,7 @@ from typing import Any
 from snipnb import claims, sources
 from snipnb.data import acquire_mnist, data_checksum
 from snipnb.paths import data_dir, project_root, write_atomically
-from snipnb.profiles import Profile, check_parameters, declared_parameters, load_profile, with_first_seeds
+from snipnb.profiles import Profile, check_parameters, complete, declared_parameters, load_profile, with_first_seeds
 from snipnb.report import RUN_FILE, versions
 
 KERNEL = "python3"
@@ -77,7 +77,7 @@ def find_notebooks(root: Path) -> list[Path]:
 
 def parameters_of(path: Path, profile: Profile, *, seeds: int | None = None) -> dict[str, Any]:
     """All parameters of a notebook: the profile's, else those of its own cell; of training runs at most so many seeds."""
-    return with_first_seeds({**declared_parameters(path), **profile.parameters(path.stem)}, seeds)
+    return with_first_seeds(complete(profile, path.stem, declared_parameters(path)), seeds)
 
 
 def place_of(profile: Profile, root: Path) -> Place:

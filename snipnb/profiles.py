@@ -6,6 +6,7 @@ import ast
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,26 +131,50 @@ def with_first_seeds(parameters: dict[str, Any], most: int | None) -> dict[str, 
 
 def check_parameters(profile: Profile, notebooks: list[Path]) -> None:
     """Raise ValueError unless every name that the profile sets is one that the notebook declares, in its type."""
-    known = {path.stem for path in notebooks}
+    _check_sections(profile, {path.stem for path in notebooks})
+    for path in notebooks:
+        complete(profile, path.stem, declared_parameters(path))
+
+
+def complete(profile: Profile, notebook: str, declared: Mapping[str, Any]) -> dict[str, Any]:
+    """All parameters of a notebook: the profile's, else the declared ones.
+
+    Raises:
+        ValueError: If the profile sets one that is not declared, or in another type.
+    """
+    given = profile.parameters(notebook)
+    if unknown := sorted(set(map(str, given)) - set(declared)):
+        raise ValueError(
+            f"profile {profile.name!r} sets {unknown} for {notebook}; its parameters are {', '.join(sorted(declared))}"
+        )
+    for name, value in given.items():
+        if not _same_type(value, declared[name]):
+            hint = "; YAML needs a point and a sign in 1.0e-3" if isinstance(value, str) else ""
+            raise ValueError(
+                f"profile {profile.name!r} sets {name} = {value!r} for {notebook}; "
+                f"accepted is a {type(declared[name]).__name__}, as in {declared[name]!r}{hint}"
+            )
+    if not 1 <= given.get("threads", 1) <= MOST_THREADS:
+        raise ValueError(
+            f"profile {profile.name!r} sets threads = {given['threads']}; accepted are 1 to {MOST_THREADS}"
+        )
+    return {**declared, **given}
+
+
+def complete_by_default(profile: Profile, notebook: str) -> dict[str, Any]:
+    """As :func:`complete`, where no notebook is at hand: the default profile says what a notebook opened by hand has.
+
+    Raises:
+        ValueError: As :func:`complete`; or if the profile has sections that are no notebooks.
+    """
+    default = load_profile("default")
+    _check_sections(profile, set(default.notebooks))
+    return complete(profile, notebook, default.parameters(notebook))
+
+
+def _check_sections(profile: Profile, known: set[str]) -> None:
     if unknown := sorted(set(map(str, profile.notebooks)) - known):
         raise ValueError(f"profile {profile.name!r} has sections {unknown}; the notebooks are {sorted(known)}")
-    for path in notebooks:
-        declared, given = declared_parameters(path), profile.parameters(path.stem)
-        if unknown := sorted(set(map(str, given)) - set(declared)):
-            raise ValueError(
-                f"profile {profile.name!r} sets {unknown} for {path.stem}; its parameters are {', '.join(sorted(declared))}"
-            )
-        for name, value in given.items():
-            if not _same_type(value, declared[name]):
-                hint = "; YAML needs a point and a sign in 1.0e-3" if isinstance(value, str) else ""
-                raise ValueError(
-                    f"profile {profile.name!r} sets {name} = {value!r} for {path.stem}; "
-                    f"accepted is a {type(declared[name]).__name__}, as in {declared[name]!r}{hint}"
-                )
-        if not 1 <= given.get("threads", 1) <= MOST_THREADS:
-            raise ValueError(
-                f"profile {profile.name!r} sets threads = {given['threads']}; accepted are 1 to {MOST_THREADS}"
-            )
 
 
 def _same_type(value: Any, example: Any) -> bool:

@@ -408,13 +408,23 @@ def test_every_profile_makes_the_grids_of_the_notebooks(profile, notebook):
 def test_the_command_line_does_what_a_notebook_does(tmp_path, capsys, monkeypatch):
     from snipnb.__main__ import main
 
-    monkeypatch.setattr(profiles, "resource", lambda *parts: tmp_path.joinpath(*parts[1:]))
-    text = "about: tiny\ncommon: {threads: 1, sample: true}\nnotebooks:\n  03_lenet5_table: {num_runs: 2, num_recipe_runs: 1, split_name: standard, epochs: 1, learning_rate: 0.01, schedule: one_cycle}\n"
-    (tmp_path / "tiny.yaml").write_text(text)
-    assert main(["run", "03", "--profile", "tiny", "--seeds", "1", "--jobs", "1", "--store", str(tmp_path / "s")]) == 0
+    text = "about: tiny\ncommon: {threads: 1, sample: true}\nnotebooks:\n  03_lenet5_table: {num_runs: 2, num_recipe_runs: 1, epochs: 1}\n"
+    tiny = tmp_path / "tiny.yaml"
+    tiny.write_text(text)
+    assert (
+        main(["run", "03", "--profile", str(tiny), "--seeds", "1", "--jobs", "1", "--store", str(tmp_path / "s")]) == 0
+    )
     out = capsys.readouterr().out
     assert "3 networks of 1 epochs" in out
     assert "8 networks of 1 epochs" in out  # by other recipes
     assert "adam 0.0012 exponential 0.95" in out
     assert "0.95" in out
-    assert main(["run", "01", "--profile", "tiny"]) == 1
+    assert "adam 0.01 one_cycle" in out  # what the profile leaves out is the default's
+    assert main(["run", "01", "--profile", str(tiny)]) == 1
+    for name, wrong, said in (
+        ("03_lenet5_table", "03_lenet5", "has sections ['03_lenet5']"),
+        ("epochs", "epoch", "sets ['epoch'] for 03_lenet5_table"),
+    ):
+        tiny.write_text(text.replace(name, wrong))
+        assert main(["run", "03", "--profile", str(tiny)]) == 1
+        assert said in capsys.readouterr().err
