@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from snipnb.paths import resource, write_atomically
+from snipnb.paths import published_dir, resource, write_atomically
 
 VERDICTS = ("reproduced", "reproduced with correction", "not reproduced", "refuted", "weak", "untested")
 FIELDS = [
@@ -38,6 +38,7 @@ FIELDS = [
 ]
 # A profile with more seeds than another and else the same stands where a rule asks for the other.
 MORE_SEEDS = {"seeds": "default"}
+STRENGTH = ("paper", "seeds", "default")  # of two profiles that decided a claim, the first is to be believed
 _COMPARISONS = {"at_most": (float.__le__, "above"), "at_least": (float.__ge__, "below")}
 
 
@@ -177,6 +178,34 @@ def assemble(entries: Iterable[Mapping[str, Any]], *, existing: Iterable[str] = 
         }
         rows.append({**_description(claim), **empty, "verdict": f"untested ({why})"})
     return [{field: row[field] for field in FIELDS} for row in rows]
+
+
+def strongest(figures: Path) -> list[dict[str, Any]]:
+    """The published ledger over all profiles: each claim as the strongest profile has it that had what its rule asks for.
+
+    Profiles without the budget or protocol come last, those with too few runs before them; what no profile measured is untested.
+
+    Args:
+        figures: The folder of the default profile, those of others in it.
+
+    Returns:
+        Rows as from :func:`assemble`, in the write-up's order; ``profile`` says whose they are. Empty if the default profile has none.
+    """
+    ledgers = []
+    for profile in STRENGTH:
+        path = published_dir(figures, profile) / "claims.json"
+        rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        ledgers.append({row["id"]: row for row in rows})
+    found = {}
+    for claim, row in ledgers[STRENGTH.index("default")].items():
+        measured = [ledger[claim] for ledger in ledgers if ledger.get(claim, {}).get("profile")]
+        found[claim] = min(measured, key=_lacking, default=row)
+    return list(found.values())
+
+
+def _lacking(row: Mapping[str, Any]) -> int:
+    """How far a measured claim is from a verdict: 2 if its budget or protocol tells nothing, 1 if runs are missing, else 0."""
+    return 2 if row["verdict"].startswith("untested") else 1 if row["verdict"].startswith("weak (n = ") else 0
 
 
 def write_ledger(folder: Path, rows: list[dict[str, Any]]) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 
 from snipnb import claims, sources
 from snipnb.data import acquire_mnist, data_checksum
-from snipnb.paths import data_dir, project_root, write_atomically
+from snipnb.paths import data_dir, project_root, published_dir, write_atomically
 from snipnb.profiles import Profile, check_parameters, complete, declared_parameters, load_profile, with_first_seeds
 from snipnb.report import RUN_FILE, versions
 
@@ -82,8 +82,7 @@ def parameters_of(path: Path, profile: Profile, *, seeds: int | None = None) -> 
 
 def place_of(profile: Profile, root: Path) -> Place:
     """``figures/`` for the default profile, ``build/smoke`` for smoke, ``figures/<name>`` for any other."""
-    published = {"default": root / "figures", "smoke": root / "build" / "smoke"}
-    return Place(published.get(profile.name, root / "figures" / profile.name), root / "build" / f".{profile.name}")
+    return Place(published_dir(root / "figures", profile.name), root / "build" / f".{profile.name}")
 
 
 def run(

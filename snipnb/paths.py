@@ -61,6 +61,13 @@ def runs_dir(profile: str) -> Path:
     return root / "figures" / "paper" / "runs" if profile == "paper" else root / "build" / "runs"
 
 
+def published_dir(figures: Path, profile: str) -> Path:
+    """Where a profile's results are published: ``figures/`` for the default one, ``figures/<name>`` for others, ``build/smoke`` for smoke."""
+    if profile == "smoke":
+        return figures.parent / "build" / "smoke"
+    return figures if profile == "default" else figures / profile
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write ``content`` to ``path`` so that a reader sees the old file or the whole new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,13 +7,12 @@ import json
 import re
 from collections.abc import Container
 from pathlib import Path
-from typing import Any
 
-from snipnb.paths import project_root, write_atomically
+from snipnb.claims import strongest
+from snipnb.paths import project_root, published_dir, write_atomically
 
 MARKER = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TRAINED_ON = 55_000  # images of an epoch of the default profile
-STRENGTH = ("paper", "seeds", "default")  # a claim is shown at the first of these profiles that decided it
 
 
 def update(*, check: bool = False, root: Path | None = None) -> bool:
@@ -57,24 +56,16 @@ def render(text: str, figures: Path, *, parts: Container[str] | None = None) -> 
 
 
 def verdicts(figures: Path) -> str:
-    """The verdict table: every claim, at the strongest profile that decided it; else at one that lacked runs, else at any."""
-    ledgers = {name: _rows(_folder(figures, name) / "claims.json") for name in STRENGTH}
+    """The verdict table: every claim, at the strongest profile that decided it."""
     lines = ["| | the write-up says | verdict | where |", "|---|---|---|---|"]
-    for row in ledgers["default"].values():
-        found = [ledger[row["id"]] for ledger in ledgers.values() if ledger.get(row["id"], {}).get("profile")]
-        best = min(found, key=_undecided, default=row)
+    for best in strongest(figures):
         name, where = best["notebook"], ""
         if best["profile"]:
             where = f"[{name.split('_')[0]}](notebooks/{name}.ipynb)"
-            folder = "figures" if best["profile"] == "default" else f"figures/{best['profile']}"
-            where += f", [{best['figure'].split('.')[1]}]({folder}/{best['figure']})" if best["figure"] else ""
+            file = published_dir(Path("figures"), best["profile"]) / (best["figure"] or "")
+            where += f", [{file.suffix[1:]}]({file.as_posix()})" if best["figure"] else ""
         lines.append(f"| {best['id']} | {best['claim']} | {best['verdict']} | {where} |")
     return "\n".join(lines)
-
-
-def _undecided(row: dict[str, Any]) -> int:
-    """How far a measured claim is from a verdict: 2 if its budget or protocol tells nothing, 1 if runs are missing, else 0."""
-    return 2 if row["verdict"].startswith("untested") else 1 if row["verdict"].startswith("weak (n = ") else 0
 
 
 def cost(figures: Path) -> str:
@@ -115,14 +106,6 @@ def kept(figures: Path) -> str:
         f"Of the paper profile {len(networks)} networks of {epochs} epochs are finished so far, in {len(records)} groups, and kept in "
         "[figures/paper/runs](figures/paper/runs); its commands go on from there as long as the code that trains is the same."
     )
-
-
-def _folder(figures: Path, profile: str) -> Path:
-    return figures if profile == "default" else figures / profile
-
-
-def _rows(path: Path) -> dict[str, dict[str, Any]]:
-    return {row["id"]: row for row in json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else {}
 
 
 _PARTS = {"verdicts": verdicts, "cost": cost, "kept": kept}

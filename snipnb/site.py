@@ -13,11 +13,13 @@ import struct
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from snipnb import claims
-from snipnb.paths import resource
+from snipnb.paths import published_dir, resource
+from snipnb.profiles import load_profile
 
 PICTURES = ("02_figure1.png", "03_figure2.png", "06_controls.png")
 MARK = ".snipnb-report"
@@ -39,7 +41,7 @@ class ReportError(RuntimeError):
 
 
 def make(root: Path, target: Path, *, profile: str = "default", reference: bool = True) -> list[Path]:
-    """Write the report of a profile's published figures.
+    """Write the report of a profile's published figures; that of the default profile takes in what stronger ones decided.
 
     Args:
         root: The checkout.
@@ -53,10 +55,10 @@ def make(root: Path, target: Path, *, profile: str = "default", reference: bool 
     Raises:
         ReportError: If nothing is published, or a package that makes the pages is not installed.
     """
-    figures = {"default": root / "figures", "smoke": root / "build" / "smoke"}.get(profile, root / "figures" / profile)
+    figures = published_dir(root / "figures", profile)
     if target.exists() and not (target / MARK).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise ReportError(f"{target} exists and is no report; name another folder, or remove it")
-    executed = sorted((figures / "notebooks").glob("[0-9]*.ipynb"))
+    executed = _executed(root, profile)
     if not executed or not (figures / "claims.json").is_file():
         command = "make figures" if profile == "default" else f"make figures PROFILE={profile}"
         raise ReportError(f"there are no executed notebooks in {figures}; {command} makes them")
@@ -71,7 +73,7 @@ def make(root: Path, target: Path, *, profile: str = "default", reference: bool 
         loader=jinja2.FileSystemLoader(resource("site")), autoescape=True, undefined=jinja2.StrictUndefined
     )
     pages = [{"file": "index.html", "name": "Ledger"}]
-    pages += [{"file": f"{path.stem}.html", "name": _title(path)} for path in executed]
+    pages += [{"file": page.file, "name": page.title} for page in executed]
     if reference:
         pages.append({"file": "api/snipnb.html", "name": "Reference"})
     style = resource("site", "style.css").read_text(encoding="utf-8")
@@ -88,9 +90,9 @@ def make(root: Path, target: Path, *, profile: str = "default", reference: bool 
             (stage / file).write_text(page, encoding="utf-8")
 
         (stage / "figures").mkdir()
-        write("index.html", "Ledger", _ledger(environment, figures, stage))
-        for path in executed:
-            write(f"{path.stem}.html", _title(path), _notebook(path))
+        write("index.html", "Ledger", _ledger(environment, root, profile, executed, stage))
+        for page in executed:
+            write(page.file, page.title, _notebook(page.path))
         if reference:
             _reference(stage / "api")
         (stage / MARK).write_text("made by snipnb report; replaced as a whole\n", encoding="utf-8")
@@ -98,6 +100,29 @@ def make(root: Path, target: Path, *, profile: str = "default", reference: bool 
             target.rename(Path(temporary) / "old")
         stage.rename(target)
     return sorted(target.rglob("*.html"))
+
+
+@dataclass(frozen=True)
+class _Page:
+    """An executed notebook and the page it becomes."""
+
+    path: Path
+    profile: str
+    file: str
+    title: str
+
+
+def _executed(root: Path, profile: str) -> list[_Page]:
+    """The executed notebooks of a profile; behind those of the default one stand those of the stronger ones."""
+    pages = []
+    for name in dict.fromkeys([profile, *(claims.STRENGTH if profile == "default" else ())]):
+        for path in sorted((published_dir(root / "figures", name) / "notebooks").glob("[0-9]*.ipynb")):
+            title = _title(path)
+            if name == profile:
+                pages.append(_Page(path, name, f"{path.stem}.html", title))
+            else:
+                pages.append(_Page(path, name, f"{name}-{path.stem}.html", f"{title} ({name})"))
+    return pages
 
 
 def _safe(text: str) -> Any:
@@ -114,41 +139,48 @@ def kind(verdict: str) -> str:
 # --- the ledger ---------------------------------------------------------------------------------------------------------
 
 
-def _ledger(environment: Any, figures: Path, stage: Path) -> str:
-    rows = json.loads((figures / "claims.json").read_text(encoding="utf-8"))
+def _ledger(environment: Any, root: Path, profile: str, executed: list[_Page], stage: Path) -> str:
+    figures = root / "figures"
+    if profile == "default":
+        rows = claims.strongest(figures)
+    else:
+        rows = json.loads((published_dir(figures, profile) / "claims.json").read_text(encoding="utf-8"))
     rules = claims.load_claims()
+    files = {(page.profile, page.path.stem): page.file for page in executed}
     for row in rows:
-        page = f"{row['notebook']}.html"
-        row["page"] = page if (figures / "notebooks" / f"{row['notebook']}.ipynb").is_file() else None
+        own = row["profile"] or profile
+        row["page"] = files.get((own, row["notebook"]))
         row["numbers"] = [n for n in claims.verdict_frame([row])["measured"].iloc[0].split("; ") if n]
         row["changed"] = rules[row["id"]].get("changed")
-        row["figure_file"] = _copied(figures, row["figure"], stage)
+        row["figure_file"] = _copied(published_dir(figures, own), row["figure"], stage, "" if own == profile else own)
     tally = Counter(row["verdict"].split(" (")[0] for row in rows)
     ordered = [(word, tally[word]) for word in claims.VERDICTS if tally[word]]
+    others = {page.profile: load_profile(page.profile).about for page in executed if page.profile != profile}
     return environment.get_template("ledger.html").render(
-        rows=rows, tally=ordered, kind=kind, pictures=_pictures(figures)
+        rows=rows, tally=ordered, kind=kind, pictures=_pictures(rows, stage), others=others
     )
 
 
-def _copied(figures: Path, name: str | None, stage: Path) -> str | None:
+def _copied(folder: Path, name: str | None, stage: Path, below: str) -> str | None:
     """A figure or table that a claim points to, copied beside the pages; None if there is none."""
-    if not name or not (figures / name).is_file():
+    if not name or not (folder / name).is_file():
         return None
-    shutil.copy(figures / name, stage / "figures" / name)
-    return f"figures/{name}"
+    (stage / "figures" / below).mkdir(exist_ok=True)
+    shutil.copy(folder / name, stage / "figures" / below / name)
+    return (Path("figures") / below / name).as_posix()
 
 
-def _pictures(figures: Path) -> list[dict[str, Any]]:
-    """The first figures, with the text alternatives that are stored in them."""
+def _pictures(rows: list[dict[str, Any]], stage: Path) -> list[dict[str, Any]]:
+    """The first figures, as the claims that point to them have them, with the text alternatives that are stored in them."""
     found = []
     for name in PICTURES:
-        path = figures / name
-        page = next((p.stem for p in (figures / "notebooks").glob(f"{name[:2]}_*.ipynb")), None)
-        if path.is_file() and page is not None:
-            data = path.read_bytes()
+        row = next((r for r in rows if r["figure"] == name and r["figure_file"] and r["page"]), None)
+        if row is not None:
+            data = (stage / row["figure_file"]).read_bytes()
             width, height = struct.unpack(">II", data[16:24])
             encoded = base64.b64encode(data).decode("ascii")
-            facts = {"width": width // 2, "height": height // 2, "alt": _description(data), "page": f"{page}.html"}
+            facts = {"width": width // 2, "height": height // 2, "alt": _description(data)}
+            facts |= {"page": row["page"], "notebook": row["notebook"][:2], "profile": row["profile"]}
             found.append({"data": f"data:image/png;base64,{encoded}"} | facts)
     return found
 
