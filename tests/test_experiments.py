@@ -405,7 +405,7 @@ def test_every_profile_makes_the_grids_of_the_notebooks(profile, notebook):
         grids.name_of("01")
 
 
-def test_the_command_line_does_what_a_notebook_does(tmp_path, capsys, monkeypatch):
+def test_the_command_line_does_what_a_notebook_does(tmp_path, capsys):
     from snipnb.__main__ import main
 
     text = "about: tiny\ncommon: {threads: 1, sample: true}\nnotebooks:\n  03_lenet5_table: {num_runs: 2, num_recipe_runs: 1, epochs: 1}\n"
