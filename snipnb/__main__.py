@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--store", help="folder that keeps the runs (default: where the notebook looks)")
     run.add_argument("--seeds", type=int, help="only so many of the seeds, from 0")
     run.add_argument("--jobs", type=int, help="groups at a time (default: one per processor; one on a GPU)")
-    run.add_argument("--group-size", type=int, default=GROUP_SIZE, help=f"networks in a group (default: {GROUP_SIZE})")
+    run.add_argument("--group-size", type=int, help="networks in a group (default: what the notebook takes)")
     run.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     bench = commands.add_parser("bench", help="measure speed, side by side; writes figures/bench/")
     bench.add_argument("--threads", type=int, default=2, help="processor threads (default: 2)")
@@ -78,7 +78,8 @@ def _run(given: argparse.Namespace) -> int:
     if not any(wanted):
         raise ValueError(f"profile {profile.name!r} has no runs for {given.notebook}: its num_runs is below 1")
     store = given.store or runs_dir(profile.name)
-    options = {"jobs": given.jobs, "group_size": given.group_size, "device": given.device}
+    group_size = parameters.get("group_size", GROUP_SIZE) if given.group_size is None else given.group_size
+    options = {"jobs": given.jobs, "group_size": group_size, "device": given.device}
     for configs in wanted:
         print(f"{len(configs)} networks of {configs[0].recipe.epochs} epochs, kept in {store}", flush=True)
         runs = run_grid(configs, store=store, **options)

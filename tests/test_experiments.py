@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import snipnb
-from snipnb import criteria, densities, experiments, grids, models, profiles
+from snipnb import criteria, densities, experiments, grids, models, paths, profiles
 from snipnb.experiments import RunConfig, groups_of
 from snipnb.stats import overlap
 from snipnb.store import Store
@@ -405,6 +405,24 @@ def test_every_profile_makes_the_grids_of_the_notebooks(profile, notebook):
         grids.name_of("01")
 
 
+def test_kept_runs_are_whole_groups_of_the_paper_profile():
+    """Whatever code trained them: `make figures PROFILE=paper` looks for groups that hold the very same runs."""
+    root = paths.project_root()
+    if root is None:
+        pytest.skip("needs the runs of a checkout")
+    kept = sorted((root / "figures/paper/runs").glob("*.json"))
+    assert kept
+    paper, wanted = profiles.load_profile("paper"), []
+    for notebook in grids.GRIDS:
+        parameters = paper.parameters(notebook)
+        size = parameters.get("group_size", experiments.GROUP_SIZE)
+        for configs in grids.of_notebook(notebook, parameters):
+            wanted += [[dataclasses.asdict(c) for c in group] for group in groups_of(configs, size).values()]
+    for path in kept:
+        held = [run["config"] for run in json.loads(path.read_text())["record"]["runs"]]
+        assert held in wanted, f"{path.name} is no group that the paper profile makes"
+
+
 def test_the_command_line_does_what_a_notebook_does(tmp_path, capsys):
     from snipnb.__main__ import main
 
@@ -428,3 +446,20 @@ def test_the_command_line_does_what_a_notebook_does(tmp_path, capsys):
         tiny.write_text(text.replace(name, wrong))
         assert main(["run", "03", "--profile", str(tiny)]) == 1
         assert said in capsys.readouterr().err
+
+
+def test_the_command_line_takes_the_groups_of_the_notebook(tmp_path, monkeypatch):
+    from snipnb.__main__ import main
+
+    given = []
+
+    def stopped(configs, *, group_size, **options):
+        given.append(group_size)
+        raise ValueError("that is enough")
+
+    monkeypatch.setattr(experiments, "run_grid", stopped)
+    own = tmp_path / "own.yaml"
+    own.write_text("notebooks:\n  02_snip_vs_exact: {group_size: 5}\n")
+    for words in (["02", "--profile", str(own)], ["02", "--profile", str(own), "--group-size", "3"], ["03"]):
+        assert main(["run", *words]) == 1
+    assert given == [5, 3, experiments.GROUP_SIZE]
