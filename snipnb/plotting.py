@@ -574,6 +574,7 @@ def layer_counts(frame: pd.DataFrame, reported: pd.DataFrame, *, note: str) -> F
                 mew=0,
                 alpha=0.7,
                 zorder=2,
+                rasterized=True,
             )
             axis.plot(cell["kept_percent"], row, **(REPORTED | {"markersize": 7.5, "markeredgewidth": 1.4}), zorder=3)
             if not cell["inside"]:

@@ -55,8 +55,9 @@ def kept_under_controls(counts: pd.DataFrame, shares: pd.DataFrame, *, whole: fl
         for row, label in enumerate(labels):
             kept = part.loc[part["label"] == label, "kept_percent"].clip(lower=floor).to_numpy()
             place = row + draw.uniform(-0.28, 0.28, len(kept))
-            axis.plot(kept, place, ".", ms=3, mew=0, alpha=0.6, color=PALETTE[0] if i == 0 else NEUTRAL)
-            axis.plot([np.median(kept)] * 2, [row - 0.36, row + 0.36], color="black", lw=1.3)
+            colour = PALETTE[0] if i == 0 else NEUTRAL
+            axis.plot(kept, place, ".", ms=3, mew=0, alpha=0.6, color=colour, zorder=2, rasterized=True)
+            axis.plot([np.median(kept)] * 2, [row - 0.36, row + 0.36], color="black", lw=1.3, zorder=3)
         axis.axvline(whole, color=NEUTRAL, lw=1, ls=":", zorder=0)
         _percent(axis, [floor, 1, 5, 20, 100])
         axis.set_xticklabels(["0", "1", "5", "20", "100"])

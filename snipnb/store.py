@@ -313,10 +313,11 @@ def _check_head(head: dict, **expected: object) -> None:
 
 
 def _pack_record(key: str, record: Mapping) -> bytes:
+    """One line, half the size of an indented one; the digest does not depend on layout."""
     content = {"schema": SCHEMA, "key": key, "record": dict(record)}
     _check_plain(content["record"], "record")
     content["digest"] = _digest(_json(content).encode())
-    return f"{json.dumps(content, sort_keys=True, indent=2)}\n".encode()
+    return f"{_json(content)}\n".encode()
 
 
 def _unpack_record(content: bytes, key: str) -> dict:
