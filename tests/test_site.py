@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -113,6 +114,26 @@ def test_a_new_report_replaces_the_old_one_as_a_whole(project, report):
     with pytest.raises(site.ReportError, match="exists and is no report"):
         site.make(project, other, reference=False)
     assert (other / "thesis.txt").is_file()
+
+
+def test_a_claim_that_a_stronger_profile_decided_leads_to_its_notebook_and_figure(project, tmp_path):
+    default, seeds = project / "figures", tmp_path / "figures" / "seeds"
+    shutil.copytree(default, tmp_path / "figures")
+    shutil.copytree(default / "notebooks", seeds / "notebooks")
+    shutil.copy(default / "02_figure1.png", seeds)
+    measured = {"equivalence_p": 0.001, "random_equivalence_p": 0.9, "random_excess_low": 2.0}
+    own = {"notebook": "02_snip_vs_exact", "profile": "seeds", "figure": "02_figure1.png"}
+    decided = claims.entry("C25", measured, n=10, **own)
+    claims.write_ledger(seeds, claims.assemble([decided], existing=["02_snip_vs_exact"]))
+    site.make(tmp_path, tmp_path / "report", reference=False)
+    index = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    articles = {text.split('"')[0]: text for text in index.split('<article class="claim" id="')[1:]}
+    assert "profile seeds" in articles["C25"]
+    linked = {a["href"] for a in Page(articles["C25"]).all("a")}
+    assert linked == {"seeds-02_snip_vs_exact.html", "figures/seeds/02_figure1.png"}
+    assert all((tmp_path / "report" / file).is_file() for file in linked)
+    assert "profile default" in articles["C9"]
+    assert {a["href"] for a in Page(articles["C9"]).all("a")} == {"02_snip_vs_exact.html", "figures/02_figure1.png"}
 
 
 def test_what_is_missing_is_said(tmp_path, capsys):
