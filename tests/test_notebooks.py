@@ -289,7 +289,7 @@ def test_an_interruption_prints_no_traceback_of_the_kernel(project):
     change(
         "import os, pathlib, time\npathlib.Path(os.environ['SNIPNB_OUTPUT'], 'began').touch()\nwhile True: time.sleep(0.1)"
     )
-    script = "import sys; from pathlib import Path; from snipnb import notebooks\ntry: notebooks.run(sys.argv[1], root=Path(sys.argv[2]))\nexcept KeyboardInterrupt: print('interrupted')"
+    script = "import signal, sys; from pathlib import Path; from snipnb import notebooks\nsignal.signal(signal.SIGINT, signal.default_int_handler)  # nohup ignores it\ntry: notebooks.run(sys.argv[1], root=Path(sys.argv[2]))\nexcept KeyboardInterrupt: print('interrupted')"
     with subprocess.Popen(
         [sys.executable, "-c", script, str(root / "mine.yaml"), str(root)],
         stdout=subprocess.PIPE,
@@ -301,7 +301,10 @@ def test_an_interruption_prints_no_traceback_of_the_kernel(project):
         while not (root / "build" / ".mine" / "stage" / "98_test" / "began").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        out = process.communicate(timeout=60)[0]
+        try:
+            out = process.communicate(timeout=60)[0]
+        finally:
+            process.kill()  # else a failure would wait for it forever
     assert out.endswith("interrupted\n")
     assert "Traceback" not in out
 
