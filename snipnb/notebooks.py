@@ -31,7 +31,7 @@ import yaml
 from snipnb import claims
 from snipnb.data import acquire_mnist, data_checksum
 from snipnb.paths import data_dir, project_root, published_dir, write_atomically
-from snipnb.profiles import Profile, check_parameters, complete, declared_parameters, load_profile, with_first_seeds
+from snipnb.profiles import Profile, check_parameters, complete, declared_parameters, load_profile
 from snipnb.report import RUN_FILE, versions
 
 KERNEL = "python3"
@@ -83,9 +83,9 @@ def find_notebooks(root: Path) -> list[Path]:
     return found
 
 
-def parameters_of(path: Path, profile: Profile, *, seeds: int | None = None) -> dict[str, Any]:
-    """All parameters of a notebook: the profile's, else those of its own cell; of training runs at most so many seeds."""
-    return with_first_seeds(complete(profile, path.stem, declared_parameters(path)), seeds)
+def parameters_of(path: Path, profile: Profile) -> dict[str, Any]:
+    """All parameters of a notebook: the profile's, else those of its own cell."""
+    return complete(profile, path.stem, declared_parameters(path))
 
 
 def place_of(profile: Profile, root: Path) -> Place:
@@ -98,7 +98,6 @@ def run(
     notebooks: Sequence[str] = (),
     *,
     force: bool = False,
-    seeds: int | None = None,
     root: Path | None = None,
 ) -> bool:
     """Bring figures, tables and verdicts of a profile up to date, and print the ledger.
@@ -107,14 +106,13 @@ def run(
         profile_name: Name of a profile, or the path of a YAML file.
         notebooks: Names or leading digits of notebooks; default all.
         force: Run even what is up to date.
-        seeds: Train at most so many of the seeds that the profile names, from 0; default all of them.
         root: The checkout; default the one this package is imported from.
 
     Returns:
         Whether everything that was asked for is now up to date.
 
     Raises:
-        ValueError: If profile, parameter or notebook names are unknown, or ``seeds`` is below 1; nothing has run then.
+        ValueError: If profile, parameter or notebook names are unknown; nothing has run then.
         DataUnavailableError: If the images are missing.
     """
     root = root or project_root()
@@ -123,7 +121,7 @@ def run(
     profile, everything = load_profile(profile_name), find_notebooks(root)
     check_parameters(profile, everything)
     chosen = _choose(everything, notebooks)
-    parameters = {path: parameters_of(path, profile, seeds=seeds) for path in chosen}
+    parameters = {path: parameters_of(path, profile) for path in chosen}
     place = place_of(profile, root)
     _check_writable(place)
     if not all(given.get("sample") for given in parameters.values()):

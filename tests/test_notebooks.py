@@ -335,20 +335,6 @@ def test_an_interruption_prints_no_traceback_of_the_kernel(project):
     assert "Traceback" not in out
 
 
-def test_only_the_first_seeds_are_trained_if_that_is_asked_for(project, capsys):
-    root, change = project
-    change(WRITE.replace("{size}", "{num_runs}"))
-    picture = root / "figures" / "mine" / "98_picture.txt"
-    for seeds, trained in ((2, "2 1"), (9, "4 1"), (None, "4 1")):
-        assert run(root, seeds=seeds)
-        assert picture.read_text() == trained
-    assert "is up to date" in capsys.readouterr().out  # the profile has no more than 4
-    facts = json.loads((picture.parent / "provenance.json").read_text())["notebooks"]["98_test"]
-    assert facts["parameters"]["num_runs"] == 4
-    with pytest.raises(ValueError, match="--seeds is 0; accepted are integers from 1"):
-        run(root, seeds=0)
-
-
 def test_files_that_are_no_longer_written_disappear(project):
     root, change = project
     change(WRITE, WRITE.replace("98_picture", "98_other"))
