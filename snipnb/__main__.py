@@ -6,7 +6,6 @@ import argparse
 import sys
 
 from snipnb.data import DataUnavailableError, acquire_mnist
-from snipnb.experiments import GROUP_SIZE
 from snipnb.store import StoreError
 from snipnb.training import Recipe
 
@@ -20,12 +19,12 @@ def main(arguments: list[str] | None = None) -> int:
     figures.add_argument("notebooks", nargs="*", help="names or leading digits; default all")
     figures.add_argument("--profile", default="default", help="profile name or path of a YAML file (default: default)")
     figures.add_argument("--force", action="store_true", help="run even what is up to date")
+    figures.add_argument("--fresh", action="store_true", help="use no kept runs and saliences, and run everything")
     run = commands.add_parser("run", help="do the training runs of a notebook, without it; resumes")
     run.add_argument("notebook", help="name or leading digits of a notebook that trains, e.g. 02")
     run.add_argument("--profile", default="default", help="profile name or path of a YAML file (default: default)")
     run.add_argument("--store", help="folder that keeps the runs (default: where the notebook looks)")
     run.add_argument("--jobs", type=int, help="groups at a time (default: one per processor; one on a GPU)")
-    run.add_argument("--group-size", type=int, help="networks in a group (default: what the notebook takes)")
     run.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     bench = commands.add_parser("bench", help="measure speed, side by side; writes figures/bench/")
     bench.add_argument("--threads", type=int, default=2, help="processor threads (default: 2)")
@@ -62,7 +61,7 @@ def _data(_: argparse.Namespace) -> int:
 def _figures(given: argparse.Namespace) -> int:
     from snipnb import notebooks
 
-    return 0 if notebooks.run(given.profile, given.notebooks, force=given.force) else 1
+    return 0 if notebooks.run(given.profile, given.notebooks, force=given.force, fresh=given.fresh) else 1
 
 
 def _run(given: argparse.Namespace) -> int:
@@ -76,11 +75,9 @@ def _run(given: argparse.Namespace) -> int:
     if not any(wanted):
         raise ValueError(f"profile {profile.name!r} has no runs for {given.notebook}: its num_runs is below 1")
     store = given.store or runs_dir(profile.name)
-    group_size = parameters.get("group_size", GROUP_SIZE) if given.group_size is None else given.group_size
-    options = {"jobs": given.jobs, "group_size": group_size, "device": given.device}
     for configs in wanted:
         print(f"{len(configs)} networks of {configs[0].recipe.epochs} epochs, kept in {store}", flush=True)
-        runs = run_grid(configs, store=store, **options)
+        runs = run_grid(configs, store=store, jobs=given.jobs, device=given.device)
         last = runs[runs["epoch"] == runs["epoch"].max()].assign(recipe=[_described(c.recipe) for c in configs])
         means = 100 * last.pivot_table("test_error", ["recipe", "sparsity"], "criterion", sort=False)
         print("\nerror rate at the last epoch, mean over seeds, in %\n" + means.to_string(float_format="{:.3f}".format))
@@ -94,9 +91,10 @@ def _described(recipe: Recipe) -> str:
 
 
 def _bench(given: argparse.Namespace) -> int:
-    from snipnb import bench, notebooks
+    from snipnb import bench
     from snipnb.data import load_mnist
     from snipnb.paths import project_root
+    from snipnb.provenance import machine
 
     root = project_root()
     if root is None:
@@ -105,7 +103,7 @@ def _bench(given: argparse.Namespace) -> int:
         raise ValueError(f"--threads is {given.threads}; accepted are integers from 1")
     images, labels = load_mnist("train", sample=given.sample)
     folder = root / ("build/bench" if given.sample else "figures/bench")
-    written = bench.run(folder, images, labels, threads=given.threads, machine=notebooks.machine(), only=given.only)
+    written = bench.run(folder, images, labels, threads=given.threads, machine=machine(), only=given.only)
     for path in written:
         if path.suffix == ".md":
             print(f"\n{path.relative_to(root)}\n\n{path.read_text()}", end="")

@@ -7,7 +7,7 @@ that makes the mask), or both. A new one is such a function and an entry in :dat
     >>> def gradient(start):
     ...     salience = snip(start.model, start.images, start.labels)
     ...     return {name: salience[name] / p.detach() for name, p in start.model.named_parameters()}
-    >>> CRITERIA["gradient"] = Criterion("gradient alone", "#7f3b08", "h", "-.", salience=gradient)
+    >>> CRITERIA["gradient"] = Criterion("gradient alone", "#7f3b08", "h", "-.", salience=gradient, version=1)
     >>> CRITERIA.pop("gradient").label
     'gradient alone'
 """
@@ -15,12 +15,8 @@ that makes the mask), or both. A new one is such a function and an entry in :dat
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
-import inspect
-import types
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +34,6 @@ from snipnb.together import snip_together
 
 OTHER_NETWORKS = 5  # whose saliences are taken where a rule knows the architecture, not the network
 OTHER_SEEDS = 1_000_000  # their seeds begin here, above the network's own
-PACKAGES = ("snipnb", "torch", "numpy", "builtins")  # whose functions are known by their names
 
 
 @dataclass(frozen=True)
@@ -95,6 +90,8 @@ class Criterion:
         salience_of: Instead: the criterion whose salience is taken.
         mask: Start, salience (empty if there is none) and sparsity -> mask, with an exact count.
         uses_images: Whether it depends on images at all.
+        version: Of what it computes; part of the identity of runs. Raise it when the numbers change. Runs of a criterion
+            without a version are not kept.
     """
 
     label: str
@@ -106,70 +103,7 @@ class Criterion:
     salience_of: str | None = None
     mask: Callable[[Start, Salience, float], Mask] = by_magnitude
     uses_images: bool = True
-
-    def code(self) -> str:
-        """What it does, as text, so that results of another version are not taken for its own.
-
-        Raises:
-            ValueError: If a function holds something that has no text of its own.
-        """
-        parts = [f"{self.salience_of} {self.uses_images}"]
-        for function in (self.salience, self.mask):
-            if function is not None:
-                parts.append(_text(function, []))
-        return "\n".join(parts)
-
-
-def _text(value: Any, seen: list[Any]) -> str:
-    """A value as text that differs where it does: functions by source, defaults and what they refer to outside of the package."""
-    if isinstance(value, types.ModuleType) or any(value is other for other in seen):
-        return getattr(value, "__name__", "seen")
-    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
-        return repr(value)
-    seen.append(value)
-    if isinstance(value, (Tensor, np.ndarray)):
-        array = np.ascontiguousarray(value.detach().cpu() if isinstance(value, Tensor) else value)
-        return f"{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_text(v, seen) for v in value)}]"
-    if isinstance(value, (set, frozenset)):
-        return f"{{{', '.join(sorted(_text(v, seen) for v in value))}}}"
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{_text(k, seen)}: {_text(v, seen)}' for k, v in value.items())}}}"
-    if isinstance(value, functools.partial):
-        return f"partial {_text([value.func, value.args, value.keywords], seen)}"
-    if str(getattr(value, "__module__", "")).split(".")[0] in PACKAGES:
-        name = getattr(value, "__qualname__", "")
-        if "<" not in name:
-            return f"{value.__module__}.{name or type(value).__qualname__}"
-    if isinstance(value, type):
-        return _source(value)
-    if not isinstance(value, types.FunctionType):
-        raise ValueError(
-            f"a criterion holds {value!r:.80}, of which it cannot be told whether it changes; use functions and plain values"
-        )
-    held = [value.__defaults__, value.__kwdefaults__, *(cell.cell_contents for cell in value.__closure__ or ())]
-    referred = [value.__globals__[n] for n in _names(value.__code__) if n in value.__globals__]
-    return "\n".join([_source(value), _text(held, seen), _text(referred, seen)])
-
-
-def _source(value: Any) -> str:
-    try:
-        return inspect.getsource(value)
-    except (OSError, TypeError):  # typed at a prompt
-        code = getattr(value, "__code__", None)
-        return repr(value) if code is None else _code_text(code)
-
-
-def _code_text(code: types.CodeType) -> str:
-    constants = [_code_text(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
-    return f"{code.co_code.hex()} {constants} {code.co_names}"
-
-
-def _names(code: types.CodeType) -> list[str]:
-    """Names that a function, and functions inside of it, look up."""
-    inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
-    return sorted({*code.co_names, *(name for c in inner for name in _names(c))})
+    version: int | None = None
 
 
 # --- rules that make masks ---------------------------------------------------------------------------------------------
@@ -245,34 +179,62 @@ def _taylor(order: int | str) -> Callable[[Start], Salience]:
 
 _RULES = densities.rules()
 CRITERIA: dict[str, Criterion] = {
-    "snip": Criterion("SNIP", "#0173b2", "o", "-", lambda s: snip(s.model, s.images, s.labels)),
+    "snip": Criterion("SNIP", "#0173b2", "o", "-", lambda s: snip(s.model, s.images, s.labels), version=1),
     "exact": Criterion(
-        "exact salience", "#de8f05", "s", (0, (4, 1.5)), lambda s: exact_salience(s.model, s.images, s.labels)
+        "exact salience",
+        "#de8f05",
+        "s",
+        (0, (4, 1.5)),
+        lambda s: exact_salience(s.model, s.images, s.labels),
+        version=1,
     ),
     "random": Criterion(
-        "random", "#949494", "X", (0, (1, 1)), lambda s: random_salience(s.model, seed=s.seed), uses_images=False
+        "random",
+        "#949494",
+        "X",
+        (0, (1, 1)),
+        lambda s: random_salience(s.model, seed=s.seed),
+        uses_images=False,
+        version=1,
     ),
     "magnitude": Criterion(
-        "magnitude", "#029e73", "D", (0, (5, 1, 1, 1)), lambda s: magnitude_salience(s.model), uses_images=False
+        "magnitude",
+        "#029e73",
+        "D",
+        (0, (5, 1, 1, 1)),
+        lambda s: magnitude_salience(s.model),
+        uses_images=False,
+        version=1,
     ),
-    "second_order": Criterion("second order", "#d55e00", "^", (0, (3, 1)), _taylor(2)),
-    "third_order": Criterion("third order", "#cc78bc", "v", (0, (2, 1)), _taylor(3)),
-    "linear_region": Criterion("linear region", "#ca9161", "P", (0, (6, 1.5)), _taylor("linear-region")),
+    "second_order": Criterion("second order", "#d55e00", "^", (0, (3, 1)), _taylor(2), version=1),
+    "third_order": Criterion("third order", "#cc78bc", "v", (0, (2, 1)), _taylor(3), version=1),
+    "linear_region": Criterion("linear region", "#ca9161", "P", (0, (6, 1.5)), _taylor("linear-region"), version=1),
     "printed_second_order": Criterion(
         "second order as printed",
         "#fbafe4",
         "*",
         (0, (1, 1.5)),
         lambda s: printed_second_order(s.model, s.images, s.labels),
+        version=1,
     ),
     "snip_train_mode": Criterion(
-        "SNIP, training mode", "#a6761d", "p", (0, (1, 2)), lambda s: snip(s.model, s.images, s.labels, mode="train")
+        "SNIP, training mode",
+        "#a6761d",
+        "p",
+        (0, (1, 2)),
+        lambda s: snip(s.model, s.images, s.labels, mode="train"),
+        version=1,
     ),
     "snip_shuffled": Criterion(
-        "SNIP, shuffled within layers", "#56b4e9", "h", (0, (4, 1)), salience_of="snip", mask=shuffled
+        "SNIP, shuffled within layers", "#56b4e9", "h", (0, (4, 1)), salience_of="snip", mask=shuffled, version=1
     ),
     "snip_redrawn": Criterion(
-        "SNIP of other weights", "#23479e", "d", (0, (2, 2)), lambda s: snip(s.others(1)[0], s.images, s.labels)
+        "SNIP of other weights",
+        "#23479e",
+        "d",
+        (0, (2, 2)),
+        lambda s: snip(s.others(1)[0], s.images, s.labels),
+        version=1,
     ),
     "snip_densities": Criterion(
         "SNIP's layer densities",
@@ -281,9 +243,16 @@ CRITERIA: dict[str, Criterion] = {
         (0, (3, 1, 1, 1)),
         lambda s: stacked(snip_together(s.others(OTHER_NETWORKS), s.images, s.labels)),
         mask=mean_densities,
+        version=1,
     ),
     "closed_form": Criterion(
-        "closed-form densities", "#b2182b", ">", "-", mask=with_densities(_RULES["closed_form"]), uses_images=False
+        "closed-form densities",
+        "#b2182b",
+        ">",
+        "-",
+        mask=with_densities(_RULES["closed_form"]),
+        uses_images=False,
+        version=1,
     ),
     "erdos_renyi_kernel": Criterion(
         "Erdos-Renyi-kernel densities",
@@ -292,6 +261,7 @@ CRITERIA: dict[str, Criterion] = {
         (0, (5, 2)),
         mask=with_densities(_RULES["erdos_renyi_kernel"]),
         uses_images=False,
+        version=1,
     ),
     "uniform": Criterion(
         "uniform densities",
@@ -300,8 +270,9 @@ CRITERIA: dict[str, Criterion] = {
         (0, (1, 1)),
         mask=with_densities(_RULES["uniform"]),
         uses_images=False,
+        version=1,
     ),
     "snip_inverted": Criterion(
-        "SNIP, inverted within layers", "#e377a2", "x", (0, (2, 1)), salience_of="snip", mask=smallest
+        "SNIP, inverted within layers", "#e377a2", "x", (0, (2, 1)), salience_of="snip", mask=smallest, version=1
     ),
 }

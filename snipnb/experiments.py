@@ -1,10 +1,10 @@
 """Grids of training runs: one call for hundreds of pruned networks, spread over processors, never losing what is finished.
 
-The unit of work is a group: runs of one grid that share model, seeds, split, epochs and batch size, at most ``group_size`` of them, in a
-fixed order. It is fixed by the grid, never by what happens to be missing, so its results do not depend on the history of a
-store. A group keeps its state after every epoch and is recorded when it is finished (``store.py``); running a grid again does
-only what is missing, goes on with an unfinished group from its last epoch, and ends in the same table. Each group is trained
-on one processor thread, so the number of processors does not matter either.
+A run is what its configuration says (:func:`run_key`), not the text of the code that made it: finished runs are found one by one, whatever grid they
+were part of. What is missing is trained in groups: runs that share model, seeds, split, epochs and batch size, at most ``group_size`` of
+them, in an order that the whole grid fixes. A group keeps its state after every epoch and is recorded when it is finished
+(``store.py``); running a grid again goes on with an unfinished group from its last epoch, and ends in the same table. Each group is
+trained on one processor thread, so the number of processors does not matter either.
 """
 
 from __future__ import annotations
@@ -16,34 +16,63 @@ import os
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from snipnb import sources
 from snipnb.criteria import CRITERIA, Criterion, Start, mask_for, ranked_by, salience_for
 from snipnb.data import Split, data_checksum, load_split
 from snipnb.masks import Mask, collapsed_layers, num_kept
 from snipnb.models import INITIALISATIONS, MODELS, set_running_statistics
-from snipnb.paths import write_atomically
 from snipnb.progress import note, progress_stream
+from snipnb.provenance import trained_by
 from snipnb.salience import Salience
-from snipnb.store import Store, StoreError
-from snipnb.training import Recipe, one_thread, train_together
+from snipnb.store import FORMAT, Store, StoreError
+from snipnb.training import Checkpoint, Recipe, one_thread, train_together
 
+# The version of what training computes. Raised, in a commit of its own that says what moved, when the golden numbers
+# (tests/golden/) move for another reason than rounding: kept runs of another version are not used.
+NUMERICS = 1
+# The fields that identities had from the beginning. One that is added to RunConfig or Recipe later counts only where it is not at
+# its default, which means what was done before there was a choice and never changes: so kept runs stay found.
+FIRST_FIELDS = {
+    "RunConfig": {
+        "criterion",
+        "sparsity",
+        "init_seed",
+        "data_seed",
+        "model",
+        "init",
+        "split",
+        "sample",
+        "salience_images",
+        "recipe",
+    },
+    "Recipe": {
+        "epochs",
+        "batch_size",
+        "optimiser",
+        "learning_rate",
+        "schedule",
+        "weight_decay",
+        "momentum",
+        "decay",
+        "decay_every",
+    },
+}
 GROUP_SIZE = 16
 MOST = 2**32  # seeds; generators take a little more, and other networks' seeds follow from these
-# What is imported but does not show in results: where they are kept, how they are named, what is seen meanwhile.
-WITHOUT_RESULTS = {"__init__", "paths", "progress", "sources", "store"}
 _SHIPPED = dict(CRITERIA)
-_given_code: dict[str, str] = {}  # criterion from elsewhere -> its text, where another process has looked it up
+_said: set[str] = set()  # criteria of which it was said that their runs are not kept
 
 
 @dataclass(frozen=True)
@@ -136,19 +165,21 @@ def run_grid(
 
     Args:
         configs: The runs; equal ones are trained once.
-        store: Folder that keeps finished groups and the state of unfinished ones; default none is kept.
+        store: Folder that keeps finished runs and the state of unfinished ones; default none is kept.
         jobs: Groups at a time, spread by joblib. Default: what ``joblib.parallel_config`` says; without it one process per
             processor, or one in all on a GPU.
-        group_size: Networks trained together, at most. Part of what a group is: another one does everything anew.
+        group_size: Networks trained together, at most. It moves results by rounding alone.
         device: Where to train; default CUDA where there is one.
 
     Returns:
         Tidy frame, one row per run and epoch, runs in the order given: the fields of :class:`RunConfig` without the recipe,
         ``kept`` (parameters), ``collapsed`` (weight tensors of which nothing is kept), ``epoch``, ``train_loss``,
-        ``validation_error``, ``test_error`` (fractions; NaN where there are no such images).
+        ``validation_error``, ``test_error`` (fractions; NaN where there are no such images). ``attrs["trained_by"]`` lists who trained the
+        runs: commit, versions, device and processor, with runs and seconds. A warning says if devices or minor versions of PyTorch
+        are mixed, and if runs of a criterion without a version are not kept.
 
     Raises:
-        ValueError: If a configuration is none, or a record in the store is of a newer version.
+        ValueError: If something among ``configs`` is not a RunConfig.
         StoreError: If the store cannot be written; what was finished is kept.
 
     Example:
@@ -162,66 +193,127 @@ def run_grid(
     configs = list(configs)
     for config in configs:
         if not isinstance(config, RunConfig):
-            raise ValueError(f"{config!r} is given among the runs; accepted are RunConfig")
+            raise ValueError(f"every run must be a RunConfig, got {config!r}")
     for name, value in (("group_size", group_size), ("jobs", 1 if jobs is None else jobs)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}; accepted are integers from 1")
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    groups = groups_of(configs, group_size)
-    with _folder(store) as folder:
-        place = Store(folder)
-        missing = {key: group for key, group in groups.items() if place.record(key) is None}
-        if missing:
-            _train_all(missing, place, folder, jobs, device)
-        rows: dict[RunConfig, Mapping] = {}
-        for key, group in groups.items():
-            record = place.record(key)
-            if record is None:  # somebody took it away meanwhile
-                raise StoreError(f"the record of {key} is gone from {folder}; run again")
-            rows |= dict(zip(group, record["runs"], strict=True))
+    passing = [c for c in configs if not is_kept(c)]
+    _say_what_is_not_kept({c.criterion for c in passing})
+    rows: dict[RunConfig, Mapping] = {}
+    for some, place in (([c for c in configs if is_kept(c)], store), (passing, None)):
+        if some:
+            with _folder(place) as folder:
+                rows |= _runs_of(some, Store(folder), jobs, group_size, device)
     return _table(configs, rows)
 
 
-def groups_of(configs: Iterable[RunConfig], group_size: int = GROUP_SIZE) -> dict[str, list[RunConfig]]:
-    """Key -> runs of the groups that a grid falls into."""
+def _runs_of(
+    configs: Sequence[RunConfig], place: Store, jobs: int | None, group_size: int, device: str
+) -> dict[RunConfig, Mapping]:
+    """The finished runs, after training those that are missing."""
+    keys = {config: run_key(config) for config in configs}
+    finished = place.runs()
+    tasks: dict[str, list[RunConfig]] = {}
+    for group in groups_of(configs, group_size):
+        if missing := [config for config in group if keys[config] not in finished]:
+            tasks[_group_name(missing)] = missing
+    if tasks:
+        _train_all(tasks, place, jobs, device)
+        finished = place.runs()
+    if gone := [config for config, key in keys.items() if key not in finished]:  # somebody took them away meanwhile
+        raise StoreError(f"{len(gone)} finished runs are gone from {place.folder}, the first is {gone[0]}; run again")
+    return {config: finished[key] for config, key in keys.items()}
+
+
+# --- identity ---------------------------------------------------------------------------------------------------------
+
+
+def run_key(config: RunConfig) -> str:
+    """The identity of a run: what its result follows from, as far as anything is declared.
+
+    **Definition.** Model, split, criterion, sparsity and seed, and a SHA-256 of the fields of ``config`` and its recipe (those not in
+    :data:`FIRST_FIELDS` only where they are not at their default), :data:`NUMERICS`, the versions of the criterion and of the one whose
+    salience it takes, and the checksum of the images. Neither the text of the code nor versions of packages are in it.
+
+    Example:
+        >>> import snipnb
+        >>> from snipnb.experiments import run_key
+        >>> run_key(snipnb.RunConfig(criterion="random", sparsity=0.95))[:34]
+        'lenet5-standard-random-0.95-seed0-'
+    """
+    content = {
+        "config": _declared(config),
+        "numerics": NUMERICS,
+        "criterion": _versions(config.criterion),
+        "data": data_checksum(sample=config.sample),
+    }
+    return f"{config.model}-{config.split}-{config.criterion}-{config.sparsity:g}-seed{config.init_seed}-{_short_digest(content)}"
+
+
+def is_kept(config: RunConfig) -> bool:
+    """Whether a run has an identity that outlives the process: its criterion, and the one whose salience it takes, have versions."""
+    return all(version is not None for version in _versions(config.criterion))
+
+
+def _declared(value: RunConfig | Recipe) -> dict[str, Any]:
+    """The fields of a configuration that its identity takes; numbers as they are declared, so that 1 and 1.0 are one."""
+    content: dict[str, Any] = {}
+    for f in dataclasses.fields(value):
+        found = getattr(value, f.name)
+        if f.name in FIRST_FIELDS[type(value).__name__] or found != f.default:
+            if isinstance(found, Recipe):
+                found = _declared(found)
+            elif f.type == "float":
+                found = float(found)
+            content[f.name] = found
+    return content
+
+
+def _versions(criterion: str) -> list[int | str | None]:
+    """The versions of a criterion and of the one whose salience it takes; marked where they do not come with the package."""
+    found: list[int | str | None] = []
+    for name in dict.fromkeys((criterion, ranked_by(criterion))):
+        version = CRITERIA[name].version
+        shipped = CRITERIA[name] is _SHIPPED.get(name)
+        found.append(version if shipped or version is None else f"own {version}")
+    return found
+
+
+def _say_what_is_not_kept(criteria: set[str]) -> None:
+    for name in sorted(criteria - _said):
+        _said.add(name)
+        warnings.warn(
+            f"runs of criterion {name!r} are not kept, because it has no version; give it one, "
+            "Criterion(..., version=1), and raise it whenever what it computes changes",
+            stacklevel=3,
+        )
+
+
+def _short_digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def groups_of(configs: Iterable[RunConfig], group_size: int = GROUP_SIZE) -> list[list[RunConfig]]:
+    """The groups that a grid falls into, fixed by the whole grid: neither its order nor what is finished matters."""
     alike: dict[tuple, list[RunConfig]] = {}
     for c in dict.fromkeys(configs):
         common = (c.recipe.epochs, c.recipe.batch_size)
         alike.setdefault((c.model, c.init, c.init_seed, c.data_seed, c.split, c.sample, common), []).append(c)
-    groups = {}
+    groups = []
     for runs in alike.values():
         recipes = list(dict.fromkeys(c.recipe for c in runs))
         runs.sort(key=lambda c: (recipes.index(c.recipe), c.criterion, c.sparsity, c.salience_images or 0))
         number = -(-len(runs) // group_size)
-        for i in range(number):
-            group = runs[i * len(runs) // number : (i + 1) * len(runs) // number]
-            groups[_key(group)] = group
+        groups += [runs[i * len(runs) // number : (i + 1) * len(runs) // number] for i in range(number)]
     return groups
 
 
-def _key(group: Sequence[RunConfig]) -> str:
+def _group_name(group: Sequence[RunConfig]) -> str:
+    """Of the record and the checkpoint of runs that are trained together."""
     first = group[0]
-    content: list[object] = [
-        [dataclasses.asdict(c) for c in group],
-        sources_digest(),
-        data_checksum(sample=first.sample),
-    ]
-    if own := {name: _code_of(name) for name in _own_criteria(group)}:
-        content.append(own)
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return f"{first.model}-{first.split}-seed{first.init_seed}-{digest[:16]}"
-
-
-@cache
-def result_sources() -> tuple[str, ...]:
-    """The modules that results of runs depend on: records made by another version of these are not used."""
-    return tuple(sorted(set(sources.reached(["import snipnb.experiments"])) - WITHOUT_RESULTS))
-
-
-@cache
-def sources_digest() -> str:
-    """What names the code that runs depend on; comments, docstrings and layout do not count."""
-    return sources.digest(result_sources())
+    digest = _short_digest([FORMAT, *(run_key(config) for config in group)])
+    return f"{first.model}-{first.split}-seed{first.init_seed}-{digest}"
 
 
 def _own_criteria(group: Iterable[RunConfig]) -> list[str]:
@@ -229,10 +321,6 @@ def _own_criteria(group: Iterable[RunConfig]) -> list[str]:
     names = {c.criterion for c in group}
     names |= {ranked_by(name) for name in names}
     return sorted(name for name in names if CRITERIA[name] is not _SHIPPED.get(name))
-
-
-def _code_of(name: str) -> str:
-    return _given_code.get(name) or CRITERIA[name].code()
 
 
 @contextmanager
@@ -250,11 +338,31 @@ def _table(configs: Sequence[RunConfig], rows: Mapping[RunConfig, Mapping]) -> p
         run, fields = rows[config], dataclasses.asdict(config)
         del fields["recipe"]
         history = pd.DataFrame(run["history"])
+        history = history.astype({column: float for column in history if column != "epoch"})  # None is NaN
         frames.append(history.assign(**fields, kept=run["kept"], collapsed=len(run["collapsed"])))
     if not frames:
         return pd.DataFrame()
     columns = [*fields, "kept", "collapsed", *history.columns]
-    return pd.concat(frames, ignore_index=True)[columns]
+    table = pd.concat(frames, ignore_index=True)[columns]
+    table.attrs["trained_by"] = _provenance([rows[config] for config in dict.fromkeys(configs)])
+    return table
+
+
+def _provenance(runs: Sequence[Mapping]) -> list[dict[str, Any]]:
+    """Who trained the runs of a table: a dict for each commit, package version and machine, with its number of runs and seconds."""
+    found: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        maker = {key: run["trained_by"].get(key) for key in ("commit", "torch", "numba", "device", "processor")}
+        row = found.setdefault(json.dumps(maker, sort_keys=True), {**maker, "runs": 0, "seconds": 0.0})
+        row["runs"] += 1
+        row["seconds"] += run["trained_by"]["seconds"] / run["trained_by"]["networks"]
+    makers = [row | {"seconds": round(row["seconds"], 1)} for row in found.values()]
+    devices = sorted({row["device"] for row in makers})
+    minors = sorted({".".join(row["torch"].split("+")[0].split(".")[:2]) for row in makers})
+    for what, values in (("devices", devices), ("versions of PyTorch", minors)):
+        if len(values) > 1:
+            warnings.warn(f"runs of one table were trained with several {what}: {', '.join(values)}", stacklevel=4)
+    return makers
 
 
 # --- saliences and masks ----------------------------------------------------------------------------------------------
@@ -289,7 +397,7 @@ def _drawn(name: str, init: str, images: Tensor, device: str, seed: int) -> nn.M
     return set_running_statistics(model, images) if len(images) else model
 
 
-def _masks(group: Sequence[RunConfig], place: Store, device: str) -> list[Mask]:
+def masks_of(group: Sequence[RunConfig], place: Store, device: str) -> list[Mask]:
     """What every run of a group keeps; saliences that take images are kept in the store."""
     masks: list[Mask] = []
     known: dict[RunConfig, Salience] = {}
@@ -310,48 +418,61 @@ def _masks(group: Sequence[RunConfig], place: Store, device: str) -> list[Mask]:
 def _salience(config: RunConfig, place: Store, device: str) -> Salience:
     if not CRITERIA[config.criterion].uses_images:
         return salience_for(config.criterion, _start(config, device))
-    key = f"salience-{config.criterion}-{_key([config])}"
-    if (found := place.checkpoint(key)) is not None:
-        return {name: torch.from_numpy(array) for name, array in found[0].items()}
-    with place.lock(key):
-        if (found := place.checkpoint(key)) is not None:
-            return {name: torch.from_numpy(array) for name, array in found[0].items()}
+    name = f"salience-{_short_digest(run_key(config))}"
+    if (found := _kept_salience(name, place)) is not None:
+        return found
+    with place.lock(name):
+        if (found := _kept_salience(name, place)) is not None:
+            return found
         note(f"saliences: {config.criterion}, seed {config.init_seed}")
         salience = {name: s.cpu() for name, s in salience_for(config.criterion, _start(config, device)).items()}
-        place.save_checkpoint(key, {name: s.numpy() for name, s in salience.items()}, {}, progress=1)
+        place.save_state(name, {name: s.numpy() for name, s in salience.items()}, {})
     return salience
+
+
+def _kept_salience(name: str, place: Store) -> Salience | None:
+    found = place.state(name)
+    return None if found is None else {name: torch.from_numpy(array) for name, array in found[0].items()}
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def _train_all(
-    missing: Mapping[str, list[RunConfig]], place: Store, folder: Path, jobs: int | None, device: str
-) -> None:
-    """Train all missing groups; those that another process is at are waited for at the end.
-
-    Saliences are made before, with all threads. Workers make the masks from them: a task is but some configurations, as a worker
-    that was sent half of a large one when its parent was killed would wait for the rest for ever.
-    """
-    for source in dict.fromkeys(_source(config) for group in missing.values() for config in group):
+def keep_saliences(configs: Iterable[RunConfig], place: Store, device: str) -> None:
+    """Compute the saliences that runs take and keep them in ``place``, with all threads; training itself takes one."""
+    for source in dict.fromkeys(map(_source, configs)):
         if CRITERIA[source.criterion].uses_images:
             _salience(source, place, device)
-    tasks = list(missing.items())
+
+
+def _train_all(tasks: Mapping[str, list[RunConfig]], place: Store, jobs: int | None, device: str) -> None:
+    """Train all groups; those that another process is working on are waited for at the end.
+
+    Workers make the masks from saliences that were kept before: a task is only some configurations, since a worker that was sent half
+    of a large one when its parent was killed would wait for the rest for ever.
+    """
+    keep_saliences((config for group in tasks.values() for config in group), place, device)
+    left = list(tasks.items())
     jobs = jobs or _jobs(device)
-    with _progress(missing, place):
+    with _progress(tasks, place):
         for wait in (False, True):
-            tasks = [task for task in tasks if place.record(task[0]) is None]
-            if jobs == 1 or len(tasks) < 2:
-                for task in tasks:
-                    _train_group(*task, folder, device, wait=wait)
+            finished = place.runs()
+            left = [task for task in left if not _is_finished(task[1], finished)]
+            if jobs == 1 or len(left) < 2:
+                for task in left:
+                    _train_group(*task, place.folder, device, wait=wait)
                 continue
             import joblib  # only where groups are spread
 
             work = joblib.delayed(_train_quietly)
-            own = {name: (CRITERIA[name], _code_of(name)) for _, group in tasks for name in _own_criteria(group)}
-            calls = (work(os.getpid(), own, *task, folder, device, wait=wait) for task in tasks)
+            own = {name: CRITERIA[name] for _, group in left for name in _own_criteria(group)}
+            calls = (work(os.getpid(), own, *task, place.folder, device, wait=wait) for task in left)
             for _ in joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")(calls):
                 pass
+
+
+def _is_finished(group: Iterable[RunConfig], finished: Collection[str]) -> bool:
+    return all(run_key(config) in finished for config in group)
 
 
 def _jobs(device: str) -> int:
@@ -364,7 +485,7 @@ def _jobs(device: str) -> int:
     return configured if (configured or 1) != 1 else os.cpu_count() or 1
 
 
-def _train_quietly(caller: int, own: Mapping[str, tuple[Criterion, str]], *task, **options) -> None:
+def _train_quietly(caller: int, own: Mapping[str, Criterion], *task, **options) -> None:
     """In a worker: the caller shows the progress, and gives the criteria that did not come with the package.
 
     A process that worked before may still have those of that time.
@@ -372,87 +493,88 @@ def _train_quietly(caller: int, own: Mapping[str, tuple[Criterion, str]], *task,
     os.environ["SNIPNB_PROGRESS"] = "0"
     if os.getpid() != caller:
         CRITERIA.clear()
-        CRITERIA.update(_SHIPPED | {name: criterion for name, (criterion, _) in own.items()})
-        _given_code.clear()
-        _given_code.update({name: code for name, (_, code) in own.items()})
+        CRITERIA.update(_SHIPPED | dict(own))
     _train_group(*task, **options)
 
 
-def _train_group(key: str, group: list[RunConfig], folder: Path, device: str, *, wait: bool) -> None:
+def _train_group(name: str, group: list[RunConfig], folder: Path, device: str, *, wait: bool) -> None:
     """Train one group and record it, unless somebody else does."""
     place = Store(folder)
-    with place.lock(key, wait=wait) as ours:
-        if not ours or place.record(key) is not None:
+    with place.lock(name, wait=wait) as ours:
+        if not ours or _is_finished(group, place.runs()):
             return
-        for half in (folder / "facts").glob(f".{key}.json.*.part"):  # of a killed process
-            half.unlink(missing_ok=True)
-        start, first = time.time(), group[0]
-        split = _split(first.split, first.sample)
+        checkpoint = _Checkpoint(place, name)
         with one_thread():
-            models = [MODELS[c.model](init=c.init, seed=c.init_seed).to(device) for c in group]
-            masks, checkpoint = _masks(group, place, device), _Checkpoint(place, key)
-            resumed = place.progress([key])[key]
-            histories = train_together(
-                models,
-                split,
-                masks=masks,
-                recipe=[c.recipe for c in group],
-                data_seed=first.init_seed if first.data_seed is None else first.data_seed,
-                checkpoint=checkpoint,
-            )
-        runs = [
-            {
+            masks = masks_of(group, place, device)
+            histories = train_group(group, masks, device, checkpoint)
+        runs = {
+            run_key(config): {
                 "config": dataclasses.asdict(config),
                 "kept": num_kept(mask),
                 "collapsed": collapsed_layers(mask),
                 "history": history.to_dict(orient="list"),
             }
             for config, mask, history in zip(group, masks, histories, strict=True)
-        ]
-        facts = {
-            "seconds": round(time.time() - start, 1),
-            "epochs": first.recipe.epochs - resumed,
-            "networks": len(group),
-            "device": torch.cuda.get_device_name() if device == "cuda" else device,
-            "torch": torch.__version__,
         }
-        write_atomically(folder / "facts" / f"{key}.json", json.dumps(facts, indent=1) + "\n")
-        place.finish(key, {"runs": runs})  # last: with its record a group is done
+        maker = trained_by(device) | {"seconds": round(checkpoint.seconds(), 1), "networks": len(group)}
+        place.finish(name, runs, maker)
+
+
+def train_group(
+    group: Sequence[RunConfig], masks: Sequence[Mask], device: str, checkpoint: Checkpoint | None = None
+) -> list[pd.DataFrame]:
+    """Train the runs of one group from their start, or from a checkpoint; their histories. Nothing is recorded."""
+    first = group[0]
+    return train_together(
+        [MODELS[c.model](init=c.init, seed=c.init_seed).to(device) for c in group],
+        _split(first.split, first.sample),
+        masks=masks,
+        recipe=[c.recipe for c in group],
+        data_seed=first.init_seed if first.data_seed is None else first.data_seed,
+        checkpoint=checkpoint,
+    )
 
 
 class _Checkpoint:
-    """Keeps the state of a group in the store."""
+    """Keeps the state of a group in the store, and the seconds that went into it, interruptions not counted."""
 
-    def __init__(self, place: Store, key: str) -> None:
-        self.place, self.key = place, key
+    def __init__(self, place: Store, name: str) -> None:
+        self.place, self.name, self.before, self.start = place, name, 0.0, time.time()
 
     def load(self) -> tuple[dict[str, Tensor], list] | None:
-        found = self.place.checkpoint(self.key)
+        found = self.place.state(self.name)
         if found is None:
             return None
         arrays, facts = found
+        self.before = facts["seconds"]
         return {name: torch.from_numpy(array) for name, array in arrays.items()}, facts["rows"]
 
     def save(self, tensors: Mapping[str, Tensor], rows: list) -> None:
         arrays = {name: t.numpy() for name, t in tensors.items()}
-        self.place.save_checkpoint(self.key, arrays, {"rows": rows}, progress=len(rows))
+        self.place.save_state(self.name, arrays, {"rows": rows, "seconds": self.seconds()})
+
+    def seconds(self) -> float:
+        return self.before + time.time() - self.start
 
 
 @contextmanager
-def _progress(missing: Mapping[str, list[RunConfig]], place: Store) -> Iterator[None]:
+def _progress(tasks: Mapping[str, list[RunConfig]], place: Store) -> Iterator[None]:
     """A bar over all epochs of all networks, read off the store, where somebody is there to see it."""
     stream = progress_stream()
     if stream is None:
         yield
         return
-    epochs = {key: group[0].recipe.epochs for key, group in missing.items()}
-    total = sum(len(group) * epochs[key] for key, group in missing.items())
-    done, finished = threading.Event(), set[str]()
+    epochs = {name: group[0].recipe.epochs for name, group in tasks.items()}
+    total = sum(len(group) * epochs[name] for name, group in tasks.items())
+    done = threading.Event()
 
     def reached() -> int:
-        finished.update(key for key in missing if key not in finished and place.record(key) is not None)
-        found = place.progress(missing)
-        return sum(len(g) * (epochs[k] if k in finished else found[k]) for k, g in missing.items())
+        finished = place.runs()
+        rows = {
+            name: epochs[name] if _is_finished(group, finished) else len((place.facts(name) or {"rows": []})["rows"])
+            for name, group in tasks.items()
+        }
+        return sum(len(group) * rows[name] for name, group in tasks.items())
 
     with tqdm(
         total=total, initial=reached(), desc="training, networks x epochs", file=stream, leave=False, delay=2.0

@@ -32,6 +32,7 @@ from snipnb import claims
 from snipnb.data import acquire_mnist, data_checksum
 from snipnb.paths import data_dir, project_root, published_dir, write_atomically
 from snipnb.profiles import Profile, check_parameters, complete, declared_parameters, load_profile
+from snipnb.provenance import commit, machine
 from snipnb.report import RUN_FILE, versions
 
 KERNEL = "python3"
@@ -98,6 +99,7 @@ def run(
     notebooks: Sequence[str] = (),
     *,
     force: bool = False,
+    fresh: bool = False,
     root: Path | None = None,
 ) -> bool:
     """Bring figures, tables and verdicts of a profile up to date, and print the ledger.
@@ -106,6 +108,7 @@ def run(
         profile_name: Name of a profile, or the path of a YAML file.
         notebooks: Names or leading digits of notebooks; default all.
         force: Run even what is up to date.
+        fresh: Run everything, and train and compute everything anew, in ``build/fresh/``; what was kept before stays, unused.
         root: The checkout; default the one this package is imported from.
 
     Returns:
@@ -127,7 +130,7 @@ def run(
     if not all(given.get("sample") for given in parameters.values()):
         acquire_mnist()
     print(f"profile {profile.name}: {profile.about}" if profile.about else f"profile {profile.name}")
-    with _only_one(place):
+    with _only_one(place), _runs_in(root / "build" / "fresh" if fresh else None):
         _clear_leftovers(place)
         _write_font_list(place.work / "matplotlib")
         failures, written, began = {}, [], time.monotonic()
@@ -135,7 +138,7 @@ def run(
             print(f"[{number}/{len(chosen)}] {path.stem}", end="", flush=True)
             mark = fingerprint(path, parameters[path])
             reason = why_stale(path.stem, mark, place)
-            if not (reason or force):
+            if not (reason or force or fresh):
                 shutil.rmtree(place.work / "stage" / path.stem, ignore_errors=True)  # of a forced run that was killed
                 print(" is up to date")
                 continue
@@ -163,6 +166,23 @@ def run(
     for name, message in failures.items():
         print(f"\n{name} failed; the next run tries it again, and what it had published before is kept.\n{message}")
     return not failures
+
+
+@contextmanager
+def _runs_in(folder: Path | None) -> Iterator[None]:
+    """Notebooks keep and look for runs and saliences in this folder, which is emptied first; None: where they always do."""
+    if folder is None:
+        yield
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    before = os.environ.get("SNIPNB_RUNS")
+    os.environ["SNIPNB_RUNS"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop("SNIPNB_RUNS")
+        if before is not None:
+            os.environ["SNIPNB_RUNS"] = before
 
 
 def run_one(path: Path, parameters: Mapping[str, Any], place: Place, mark: Mapping[str, str]) -> list[str]:
@@ -545,22 +565,15 @@ def _write_provenance(place: Place, notebook: str, facts: Mapping[str, Any]) -> 
     stored = _read_json(path, {})
     known = stored.get("notebooks") if isinstance(stored, dict) else None
     known = known if isinstance(known, dict) else {}
-    known[notebook] = {**facts, "machine": machine(), "versions": {"python": platform.python_version(), **versions()}}
+    known[notebook] = {
+        **facts,
+        "commit": commit(),
+        "machine": machine(),
+        "versions": {"python": platform.python_version(), **versions()},
+    }
     about = "How each notebook was run. Times and machines live here only; this file is never compared."
     content = {"about": about, "notebooks": {key: known[key] for key in sorted(known)}}
     write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores and memory, as far as the system tells."""
-    facts: dict[str, Any] = {"system": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count()}
-    try:
-        model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        facts["processor"] = model[0].split(":", 1)[1].strip() if model else platform.processor()
-        facts["memory_gb"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (OSError, ValueError, AttributeError):
-        facts["processor"] = platform.processor()
-    return facts
 
 
 def _first_line(source: str | list[str]) -> str:

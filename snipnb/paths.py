@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -50,15 +51,15 @@ def output_dir() -> Path:
 def runs_dir(profile: str) -> Path:
     """Folder of finished and unfinished training runs.
 
-    ``SNIPNB_RUNS`` if set; else, in a checkout, ``figures/paper/runs`` for the paper profile, whose runs are kept with the project,
-    and ``build/runs`` for all others; else ``runs`` in :func:`output_dir`.
+    ``SNIPNB_RUNS`` if set; else, in a checkout, ``figures/full/runs`` for the profiles whose runs are kept with the project, and
+    ``build/runs`` for all others; else ``runs`` in :func:`output_dir`.
     """
     if os.environ.get("SNIPNB_RUNS"):
         return Path(os.environ["SNIPNB_RUNS"]).expanduser().absolute()
     root = project_root()
     if root is None:
         return output_dir() / "runs"
-    return root / "figures" / "paper" / "runs" if profile == "paper" else root / "build" / "runs"
+    return root / "figures" / "full" / "runs" if profile in ("full", "paper", "seeds") else root / "build" / "runs"
 
 
 def published_dir(figures: Path, profile: str) -> Path:
@@ -80,8 +81,24 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the new name on the disk too, before anything that it replaces is taken away."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot, and need not
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

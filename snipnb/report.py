@@ -130,15 +130,22 @@ class Report:
         write_atomically(self.folder / "claims" / f"{self.notebook}.json", text + "\n")
         return claims.verdict_frame(self.entries)
 
-    def provenance(self) -> pd.DataFrame:
-        """Versions, parameters and data of this run as a table; its peak memory goes to the runner, not into it."""
+    def provenance(self, *runs: pd.DataFrame) -> pd.DataFrame:
+        """Versions, parameters and data of this run as a table; peak memory and who trained go to the runner, not into it.
+
+        Args:
+            runs: Tables of training runs, as from :func:`snipnb.run_grid`.
+        """
         sample = bool(self.parameters.get("sample", False))
         rows = {"notebook": self.notebook, **{f"parameter {key}": value for key, value in self.parameters.items()}}
         rows["images"] = "sample of 6,000 MNIST images" if sample else "MNIST, 70,000 images"
         rows["images' SHA-256"] = data_checksum(sample=sample)[:16] + "..."
         rows["python"] = platform.python_version()
         rows |= versions()
-        write_atomically(self.folder / RUN_FILE, json.dumps({"peak_memory_mb": _peak_memory_mb()}))
+        facts: dict[str, Any] = {"peak_memory_mb": _peak_memory_mb()}
+        if trained_by := [row for table in runs for row in table.attrs.get("trained_by", [])]:
+            facts["trained_by"] = trained_by
+        write_atomically(self.folder / RUN_FILE, json.dumps(facts))
         return pd.DataFrame({"value": {key: str(value) for key, value in rows.items()}})
 
     def _stem(self, name: str) -> str:

@@ -318,8 +318,7 @@ class Run:
         found = re.findall(r"^\[\d+/\d+\] (\w+)", self.log.read_text(encoding="utf-8"), flags=re.MULTILINE)
         records = list(self.runs.glob("*.json"))
         for path in records:
-            for file in (path, self.runs / "facts" / path.name):
-                self.kept.setdefault(file, file.stat().st_mtime_ns)
+            self.kept.setdefault(path, path.stat().st_mtime_ns)
         orphans = [process for process in self.orphans if _lives(process)]
         kill = Kill(moment, seconds, found[-1] if found else "its start", len(records), len(orphans))
         start = time.monotonic()

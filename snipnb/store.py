@@ -1,8 +1,8 @@
-"""Results of long runs on disk: finished records and checkpoints of unfinished ones, never lost and never half-written.
+"""Results of long runs on disk: finished runs and states of unfinished work, never lost and never half-written.
 
-Of a key there is at most ``<key>.json`` (its finished record), ``<key>.<progress>.npz`` (its checkpoint) and
-``.locks/<key>.lock``. Every file carries a SHA-256 of all it says; one that does not fit is moved aside, never used.
-Whoever writes holds the lock of the key; reading needs none.
+A *record* is one JSON file that holds runs which were trained together, each under a key of its own, and who trained them. A *state*
+is one file of arrays below ``.work/``: a checkpoint, or saliences that several runs share. Every file carries a SHA-256 of what it
+says; one that does not fit is moved aside, never used. Whoever writes holds a lock; reading needs none.
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ import json
 import os
 import re
 import zipfile
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -28,185 +26,179 @@ from snipnb.paths import write_atomically
 from snipnb.progress import note
 
 T = TypeVar("T")
-SCHEMA = 1  # what is in the files; the envelope (schema, key, digest) and the rule of the digest stay for ever
-_KEY = re.compile(r"[a-z0-9_-][a-z0-9._-]{0,119}")
-_CHECKPOINT = re.compile(r"(?P<key>.+)\.(?P<progress>0|[1-9][0-9]{0,17})\.npz")
-_DIGEST_LENGTH = 64
+FORMAT = 2  # of records; another one is left where it is, and is not used
+WORK = ".work"  # what is not worth keeping once everything is finished
+_NAME = re.compile(r"[a-z0-9_-][a-z0-9._-]{0,119}")
+_DIGEST = 64  # characters
+_DAMAGE = (ValueError, LookupError, TypeError, RuntimeError, EOFError, OSError, zipfile.BadZipFile)
 
 
 class StoreError(RuntimeError):
     """The folder cannot be read or written; what is finished is kept, and running again goes on from there."""
 
 
-class _OtherSchemaError(Exception):
-    """An intact file with another schema number, which is the only argument."""
-
-
 class Store:
-    """A folder of finished records and of checkpoints of unfinished ones, each under a key.
+    """A folder of finished runs and of the state of unfinished work.
 
-    Definition:
-        A key is 1 to 120 of the characters ``a-z0-9._-``, the first no dot. A record is a dict of what JSON can say,
-        NaN and infinities included (as the literals ``NaN``, ``Infinity``); floats come back bit for bit, except the
-        payload of a NaN; tuples come back as lists. A checkpoint is a dict of numpy arrays and a dict of such facts.
+    A name of a record or state is 1 to 120 of the characters ``a-z0-9._-``, the first not a dot.
 
     Args:
         folder: Where the files are; made at the first write.
 
     Raises:
-        ValueError: By every method, if a key is none, or if a newer snipnb wrote what is under it.
+        ValueError: By every method, if a name is not one.
         StoreError: By every method, if the folder cannot be read or written.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder).absolute()
+        self._read_before: dict[str, tuple[tuple[int, int], dict[str, dict]]] = {}  # file -> (time and size, its runs)
 
-    def record(self, key: str) -> dict | None:
-        """The finished record of a key, or None; a damaged or older one is moved aside and counts as none."""
-        path = self.folder / f"{_checked(key)}.json"
-        return _load(path, lambda content: _unpack_record(content, key), "what it held is computed again")
+    # --- records ------------------------------------------------------------------------------------------------------
 
-    def finish(self, key: str, record: Mapping) -> None:
-        """Keep the record of a finished run and delete its checkpoint; the same record again changes nothing.
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """Run key -> run as given to :meth:`finish`, with ``record`` (the file's name) and ``trained_by`` added.
 
-        Args:
-            key: What the record is of.
-            record: The record; equal records give equal bytes.
-
-        Raises:
-            ValueError: If the record is not plain JSON, or if another one is there already, which stays.
+        Files that were read before are not read again. Of a run in several files, the first by name counts.
         """
-        path = self.folder / f"{_checked(key)}.json"
-        content = _pack_record(key, record)
-        stored = self.record(key)
-        if stored is None:
-            self._write(path, content)
-        elif _pack_record(key, stored) != content:
-            names = sorted(stored.keys() | record.keys())
-            unlike = [n for n in names if n not in stored or n not in record or _json(stored[n]) != _json(record[n])]
-            raise ValueError(
-                f"{path} holds another record than the one given now; they differ in {', '.join(unlike)}. One key has "
-                "one result: find out what is not reproducible, then move the file away"
-            )
-        self._drop_checkpoints(key)
+        names = sorted(name for name in self._names(self.folder) if name.endswith(".json") and not name.startswith("."))
+        known: dict[str, tuple[tuple[int, int], dict[str, dict]]] = {}
+        for name in names:
+            path = self.folder / name
+            with _os_errors_named(path):
+                try:
+                    status = path.stat()
+                except FileNotFoundError:
+                    continue
+            mark = (status.st_mtime_ns, status.st_size)
+            before = self._read_before.get(name)
+            known[name] = before if before is not None and before[0] == mark else (mark, self._runs_in(path))
+        self._read_before = known
+        return {key: run for name in reversed(known) for key, run in known[name][1].items()}
 
-    def checkpoint(self, key: str) -> tuple[dict[str, np.ndarray], dict] | None:
-        """The newest intact checkpoint of a key, the one with the highest progress, as arrays and facts; or None."""
-        _checked(key)
-        tried: set[int] = set()
-        while untried := self._checkpoints()[key].keys() - tried:  # listed anew: another process may save meanwhile
-            progress = max(untried)
-            tried.add(progress)
-            path = self.folder / f"{key}.{progress}.npz"
-            loaded = _load(
-                path, partial(_unpack_checkpoint, key=key, progress=progress), "what it held is trained again"
-            )
-            if loaded is not None:
-                return loaded
-        return None
+    def _runs_in(self, path: Path) -> dict[str, dict]:
+        record = _load(path, _unpack_record, "its runs are trained again")
+        if record is None:
+            return {}
+        added = {"record": path.stem, "trained_by": record["trained_by"]}
+        return {run["key"]: run | added for run in record["runs"]}
 
-    def save_checkpoint(self, key: str, arrays: Mapping[str, np.ndarray], facts: Mapping, *, progress: int) -> None:
-        """Replace the checkpoint of a key; the previous one is deleted when the new one is completely in place.
+    def finish(self, name: str, runs: Mapping[str, Mapping], trained_by: Mapping) -> None:
+        """Keep finished runs and delete the state they came from. A run that is kept already stays as it is.
 
         Args:
-            key: What the checkpoint is of.
+            name: Of the record.
+            runs: Run key -> run, as plain JSON. Numbers that are not finite come back as None.
+            trained_by: Where the runs come from, as plain JSON.
+        """
+        path, lock = self.folder / f"{_checked(name)}.json", self.folder / WORK / "finish.lock"
+        with _os_errors_named(lock):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock, thread_local=False):
+            kept = self.runs()
+            new = [{"key": key} | dict(run) for key, run in runs.items() if key not in kept]
+            if new:
+                self._write(path, _pack_record({"format": FORMAT, "runs": new, "trained_by": dict(trained_by)}))
+        self.drop(name)
+
+    # --- states -------------------------------------------------------------------------------------------------------
+
+    def state(self, name: str) -> tuple[dict[str, np.ndarray], dict] | None:
+        """The arrays and facts that were saved last under a name, or None."""
+        return _load(self._state_path(name), _unpack_state, "what it held is computed again")
+
+    def save_state(self, name: str, arrays: Mapping[str, np.ndarray], facts: Mapping) -> None:
+        """Replace the state under a name.
+
+        Args:
+            name: What the state is of.
             arrays: Arrays of any shape, of booleans or numbers; dtype, shape and bits are kept.
             facts: What else is needed to go on, as plain JSON.
-            progress: How far the run is, an integer from 0 that grows from save to save, e.g. epochs done.
-
-        Raises:
-            ValueError: If an array, the facts or the progress cannot be kept.
         """
-        if isinstance(progress, bool) or not isinstance(progress, int) or not 0 <= progress < 10**18:
-            raise ValueError(f"progress is {progress!r}; accepted are integers from 0 up to 18 digits")
-        path = self.folder / f"{_checked(key)}.{progress}.npz"
-        self._write(path, _pack_checkpoint(key, arrays, facts, progress))
-        self._drop_checkpoints(key, but=progress)
+        self._write(self._state_path(name), _pack_state(arrays, facts))
 
-    def progress(self, keys: Iterable[str]) -> dict[str, int]:
-        """The progress of each key's checkpoint, 0 if it has none, by one look into the folder; no file is read."""
-        found = self._checkpoints()
-        return {key: max(found[_checked(key)], default=0) for key in keys}
+    def facts(self, name: str) -> dict | None:
+        """The facts of a state alone, without its arrays; None if there is none that can be read."""
+        try:
+            with self._state_path(name).open("rb") as stream:
+                stream.seek(_DIGEST)
+                with np.load(stream, allow_pickle=False) as archive:
+                    return json.loads(archive["arr_0"].tobytes())["facts"]
+        except _DAMAGE:
+            return None
+
+    def drop(self, name: str) -> None:
+        """Delete the state under a name, if there is one."""
+        path = self._state_path(name)
+        with _os_errors_named(path):
+            path.unlink(missing_ok=True)
+
+    def _state_path(self, name: str) -> Path:
+        return self.folder / WORK / f"{_checked(name)}.state"
+
+    # --- locks --------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def lock(self, key: str, *, wait: bool = True) -> Iterator[bool]:
-        """Work on a key alone; what killed processes left under it is cleared away first.
+    def lock(self, name: str, *, wait: bool = True) -> Iterator[bool]:
+        """Work on a name alone; half files that killed processes left under it are cleared away first.
 
-        Definition:
-            A lock of the operating system on ``.locks/<key>.lock``, free again when its holder ends, however it ends.
-            It excludes other processes and other threads, and is not re-entrant. After a wait the key may be finished:
-            look for its record once the lock is held.
+        **Definition.** A lock of the operating system on a file below ``.work/``, free again when its holder ends, however it ends. It
+        excludes other processes and other threads, and is not re-entrant. After a wait the work may be done: look for it once the
+        lock is held.
 
         Args:
-            key: What is worked on.
+            name: What is worked on.
             wait: Wait, after a note, until whoever holds the lock is done; if False, do not.
 
         Returns:
             A context manager that gives True if the lock is held inside it, False if somebody else holds it.
         """
-        path = self.folder / ".locks" / f"{_checked(key)}.lock"
+        path = self.folder / WORK / f"{_checked(name)}.lock"
         lock = FileLock(path, thread_local=False)
         with _os_errors_named(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not os.access(self.folder, os.W_OK):  # rather now than after hours of work
+            if not os.access(self.folder, os.W_OK):  # now rather than after hours of work
                 raise PermissionError(errno.EACCES, f"{self.folder} is read-only")
             try:
                 lock.acquire(timeout=0)
             except Timeout:
                 if wait:
-                    note(f"{key}: somebody else is working on it ({path}); waiting until that is done")
+                    note(f"{name}: another process is working on it ({path}); waiting until it is done")
                     lock.acquire()
         if not lock.is_locked:
             yield False
             return
         try:
-            self._clear_leftovers(key)
+            for folder, kind in ((self.folder, "json"), (path.parent, "state")):
+                for half in folder.glob(f".{name}.{kind}.*.part"):
+                    with _os_errors_named(half):
+                        half.unlink(missing_ok=True)
             yield True
         finally:
             lock.release()
 
     # --- files --------------------------------------------------------------------------------------------------------
 
-    def _names(self) -> list[str]:
-        with _os_errors_named(self.folder):
+    @staticmethod
+    def _names(folder: Path) -> list[str]:
+        with _os_errors_named(folder):
             try:
-                return os.listdir(self.folder)
+                return os.listdir(folder)
             except (FileNotFoundError, NotADirectoryError):
                 return []
 
-    def _checkpoints(self) -> defaultdict[str, dict[int, Path]]:
-        """By key and progress; the last number before ``.npz`` is the progress, so that no two keys mix."""
-        found: defaultdict[str, dict[int, Path]] = defaultdict(dict)
-        for name in self._names():
-            if match := _CHECKPOINT.fullmatch(name):
-                found[match["key"]][int(match["progress"])] = self.folder / name
-        return found
-
-    def _write(self, path: Path, content: bytes) -> None:
+    @staticmethod
+    def _write(path: Path, content: bytes) -> None:
         with _os_errors_named(path):
             write_atomically(path, content)
-            _sync_folder(self.folder)  # the new name is on the disk before an old one is taken away
-
-    def _drop_checkpoints(self, key: str, *, but: int | None = None) -> None:
-        for progress, path in self._checkpoints()[key].items():
-            if progress != but:
-                with _os_errors_named(path):
-                    path.unlink(missing_ok=True)
-
-    def _clear_leftovers(self, key: str) -> None:
-        """Under the lock: half files of ``write_atomically``, and checkpoints that a finished record outlived."""
-        part = re.compile(rf"\.{re.escape(key)}\.(json|[0-9]+\.npz)\.[^.]+\.part")
-        for name in filter(part.fullmatch, self._names()):
-            with _os_errors_named(self.folder / name):
-                (self.folder / name).unlink(missing_ok=True)
-        if self._checkpoints()[key] and self.record(key) is not None:
-            self._drop_checkpoints(key)
 
 
-def _checked(key: str) -> str:
-    if not isinstance(key, str) or not _KEY.fullmatch(key):
-        raise ValueError(f"key is {key!r}; accepted are 1 to 120 of the characters a-z 0-9 . _ -, the first not a dot")
-    return key
+def _checked(name: str) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(
+            f"name must be 1 to 120 of the characters a-z 0-9 . _ -, the first of them not a dot, got {name!r}"
+        )
+    return name
 
 
 @contextmanager
@@ -219,145 +211,91 @@ def _os_errors_named(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot, and need not
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _read(path: Path) -> bytes | None:
+def _load(path: Path, unpack: Callable[[bytes], T], consequence: str) -> T | None:
+    """What ``unpack`` makes of a file; None if there is no file, or, after it was moved aside, if it is damaged."""
     with _os_errors_named(path):  # a file that cannot be read may be good: an error, not a missing record
         try:
-            return path.read_bytes()
+            content = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
-
-
-def _load(path: Path, unpack: Callable[[bytes], T], consequence: str) -> T | None:
-    """What ``unpack`` makes of a file; None, after the file was moved aside, if it can make nothing of it."""
-    content = _read(path)
-    if content is None:
-        return None
     try:
         return unpack(content)
-    except _OtherSchemaError as error:
-        (schema,) = error.args
-        if schema > SCHEMA:
-            raise ValueError(
-                f"{path} has schema {schema}; accepted is {SCHEMA}. A newer snipnb wrote it: update snipnb, or give "
-                "another folder"
-            ) from None
-        suffix, reason = f".schema{schema}", f"has schema {schema}, outdated by {SCHEMA}"
-    except (ValueError, LookupError, TypeError, RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        suffix, reason = ".damaged", f"is damaged ({error})"
-    note(f"{path} {reason}; {_move_aside(path, content, suffix)}, and {consequence}")
+    except _OtherFormatError as error:
+        note(f"{path} {error}; it is left as it is, and {consequence}")
+    except _DAMAGE as error:
+        note(f"{path} is damaged ({error}); {_move_aside(path, content)}, and {consequence}")
     return None
 
 
-def _move_aside(path: Path, content: bytes, suffix: str) -> str:
-    """Rename a file to the first free ``<name><suffix>``, ``<name><suffix>.2``, ...; say what was done."""
-    if _read(path) != content:
-        return "somebody else replaced it meanwhile"
-    target, number = path.with_name(f"{path.name}{suffix}"), 1
-    while os.path.lexists(target):
-        number += 1
-        target = path.with_name(f"{path.name}{suffix}.{number}")
+def _move_aside(path: Path, content: bytes) -> str:
+    aside = path.with_name(f"{path.name}.damaged")
     try:
-        os.rename(path, target)
+        if path.read_bytes() != content:
+            return "another process has replaced it meanwhile"
+        os.replace(path, aside)
     except OSError as error:
         return f"it cannot be moved aside ({error.strerror})"
-    return f"it is now {target.name}"
+    return f"it is now {aside.name}"
 
 
 # --- contents ---------------------------------------------------------------------------------------------------------
 
 
-def _check_plain(value: object, where: str) -> None:
-    """Refuse what JSON would not give back as it was, e.g. keys that are numbers, which would become strings."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            if not isinstance(name, str):
-                raise ValueError(f"{where} has the key {name!r}; accepted are strings")
-            _check_plain(item, f"{where}[{name!r}]")
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            _check_plain(item, f"{where}[{index}]")
-    elif value is not None and not isinstance(value, str | int | float):
-        kind = f"{type(value).__module__}.{type(value).__qualname__}"
-        raise ValueError(f"{where} is a {kind}; accepted are dict, list, tuple, str, bool, int, float and None")
+class _OtherFormatError(Exception):
+    """An intact record of another format."""
 
 
 def _json(value: object) -> str:
-    """The canonical JSON: keys sorted, no spaces, floats as the shortest decimal that gives them back."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    """Canonical JSON: keys sorted, no spaces, floats as the shortest decimal that gives them back, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def _digest(content: bytes | memoryview) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _check_head(head: dict, **expected: object) -> None:
-    """Refuse an intact file that is not what its name says."""
-    if type(head["schema"]) is not int or head["schema"] < 0:
-        raise ValueError(f"its schema is {head['schema']!r}")
-    if head["schema"] != SCHEMA:
-        raise _OtherSchemaError(head["schema"])
-    for name, value in expected.items():
-        if head[name] != value:
-            raise ValueError(f"its {name} is {head[name]!r}, not {value!r}")
+def _pack_record(record: Mapping) -> bytes:
+    content = _finite(dict(record))
+    return f"{_json(content | {'digest': _digest(_json(content).encode())})}\n".encode()
 
 
-def _pack_record(key: str, record: Mapping) -> bytes:
-    """One line, half the size of an indented one; the digest does not depend on layout."""
-    content = {"schema": SCHEMA, "key": key, "record": dict(record)}
-    _check_plain(content["record"], "record")
-    content["digest"] = _digest(_json(content).encode())
-    return f"{_json(content)}\n".encode()
+def _finite(value: Any) -> Any:
+    """The value with None for numbers that JSON cannot say."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not abs(value) < float("inf") else value
 
 
-def _unpack_record(content: bytes, key: str) -> dict:
-    head = json.loads(content)
-    if not isinstance(head, dict) or head.keys() != {"schema", "key", "digest", "record"}:
+def _unpack_record(content: bytes) -> dict[str, Any]:
+    record = json.loads(content)
+    if not isinstance(record, dict):
         raise ValueError("it is not a record")
-    if head.pop("digest") != _digest(_json(head).encode()):
+    written_as = record.get("format", record.get("schema"))
+    if isinstance(written_as, int) and written_as != FORMAT:
+        raise _OtherFormatError(f"has format {written_as}, not {FORMAT}")
+    if record.pop("digest", None) != _digest(_json(record).encode()):
         raise ValueError("its digest does not fit")
-    _check_head(head, key=key)
-    if not isinstance(head["record"], dict):
-        raise ValueError("it is not a record")
-    return head["record"]
+    return record
 
 
-def _pack_checkpoint(key: str, arrays: Mapping[str, np.ndarray], facts: Mapping, progress: int) -> bytes:
-    """An npz file of the head and the numbered arrays, whose zip comment is the digest of all the bytes before it."""
-    head = {"schema": SCHEMA, "key": key, "progress": progress, "names": list(arrays), "facts": dict(facts)}
-    _check_plain(dict.fromkeys(arrays), "arrays")
-    _check_plain(head["facts"], "facts")
+def _pack_state(arrays: Mapping[str, np.ndarray], facts: Mapping) -> bytes:
+    """The digest, and then an npz file of the facts and the numbered arrays."""
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "biufc":
             kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-            raise ValueError(f"array {name!r} is {kind}; accepted are numpy arrays of booleans or numbers")
-    members = {"head": np.frombuffer(_json(head).encode(), dtype=np.uint8)}
-    members |= {f"array{index}": array for index, array in enumerate(arrays.values())}
+            raise ValueError(f"array {name!r} must be a numpy array of booleans or numbers, got {kind}")
+    head = np.frombuffer(json.dumps({"facts": facts, "names": list(arrays)}).encode(), dtype=np.uint8)
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, array in members.items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as stream:
-                np.lib.format.write_array(stream, array, allow_pickle=False)
-    buffer.seek(-2, os.SEEK_END)  # a zip file ends with the length of its comment, two bytes, and the comment
-    buffer.write(_DIGEST_LENGTH.to_bytes(2, "little"))
-    buffer.write(_digest(buffer.getbuffer()).encode())
-    return buffer.getvalue()
+    np.savez(buffer, head, *arrays.values())
+    content = buffer.getvalue()
+    return _digest(content).encode() + content
 
 
-def _unpack_checkpoint(content: bytes, key: str, progress: int) -> tuple[dict[str, np.ndarray], dict]:
-    if content[-_DIGEST_LENGTH:] != _digest(memoryview(content)[:-_DIGEST_LENGTH]).encode():
+def _unpack_state(content: bytes) -> tuple[dict[str, np.ndarray], dict]:
+    if content[:_DIGEST] != _digest(memoryview(content)[_DIGEST:]).encode():
         raise ValueError("its digest does not fit")
-    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-        head = json.loads(archive["head"].tobytes())
-        _check_head(head, key=key, progress=progress)
-        return {name: archive[f"array{index}"] for index, name in enumerate(head["names"])}, head["facts"]
+    with np.load(io.BytesIO(content[_DIGEST:]), allow_pickle=False) as archive:
+        head = json.loads(archive["arr_0"].tobytes())
+        return {name: archive[f"arr_{k}"] for k, name in enumerate(head["names"], 1)}, head["facts"]

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import stat
 import struct
 import subprocess
 import sys
@@ -21,12 +20,13 @@ import pytest
 from snipnb import store
 from snipnb.store import Store, StoreError
 
-RECORD = {
+RUN = {
     "config": {"seed": 3, "masked": True, "name": "größer", "nothing": None},
-    "history": [0.1, -0.0, 5e-324, 2.2250738585072014e-308, 1.7976931348623157e308, 1 / 3, math.inf, -math.inf],
+    "history": [0.1, -0.0, 5e-324, 2.2250738585072014e-308, 1.7976931348623157e308, 1 / 3],
     "count": 2**70,
     "empty": [{}, [], ""],
 }
+MAKER = {"commit": "abc", "seconds": 1.5}
 ARRAYS = {
     "conv1.weight": np.array([[1.5, -0.0], [1e-45, np.inf]], dtype=np.float32),
     "moments": np.array([np.nan, 5e-324, -1 / 3]),
@@ -37,7 +37,7 @@ ARRAYS = {
     "": np.arange(6.0).reshape(2, 3).T,
     "big endian": np.arange(3, dtype=">i2"),
 }
-FACTS = {"epoch": 3, "loss": [0.1, math.inf], "rng": {"state": 2**128 - 1}}
+FACTS = {"rows": [{"loss": [0.1, math.inf]}], "rng": {"state": 2**128 - 1}}
 
 # A child process gets the module without the rest of the package, which would import torch for seconds.
 CHILD = """
@@ -65,7 +65,9 @@ def finished(process):
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir() if path.name != ".locks") if folder.exists() else []
+    """Of records, states and half files, in a store's folder; locks are not told."""
+    found = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return sorted(path.name for path in found)
 
 
 def bits(value):
@@ -87,356 +89,194 @@ def results(tmp_path):
 # --- what goes in comes out -------------------------------------------------------------------------------------------
 
 
-def test_a_record_comes_back_as_it_was(results):
-    results.finish("a", RECORD)
-    back = results.record("a")
-    assert back == RECORD
-    assert [struct.pack("d", x) for x in back["history"]] == [struct.pack("d", x) for x in RECORD["history"]]
-    assert {type(v) for v in back["config"].values()} == {int, bool, str, type(None)}
-    results.finish("b", {"loss": math.nan})
-    assert math.isnan(results.record("b")["loss"])
-    assert names(results.folder) == ["a.json", "b.json"]
-
-
-def test_any_float_comes_back_bit_for_bit(results):
-    draw = random.Random(0)
-    values = [struct.unpack("d", draw.randbytes(8))[0] for _ in range(3000)]
-    values = [value for value in values if not math.isnan(value)]
-    results.finish("a", {"values": values})
-    assert struct.pack(f"{len(values)}d", *results.record("a")["values"]) == struct.pack(f"{len(values)}d", *values)
-
-
-def test_the_file_says_what_it_is_and_equal_records_give_equal_bytes(tmp_path):
-    one, other = Store(tmp_path / "one"), Store(tmp_path / "other")
-    one.finish("a", RECORD)
-    other.finish("a", dict(reversed(RECORD.items())))
-    content = (one.folder / "a.json").read_text()
-    assert content == (other.folder / "a.json").read_text()
-    stored = json.loads(content)
-    assert stored.keys() == {"schema", "key", "digest", "record"}
-    assert (stored["schema"], stored["key"], stored["record"]) == (store.SCHEMA, "a", RECORD)
-    indented = json.dumps(stored, sort_keys=True, indent=2)
-    assert len(content) < 0.7 * len(indented)
-    (one.folder / "a.json").write_text(indented)  # as records were written once
-    assert one.record("a") == RECORD
-    one.finish("a", RECORD)
-    assert one.record("a") == RECORD
-
-
-def test_a_checkpoint_comes_back_as_it_was(results):
-    results.save_checkpoint("a", ARRAYS, FACTS, progress=3)
-    arrays, facts = results.checkpoint("a")
-    assert list(arrays) == list(ARRAYS)
-    assert {name: bits(array) for name, array in arrays.items()} == {name: bits(a) for name, a in ARRAYS.items()}
-    assert all(array.flags.writeable for array in arrays.values())
-    assert facts == FACTS
-    results.save_checkpoint("b", {}, {}, progress=0)
-    assert results.checkpoint("b") == ({}, {})
-
-
-def test_nothing_is_made_before_the_first_write(results):
-    assert results.record("a") is None
-    assert results.checkpoint("a") is None
-    assert results.progress(["a", "b"]) == {"a": 0, "b": 0}
-    assert not results.folder.exists()
-
-
-def test_one_checkpoint_a_key_and_none_when_finished(results):
-    for progress in (1, 2, 10, 9):
-        results.save_checkpoint("a", {"x": np.full(3, progress)}, {"epoch": progress}, progress=progress)
-        assert names(results.folder) == [f"a.{progress}.npz"]
-        assert results.checkpoint("a")[1] == {"epoch": progress}
-    results.save_checkpoint("a.9", {}, {}, progress=4)  # a key that looks like a checkpoint of another
-    assert results.progress(["a", "a.9", "b"]) == {"a": 9, "a.9": 4, "b": 0}
-    results.finish("a", RECORD)
-    assert names(results.folder) == ["a.9.4.npz", "a.json"]
-    results.finish("a.9", RECORD)
-    assert names(results.folder) == ["a.9.json", "a.json"]
-
-
-def test_progress_reads_no_checkpoint(results, monkeypatch):
-    results.save_checkpoint("a", ARRAYS, FACTS, progress=12)
-    monkeypatch.setattr(store, "_read", lambda path: pytest.fail(f"read {path}"))
-    assert results.progress(key for key in "ab") == {"a": 12, "b": 0}
-
-
-def test_a_second_finish_is_the_same_or_refused(results):
-    results.finish("a", {**RECORD, "loss": math.nan})
-    before = (results.folder / "a.json").stat()
-    results.save_checkpoint("a", ARRAYS, FACTS, progress=1)
-    with pytest.raises(ValueError, match=r"a\.json holds another record .* they differ in count, new\. "):
-        results.finish("a", {**RECORD, "loss": math.nan, "count": 1, "new": None})
-    assert results.record("a")["count"] == 2**70
-    assert results.checkpoint("a") is not None
-    results.finish("a", {**RECORD, "loss": math.nan})
-    assert (results.folder / "a.json").stat().st_mtime_ns == before.st_mtime_ns
-    assert (results.folder / "a.json").stat().st_ino == before.st_ino
+def test_runs_come_back_as_they_were(results):
+    results.finish("a", {"one": RUN, "two": {"loss": [1.0]}}, MAKER)
+    back = results.runs()
+    assert list(back) == ["one", "two"]
+    assert back["one"] == RUN | {"key": "one", "record": "a", "trained_by": MAKER}
+    assert [struct.pack("d", x) for x in back["one"]["history"]] == [struct.pack("d", x) for x in RUN["history"]]
+    assert {type(v) for v in back["one"]["config"].values()} == {int, bool, str, type(None)}
     assert names(results.folder) == ["a.json"]
 
 
-@pytest.mark.parametrize("key", ["", ".a", "..", "a/b", "../a", "A", "ä", "a b", "a\n", "a" * 121, "a\0", "١", None, 3])
-def test_bad_keys_are_named(results, key):
-    def lock():
-        with results.lock(key):
-            pass
+def test_records_are_valid_json(results):
+    results.finish("a", {"one": {"loss": [math.nan, math.inf, 1.0]}}, MAKER)
+    assert results.runs()["one"]["loss"] == [None, None, 1.0]
 
-    for use in (
-        lambda: results.record(key),
-        lambda: results.finish(key, {}),
-        lambda: results.checkpoint(key),
-        lambda: results.save_checkpoint(key, {}, {}, progress=1),
-        lambda: results.progress([key]),
-        lock,
+    def refuse(literal):
+        raise AssertionError(f"{literal} is not JSON")
+
+    json.loads((results.folder / "a.json").read_text(), parse_constant=refuse)
+
+
+def test_equal_runs_give_equal_bytes(results, tmp_path):
+    other = Store(tmp_path / "other")
+    results.finish("a", {"one": RUN}, MAKER)
+    other.finish("a", {"one": dict(reversed(RUN.items()))}, MAKER)
+    assert (results.folder / "a.json").read_bytes() == (other.folder / "a.json").read_bytes()
+
+
+def test_a_state_comes_back_as_it_was(results):
+    results.save_state("a", ARRAYS, FACTS)
+    arrays, facts = results.state("a")
+    assert list(arrays) == list(ARRAYS)
+    assert [bits(a) for a in arrays.values()] == [bits(a) for a in ARRAYS.values()]
+    assert facts == FACTS == results.facts("a")
+    results.save_state("a", {}, {"epoch": 2})
+    assert results.state("a") == ({}, {"epoch": 2})
+    results.finish("a", {"one": RUN}, MAKER)
+    assert results.state("a") is results.facts("a") is None
+    results.drop("a")
+
+
+def test_nothing_is_made_before_the_first_write(results):
+    assert results.runs() == {}
+    assert results.state("a") is results.facts("a") is None
+    results.drop("a")
+    assert not results.folder.exists()
+
+
+def test_a_run_that_is_kept_stays_as_it_is(results):
+    results.finish("b", {"one": {"loss": 1}, "two": {"loss": 2}}, MAKER)
+    results.finish("a", {"one": {"loss": 3}, "three": {"loss": 4}}, MAKER)
+    assert {key: run["loss"] for key, run in results.runs().items()} == {"one": 1, "two": 2, "three": 4}
+    assert "one" not in (results.folder / "a.json").read_text()
+    results.finish("c", {"one": {"loss": 5}}, MAKER)
+    assert not (results.folder / "c.json").exists()
+
+
+def test_of_a_run_in_several_records_the_first_by_name_counts(results):
+    for name, loss in (("b", 2), ("a", 1)):
+        Store(results.folder / name).finish(name, {"one": {"loss": loss}}, MAKER)
+        shutil.copy(results.folder / name / f"{name}.json", results.folder)
+    assert results.runs()["one"]["loss"] == 1
+
+
+def test_a_record_is_read_once_until_it_changes(results, monkeypatch):
+    results.finish("a", {"one": RUN}, MAKER)
+    results.runs()
+    read = []
+    monkeypatch.setattr(store, "_unpack_record", lambda content: read.append(1) or {"trained_by": {}, "runs": []})
+    assert "one" in results.runs()
+    assert not read
+    (results.folder / "a.json").write_text("other")
+    assert results.runs() == {}
+    (results.folder / "a.json").unlink()
+    assert results.runs() == {}
+    assert len(read) == 1
+
+
+@pytest.mark.parametrize("name", ["", ".a", "a/b", "A", "a b", "ä", "x" * 121, 3, None, "..", "a\n"])
+def test_bad_names_are_named(results, name):
+    for attempt in (
+        lambda: results.finish(name, {}, {}),
+        lambda: results.state(name),
+        lambda: results.save_state(name, {}, {}),
+        lambda: results.lock(name).__enter__(),
     ):
-        with pytest.raises(ValueError, match="accepted are 1 to 120 of the characters") as caught:
-            use()
-        assert repr(key) in str(caught.value)
+        with pytest.raises(ValueError, match="must be 1 to 120 of the characters"):
+            attempt()
     assert not results.folder.exists()
 
 
-@pytest.mark.parametrize("key", ["a", "-", "_", "0", "a.json", "a.1.npz", "a..b", "a" * 120])
-def test_good_keys(results, key):
-    results.save_checkpoint(key, {}, {}, progress=10**18 - 1)
-    assert results.progress([key]) == {key: 10**18 - 1}
-    results.finish(key, {"key": key})
-    with results.lock(key):
-        assert results.record(key) == {"key": key}
-    assert names(results.folder) == [f"{key}.json"]
+@pytest.mark.parametrize("array", [[1, 2], np.array(["a"]), np.array([None]), 3])
+def test_what_is_no_array_of_numbers_is_refused(results, array):
+    with pytest.raises(ValueError, match="array 'x' must be a numpy array of booleans or numbers"):
+        results.save_state("a", {"x": array}, {})
 
 
-@pytest.mark.parametrize(
-    ("record", "message"),
-    [
-        ({"a": [1, np.float32(1)]}, r"record\['a'\]\[1\] is a numpy\.float32; accepted are dict"),
-        ({"a": {1: 2}}, r"record\['a'\] has the key 1; accepted are strings"),
-        ({"a": np.zeros(1)}, r"record\['a'\] is a numpy\.ndarray"),
-        ({"a": b""}, "is a builtins.bytes"),
-        ({None: 1}, "record has the key None"),
-    ],
-)
-def test_what_json_cannot_give_back_is_refused(results, record, message):
-    with pytest.raises(ValueError, match=message):
-        results.finish("a", record)
-    with pytest.raises(ValueError, match=message.replace("record", "facts")):
-        results.save_checkpoint("a", {}, record, progress=1)
-    assert not results.folder.exists()
-
-
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"w": np.array([None])}, "array 'w' is object; accepted are numpy arrays of booleans or numbers"),
-        ({"w": np.array(["a"])}, "array 'w' is <U1"),
-        ({"w": [1.0]}, "array 'w' is list"),
-        ({1: np.zeros(1)}, "arrays has the key 1"),
-    ],
-)
-def test_what_is_no_array_of_numbers_is_refused(results, arrays, message):
-    with pytest.raises(ValueError, match=message):
-        results.save_checkpoint("a", arrays, {}, progress=1)
-    assert not results.folder.exists()
-
-
-@pytest.mark.parametrize("progress", [-1, 1.0, True, 10**18, "1", None])
-def test_bad_progress_is_named(results, progress):
-    with pytest.raises(ValueError, match=r"progress is .*; accepted are integers from 0"):
-        results.save_checkpoint("a", {}, {}, progress=progress)
-
-
-# --- damage -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_record_cut_anywhere_is_never_used(results, notes):
-    results.finish("a", {"loss": [0.25, 1.5], "n": 1})
-    path = results.folder / "a.json"
-    content = path.read_bytes()
-    for length in range(len(content)):
-        path.write_bytes(content[:length])
-        assert results.record("a") in (None, {"loss": [0.25, 1.5], "n": 1}), length
-        assert path.exists() == (length == len(content) - 1)  # without its last line break it says the same
-    assert len(notes) == len(content) - 1
-    aside = results.folder / "a.json.damaged"
-    assert aside.read_bytes() == b""
-    assert [(results.folder / f"a.json.damaged.{n + 1}").read_bytes() for n in (1, 50)] == [content[:1], content[:50]]
-    assert f"{path} is damaged (" in notes[0]
-    assert "it is now a.json.damaged, and what it held is computed again" in notes[0]
-    assert "\n" not in notes[0]
+# --- damaged and foreign files ----------------------------------------------------------------------------------------
 
 
 def flips(content):
-    """Every single bit, and every byte inverted."""
-    for place in range(len(content)):
-        for bit in (1, 2, 4, 8, 16, 32, 64, 128, 255):
-            yield content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :]
+    """The content with one bit flipped, at some fifty places."""
+    for place in range(0, len(content), max(1, len(content) // 50)):
+        yield content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :]
 
 
-def test_a_record_with_any_flipped_bit_is_none_or_the_same(results, notes):
-    record = {"loss": [0.25, -0.0], "big": 1e22, "schema": 1}
-    results.finish("a", record)
+def test_a_damaged_record_is_moved_aside_and_never_used(results, notes):
+    results.finish("a", {"one": RUN}, MAKER)
     path = results.folder / "a.json"
     content = path.read_bytes()
-    refused = 0
-    for flipped in flips(content):
-        path.write_bytes(flipped)
-        back = results.record("a")
-        if back is None:
-            refused += 1
-            assert (results.folder / "a.json.damaged").read_bytes() == flipped
-            (results.folder / "a.json.damaged").unlink()
-        else:
-            assert repr(back) == repr(dict(sorted(record.items())))
-    assert refused == len(notes) > 8 * len(content)  # what survives is white space and the like
+    cuts = [content[:end] for end in range(0, len(content) - 1, 20)]
+    for number, bad in enumerate([*cuts, *flips(content.rstrip()), b"[]", b"{}", b"3", b'{"format": "2"}', b"\xff"], 1):
+        path.write_bytes(bad)
+        assert Store(results.folder).runs() == {}
+        assert not path.exists()
+        assert path.with_name("a.json.damaged").read_bytes() == bad
+        assert len(notes) == number
+        assert "is damaged" in notes[-1]
+        assert notes[-1].endswith("it is now a.json.damaged, and its runs are trained again")
 
 
-def test_a_checkpoint_with_any_flipped_bit_is_none(results, notes):
-    results.save_checkpoint("a", {"w": np.arange(4, dtype=np.float32)}, {"epoch": 1}, progress=1)
-    path = results.folder / "a.1.npz"
-    for flipped in flips(path.read_bytes()):
-        path.write_bytes(flipped)
-        assert results.checkpoint("a") is None
-        (results.folder / "a.1.npz.damaged").unlink()
-    assert "is damaged (its digest does not fit); it is now a.1.npz.damaged, and what it held is trained" in notes[0]
-
-
-def test_a_checkpoint_cut_or_lengthened_is_none(results, notes):
-    results.save_checkpoint("a", ARRAYS, FACTS, progress=1)
-    path = results.folder / "a.1.npz"
+def test_a_damaged_state_is_moved_aside_and_never_used(results, notes):
+    results.save_state("a", ARRAYS, FACTS)
+    path = results.folder / ".work" / "a.state"
     content = path.read_bytes()
-    lengths = [0, 1, 2, 63, 64, 65, *range(100, len(content), 97), *range(len(content) - 90, len(content))]
-    for wrong in [*(content[:length] for length in lengths), content + b"\0", content + content]:
-        path.write_bytes(wrong)
-        assert results.checkpoint("a") is None
-    assert len(list(results.folder.glob("a.1.npz.damaged*"))) == len(lengths) + 2 == len(notes)
-    assert results.progress(["a"]) == {"a": 0}
-    path.write_bytes(content)
-    assert results.checkpoint("a") is not None
+    cuts = [content[:end] for end in range(0, len(content), 100)]
+    for bad in [*cuts, *flips(content), content + b"x"]:
+        path.write_bytes(bad)
+        results.facts("a")  # a progress bar reads without checks, but never fails
+        assert results.state("a") is None
+        assert path.with_name("a.state.damaged").read_bytes() == bad
 
 
-def test_a_damaged_checkpoint_falls_back_to_an_older_one(results, notes):
-    results.save_checkpoint("a", {}, {"epoch": 1}, progress=1)
-    older = (results.folder / "a.1.npz").read_bytes()
-    results.save_checkpoint("a", {}, {"epoch": 2}, progress=2)
-    (results.folder / "a.1.npz").write_bytes(older)  # as after a crash between the two steps of a save
-    assert results.checkpoint("a")[1] == {"epoch": 2}
-    (results.folder / "a.2.npz").write_bytes(b"no checkpoint")
-    assert results.checkpoint("a")[1] == {"epoch": 1}
-    assert names(results.folder) == ["a.1.npz", "a.2.npz.damaged"]
-    assert len(notes) == 1
-
-
-def npz(folder, **arrays):
-    np.savez(folder / "foreign.npz", **arrays)
-    return (folder / "foreign.npz").read_bytes()
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"{}",
-        b"[1]",
-        b"null",
-        b"\xff\xfe",
-        b"[" * 100_000,
-        b'{"schema": 9, "key": "a", "digest": "", "record": {}}',
-    ],
-)
-def test_a_foreign_record_is_none(results, notes, content):
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_record_of_another_format_is_left_alone(results, notes, number):
     results.folder.mkdir()
-    (results.folder / "a.json").write_bytes(content)
-    assert results.record("a") is None
-    results.finish("a", RECORD)
-    assert results.record("a") == RECORD
-    assert (results.folder / "a.json.damaged").read_bytes() == content
+    path = results.folder / "a.json"
+    name = "schema" if number == 1 else "format"
+    path.write_text(json.dumps({name: number, "key": "a", "record": {}, "digest": "x"}))
+    before = path.read_bytes()
+    assert results.runs() == results.runs() == {}
+    assert path.read_bytes() == before
     assert len(notes) == 1
+    assert f"has format {number}, not 2; it is left as it is" in notes[0]
 
 
-def test_a_foreign_checkpoint_is_none(results, notes, tmp_path):
-    results.folder.mkdir()
-    for content in (b"", b"x" * 64, npz(tmp_path, w=np.zeros(3)), npz(tmp_path, head=np.zeros(3))):
-        (results.folder / "a.1.npz").write_bytes(content)
-        assert results.checkpoint("a") is None
-        sealed = content + store._digest(content).encode()  # even if its digest fits
-        (results.folder / "a.1.npz").write_bytes(sealed)
-        assert results.checkpoint("a") is None
-    assert len(notes) == 8
+def test_a_pickle_is_never_loaded(results, notes):
+    results.save_state("a", {}, {})
+    path = results.folder / ".work" / "a.state"
+    np.savez(results.folder / "evil.npz", arr_0=np.array([{"a": 1}], dtype=object))
+    content = (results.folder / "evil.npz").read_bytes()
+    path.write_bytes(store._digest(content).encode() + content)
+    assert results.state("a") is None
+    assert "allow_pickle=False" in notes[0]
 
 
-def test_a_file_under_the_name_of_another_is_none(results, notes):
-    results.finish("b", RECORD)
-    results.save_checkpoint("c", ARRAYS, FACTS, progress=5)
-    shutil.copy(results.folder / "b.json", results.folder / "a.json")
-    shutil.copy(results.folder / "c.5.npz", results.folder / "a.5.npz")
-    shutil.copy(results.folder / "c.5.npz", results.folder / "c.50.npz")
-    assert results.record("a") is None
-    assert results.checkpoint("a") is None
-    assert results.checkpoint("c") is not None
-    assert names(results.folder) == ["a.5.npz.damaged", "a.json.damaged", "b.json", "c.5.npz", "c.50.npz.damaged"]
-    assert "is damaged (its key is 'b', not 'a')" in notes[0]
-    assert "is damaged (its progress is 5, not 50)" in notes[2]
+def test_a_good_file_that_came_meanwhile_is_not_moved_aside(results, notes):
+    results.finish("a", {"one": RUN}, MAKER)
+    path = results.folder / "a.json"
+    assert store._move_aside(path, b"damaged, as it was read") == "another process has replaced it meanwhile"
+    assert path.exists()
 
 
-@pytest.mark.parametrize("unreadable", ["a.json", "a.1.npz"])
-def test_what_cannot_be_read_is_an_error_and_stays(results, unreadable):
-    (results.folder / unreadable).mkdir(parents=True)
-    read = results.record if unreadable == "a.json" else results.checkpoint
-    with pytest.raises(StoreError, match=r"Is a directory\. Everything finished is kept"):
-        read("a")
-    assert names(results.folder) == [unreadable]
+def test_what_cannot_be_read_is_an_error_and_stays(results, monkeypatch):
+    results.finish("a", {"one": RUN}, MAKER)
 
+    def refuse(self):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-def write_with_schema(results, monkeypatch, schema, **record):
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "SCHEMA", schema)
-        results.finish("a", record)
-        results.save_checkpoint("a", {"w": np.ones(2)}, record, progress=1)
-
-
-def test_an_older_schema_is_moved_aside(results, notes, monkeypatch):
-    write_with_schema(results, monkeypatch, 0, old=True)
-    assert results.record("a") is None
-    assert results.checkpoint("a") is None
-    assert names(results.folder) == ["a.1.npz.schema0", "a.json.schema0"]
-    assert "a.json has schema 0, outdated by 1; it is now a.json.schema0, and what it held is computed" in notes[0]
-    write_with_schema(results, monkeypatch, 0, older=True)
-    results.finish("a", RECORD)
-    assert results.record("a") == RECORD
-    assert names(results.folder) == ["a.1.npz.schema0", "a.json", "a.json.schema0", "a.json.schema0.2"]
-    assert json.loads((results.folder / "a.json.schema0").read_text())["record"] == {"old": True}
-
-
-def test_a_newer_schema_is_an_error_and_stays(results, notes, monkeypatch):
-    write_with_schema(results, monkeypatch, 12, new=True)
-    message = r"has schema 12; accepted is 1\. A newer snipnb wrote it: update snipnb, or give another folder"
-    for use in (lambda: results.record("a"), lambda: results.finish("a", RECORD), lambda: results.checkpoint("a")):
-        with pytest.raises(ValueError, match=message):
-            use()
-    assert names(results.folder) == ["a.1.npz", "a.json"]
-    assert not notes
-
-
-@pytest.mark.parametrize("schema", ["1", 1.0, True, None, -1])
-def test_a_schema_that_is_no_number_is_damage(results, notes, monkeypatch, schema):
-    write_with_schema(results, monkeypatch, schema)
-    assert results.record("a") is None
-    assert results.checkpoint("a") is None
-    assert names(results.folder) == ["a.1.npz.damaged", "a.json.damaged"]
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(StoreError, match=r"a\.json: Permission denied\. Everything finished is kept"):
+        results.runs()
+    monkeypatch.undo()
+    assert "one" in results.runs()
 
 
 # --- writing fails, or stops anywhere ---------------------------------------------------------------------------------
 
 
 def test_a_full_disk_costs_nothing(results):
-    results.finish("done", RECORD)
-    results.save_checkpoint("a", {"w": np.ones(10)}, {"epoch": 1}, progress=1)
+    results.finish("done", {"one": RUN}, MAKER)
+    results.save_state("a", {"w": np.ones(10)}, {"epoch": 1})
     script = """
 import resource
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 for attempt in (
-    lambda: store.save_checkpoint("a", {"w": np.zeros(100_000)}, {"epoch": 2}, progress=2),
-    lambda: store.save_checkpoint("a", {"w": np.zeros(100_000)}, {"epoch": 1}, progress=1),
-    lambda: store.finish("a", {"text": "x" * 20_000}),
+    lambda: store.save_state("a", {"w": np.zeros(100_000)}, {"epoch": 2}),
+    lambda: store.finish("a", {"two": {"text": "x" * 20_000}}, {}),
 ):
     try:
         attempt()
@@ -444,17 +284,17 @@ for attempt in (
         tell(error)
 """
     messages = finished(start(script, results.folder)).splitlines()
-    assert len(messages) == 3
-    for message, name in zip(messages, ["a.2.npz", "a.1.npz", "a.json"], strict=True):
-        assert message.startswith(f"{results.folder / name}: {os.strerror(errno.EFBIG)}. Everything finished is kept; ")
+    assert len(messages) == 2
+    for message, path in zip(messages, [results.folder / ".work/a.state", results.folder / "a.json"], strict=True):
+        assert message.startswith(f"{path}: {os.strerror(errno.EFBIG)}. Everything finished is kept; ")
         assert message.endswith("run again, and it goes on")
-    assert names(results.folder) == ["a.1.npz", "done.json"]
-    assert results.checkpoint("a")[1] == {"epoch": 1}
+    assert names(results.folder) == ["a.state", "done.json"]
+    assert results.state("a")[1] == {"epoch": 1}
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace", "unlink"])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_an_error_of_the_system_is_one_readable_message(results, monkeypatch, call):
-    results.save_checkpoint("a", {}, {"epoch": 1}, progress=1)
+    results.save_state("a", {}, {"epoch": 1})
 
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -462,94 +302,37 @@ def test_an_error_of_the_system_is_one_readable_message(results, monkeypatch, ca
     with monkeypatch.context() as patch:
         patch.setattr(os, call, refuse)
         for attempt in (
-            lambda: results.save_checkpoint("a", {}, {"epoch": 2}, progress=2),
-            lambda: results.finish("a", RECORD),
+            lambda: results.save_state("a", {}, {"epoch": 2}),
+            lambda: results.finish("a", {"one": RUN}, MAKER),
         ):
-            with pytest.raises(StoreError, match=r"results/a\.\S+: Permission denied\. Everything finished is kept"):
+            with pytest.raises(StoreError, match=r"a\.\S+: Permission denied\. Everything finished is kept"):
                 attempt()
-    if call != "unlink":  # which is what would take a half file away
-        assert names(results.folder) == ["a.1.npz"]
-        assert results.checkpoint("a")[1] == {"epoch": 1}
-    with results.lock("a"):
-        results.finish("a", RECORD)
+    assert results.state("a")[1] == {"epoch": 1}
+    results.finish("a", {"one": RUN}, MAKER)
     assert names(results.folder) == ["a.json"]
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     results = Store(tmp_path / "file" / "results")
-    assert results.record("a") is None
-    assert results.progress(["a"]) == {"a": 0}
+    assert results.runs() == {}
+    assert results.state("a") is None
 
     def lock():
         with results.lock("a"):
             pytest.fail("locked")
 
-    for attempt in (lock, lambda: results.finish("a", {}), lambda: results.save_checkpoint("a", {}, {}, progress=1)):
+    for attempt in (lock, lambda: results.finish("a", {"one": {}}, {}), lambda: results.save_state("a", {}, {})):
         with pytest.raises(StoreError, match=r"Not a directory\. Everything finished is kept"):
             attempt()
 
 
-def test_a_read_only_folder_can_be_read(results, notes):
-    results.finish("a", RECORD)
-    (results.folder / "b.json").write_text("damaged")
-    results.folder.chmod(0o500)
-    try:
-        if os.access(results.folder, os.W_OK):
-            pytest.skip("this user may write anywhere")
-        assert results.record("a") == RECORD
-        assert results.record("b") is None
-        assert "it cannot be moved aside (Permission denied)" in notes[0]
-        for attempt in (lambda: results.finish("c", {}), lambda: results.lock("c").__enter__()):
-            with pytest.raises(StoreError, match=r"Permission denied\. Everything finished is kept"):
-                attempt()
-    finally:
-        results.folder.chmod(0o700)
-
-
-def test_what_cannot_be_moved_aside_is_not_used_either(results, notes, monkeypatch):
-    results.save_checkpoint("a", {}, {}, progress=1)
-    (results.folder / "a.1.npz").write_bytes(b"damaged")
-
-    def refuse(*_):
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-    monkeypatch.setattr(store.os, "rename", refuse)
-    assert results.checkpoint("a") is None
-    assert "it cannot be moved aside (Read-only file system)" in notes[0]
-
-
-def test_a_good_file_that_came_meanwhile_is_not_moved_aside(results, notes):
-    results.finish("a", RECORD)
-    assert store._move_aside(results.folder / "a.json", b"damaged", ".damaged") == "somebody else replaced it meanwhile"
-    assert results.record("a") == RECORD
-
-
-def test_a_folder_that_became_read_only_is_said_before_the_work(results, monkeypatch):
-    with results.lock("a"):
-        results.save_checkpoint("a", {}, {}, progress=1)
-    monkeypatch.setattr(store.os, "access", lambda path, mode: False)
-    with pytest.raises(StoreError, match=r"results is read-only\. Everything finished is kept"), results.lock("a"):
-        pytest.fail("locked")
-
-
-def test_nothing_is_deleted_before_what_replaces_it_is_on_the_disk(results, monkeypatch):
-    results.save_checkpoint("a", {}, {}, progress=1)
-    steps = []
-
-    def seen(name, function):
-        def call(first, *rest, **options):
-            steps.append("sync folder" if name == "sync" and stat.S_ISDIR(os.fstat(first).st_mode) else name)
-            return function(first, *rest, **options)
-
-        return call
-
-    for name, function in (("sync", "fsync"), ("rename", "replace"), ("delete", "unlink")):
-        monkeypatch.setattr(os, function, seen(name, getattr(os, function)))
-    results.save_checkpoint("a", {}, {}, progress=2)
-    results.finish("a", RECORD)
-    once = ["sync", "rename", "delete", "sync folder", "delete"]  # the first delete is of the temporary name, long gone
-    assert steps == once * 2
+def test_a_folder_that_is_read_only_can_be_read_and_is_said_before_the_work(results, monkeypatch):
+    results.finish("a", {"one": RUN}, MAKER)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert "one" in results.runs()
+    with pytest.raises(StoreError, match="results is read-only"), results.lock("b"):
+        pytest.fail("worked")
 
 
 class Crash(BaseException):
@@ -576,10 +359,10 @@ def crash_at(monkeypatch, number):
 
 
 def deaths(results, monkeypatch, act):
-    """Let ``act`` die at each of its system calls in turn, with a checkpoint before it; yields after each death."""
+    """Let ``act`` die at each of its system calls in turn, with a state before it; yields after each death."""
     for number in range(1, 20):
         shutil.rmtree(results.folder, ignore_errors=True)
-        results.save_checkpoint("a", ARRAYS, {"epoch": 1}, progress=1)
+        results.save_state("a", ARRAYS, {"epoch": 1})
         try:
             with crash_at(monkeypatch, number):
                 act()
@@ -587,53 +370,49 @@ def deaths(results, monkeypatch, act):
             yield
         else:
             return
+    pytest.fail("it never ended")
 
 
-def test_a_death_at_any_step_of_a_save_leaves_a_checkpoint(results, monkeypatch, notes):
+def test_a_death_at_any_step_of_a_save_leaves_a_state(results, monkeypatch, notes):
     seen = set()
-    for _ in deaths(results, monkeypatch, lambda: results.save_checkpoint("a", ARRAYS, {"epoch": 2}, progress=2)):
-        seen.add(tuple(name.split(".")[-1] for name in names(results.folder)))
-        assert results.checkpoint("a")[1] in ({"epoch": 1}, {"epoch": 2})
+    for _ in deaths(results, monkeypatch, lambda: results.save_state("a", ARRAYS, {"epoch": 2})):
+        seen.add(results.state("a")[1]["epoch"])
         with results.lock("a"):
-            results.save_checkpoint("a", ARRAYS, {"epoch": 3}, progress=3)
-        assert names(results.folder) == ["a.3.npz"]
-    assert seen == {("part", "npz"), ("npz", "npz")}
+            assert names(results.folder) == ["a.state"]
+    assert seen == {1, 2}
     assert not notes
 
 
-def test_a_death_at_any_step_of_a_finish_leaves_record_or_checkpoint(results, monkeypatch, notes):
+def test_a_death_at_any_step_of_a_finish_leaves_record_or_state(results, monkeypatch, notes):
     seen = set()
-    for _ in deaths(results, monkeypatch, lambda: results.finish("a", RECORD)):
-        done = results.record("a")
-        seen.add(done is not None)
-        assert done == RECORD or results.checkpoint("a")[1] == {"epoch": 1}
-        with results.lock("a"):
-            assert names(results.folder) == (["a.json"] if done else ["a.1.npz"])
+    for _ in deaths(results, monkeypatch, lambda: results.finish("a", {"one": RUN}, MAKER)):
+        done = "one" in results.runs()
+        seen.add(done)
+        assert done or results.state("a")[1] == {"epoch": 1}
     assert seen == {True, False}
     assert not notes
 
 
 WORK = """
-for run in range(int(sys.argv[3])):
-    key = f"run-{run}"
-    with store.lock(key) as mine:
-        if store.record(key) is not None:
+for number in range(int(sys.argv[3])):
+    name = f"run-{number}"
+    with store.lock(name):
+        if name in store.runs():
             continue
-        arrays, facts = store.checkpoint(key) or ({}, {"epoch": 0})
+        arrays, facts = store.state(name) or ({}, {"epoch": 0})
         if facts["epoch"]:
             assert (arrays["w"] == facts["epoch"]).all()
         for epoch in range(facts["epoch"] + 1, 9):
-            store.save_checkpoint(key, {"w": np.full(30_000, epoch)}, {"epoch": epoch}, progress=epoch)
-            tell(key, epoch)
-        store.finish(key, {"run": run, "history": [epoch / 3 for epoch in range(2000)]})
-        tell(key, "done")
+            store.save_state(name, {"w": np.full(30_000, epoch)}, {"epoch": epoch})
+            tell(name, epoch)
+        store.finish(name, {name: {"history": [epoch / 3 for epoch in range(2000)]}}, {})
+        tell(name, "done")
 """
 
 
 def test_nothing_reported_is_lost_when_the_process_is_killed(results, notes):
     draw = random.Random(1)
     reached = {}
-    leftovers = 0
     for _ in range(15):
         child = start(WORK, results.folder, "100000")
         lines = [child.stdout.readline()]
@@ -641,30 +420,22 @@ def test_nothing_reported_is_lost_when_the_process_is_killed(results, notes):
         child.kill()
         lines += child.communicate()[0].splitlines()
         for line in lines:
-            key, epoch = line.split()
-            assert reached.get(key, 0) != "done"
-            assert epoch == "done" or int(epoch) > reached.get(key, 0)
-            reached[key] = epoch if epoch == "done" else int(epoch)
-        leftovers += sum(name.startswith(".") for name in names(results.folder))
-        latest = f"run-{len(reached)}"  # may have been begun without a report
-        for key, epoch in {latest: 0, **reached}.items():
-            record, checkpoint = results.record(key), results.checkpoint(key)
+            name, epoch = line.split()
+            assert reached.get(name, 0) != "done"
+            assert epoch == "done" or int(epoch) > reached.get(name, 0)
+            reached[name] = epoch if epoch == "done" else int(epoch)
+        runs = results.runs()
+        for name, epoch in reached.items():
             if epoch == "done":
-                assert record["history"] == [n / 3 for n in range(2000)]
-            elif record is None and epoch > 0:
-                arrays, facts = checkpoint
-                assert facts["epoch"] == results.progress([key])[key] >= epoch
+                assert runs[name]["history"] == [n / 3 for n in range(2000)]
+            elif name not in runs:
+                arrays, facts = results.state(name)
+                assert facts["epoch"] >= epoch
                 assert (arrays["w"] == facts["epoch"]).all()
-        for key in (latest, f"run-{len(reached) - 1}"):
-            with results.lock(key, wait=False) as mine:
-                assert mine
-                parts = [name for name in names(results.folder) if name.startswith(f".{key}.")]
-                assert not parts
     finished(start(WORK, results.folder, str(len(reached) + 1)))
-    assert names(results.folder) == sorted(f"run-{run}.json" for run in range(len(reached) + 1))
+    assert names(results.folder) == sorted(f"run-{number}.json" for number in range(len(reached) + 1))
     assert not notes
     assert len(reached) > 2
-    print(f"{len(reached)} runs, {leftovers} half files cleared away")
 
 
 # --- locks ------------------------------------------------------------------------------------------------------------
@@ -736,15 +507,15 @@ def test_a_lock_that_is_taken_is_waited_for_once_said_or_not_waited_for(results,
     holder.join()
     assert order == ["released", "taken True"]
     assert len(notes) == 1
-    assert notes[0].startswith("a: somebody else is working on it (")
+    assert notes[0].startswith("a: another process is working on it (")
 
 
-def test_a_lock_ends_with_its_process_and_only_then_is_its_half_file_cleared(results):
+def test_a_lock_ends_with_its_process_and_only_then_are_its_half_files_cleared(results):
     script = """
 with store.lock("a"):
-    open(store.folder / ".a.3.npz.abcd_123.part", "w").close()
+    open(store.folder / ".work" / ".a.state.abcd_123.part", "w").close()
     open(store.folder / ".a.json.abcd_123.part", "w").close()
-    open(store.folder / ".a.3.json.abcd_123.part", "w").close()  # of the key a.3
+    open(store.folder / ".a.3.json.abcd_123.part", "w").close()  # of a.3
     tell("held")
     time.sleep(60)
 """
