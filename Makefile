@@ -3,6 +3,8 @@
 PROFILE ?= default
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
 FORCE ?=
+FRESH ?=
+ALL ?=
 KILLS ?= 10
 TORCH ?= 2.5.1
 TORCHVISION ?= 0.20.1
@@ -23,7 +25,7 @@ NOTEBOOKS := $(sort $(basename $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb)
 
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP MPLBACKEND JUPYTER_PATH JUPYTER_PREFER_ENV_PATH
 .DEFAULT_GOAL := help
-.PHONY: help env env-test data figures smoke bench soak test test-lab test-torch audit lint format lab report readme lock clean distclean $(NOTEBOOKS)
+.PHONY: help env env-test data figures smoke verify-runs bench soak test test-lab test-torch audit lint format lab report readme lock clean distclean $(NOTEBOOKS)
 
 help:  ## this list
 	@echo "make figures regenerates every figure, table and verdict; make test runs every test."
@@ -31,7 +33,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo "  make NN_slug      one notebook of: $(NOTEBOOKS)"
 	@echo
-	@echo "Settings: PROFILE=default|seeds|smoke|paper|path.yaml   FORCE=1 (run what is up to date too)   PYTHON=python3.11"
+	@echo "Settings: PROFILE=default|full|smoke|path.yaml   FORCE=1 (run what is up to date too)   FRESH=1 (and use nothing that is kept)   PYTHON=python3.11"
 
 # $(call install,EXTRAS): create the environment if need be and install under the pins, unless that was done already for
 # these very files in this very folder. The stamp is written last, so an interrupted installation is simply done again.
@@ -60,13 +62,16 @@ data: env  ## fetch and verify MNIST (55 MB on disk)
 	@$(PY) -m snipnb data
 
 figures: env  ## run the notebooks: figures/, tables, verdicts
-	@$(PY) -m snipnb figures --profile "$(PROFILE)" $(if $(FORCE),--force)
+	@$(PY) -m snipnb figures --profile "$(PROFILE)" $(if $(FORCE),--force) $(if $(FRESH),--fresh)
 
 $(NOTEBOOKS): env
-	@$(PY) -m snipnb figures --profile "$(PROFILE)" $(if $(FORCE),--force) $@
+	@$(PY) -m snipnb figures --profile "$(PROFILE)" $(if $(FORCE),--force) $(if $(FRESH),--fresh) $@
 
 smoke: env  ## every notebook on the shipped sample, into build/smoke/
-	@$(PY) -m snipnb figures --profile smoke $(if $(FORCE),--force)
+	@$(PY) -m snipnb figures --profile smoke $(if $(FORCE),--force) $(if $(FRESH),--fresh)
+
+verify-runs: env data  ## train the first epoch of kept runs again, compare with the records (ALL=1: of every run)
+	@$(PY) tools/verify_runs.py $(if $(ALL),--all)
 
 bench: env-test data  ## measure speed, side by side, into figures/bench/ (20 minutes; on an otherwise idle machine)
 	@$(PY) -m snipnb bench

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from snipnb.claims import strongest
 from snipnb.paths import project_root, published_dir, write_atomically
+from snipnb.store import Store
 
 MARKER = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TRAINED_ON = 55_000  # images of an epoch of the default profile
@@ -96,15 +97,16 @@ def _plain_epoch(figures: Path) -> float | None:
 
 
 def kept(figures: Path) -> str:
-    """How many runs of the paper profile are finished and kept with the project."""
-    records = [json.loads(path.read_text(encoding="utf-8"))["record"] for path in figures.glob("paper/runs/*.json")]
-    if not records:
-        return "Of the paper profile no run is finished yet."
-    networks = [run for record in records for run in record["runs"]]
-    epochs = max(len(run["history"]["epoch"]) for run in networks)
+    """How many training runs are finished and kept with the project."""
+    folder = figures / "full" / "runs"
+    runs = list(Store(folder).runs().values())
+    if not runs:
+        return "No training run is kept with the project yet."
+    longest = max(len(run["history"]["epoch"]) for run in runs)
+    long = sum(len(run["history"]["epoch"]) == longest for run in runs)
     return (
-        f"Of the paper profile {len(networks)} networks of {epochs} epochs are finished so far, in {len(records)} groups, and kept in "
-        "[figures/paper/runs](figures/paper/runs); its commands go on from there as long as the code that trains is the same."
+        f"{len(runs):,} trained networks, {long:,} of them over {longest} epochs, are kept in [figures/full/runs](figures/full/runs). They are found by what "
+        "their configurations say, whatever becomes of the code, and `make verify-runs` trains the first epoch of some of them again."
     )
 
 

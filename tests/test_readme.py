@@ -24,7 +24,7 @@ def test_every_linked_file_exists():
 
 
 def test_every_path_named_exists():
-    paths = re.findall(r"`((?:snipnb|notebooks|tests|figures)/[\w./]*)`", TEXT)
+    paths = re.findall(r"`((?:snipnb|notebooks|tests|figures|tools)/[\w./]*)`", TEXT)
     assert paths
     made_on_demand = {"figures/mine/"}
     assert not [path for path in set(paths) - made_on_demand if not (ROOT / path).exists()]
@@ -100,14 +100,13 @@ def test_a_claim_is_shown_at_the_strongest_profile_that_decided_it(tmp_path):
     assert "(figures/f.png)" in rows[2]
 
 
-def test_finished_runs_of_the_paper_profile_are_counted(tmp_path):
+def test_finished_runs_are_counted(tmp_path):
     text = "<!-- generated: kept -->\n<!-- end -->\n"
-    assert "no run is finished yet" in readme.render(text, tmp_path)
-    kept = store.Store(tmp_path / "paper" / "runs")
-    run = {"kept": 5, "history": {"epoch": [1, 2], "test_error": [0.5, 0.25]}}
-    for number in (1, 2):
-        kept.finish(f"group-{number}", {"runs": [run] * number})
-    assert "3 networks of 2 epochs are finished so far, in 2 groups" in readme.render(text, tmp_path)
+    assert "No training run is kept" in readme.render(text, tmp_path)
+    kept = store.Store(tmp_path / "full" / "runs")
+    for number, epochs in ((1, 1), (2, 2), (3, 2)):
+        kept.finish(f"group-{number}", {f"run-{number}": {"history": {"epoch": [1, 2][:epochs]}}}, {})
+    assert "3 trained networks, 2 of them over 2 epochs" in readme.render(text, tmp_path)
 
 
 def test_the_time_is_told_in_epochs_of_a_plain_loop_too(tmp_path):

@@ -1,0 +1,163 @@
+"""Train the first epoch of kept runs again, by today's code under their true recipe, and compare with the record.
+
+    python tools/verify_runs.py [--all] [--seed N] [folder]
+
+A kept run is found by what its configuration says, not by the code that made it. This shows that the code still makes the same numbers.
+Runs are trained again in the groups in which they were recorded. On the kind of machine that made them, with the same versions, the
+first epoch comes out bit for bit; elsewhere rounding differs and grows with every step, so the mean training loss may differ by 2 %,
+and the error rate by one percentage point; both are several times what was seen between code paths.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import joblib
+import pandas as pd
+import torch
+
+from snipnb.experiments import RunConfig, keep_saliences, masks_of, run_key, train_group
+from snipnb.masks import collapsed_layers, num_kept
+from snipnb.store import Store
+from snipnb.training import Recipe, one_thread
+
+FOLDER = Path(__file__).resolve().parent.parent / "figures" / "full" / "runs"
+CRITERIA = ("exact", "snip", "random")  # of which one seed each is done by default
+LOSS, ERROR = 0.02, 0.01  # relative, and a fraction of the scored images: what may differ on another kind of machine
+
+
+class _Enough(Exception):
+    """The first epoch is done; the rows so far are its argument."""
+
+
+class _FirstEpoch:
+    """A checkpoint that ends training as soon as there is something to keep."""
+
+    def load(self) -> None:
+        return None
+
+    def save(self, tensors: Mapping[str, torch.Tensor], rows: list[dict[str, list[float]]]) -> None:
+        raise _Enough(rows[0])
+
+
+def records_of(kept: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Record -> its runs, in the order in which they were trained together."""
+    records: dict[str, list[Mapping[str, Any]]] = {}
+    for run in kept.values():
+        records.setdefault(run["record"], []).append(run)
+    return records
+
+
+def chosen(records: Mapping[str, list[Mapping[str, Any]]], *, everything: bool, seed: int | None) -> list[str]:
+    """The records to do: all, or those that hold one seed of exact, SNIP and random pruning by the longest recipe."""
+    if everything:
+        return sorted(records)
+    runs = [run["config"] for found in records.values() for run in found if run["config"]["criterion"] in CRITERIA]
+    longest = max(run["recipe"]["epochs"] for run in runs)
+    seeds = {r["init_seed"] for r in runs if r["criterion"] == "exact" and r["recipe"]["epochs"] == longest}
+    seed = min(seeds) if seed is None else seed
+    if seed not in seeds:
+        raise ValueError(f"--seed must be one of {', '.join(map(str, sorted(seeds)))}, got {seed}")
+
+    def holds(run: Mapping[str, Any], criterion: str) -> bool:
+        config = run["config"]
+        same = config["init_seed"] == seed and config["recipe"]["epochs"] == longest
+        return same and config["criterion"] == criterion and 0 < config["sparsity"] < 0.9
+
+    return sorted(name for name, found in records.items() if any(holds(run, c) for run in found for c in CRITERIA))
+
+
+def config_of(run: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a kept run."""
+    return RunConfig(**run["config"] | {"recipe": Recipe(**run["config"]["recipe"])})
+
+
+def replay(runs: Sequence[Mapping[str, Any]], saliences: Path) -> pd.DataFrame:
+    """The first epoch of runs that were trained together, beside the record.
+
+    Returns:
+        One row a run: ``run`` (its key), ``loss_difference`` (of the mean training loss, relative), ``error_difference`` (of the error rate on
+        scored images), ``same_mask`` (as many parameters kept, the same tensors cut).
+    """
+    os.environ["SNIPNB_PROGRESS"] = "0"
+    configs = [config_of(run) for run in runs]
+    with one_thread():
+        masks = masks_of(configs, Store(saliences), "cpu")
+        try:
+            train_group(configs, masks, "cpu", _FirstEpoch())
+        except _Enough as enough:
+            (now,) = enough.args
+    rows = []
+    for k, (run, mask) in enumerate(zip(runs, masks, strict=True)):
+        then = {column: run["history"][column][0] for column in ("train_loss", "test_error")}
+        row = {"run": run["key"], "loss_difference": abs(now["train_loss"][k] / then["train_loss"] - 1)}
+        row["error_difference"] = abs(now["test_error"][k] - then["test_error"])
+        rows.append(row | {"same_mask": (num_kept(mask), collapsed_layers(mask)) == (run["kept"], run["collapsed"])})
+    return pd.DataFrame(rows)
+
+
+def verify(folder: Path, *, everything: bool = False, seed: int | None = None) -> bool:
+    """Replay kept runs and print what was compared; returns whether all are within the tolerance.
+
+    Raises:
+        ValueError: If there are no runs in the folder, or none of the seed.
+    """
+    kept = Store(folder).runs()
+    if not kept:
+        raise ValueError(f"there are no kept runs in {folder}")
+    if lost := [key for key, run in kept.items() if run_key(config_of(run)) != key]:
+        print(f"{len(lost)} runs have an identity of other numerics or another version; the first is {lost[0]}")
+        return False
+    records = records_of(kept)
+    names = chosen(records, everything=everything, seed=seed)
+    configs = [config_of(run) for name in names for run in records[name]]
+    print(f"{len(configs)} of {len(kept)} kept runs, in {len(names)} groups, train their first epoch again", flush=True)
+    with tempfile.TemporaryDirectory(prefix="snipnb-") as temporary:
+        keep_saliences(configs, Store(temporary), "cpu")
+        work = (joblib.delayed(replay)(records[name], Path(temporary)) for name in names)
+        done = joblib.Parallel(n_jobs=os.cpu_count(), batch_size=1, return_as="generator")(work)
+        tables = []
+        for name, table in zip(names, done, strict=True):
+            print(f"  {name}: {_in_words(table)}", flush=True)
+            tables.append(table)
+    return bool(_within(pd.concat(tables)).all())
+
+
+def _within(table: pd.DataFrame) -> pd.Series:
+    return table["same_mask"] & (table["loss_difference"] <= LOSS) & (table["error_difference"] <= ERROR)
+
+
+def _in_words(table: pd.DataFrame) -> str:
+    exact = (table["loss_difference"] == 0) & (table["error_difference"] == 0) & table["same_mask"]
+    words = f"{len(table)} runs, {exact.sum()} bit for bit"
+    if not exact.all():
+        words += f"; largest difference {table['loss_difference'].max():.2g} of the loss, "
+        words += f"{100 * table['error_difference'].max():.2g} points of the error rate"
+    failed = table.loc[~_within(table), "run"]
+    return words + (f"; OUTSIDE THE TOLERANCE: {', '.join(failed)}" if len(failed) else "")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Verify the runs that are kept with the project, or those of another folder; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="folder of records")
+    parser.add_argument("--all", action="store_true", help="every kept run; half an hour on two cores")
+    parser.add_argument("--seed", type=int, help="the seed of exact, SNIP and random pruning (default: the first)")
+    given = parser.parse_args(arguments)
+    try:
+        agree = verify(given.folder, everything=given.all, seed=given.seed)
+    except ValueError as error:
+        print(f"verify_runs: {error}", file=sys.stderr)
+        return 1
+    print("all agree" if agree else "some do not agree: mend the code, or raise NUMERICS or a criterion's version")
+    return 0 if agree else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
