@@ -38,7 +38,7 @@ FIELDS = [
 ]
 # A profile with more seeds than another and else the same stands where a rule asks for the other.
 MORE_SEEDS = {"seeds": "default"}
-STRENGTH = ("paper", "seeds", "default")  # of two profiles that decided a claim, the first is to be believed
+STRENGTH = ("full", "paper", "seeds", "default")  # of two profiles that decided a claim, the first is to be believed
 _COMPARISONS = {"at_most": (float.__le__, "above"), "at_least": (float.__ge__, "below")}
 
 

@@ -93,6 +93,34 @@ def equivalence(errors: pd.DataFrame, *, way: str, reference: str = "exact") -> 
     return pd.DataFrame(rows), margin
 
 
+def short_equivalence(runs: pd.DataFrame) -> pd.DataFrame:
+    """The test of C25 over runs of a short protocol, at their last epoch: a second row of evidence.
+
+    Args:
+        runs: As from :func:`snipnb.run_grid`; may be empty.
+
+    Returns:
+        As from :func:`equivalence`, with a column ``margin``; without rows if there are no runs.
+    """
+    if runs.empty:
+        columns = ["criterion", "n", "mean_difference", "low95", "high95", "equivalence_p", "power", "margin"]
+        return pd.DataFrame(columns=columns)
+    tests, margin = equivalence(error_table(runs), way=WAYS["error_rate"])
+    return tests.assign(margin=margin)
+
+
+def short_statistics(tests: pd.DataFrame) -> dict[str, float]:
+    """Of :func:`short_equivalence`, what stands beside C25: statistics of SNIP, none where nothing can be tested."""
+    if len(tests) == 0 or tests["n"].min() < 2:
+        return {}
+    snip = tests.set_index("criterion").loc["snip"]
+    return {
+        "short_n": float(snip["n"]),
+        "short_mean_difference": float(snip["mean_difference"]),
+        "short_equivalence_p": float(snip["equivalence_p"]),
+    }
+
+
 def margin_of(errors: pd.DataFrame, *, reference: str, smallest: float) -> float:
     """What counts as no difference, in points: a tenth of the reference criterion's mean error rate, at least ``smallest``."""
     return max(smallest, float(errors.loc[errors["criterion"] == reference, "error_percent"].mean()) / 10)

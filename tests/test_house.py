@@ -113,7 +113,7 @@ def test_public_names_have_an_example():
     [
         (
             ["figures", "--profile", "quick"],
-            "snipnb: there is no profile 'quick'; there are default, paper, seeds, smoke",
+            "snipnb: there is no profile 'quick'; there are default, full, paper, seeds, smoke",
         ),
         (["figures", "--profile", "smoke", "77"], "snipnb: there is no notebook '77'"),
         (["run", "01"], "snipnb: notebook '01' trains nothing"),

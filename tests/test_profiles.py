@@ -49,7 +49,7 @@ def test_a_profile_with_more_seeds_differs_in_their_numbers_only():
 
 def test_unknown_profile_is_named():
     with pytest.raises(
-        ValueError, match=r"no profile 'quick'; there are default, paper, seeds, smoke, or give a \.yaml file"
+        ValueError, match=r"no profile 'quick'; there are default, full, paper, seeds, smoke, or give a \.yaml file"
     ):
         profiles.load_profile("quick")
     with pytest.raises(ValueError, match=r"no profile '/nowhere/x\.yaml'"):
