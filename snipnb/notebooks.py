@@ -108,7 +108,7 @@ def run(
         profile_name: Name of a profile, or the path of a YAML file.
         notebooks: Names or leading digits of notebooks; default all.
         force: Run even what is up to date.
-        fresh: Run everything, and train and compute everything anew, in ``build/fresh/``; what was kept before stays, unused.
+        fresh: Run everything, and train and compute everything anew, in a folder of its own below ``build/fresh/``; what was kept before stays, unused.
         root: The checkout; default the one this package is imported from.
 
     Returns:
@@ -130,7 +130,7 @@ def run(
     if not all(given.get("sample") for given in parameters.values()):
         acquire_mnist()
     print(f"profile {profile.name}: {profile.about}" if profile.about else f"profile {profile.name}")
-    with _only_one(place), _runs_in(root / "build" / "fresh" if fresh else None):
+    with _only_one(place), _runs_in(root / "build" / "fresh" / profile.name if fresh else None):
         _clear_leftovers(place)
         _write_font_list(place.work / "matplotlib")
         failures, written, began = {}, [], time.monotonic()
@@ -174,13 +174,14 @@ def _runs_in(folder: Path | None) -> Iterator[None]:
     if folder is None:
         yield
         return
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        shutil.rmtree(folder)
     before = os.environ.get("SNIPNB_RUNS")
     os.environ["SNIPNB_RUNS"] = str(folder)
     try:
         yield
     finally:
-        os.environ.pop("SNIPNB_RUNS")
+        os.environ.pop("SNIPNB_RUNS", None)
         if before is not None:
             os.environ["SNIPNB_RUNS"] = before
 

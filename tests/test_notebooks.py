@@ -13,6 +13,7 @@ import time
 
 import pytest
 from filelock import FileLock
+from golden import smoke
 
 from snipnb import claims, notebooks, profiles
 from snipnb.paths import project_root
@@ -174,7 +175,8 @@ CERTAIN = {
 
 @pytest.mark.smoke
 @every_notebook
-def test_smoke(path, tmp_path):
+def test_smoke(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("SNIPNB_RUNS", str(tmp_path / "runs"))
     profile = profiles.load_profile("smoke")
     place = notebooks.Place(tmp_path / "figures", tmp_path / "work")
     files = notebooks.run_one(path, notebooks.parameters_of(path, profile), place, mark={})
@@ -195,6 +197,11 @@ def test_smoke(path, tmp_path):
     run = json.loads((place.published / "provenance.json").read_text())["notebooks"][path.stem]
     assert run["seconds"] > 0
     assert run["peak_memory_mb"] > 50
+    golden = json.loads(smoke.FILE.read_text())
+    if smoke.made_by() == golden["made_by"]:  # elsewhere the last digits are others
+        before = {name: digest for name, digest in golden["files"].items() if name.startswith(path.stem[:3])}
+        now = smoke.checksums(place.published)
+        assert [name for name in before if before[name] != now.get(name)] == []
 
 
 # --- the runner -------------------------------------------------------------------------------------------------------
@@ -340,17 +347,17 @@ def test_a_fresh_run_uses_nothing_that_was_kept(project, capsys, monkeypatch):
     change(WRITE.replace("{size}", "{os.environ.get('SNIPNB_RUNS')}"))
     picture, kept = root / "figures" / "mine" / "98_picture.txt", root / "build" / "runs" / "kept.json"
     monkeypatch.setenv("SNIPNB_RUNS", str(kept.parent))
-    for file in (kept, root / "build" / "fresh" / "old.json"):
+    for file in (kept, root / "build" / "fresh" / "mine" / "old.json"):
         file.parent.mkdir(parents=True)
         file.write_text("{}")
     assert run(root)
     assert picture.read_text().startswith(f"{kept.parent} ")
     assert run(root, fresh=True)
     assert "98_test: up to date, but forced ... " in capsys.readouterr().out
-    assert picture.read_text().startswith(f"{root / 'build' / 'fresh'} ")
+    assert picture.read_text().startswith(f"{root / 'build' / 'fresh' / 'mine'} ")
     assert os.environ["SNIPNB_RUNS"] == str(kept.parent)
     assert kept.exists()
-    assert not (root / "build" / "fresh" / "old.json").exists()
+    assert not (root / "build" / "fresh" / "mine" / "old.json").exists()
 
 
 def test_files_that_are_no_longer_written_disappear(project):
