@@ -3,7 +3,6 @@
 PROFILE ?= default
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
 FORCE ?=
-SEEDS ?=
 KILLS ?= 10
 TORCH ?= 2.5.1
 TORCHVISION ?= 0.20.1
@@ -32,7 +31,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo "  make NN_slug      one notebook of: $(NOTEBOOKS)"
 	@echo
-	@echo "Settings: PROFILE=default|seeds|smoke|paper|path.yaml   FORCE=1 (run what is up to date too)   SEEDS=1 (train only the first)   PYTHON=python3.11"
+	@echo "Settings: PROFILE=default|seeds|smoke|paper|path.yaml   FORCE=1 (run what is up to date too)   PYTHON=python3.11"
 
 # $(call install,EXTRAS): create the environment if need be and install under the pins, unless that was done already for
 # these very files in this very folder. The stamp is written last, so an interrupted installation is simply done again.
@@ -61,10 +60,10 @@ data: env  ## fetch and verify MNIST (55 MB on disk)
 	@$(PY) -m snipnb data
 
 figures: env  ## run the notebooks: figures/, tables, verdicts
-	@$(PY) -m snipnb figures --profile "$(PROFILE)" $(if $(FORCE),--force) $(if $(SEEDS),--seeds "$(SEEDS)")
+	@$(PY) -m snipnb figures --profile "$(PROFILE)" $(if $(FORCE),--force)
 
 $(NOTEBOOKS): env
-	@$(PY) -m snipnb figures --profile "$(PROFILE)" $(if $(FORCE),--force) $(if $(SEEDS),--seeds "$(SEEDS)") $@
+	@$(PY) -m snipnb figures --profile "$(PROFILE)" $(if $(FORCE),--force) $@
 
 smoke: env  ## every notebook on the shipped sample, into build/smoke/
 	@$(PY) -m snipnb figures --profile smoke $(if $(FORCE),--force)

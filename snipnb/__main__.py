@@ -20,12 +20,10 @@ def main(arguments: list[str] | None = None) -> int:
     figures.add_argument("notebooks", nargs="*", help="names or leading digits; default all")
     figures.add_argument("--profile", default="default", help="profile name or path of a YAML file (default: default)")
     figures.add_argument("--force", action="store_true", help="run even what is up to date")
-    figures.add_argument("--seeds", type=int, help="train only so many of the profile's seeds, from 0")
     run = commands.add_parser("run", help="do the training runs of a notebook, without it; resumes")
     run.add_argument("notebook", help="name or leading digits of a notebook that trains, e.g. 02")
     run.add_argument("--profile", default="default", help="profile name or path of a YAML file (default: default)")
     run.add_argument("--store", help="folder that keeps the runs (default: where the notebook looks)")
-    run.add_argument("--seeds", type=int, help="only so many of the seeds, from 0")
     run.add_argument("--jobs", type=int, help="groups at a time (default: one per processor; one on a GPU)")
     run.add_argument("--group-size", type=int, help="networks in a group (default: what the notebook takes)")
     run.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
@@ -64,7 +62,7 @@ def _data(_: argparse.Namespace) -> int:
 def _figures(given: argparse.Namespace) -> int:
     from snipnb import notebooks
 
-    return 0 if notebooks.run(given.profile, given.notebooks, force=given.force, seeds=given.seeds) else 1
+    return 0 if notebooks.run(given.profile, given.notebooks, force=given.force) else 1
 
 
 def _run(given: argparse.Namespace) -> int:
@@ -74,7 +72,7 @@ def _run(given: argparse.Namespace) -> int:
 
     profile = profiles.load_profile(given.profile)
     parameters = profiles.complete_by_default(profile, grids.name_of(given.notebook))
-    wanted = grids.of_notebook(given.notebook, profiles.with_first_seeds(parameters, given.seeds))
+    wanted = grids.of_notebook(given.notebook, parameters)
     if not any(wanted):
         raise ValueError(f"profile {profile.name!r} has no runs for {given.notebook}: its num_runs is below 1")
     store = given.store or runs_dir(profile.name)

@@ -2,31 +2,36 @@
 
 A notebook runs in a folder of its own under ``build/``. Its figures, tables and verdicts move to ``figures/`` when every
 cell has run and everything it promises is there; until then what was published before stays as it was. Whether a notebook
-is up to date is decided by content (notebook, the code it reaches, parameters, data, versions, and the published files themselves),
-not by file times, which a clone or a checkout sets at will. Needs papermill, which only this module imports.
+is up to date is decided by content (see :func:`fingerprint`, and the published files themselves), not by file times, which a
+clone or a checkout sets at will; what has changed is said. Needs papermill, which only this module imports.
 """
 
 from __future__ import annotations
 
+import ast
 import errno
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from snipnb import claims, sources
+import yaml
+
+from snipnb import claims
 from snipnb.data import acquire_mnist, data_checksum
 from snipnb.paths import data_dir, project_root, published_dir, write_atomically
-from snipnb.profiles import Profile, check_parameters, complete, declared_parameters, load_profile, with_first_seeds
+from snipnb.profiles import Profile, check_parameters, complete, declared_parameters, load_profile
 from snipnb.report import RUN_FILE, versions
 
 KERNEL = "python3"
@@ -34,6 +39,9 @@ INJECTED_ID = "injected-parameters"
 QUIET_KERNEL = "--IPKernelApp.log_level=50"  # or an interrupted one prints a traceback of its sockets
 SLOW = 5.0  # seconds: cells above are named in the provenance
 SCRATCH = "snipnb-"  # what the names of kernels' temporary folders begin with
+PACKAGE = Path(__file__).resolve().parent
+# Modules behind make calls only, which no notebook's results follow from; they are to leave the package.
+CALLS = ("__main__.py", "bench.py", "faults.py", "readme.py", "site.py", "soak.py")
 # Variables that would let a user's own set-up into the kernel.
 REMOVED_VARIABLES = [
     "JUPYTER_PATH",
@@ -75,9 +83,9 @@ def find_notebooks(root: Path) -> list[Path]:
     return found
 
 
-def parameters_of(path: Path, profile: Profile, *, seeds: int | None = None) -> dict[str, Any]:
-    """All parameters of a notebook: the profile's, else those of its own cell; of training runs at most so many seeds."""
-    return with_first_seeds(complete(profile, path.stem, declared_parameters(path)), seeds)
+def parameters_of(path: Path, profile: Profile) -> dict[str, Any]:
+    """All parameters of a notebook: the profile's, else those of its own cell."""
+    return complete(profile, path.stem, declared_parameters(path))
 
 
 def place_of(profile: Profile, root: Path) -> Place:
@@ -90,7 +98,6 @@ def run(
     notebooks: Sequence[str] = (),
     *,
     force: bool = False,
-    seeds: int | None = None,
     root: Path | None = None,
 ) -> bool:
     """Bring figures, tables and verdicts of a profile up to date, and print the ledger.
@@ -99,14 +106,13 @@ def run(
         profile_name: Name of a profile, or the path of a YAML file.
         notebooks: Names or leading digits of notebooks; default all.
         force: Run even what is up to date.
-        seeds: Train at most so many of the seeds that the profile names, from 0; default all of them.
         root: The checkout; default the one this package is imported from.
 
     Returns:
         Whether everything that was asked for is now up to date.
 
     Raises:
-        ValueError: If profile, parameter or notebook names are unknown, or ``seeds`` is below 1; nothing has run then.
+        ValueError: If profile, parameter or notebook names are unknown; nothing has run then.
         DataUnavailableError: If the images are missing.
     """
     root = root or project_root()
@@ -115,7 +121,7 @@ def run(
     profile, everything = load_profile(profile_name), find_notebooks(root)
     check_parameters(profile, everything)
     chosen = _choose(everything, notebooks)
-    parameters = {path: parameters_of(path, profile, seeds=seeds) for path in chosen}
+    parameters = {path: parameters_of(path, profile) for path in chosen}
     place = place_of(profile, root)
     _check_writable(place)
     if not all(given.get("sample") for given in parameters.values()):
@@ -126,12 +132,14 @@ def run(
         _write_font_list(place.work / "matplotlib")
         failures, written, began = {}, [], time.monotonic()
         for number, path in enumerate(chosen, 1):
-            print(f"[{number}/{len(chosen)}] {path.stem} ", end="", flush=True)
+            print(f"[{number}/{len(chosen)}] {path.stem}", end="", flush=True)
             mark = fingerprint(path, parameters[path])
-            if not force and _is_current(path.stem, mark, place):
+            reason = why_stale(path.stem, mark, place)
+            if not (reason or force):
                 shutil.rmtree(place.work / "stage" / path.stem, ignore_errors=True)  # of a forced run that was killed
-                print("is up to date")
+                print(" is up to date")
                 continue
+            print(f": {reason or 'up to date, but forced'} ... ", end="", flush=True)
             start = time.monotonic()
             try:
                 files = run_one(path, parameters[path], place, mark)
@@ -157,7 +165,7 @@ def run(
     return not failures
 
 
-def run_one(path: Path, parameters: Mapping[str, Any], place: Place, mark: str) -> list[str]:
+def run_one(path: Path, parameters: Mapping[str, Any], place: Place, mark: Mapping[str, str]) -> list[str]:
     """Execute one notebook with these parameters and publish what it wrote; returns the published files, relative to the folder.
 
     Raises:
@@ -191,27 +199,83 @@ def run_one(path: Path, parameters: Mapping[str, Any], place: Place, mark: str) 
     return files
 
 
-def fingerprint(path: Path, parameters: Mapping[str, Any], *, package: Path = sources.PACKAGE) -> str:
-    """SHA-256 of everything a notebook's results follow from: itself, code, published values, parameters, data and versions.
+def fingerprint(path: Path, parameters: Mapping[str, Any], *, package: Path = PACKAGE) -> dict[str, str]:
+    """SHA-256 of each part of what a notebook's results follow from.
 
-    Code is what the notebook's imports reach, and what this runner does, which decides how a notebook is executed and published.
+    The library counts as a whole, by its syntax trees; of claims and benchmarks those that are the notebook's own or that it names.
     """
-    digest = hashlib.sha256(path.read_bytes())
-    modules = sources.reached([*code_cells(path), "from snipnb import notebooks"], package=package)
-    digest.update(f"{modules}{sources.digest(modules, package=package)}".encode())
-    for source in sorted([*package.glob("resources/**/*.csv"), package / "resources" / "claims.yaml"]):
-        digest.update(f"{source.relative_to(package)}\0".encode() + source.read_bytes())
-    for table in sorted((path.parent.parent / "figures" / "bench").glob("*.csv")):  # speed is measured by make bench
-        digest.update(f"{table.name}\0".encode() + table.read_bytes())
-    facts = [parameters, data_checksum(sample=bool(parameters.get("sample"))), versions(), platform.python_version()]
-    digest.update(json.dumps(facts, sort_keys=True).encode())
-    return digest.hexdigest()
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    cells = [(cell["cell_type"] == "code", "".join(cell["source"])) for cell in notebook["cells"]]
+    code = "\n".join(text for runs, text in cells if runs)
+    tables = re.findall(r"\bbenchmark\(\s*[\"'](\w+)", code)
+    drawing, bench = [*package.rglob("plotting*.py")], path.parent.parent / "figures" / "bench"
+    library = {*package.rglob("[!.]*.py")} - {*drawing, *(package / name for name in CALLS)}
+    parts = {
+        "code": [[text for runs, text in cells if runs], notebook["metadata"].get("snipnb")],
+        "prose": ["" if runs else text for runs, text in cells],  # and where it stands
+        "library": _contents(package, library),
+        "drawing": _contents(package, [*drawing, package / "resources" / "captions.yaml"]),
+        "parameters": parameters,
+        "claims": _claims_of(path.stem, code, package / "resources" / "claims.yaml"),
+        "benchmarks": _contents(bench, [bench / f"{name}.csv" for name in tables]),
+        "reported values": _contents(package, package.glob("resources/reported/*.csv")),
+        "data": data_checksum(sample=bool(parameters.get("sample"))),
+        "versions": {"python": platform.python_version(), **versions()},
+    }
+    texts = {part: json.dumps(content, sort_keys=True) for part, content in parts.items()}
+    return {part: hashlib.sha256(text.encode()).hexdigest() for part, text in texts.items()}
 
 
-def code_cells(path: Path) -> list[str]:
-    """The sources of a notebook's code cells."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+def _contents(folder: Path, files: Iterable[Path]) -> dict[str, str]:
+    """Name -> text of those files that exist; of modules what they mean."""
+    texts = {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in files if path.is_file()}
+    return {name: _meaning(text) if name.endswith(".py") else text for name, text in texts.items()}
+
+
+@cache
+def _meaning(code: str) -> str:
+    """SHA-256 of a module's syntax tree: comments, layout and docstrings do not count."""
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            body[:] = [n for n in body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _claims_of(notebook: str, code: str, file: Path) -> list[dict[str, Any]]:
+    """The claims that are a notebook's own or that its code names, without the history of their rules."""
+    named = set(re.findall(r"\bC\d+\b", code))
+    own = [
+        entry
+        for entry in _read_claims(file.read_text(encoding="utf-8"))
+        if entry["notebook"] == notebook or entry["id"] in named
+    ]
+    return [{field: value for field, value in entry.items() if field != "changed"} for entry in own]
+
+
+@cache
+def _read_claims(text: str) -> list[dict[str, Any]]:
+    return yaml.safe_load(text)
+
+
+def why_stale(notebook: str, mark: Mapping[str, str], place: Place) -> str:
+    """Why a notebook with this fingerprint has to run, in words; empty if it is up to date."""
+    try:
+        state = json.loads(place.state(notebook).read_text(encoding="utf-8"))
+        before, files = {**state["fingerprint"], **state["files"]}, list(state["files"])
+        now = {**mark, **{file: _file_hash(place.published / file) for file in files}}
+    except FileNotFoundError:
+        return "not run yet"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "what was published is of no known state"
+    missing = [file for file in files if now[file] is None]
+    changed = [name for name in {**mark, **before} if name not in missing and before.get(name) != now.get(name)]
+    return "; ".join(f"{_some(names)} {what}" for names, what in ((changed, "changed"), (missing, "missing")) if names)
+
+
+def _some(names: Sequence[str], most: int = 10) -> str:
+    """Names as a list, which ends after so many."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def gather_ledger(place: Place, notebooks: Sequence[Path]) -> list[dict[str, Any]]:
@@ -417,17 +481,8 @@ def _choose(everything: Sequence[Path], wanted: Sequence[str]) -> list[Path]:
     return [path for path in everything if path in chosen] if wanted else list(everything)
 
 
-def _is_current(notebook: str, mark: str, place: Place) -> bool:
-    try:
-        state = json.loads(place.state(notebook).read_text(encoding="utf-8"))
-        same = all(_file_hash(place.published / file) == value for file, value in state["files"].items())
-        return same and state["fingerprint"] == mark
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def _file_hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _file_hash(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def _check_writable(place: Place) -> None:

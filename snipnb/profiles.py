@@ -20,7 +20,6 @@ SECTIONS = ("about", "common", "notebooks")
 RESERVED = ("default", "smoke", "paper", "seeds", "notebooks", "claims", "bench")
 MOST_THREADS = 1024
 REQUIRED = ("profile", "threads", "sample")
-TRAINED_SEEDS = ("num_runs", "num_magnitude_runs", "num_recipe_runs")  # how many seeds are trained, from 0
 
 
 @dataclass(frozen=True)
@@ -114,19 +113,6 @@ def declared_parameters(notebook: Path) -> dict[str, Any]:
     if missing := [name for name in REQUIRED if name not in values]:
         raise ValueError(f"{notebook.name} has no parameters {missing}; every notebook needs {', '.join(REQUIRED)}")
     return values
-
-
-def with_first_seeds(parameters: dict[str, Any], most: int | None) -> dict[str, Any]:
-    """The parameters of a notebook with at most so many seeds of every kind of training run; None: as they are.
-
-    Raises:
-        ValueError: If ``most`` is below 1.
-    """
-    if most is None:
-        return parameters
-    if most < 1:
-        raise ValueError(f"--seeds is {most}; accepted are integers from 1")
-    return {name: min(value, most) if name in TRAINED_SEEDS else value for name, value in parameters.items()}
 
 
 def check_parameters(profile: Profile, notebooks: list[Path]) -> None:

@@ -426,12 +426,10 @@ def test_kept_runs_are_whole_groups_of_the_paper_profile():
 def test_the_command_line_does_what_a_notebook_does(tmp_path, capsys):
     from snipnb.__main__ import main
 
-    text = "about: tiny\ncommon: {threads: 1, sample: true}\nnotebooks:\n  03_lenet5_table: {num_runs: 2, num_recipe_runs: 1, epochs: 1}\n"
+    text = "about: tiny\ncommon: {threads: 1, sample: true}\nnotebooks:\n  03_lenet5_table: {num_runs: 1, num_recipe_runs: 1, epochs: 1}\n"
     tiny = tmp_path / "tiny.yaml"
     tiny.write_text(text)
-    assert (
-        main(["run", "03", "--profile", str(tiny), "--seeds", "1", "--jobs", "1", "--store", str(tmp_path / "s")]) == 0
-    )
+    assert main(["run", "03", "--profile", str(tiny), "--jobs", "1", "--store", str(tmp_path / "s")]) == 0
     out = capsys.readouterr().out
     assert "3 networks of 1 epochs" in out
     assert "8 networks of 1 epochs" in out  # by other recipes

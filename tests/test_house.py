@@ -116,8 +116,6 @@ def test_public_names_have_an_example():
             "snipnb: there is no profile 'quick'; there are default, paper, seeds, smoke",
         ),
         (["figures", "--profile", "smoke", "77"], "snipnb: there is no notebook '77'"),
-        (["run", "02", "--profile", "smoke", "--seeds", "0"], "snipnb: --seeds is 0; accepted are integers from 1"),
-        (["figures", "02", "--profile", "smoke", "--seeds", "0"], "snipnb: --seeds is 0; accepted are integers from 1"),
         (["run", "01"], "snipnb: notebook '01' trains nothing"),
     ],
 )

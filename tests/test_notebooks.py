@@ -14,7 +14,7 @@ import time
 import pytest
 from filelock import FileLock
 
-from snipnb import claims, experiments, notebooks, profiles, sources
+from snipnb import claims, notebooks, profiles
 from snipnb.paths import project_root
 
 ROOT = project_root()
@@ -85,59 +85,75 @@ def test_every_call_that_writes_is_promised(path):
 
 # --- what makes a notebook stale --------------------------------------------------------------------------------------
 
-RUNNER = {"__init__", "notebooks", "report", "claims", "plotting", "paths", "profiles", "data", "sources"}
-REACHED = {
-    "01_salience_derivation": {"derivation", "reference", "salience", "masks", "models", "stats", "training"},
-    "02_snip_vs_exact": {"agreement", "errors", "grids", "reference", "stats", "store", *experiments.result_sources()},
-    "03_lenet5_table": {"structure", "errors", "grids", "stats", "store", *experiments.result_sources()},
-}
-NOT_REACHED = {
-    "01_salience_derivation": {"agreement", "errors", "experiments", "grids", "store", "structure"},
-    "02_snip_vs_exact": {"derivation", "structure"},
-    "03_lenet5_table": {"agreement", "derivation", "reference"},
-}
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of what notebooks are made from; returns it, and a function that changes a file and says who is stale, and why."""
+    root = tmp_path_factory.mktemp("checkout")
+    for folder in ("snipnb", "notebooks", "figures/bench"):
+        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    place, profile = notebooks.Place(root / "figures", root / "build"), profiles.load_profile("smoke")
+
+    def mark(path):
+        return notebooks.fingerprint(path, notebooks.parameters_of(path, profile), package=root / "snipnb")
+
+    for path in notebooks.find_notebooks(root):
+        assert notebooks.why_stale(path.stem, mark(path), place) == "not run yet"
+        place.state(path.stem).parent.mkdir(parents=True, exist_ok=True)
+        place.state(path.stem).write_text(json.dumps({"fingerprint": mark(path), "files": {}}))
+
+    def stale(file, old, new):
+        """Numbers of the notebooks that are stale after this change, with the reasons; then it is undone."""
+        before = (root / file).read_text(encoding="utf-8")
+        assert old in before
+        (root / file).write_text(before.replace(old, new, 1), encoding="utf-8")
+        found = {p.stem[:2]: notebooks.why_stale(p.stem, mark(p), place) for p in notebooks.find_notebooks(root)}
+        (root / file).write_text(before, encoding="utf-8")
+        return {number: reason for number, reason in found.items() if reason}
+
+    return root, stale
 
 
-@every_notebook
-def test_each_notebook_depends_on_what_it_reaches(path):
-    modules = set(sources.reached([*notebooks.code_cells(path), "from snipnb import notebooks"]))
-    assert modules >= RUNNER | REACHED.get(path.stem, set())
-    assert not modules & ({"__main__", "bench", "readme"} | NOT_REACHED.get(path.stem, set()))
+CLAIMS, SECOND = "snipnb/resources/claims.yaml", "notebooks/02_snip_vs_exact.ipynb"
+ALL = [path.stem[:2] for path in NOTEBOOKS]
 
 
-def test_only_a_change_that_a_notebook_reaches_makes_it_stale(tmp_path):
-    shutil.copytree(sources.PACKAGE, tmp_path / "snipnb", ignore=shutil.ignore_patterns("__pycache__"))
-    package, profile = tmp_path / "snipnb", profiles.load_profile("smoke")
+@pytest.mark.parametrize(
+    ("file", "old", "new", "numbers", "reason"),
+    [
+        ("snipnb/masks.py", '"""', '"""Otherwise said: ', [], ""),
+        ("snipnb/masks.py", "\n\n\ndef ", "\n# a comment\n\n\ndef ", [], ""),
+        ("snipnb/bench.py", "import ", "import this, ", [], ""),
+        ("snipnb/lines.py", "\n\n\ndef ", "\n\n\ndef _later() -> None: ...\n\n\ndef ", ALL, "library changed"),
+        ("snipnb/plotting_orders.py", "\n\n\ndef ", "\n\nLATER = 1\n\n\ndef ", ALL, "drawing changed"),
+        ("snipnb/resources/reported/figure1_reported.csv", "\n", "\n0,0\n", ALL, "reported values changed"),
+        (CLAIMS, "claim: The exact salience of a parameter is", "claim: That salience is", ["02"], "claims changed"),
+        (CLAIMS, "at_most: 1.0e-5", "at_most: 1.1e-5", ["02"], "claims changed"),
+        (CLAIMS, "changed: >-\n    ", "changed: >-\n    Long ago. ", [], ""),
+        (CLAIMS, "# The checkable claims", "# All checkable claims", [], ""),
+        ("figures/bench/snip.csv", "\n", "\n\n", ["02"], "benchmarks changed"),
+        ("figures/bench/curvature.csv", "\n", "\n\n", ["05"], "benchmarks changed"),
+        ("figures/bench/training.csv", "\n", "\n\n", [], ""),
+        (SECOND, 'benchmark(\\"exact\\")', 'benchmark(\\"larger\\")', ["02"], "code, benchmarks changed"),
+        (SECOND, "report.provenance()", "report.provenance()  # the end", ["02"], "code changed"),
+        (SECOND, "# 02 ·", "# 02 · Again:", ["02"], "prose changed"),
+    ],
+)
+def test_what_makes_which_notebook_stale_and_why(checkout, file, old, new, numbers, reason):
+    _, stale = checkout
+    assert stale(file, old, new) == dict.fromkeys(numbers, reason)
 
-    def marks():
-        return {
-            path.stem: notebooks.fingerprint(path, notebooks.parameters_of(path, profile), package=package)
-            for path in NOTEBOOKS
-        }
 
-    def stale(file, text):
-        content = (package / file).read_text(encoding="utf-8")
-        (package / file).write_text(content + text, encoding="utf-8")
-        after = marks()
-        (package / file).write_text(content, encoding="utf-8")
-        return {name[:2] for name in before if before[name] != after[name]}
+def test_files_that_are_none_of_its_parts_leave_a_notebook_current(checkout):
+    root, stale = checkout
+    for file in ("notebooks/notes.txt", "figures/bench/later.csv", "snipnb/resources/notes.md", "snipnb/.#masks.py"):
+        (root / file).write_text("( new")
+    assert stale("snipnb/masks.py", "", "") == {}
 
-    before, everything = marks(), {path.stem[:2] for path in NOTEBOOKS}
-    assert before == {
-        path.stem: notebooks.fingerprint(path, notebooks.parameters_of(path, profile)) for path in NOTEBOOKS
-    }
-    assert stale("structure.py", "\nLATER = 1\n") == {"03", "04"}
-    assert stale("orders.py", "\nLATER = 1\n") == {"05"}
-    assert stale("experiments.py", "\nLATER = 1\n") >= {"02", "03", "05"}
-    assert "01" not in stale("experiments.py", "\nLATER = 1\n")
-    assert (
-        stale("lines.py", "\nLATER = 1\n") == everything
-    )  # through the registry of criteria, which says how each looks
-    assert stale("lines.py", "\n# a comment\n") == set()
-    assert stale("bench.py", "\nLATER = 1\n") == set()
-    assert stale("notebooks.py", "\nLATER = 1\n") == everything
-    assert stale("stats.py", "\nfrom snipnb import *\n") == everything
-    assert stale("resources/claims.yaml", "\n") == everything
+
+def test_benchmarks_are_named_where_they_are_read():
+    calls = [call for path in NOTEBOOKS for call in re.findall(r"\bbenchmark\(.", "\n".join(code(path)))]
+    assert set(calls) == {'benchmark("'}  # or the fingerprint would not see which tables a notebook takes
 
 
 # --- smoke runs -------------------------------------------------------------------------------------------------------
@@ -161,7 +177,7 @@ CERTAIN = {
 def test_smoke(path, tmp_path):
     profile = profiles.load_profile("smoke")
     place = notebooks.Place(tmp_path / "figures", tmp_path / "work")
-    files = notebooks.run_one(path, notebooks.parameters_of(path, profile), place, mark="x")
+    files = notebooks.run_one(path, notebooks.parameters_of(path, profile), place, mark={})
     assert set(load(path)["metadata"]["snipnb"]["promises"]) <= set(files)
     entries = json.loads((place.published / "claims" / f"{path.stem}.json").read_text())
     assert {entry["id"] for entry in entries} == set(claims.claims_of(path.stem))
@@ -242,18 +258,28 @@ def test_what_is_up_to_date_is_left_and_what_is_not_is_run(project, capsys):
     assert run(root)
     assert "is up to date" in capsys.readouterr().out
     assert run(root, force=True)
-    assert "is up to date" not in capsys.readouterr().out
+    assert "98_test: up to date, but forced ... " in capsys.readouterr().out
     assert executed.read_bytes() == first  # byte-stable
 
     picture.write_text("edited by hand")
     assert run(root)
+    assert "98_test: 98_picture.txt changed ... " in capsys.readouterr().out
     assert picture.read_text() == "5 1"
+    picture.unlink()
     (root / "mine.yaml").write_text("common: {threads: 1, sample: true}\nnotebooks: {98_test: {size: 6}}")
     assert run(root)
+    assert "98_test: parameters changed; 98_picture.txt missing ... " in capsys.readouterr().out
     assert picture.read_text() == "6 1"
-    (root / "build" / ".mine" / "state" / "98_test.json").write_text("{ half a fil")
+
+
+@pytest.mark.parametrize("damaged", ["{ half a fil", "[]", '{"fingerprint": "of old", "files": {}}', '{"files": {}}'])
+def test_a_damaged_state_is_said_and_the_notebook_run(project, capsys, damaged):
+    root, _ = project
     assert run(root)
-    assert "is up to date" not in capsys.readouterr().out
+    assert "98_test: not run yet ... " in capsys.readouterr().out
+    (root / "build" / ".mine" / "state" / "98_test.json").write_text(damaged)
+    assert run(root)
+    assert "98_test: what was published is of no known state ... " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -307,20 +333,6 @@ def test_an_interruption_prints_no_traceback_of_the_kernel(project):
             process.kill()  # else a failure would wait for it forever
     assert out.endswith("interrupted\n")
     assert "Traceback" not in out
-
-
-def test_only_the_first_seeds_are_trained_if_that_is_asked_for(project, capsys):
-    root, change = project
-    change(WRITE.replace("{size}", "{num_runs}"))
-    picture = root / "figures" / "mine" / "98_picture.txt"
-    for seeds, trained in ((2, "2 1"), (9, "4 1"), (None, "4 1")):
-        assert run(root, seeds=seeds)
-        assert picture.read_text() == trained
-    assert "is up to date" in capsys.readouterr().out  # the profile has no more than 4
-    facts = json.loads((picture.parent / "provenance.json").read_text())["notebooks"]["98_test"]
-    assert facts["parameters"]["num_runs"] == 4
-    with pytest.raises(ValueError, match="--seeds is 0; accepted are integers from 1"):
-        run(root, seeds=0)
 
 
 def test_files_that_are_no_longer_written_disappear(project):

@@ -1,9 +1,8 @@
-import inspect
 import json
 
 import pytest
 
-from snipnb import claims, grids, notebooks, profiles
+from snipnb import claims, notebooks, profiles
 from snipnb.paths import project_root
 
 ROOT = project_root()
@@ -46,18 +45,6 @@ def test_a_profile_with_more_seeds_differs_in_their_numbers_only():
             changed = {name for name in given if given[name] != other[name]}
             assert changed <= {"num_seeds", "num_runs", "num_magnitude_runs"}
             assert all(given[name] > other[name] for name in changed)
-
-
-def test_the_first_seeds_are_those_of_everything_that_is_trained():
-    found = {p.stem: profiles.with_first_seeds(profiles.declared_parameters(p), 2) for p in NOTEBOOKS}
-    assert found["02_snip_vs_exact"]["num_runs"] == 2
-    assert found["02_snip_vs_exact"]["num_magnitude_runs"] == 1  # the profile has no more
-    assert found["02_snip_vs_exact"]["num_seeds"] == 3  # initialisations, not trained
-    for name, make in grids.GRIDS.items():
-        counts = {n for build in make for n in inspect.signature(build).parameters if n.endswith("_runs")}
-        assert counts <= set(profiles.TRAINED_SEEDS)
-        wanted = grids.of_notebook(name, profiles.with_first_seeds(profiles.load_profile("paper").parameters(name), 2))
-        assert {config.init_seed for configs in wanted for config in configs} == {0, 1}
 
 
 def test_unknown_profile_is_named():
