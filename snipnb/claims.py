@@ -69,6 +69,13 @@ def setting(claim_id: str, name: str) -> Any:
     return settings[name]
 
 
+def settings_of(notebook: str) -> dict[str, dict[str, Any]]:
+    """Claim -> settings, of the claims of a notebook that have some."""
+    return {
+        claim: load_claims()[claim]["settings"] for claim in claims_of(notebook) if "settings" in load_claims()[claim]
+    }
+
+
 def judge(
     claim_id: str, measured: Mapping[str, float], *, n: int | None, profile: str, protocol_followed: bool = False
 ) -> tuple[str, str]:
