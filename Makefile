@@ -25,7 +25,7 @@ NOTEBOOKS := $(sort $(basename $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb)
 
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP MPLBACKEND JUPYTER_PATH JUPYTER_PREFER_ENV_PATH
 .DEFAULT_GOAL := help
-.PHONY: help env env-test data figures smoke verify-runs bench soak test test-lab test-torch audit lint format lab report readme lock clean distclean $(NOTEBOOKS)
+.PHONY: help env env-test data figures redraw smoke verify-runs bench soak test test-lab test-torch audit lint format lab report readme lock clean distclean $(NOTEBOOKS)
 
 help:  ## this list
 	@echo "make figures regenerates every figure, table and verdict; make test runs every test."
@@ -66,6 +66,9 @@ figures: env  ## run the notebooks: figures/, tables, verdicts
 
 $(NOTEBOOKS): env
 	@$(PY) -m snipnb figures --profile "$(PROFILE)" $(if $(FORCE),--force) $(if $(FRESH),--fresh) $@
+
+redraw: env  ## pictures, tables and ledger again from published numbers, in minutes: for changed captions, looks, prose, rules
+	@$(PY) tools/redraw.py --profile "$(PROFILE)"
 
 smoke: env  ## every notebook on the shipped sample, into build/smoke/
 	@$(PY) -m snipnb figures --profile smoke $(if $(FORCE),--force) $(if $(FRESH),--fresh)

@@ -69,6 +69,13 @@ def setting(claim_id: str, name: str) -> Any:
     return settings[name]
 
 
+def settings_of(notebook: str) -> dict[str, dict[str, Any]]:
+    """Claim -> settings, of the claims of a notebook that have some."""
+    return {
+        claim: load_claims()[claim]["settings"] for claim in claims_of(notebook) if "settings" in load_claims()[claim]
+    }
+
+
 def judge(
     claim_id: str, measured: Mapping[str, float], *, n: int | None, profile: str, protocol_followed: bool = False
 ) -> tuple[str, str]:
@@ -101,7 +108,7 @@ def judge(
     if "n" in needs and (isinstance(n, bool) or not isinstance(n, int) or n < 0):
         raise ValueError(f"{claim_id}: n is {n!r}; its rule asks for at least {needs['n']}, so an integer is needed")
     for name, value in measured.items():
-        if isinstance(value, str) or not math.isfinite(float(value)):
+        if not _is_finite(value):
             if "n" in needs and n < needs["n"] and not isinstance(value, str):  # no interval from one run
                 return f"weak (n = {n}, the rule asks for {needs['n']})", ""
             raise ValueError(f"{claim_id}: statistic {name!r} is {value!r}; finite numbers are needed")
@@ -124,6 +131,8 @@ def entry(
 ) -> dict[str, Any]:
     """One row of the ledger: the claim, its rule, the numbers and the verdict; arguments as :func:`judge`.
 
+    Numbers are judged as the row shows them, rounded, so that the verdict follows from the row alone.
+
     Args:
         intervals: Statistic -> (low, high), for those that have one.
         figure: File name of the figure or table that shows it.
@@ -137,11 +146,12 @@ def entry(
     intervals = intervals or {}
     if extra := intervals.keys() - measured.keys():
         raise ValueError(f"{claim_id}: intervals for {sorted(extra)}, which are not among the statistics")
-    verdict, reason = judge(claim_id, measured, n=n, profile=profile, protocol_followed=protocol_followed)
+    shown = {name: _rounded(value) if _is_finite(value) else value for name, value in measured.items()}
+    verdict, reason = judge(claim_id, shown, n=n, profile=profile, protocol_followed=protocol_followed)
     ends = {name: pair for name, pair in intervals.items() if all(math.isfinite(end) for end in pair)}
     return {
         **_description(claim),
-        "measured": {name: _rounded(value) for name, value in measured.items() if math.isfinite(value)},
+        "measured": {name: value for name, value in shown.items() if _is_finite(value)},
         "low": {name: _rounded(pair[0]) for name, pair in ends.items()},
         "high": {name: _rounded(pair[1]) for name, pair in ends.items()},
         "n": n,
@@ -309,6 +319,10 @@ def _outcome(claim: Mapping[str, Any], measured: Mapping[str, float]) -> tuple[s
             return outcome["verdict"], "; ".join(reasons)
         reasons = reasons or failed
     raise AssertionError(f"the last outcome of {claim['id']} has a condition")
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, str) and math.isfinite(value)
 
 
 def _rounded(value: float) -> float | int:

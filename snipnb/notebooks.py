@@ -33,7 +33,7 @@ from snipnb.data import acquire_mnist, data_checksum
 from snipnb.paths import data_dir, project_root, published_dir, write_atomically
 from snipnb.profiles import Profile, check_parameters, complete, declared_parameters, load_profile
 from snipnb.provenance import commit, machine
-from snipnb.report import RUN_FILE, versions
+from snipnb.report import DRAWN, RUN_FILE, versions
 
 KERNEL = "python3"
 INJECTED_ID = "injected-parameters"
@@ -440,11 +440,11 @@ def _check(executed: Path, source: Path, stage: Path) -> dict[str, Any]:
 def _publish(notebook: str, stage: Path, place: Place) -> list[str]:
     """Copy the staged files beside their targets, then rename all of them; remove what the notebook no longer writes.
 
-    Only what a notebook may write is published: its numbered files, its executed copy and its verdicts. If a copy fails, nothing
-    was renamed, and the staged files stay where the message says.
+    Only what a notebook may write is published: its numbered files, its executed copy, its verdicts and the record of what it
+    drew. If a copy fails, nothing was renamed, and the staged files stay where the message says.
     """
     number = notebook.split("_")[0]
-    allowed = {f"notebooks/{notebook}.ipynb", f"claims/{notebook}.json"}
+    allowed = {f"notebooks/{notebook}.ipynb", f"claims/{notebook}.json", f"{DRAWN}/{notebook}.json"}
     staged = [file for file in stage.rglob("*") if file.is_file() and not file.is_symlink()]
     names = sorted(file.relative_to(stage).as_posix() for file in staged)
     files = [name for name in names if name in allowed or (name.startswith(f"{number}_") and "/" not in name)]
@@ -537,7 +537,7 @@ def _only_one(place: Place) -> Iterator[None]:
 
 def _clear_leftovers(place: Place) -> None:
     """Under the lock of the profile: what killed runs left, which nobody else would ever remove."""
-    published = [place.published, place.published / "claims", place.published / "notebooks"]
+    published = [place.published, *(place.published / name for name in ("claims", "notebooks", DRAWN))]
     for folder in (*published, place.work, place.work / "state", place.work / "matplotlib"):
         for file in [*folder.glob(".*.part"), *folder.glob("*.matplotlib-lock")]:
             file.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from snipnb.paths import resource
 
 SECTIONS = ("about", "common", "notebooks")
 # Folders of figures/, and profiles of ours.
-RESERVED = ("default", "smoke", "full", "paper", "seeds", "notebooks", "claims", "bench")
+RESERVED = ("default", "smoke", "full", "paper", "seeds", "notebooks", "claims", "drawn", "bench")
 MOST_THREADS = 1024
 REQUIRED = ("profile", "threads", "sample")
 

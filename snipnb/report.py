@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from io import BytesIO
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -17,14 +19,16 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from snipnb import claims, plotting
+from snipnb import captions, claims, plotting
 from snipnb.claims import reported as reported  # notebooks take it from here
 from snipnb.data import data_checksum
-from snipnb.paths import output_dir, project_root, runs_dir, write_atomically
+from snipnb.paths import output_dir, project_root, resource, runs_dir, write_atomically
 from snipnb.profiles import declared_parameters
 
 PACKAGES = ("torch", "numpy", "pandas", "scipy", "matplotlib", "seaborn", "sympy")
 RUN_FILE = "run.json"  # what the runner reads: kept out of everything that is compared
+DRAWN = "drawn"  # folder of what a redraw needs beside the tables
+PUBLISHED = "reported"  # folder of published values among the resources
 INLINE_DPI = 100
 BENCHMARKS = ("exact", "exact_layers", "exact_growth", "snip", "curvature", "training", "larger", "projection")
 
@@ -48,6 +52,7 @@ class Report:
     parameters: dict[str, Any]
     folder: Path
     entries: list[dict[str, Any]] = field(default_factory=list)
+    drawn: dict[str, Any] = field(default_factory=lambda: {"figures": {}, "tables": {}, "bounds": {}, "protocol": []})
 
     @property
     def profile(self) -> str:
@@ -59,37 +64,78 @@ class Report:
         """Where training runs of this profile are kept."""
         return runs_dir(self.profile)
 
-    def figure(self, figure: Figure, name: str, frame: pd.DataFrame, *, alt: str) -> Picture:
-        """Write a figure as PNG and SVG with the plotted numbers as CSV, and return it for display.
+    def figure(
+        self,
+        draw: Callable[..., Figure],
+        name: str,
+        frame: pd.DataFrame,
+        *frames: pd.DataFrame,
+        caption: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> Picture:
+        """Write the plotted numbers as CSV, draw a figure from there as PNG and SVG, and return it for display.
 
         Args:
-            name: File stem after the notebook's number, e.g. ``"figure2"`` gives ``03_figure2.png``.
+            draw: Frames, settings and ``note`` -> figure, for instance ``plotting.linearity``.
+            name: File stem after the notebook's number, e.g. ``"figure2"`` gives ``03_figure2.png``. Small print and text
+                alternative stand in ``resources/captions.yaml`` under it.
             frame: The numbers that are plotted.
-            alt: What the figure shows, for those who cannot see it.
+            frames: Further ones. One that was written before, or holds published values, is taken from its file; any other is
+                written as ``NN_<name>_<argument>.csv``.
+            caption: Field of the caption -> value, for fields that are neither parameters nor settings.
+            settings: What else ``draw`` takes: numbers, texts, and mappings of them.
         """
-        self._csv(frame, name)
-        plotting.save(figure, self.folder / f"{self._stem(name)}.png", alt=alt)
-        plotting.save(figure, self.folder / f"{self._stem(name)}.svg", alt=alt)
+        arguments = list(inspect.signature(draw).parameters)[1 : 1 + len(frames)]
+        files = [self._csv(frame, name)]
+        files += [self._file_of(other, f"{name}_{argument}") for other, argument in zip(frames, arguments, strict=True)]
+        self.drawn["figures"][name] = {
+            "draw": f"{draw.__module__}:{draw.__qualname__}",
+            "frames": files,
+            "settings": _plain(settings),
+            "caption": _plain(caption or {}),
+        }
+        return self.draw(name)
+
+    def draw(self, name: str) -> Picture:
+        """Draw a figure from what :meth:`figure` wrote."""
+        drawn = self.drawn["figures"][name]
+        draw = resolve_name(drawn["draw"])
+        settings = {key: dict(v["pairs"]) if isinstance(v, dict) else v for key, v in drawn["settings"].items()}
+        text = captions.fill(self.notebook, name, {**self.parameters, **settings}, drawn["caption"])
+        figure = draw(*map(self._read, drawn["frames"]), **settings, note=text["note"])
+        for ending in ("png", "svg"):
+            plotting.save(figure, self.folder / f"{self._stem(name)}.{ending}", alt=text["alt"])
         stream = BytesIO()
-        plotting.save(figure, stream, alt=alt, dpi=INLINE_DPI)
+        plotting.save(figure, stream, alt=text["alt"], dpi=INLINE_DPI)
         plt.close(figure)
-        return Picture(stream.getvalue(), alt)
+        return Picture(stream.getvalue(), text["alt"])
 
     def table(self, frame: pd.DataFrame, name: str, *, digits: int = 4) -> pd.DataFrame:
         """Write a table as CSV and, with ``digits`` significant digits, as Markdown and LaTeX; return it for display."""
         self._csv(frame, name)
+        self.drawn["tables"][name] = digits
+        self.render(name)
+        return frame
+
+    def render(self, name: str) -> None:
+        """Write Markdown and LaTeX of a table from the CSV that :meth:`table` wrote."""
+        frame, digits = self._read(f"{self._stem(name)}.csv"), self.drawn["tables"][name]
         shown = frame.apply(lambda column: column.map(lambda value: _cell(value, digits)))
         align = ["right" if pd.api.types.is_numeric_dtype(frame[column]) else "left" for column in frame]
         text = shown.to_markdown(index=False, disable_numparse=True, colalign=align)
         write_atomically(self.folder / f"{self._stem(name)}.md", text + "\n")
         columns = "".join(side[0] for side in align)
         write_atomically(self.folder / f"{self._stem(name)}.tex", claims.latex(shown, columns))
-        return frame
 
     def data(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:
         """Write a long table as CSV alone, and return its first rows for display."""
         self._csv(frame, name)
         return frame.head()
+
+    def bound(self, claim_id: str, statistic: str) -> float:
+        """As :func:`snipnb.claims.bound`, noted: a redraw has to know which numbers of rules a run has used."""
+        value = self.drawn["bounds"][f"{claim_id} {statistic}"] = claims.bound(claim_id, statistic)
+        return value
 
     def claim(
         self,
@@ -117,6 +163,8 @@ class Report:
             protocol_followed=protocol_followed,
         )
         self.entries = [entry for entry in self.entries if entry["id"] != claim_id] + [new]
+        others = [other for other in self.drawn["protocol"] if other != claim_id]
+        self.drawn["protocol"] = others + [claim_id] * protocol_followed
 
     def verdicts(self) -> pd.DataFrame:
         """Write the verdicts of this notebook and return them as a table.
@@ -133,9 +181,14 @@ class Report:
     def provenance(self, *runs: pd.DataFrame) -> pd.DataFrame:
         """Versions, parameters and data of this run as a table; peak memory and who trained go to the runner, not into it.
 
+        What it drew, and with which settings, is written to ``drawn/``: all that drawing it again needs beside the tables.
+
         Args:
             runs: Tables of training runs, as from :func:`snipnb.run_grid`.
         """
+        drawn = {"parameters": self.parameters, "settings": claims.settings_of(self.notebook), **self.drawn}
+        text = json.dumps(drawn, indent=1, ensure_ascii=False)
+        write_atomically(self.folder / DRAWN / f"{self.notebook}.json", text + "\n")
         sample = bool(self.parameters.get("sample", False))
         rows = {"notebook": self.notebook, **{f"parameter {key}": value for key, value in self.parameters.items()}}
         rows["images"] = "sample of 6,000 MNIST images" if sample else "MNIST, 70,000 images"
@@ -151,10 +204,32 @@ class Report:
     def _stem(self, name: str) -> str:
         return f"{self.notebook.split('_')[0]}_{name}"
 
-    def _csv(self, frame: pd.DataFrame, name: str) -> None:
+    def _path(self, file: str) -> Path:
+        return resource(file) if file.startswith(PUBLISHED) else self.folder / file
+
+    def _csv(self, frame: pd.DataFrame, name: str) -> str:
         if not name.replace("_", "").isalnum() or not name.isascii():
             raise ValueError(f"{name!r} is no file stem; accepted are letters, digits and underscores")
-        write_atomically(self.folder / f"{self._stem(name)}.csv", frame.to_csv(index=False, float_format="%.8g"))
+        write_atomically(self.folder / f"{self._stem(name)}.csv", _csv_text(frame))
+        return f"{self._stem(name)}.csv"
+
+    def _file_of(self, frame: pd.DataFrame, name: str) -> str:
+        """The file that holds a frame: a published one, one that this run wrote, or else a new one."""
+        text = _csv_text(frame)
+        for path in sorted(resource(PUBLISHED).glob("*.csv")):
+            if _csv_text(pd.read_csv(path)) == text:
+                return f"{PUBLISHED}/{path.name}"
+        written = [file for figure in self.drawn["figures"].values() for file in figure["frames"]]
+        written += [f"{self._stem(table)}.csv" for table in self.drawn["tables"]]
+        for file in written:
+            if not file.startswith(PUBLISHED) and (self.folder / file).read_text(encoding="utf-8") == text:
+                return file
+        return self._csv(frame, name)
+
+    def _read(self, file: str) -> pd.DataFrame:
+        """A table as a redraw has it; only an empty cell is a missing value, and of texts an empty text."""
+        frame = pd.read_csv(self._path(file), keep_default_na=False, na_values=[""])
+        return frame.fillna({name: "" for name in frame if not pd.api.types.is_numeric_dtype(frame[name])})
 
 
 def begin(notebook: str, namespace: Mapping[str, Any]) -> Report:
@@ -195,6 +270,16 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def _csv_text(frame: pd.DataFrame) -> str:
+    return frame.to_csv(index=False, float_format="%.8g")
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as JSON holds them: floats exactly, and a mapping as pairs, for its keys may be numbers."""
+    pairs = {key: {"pairs": [*value.items()]} if isinstance(value, Mapping) else value for key, value in values.items()}
+    return json.loads(json.dumps(pairs, default=lambda value: value.item()))
 
 
 def _cell(value: Any, digits: int) -> str:

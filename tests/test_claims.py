@@ -120,6 +120,12 @@ def test_bad_claims_are_named():
     assert claims.bound("C23", "largest_error") == 1e-10
 
 
+def test_a_row_is_judged_by_the_numbers_it_shows():
+    row = claims.entry("C23", {"largest_error": 1.0000002e-10}, notebook="01_salience_derivation", profile="default")
+    assert row["measured"] == {"largest_error": 1e-10}
+    assert row["verdict"] == "reproduced"
+
+
 def measured_entry():
     return claims.entry(
         "C23",

@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 from golden import smoke
 
-from snipnb import claims, notebooks, profiles
+from snipnb import captions, claims, notebooks, profiles
 from snipnb.paths import project_root
 
 ROOT = project_root()
@@ -75,13 +75,26 @@ def test_each_parameter_has_a_comment(path):
 @every_notebook
 def test_every_call_that_writes_is_promised(path):
     number = path.stem.split("_")[0]
-    written = set()
+    written = {f"drawn/{path.stem}.json"}
     for node in ast.walk(ast.parse("\n".join(code(path)))):
         match node:
             case ast.Call(func=ast.Attribute(value=ast.Name(id="report"), attr=kind), args=[_, ast.Constant(name), *_]):
                 endings = {"figure": ("png", "svg", "csv"), "table": ("md", "csv"), "data": ("csv",)}.get(kind, ())
                 written |= {f"{number}_{name}.{ending}" for ending in endings}
     assert written == set(load(path)["metadata"]["snipnb"]["promises"])
+
+
+@every_notebook
+def test_every_figure_has_a_caption_and_every_caption_a_figure(path):
+    calls = [node for node in ast.walk(ast.parse("\n".join(code(path)))) if isinstance(node, ast.Call)]
+    figures = [call for call in calls if ast.unparse(call.func) == "report.figure"]
+    templates = captions.load_captions()[path.stem]
+    assert sorted(ast.literal_eval(call.args[1]) for call in figures) == sorted(templates)
+    assert all(list(texts) == ["note", "alt"] and all(texts.values()) for texts in templates.values())
+
+
+def test_captions_are_those_of_notebooks():
+    assert list(captions.load_captions()) == [path.stem for path in NOTEBOOKS]
 
 
 # --- what makes a notebook stale --------------------------------------------------------------------------------------

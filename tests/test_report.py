@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from snipnb import plotting, report
+from snipnb import captions, claims, plotting, report
 from snipnb.paths import write_atomically
 
 
@@ -27,11 +27,30 @@ def written(monkeypatch, tmp_path):
     return report.begin("01_salience_derivation", namespace), tmp_path
 
 
-def small_figure():
+CAPTIONS = {
+    "small_one": {"note": "{num_images} images; {top:.1f}; profile {profile}", "alt": "A falling line."},
+    "small_two": {"note": "{seeds:,} seeds", "alt": "A line of {seeds:,} seeds."},
+}
+SEEN = []  # what was drawn
+
+
+@pytest.fixture
+def captioned(written, monkeypatch):
+    monkeypatch.setattr(captions, "load_captions", lambda: {"01_salience_derivation": CAPTIONS})
+    SEEN.clear()
+    return written
+
+
+def small_figure(*frames, note="", **settings):
     figure, axis = plt.subplots(figsize=(2, 1))
     axis.plot([0, 1], [1, 0], label="a")
     axis.legend()
+    SEEN.append((frames, note, settings))
     return figure
+
+
+def two_frames(frame, other, *, note):
+    return small_figure(frame, other, note=note)
 
 
 def test_begin_knows_the_parameters(written):
@@ -41,17 +60,64 @@ def test_begin_knows_the_parameters(written):
     assert current.folder == folder
 
 
-def test_a_figure_is_written_in_three_forms_with_its_alternative_text(written):
-    current, folder = written
+def test_a_figure_is_drawn_from_its_csv_in_three_forms_with_its_alternative_text(captioned):
+    current, folder = captioned
     frame = pd.DataFrame({"x": [0.1, 1 / 3], "n": [1, 2]})
-    picture = current.figure(small_figure(), "small_one", frame, alt="A falling line.")
+    picture = current.figure(small_figure, "small_one", frame, top=1.25)
     assert (folder / "01_small_one.csv").read_text() == "x,n\n0.1,1\n0.33333333,2\n"
+    (drawn,), note, settings = SEEN[-1]
+    assert list(drawn["x"]) == [0.1, 0.33333333]
+    assert (note, settings) == ("5 images; 1.2; profile smoke", {"top": 1.25})
     assert b"A falling line." in (folder / "01_small_one.png").read_bytes()
     assert "A falling line." in (folder / "01_small_one.svg").read_text()
     data, metadata = picture._repr_mimebundle_()
     assert data["image/png"].startswith(b"\x89PNG")
     assert metadata["image/png"]["alt"] == data["text/plain"] == "A falling line."
     assert not plt.get_fignums()  # closed
+
+
+def test_further_frames_are_taken_from_where_they_stand(captioned):
+    current, folder = captioned
+    frame, table = pd.DataFrame({"x": [1.0, 2.0]}), pd.DataFrame({"y": [1 / 3]})
+    current.table(table, "numbers")
+    for other, file in (
+        (table, "01_numbers.csv"),
+        (claims.reported("figure1"), "reported/figure1_reported.csv"),
+        (pd.DataFrame({"z": [0]}), "01_small_two_other.csv"),
+    ):
+        current.figure(two_frames, "small_two", frame, other, caption={"seeds": 1000})
+        assert current.drawn["figures"]["small_two"]["frames"] == ["01_small_two.csv", file]
+        assert list(SEEN[-1][0][1]) == list(other)
+    assert SEEN[-1][1] == "1,000 seeds"
+    assert len(list(folder.glob("*.csv"))) == 3
+
+
+def test_a_table_comes_back_from_its_csv_as_it_was(written):
+    current, _ = written
+    frame = pd.DataFrame(
+        {
+            "layer": ["NA", "None", "nan"],
+            "text": ["a", "", "c"],
+            "ok": [True, False, True],
+            "whole": [1, 2, 3],
+            "missing": [0.5, np.nan, 1e-300],
+            "float": [0.1, 2.5, 1 / 3],
+        }
+    )
+    current.data(frame, "types")
+    back = current._read("01_types.csv")
+    pd.testing.assert_frame_equal(back, frame, rtol=1e-7)
+
+
+def test_a_caption_has_a_value_for_each_field_and_a_field_for_each_value(captioned):
+    current, _ = captioned
+    frame = pd.DataFrame({"x": [1]})
+    with pytest.raises(ValueError, match="the caption of 'small_two' in 01_salience_derivation has no value for seeds"):
+        current.figure(small_figure, "small_two", frame)
+    with pytest.raises(ValueError, match=r"the caption of 'small_one' in .* has no field seeds"):
+        current.figure(small_figure, "small_one", frame, top=1, caption={"seeds": 3})
+    with pytest.raises(ValueError, match=r"captions\.yaml has no figure 'small_three' of 01_salience_derivation"):
+        current.figure(small_figure, "small_three", frame)
 
 
 def test_figures_are_byte_stable(tmp_path):
@@ -155,6 +221,25 @@ def test_provenance_names_versions_and_parameters_but_no_time(written):
     assert "sample" in frame.loc["images", "value"]
     assert not [name for name in frame.index if "second" in name or "date" in name or "memory" in name]
     assert json.loads((folder / report.RUN_FILE).read_text())["peak_memory_mb"] > 0
+
+
+def test_what_was_drawn_is_kept_so_that_it_can_be_drawn_again(captioned):
+    current, folder = captioned
+    limits = {0.1: 1 / 3, 0.95: 2}
+    current.figure(small_figure, "small_one", pd.DataFrame({"x": [1]}), top=np.float64(1.5), limits=limits)
+    current.table(pd.DataFrame({"x": [1]}), "numbers", digits=2)
+    current.bound("C23", "largest_error")
+    current.provenance()
+    kept = json.loads((folder / "drawn" / "01_salience_derivation.json").read_text())
+    parameters = kept.pop("parameters")
+    assert parameters == current.parameters
+    assert (kept["tables"], kept["bounds"], kept["settings"]) == ({"numbers": 2}, {"C23 largest_error": 1e-10}, {})
+    again = report.Report(current.notebook, parameters, folder, drawn=kept)
+    files = {path: path.read_bytes() for path in folder.glob("01_*")}
+    assert again.draw("small_one") == current.draw("small_one")
+    assert SEEN[-1][2] == {"top": 1.5, "limits": limits}
+    again.render("numbers")
+    assert {path: path.read_bytes() for path in folder.glob("01_*")} == files
 
 
 def test_unknown_criterion_has_no_look():

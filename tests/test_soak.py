@@ -97,9 +97,8 @@ def test_a_kill_leaves_orphans_that_are_watched_and_ended(copy, monkeypatch):
         "time.sleep(60)\n"
     )
     (copy.folder / "snipnb" / "__init__.py").write_text("")
-    (copy.runs / "facts").mkdir(parents=True)
+    copy.runs.mkdir(parents=True)
     (copy.runs / "group.json").write_text("{}")
-    (copy.runs / "facts" / "group.json").write_text("{}")
     code, seconds = copy.attempt(2.0)
     assert code is None
     assert seconds == pytest.approx(2.0, abs=1.5)
@@ -107,8 +106,8 @@ def test_a_kill_leaves_orphans_that_are_watched_and_ended(copy, monkeypatch):
     assert (kill.during, kill.groups, kill.orphans) == ("01_a", 1, 1)
     assert copy.rewritten() == []
     time.sleep(0.2)
-    (copy.runs / "facts" / "group.json").write_text("{} ")
-    assert copy.rewritten() == ["build/runs/facts/group.json"]
+    (copy.runs / "group.json").write_text("{} ")
+    assert copy.rewritten() == ["build/runs/group.json"]
     monkeypatch.setattr(soak, "GRACE_SECONDS", 0.2)
     assert [line.startswith(sys.executable) for line in copy.end_orphans()] == [True]
     assert copy.end_orphans() == []

@@ -1,0 +1,217 @@
+"""Figures, tables and ledger of a profile, drawn and judged again from what its notebooks published; nothing is computed.
+
+Captions, looks, prose and the wording of rules are changed in minutes that way. What needs a run is said and left as it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import base64
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+
+from snipnb import claims, notebooks, plotting
+from snipnb.paths import project_root, write_atomically
+from snipnb.profiles import load_profile
+from snipnb.report import DRAWN, Picture, Report
+
+REDRAWN = {"drawing", "prose", "claims"}  # the parts of a fingerprint that a redraw brings up to date
+
+
+class NeedsRunError(ValueError):
+    """A notebook cannot be drawn again before it has run; the message says why."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Redraw the notebooks that are asked for; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("notebooks", nargs="*", help="names or leading digits; default all")
+    parser.add_argument("--profile", default="default", help="profile name or path of a YAML file (default: default)")
+    given = parser.parse_args(arguments)
+    matplotlib.use("Agg")
+    root = project_root()
+    assert root is not None  # this file lies in a checkout
+    try:
+        return 0 if redraw(root, given.profile, given.notebooks) else 1
+    except (ValueError, OSError) as error:
+        print(f"redraw: {error}", file=sys.stderr)
+        return 1
+
+
+def redraw(root: Path, profile_name: str, wanted: Sequence[str] = ()) -> bool:
+    """Redraw notebooks of a profile, default all published ones, and its ledger, and say what came of each; whether all could be."""
+    profile, everything = load_profile(profile_name), notebooks.find_notebooks(root)
+    chosen, place, failed = notebooks._choose(everything, wanted), notebooks.place_of(profile, root), 0
+    if not wanted:
+        chosen = [path for path in everything if (place.published / "notebooks" / path.name).is_file()]
+    if not chosen:
+        raise ValueError(f"nothing is published in {place.published}; make figures PROFILE={profile_name} does it")
+    place.work.mkdir(parents=True, exist_ok=True)
+    with notebooks._only_one(place):
+        for path in chosen:
+            try:
+                files = redraw_one(path, place.published)
+            except (ValueError, OSError) as error:
+                failed += 1
+                run = f"; make {path.stem} PROFILE={profile_name} runs it" if isinstance(error, NeedsRunError) else ""
+                print(f"{path.stem}: {error}{run}", flush=True)
+                continue
+            mark = notebooks.fingerprint(path, notebooks.parameters_of(path, profile))
+            stale = refresh_state(path.stem, mark, place)
+            print(f"{path.stem}: {files} drawn again{stale and f'; to be run for the rest: {stale}'}", flush=True)
+        claims.write_ledger(place.published, notebooks.gather_ledger(place, everything))
+    return not failed
+
+
+def redraw_one(source: Path, published: Path) -> int:
+    """Draw figures and tables of one notebook, judge its claims, and bring its executed copy up to date; how many were drawn.
+
+    Raises:
+        NeedsRunError: If a file is missing, or something has changed that only a run can follow; nothing is written then.
+        ValueError: If a figure and its caption do not fit.
+    """
+    report, executed = _report(source.stem, published), published / "notebooks" / source.name
+    if changed := _changed_rules(report):
+        raise NeedsRunError(f"other numbers stand in {', '.join(changed)} than it was run with")
+    notebook = with_prose(_read(executed), _read(source))
+    if notebook is None:
+        raise NeedsRunError("its code is not the one that was run")
+    report.entries = _judged(report)
+    plotting.use_house_style()
+    shown: dict[str, Picture | pd.DataFrame] = {name: report.draw(name) for name in report.drawn["figures"]}
+    for name in report.drawn["tables"]:
+        report.render(name)
+    shown["verdicts"] = report.verdicts()
+    for cell in notebook["cells"]:
+        if (name := shown_by(cell)) in shown:
+            _show(cell, shown[name])
+    write_atomically(executed, json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+    return len(report.drawn["figures"]) + len(report.drawn["tables"])
+
+
+def refresh_state(notebook: str, mark: Mapping[str, str], place: notebooks.Place) -> str:
+    """Note a redrawn notebook as up to date, if no other part has changed since it ran; why it is stale all the same.
+
+    Tables and the record of what was drawn are what a redraw starts from: they have to be those of the run.
+    """
+    try:
+        state = json.loads(place.state(notebook).read_text(encoding="utf-8"))
+        before, files = state["fingerprint"], state["files"]
+        changed = {part for part in mark if mark[part] != before.get(part)} - REDRAWN
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return notebooks.why_stale(notebook, mark, place)
+    now = {file: notebooks._file_hash(place.published / file) for file in files}
+    changed |= {
+        file for file in files if file.endswith((".csv", f"{DRAWN}/{notebook}.json")) and now[file] != files[file]
+    }
+    if not changed:
+        write_atomically(place.state(notebook), json.dumps({"fingerprint": mark, "files": now}, indent=1))
+    return notebooks.why_stale(notebook, mark, place)
+
+
+def with_prose(executed: dict[str, Any], source: dict[str, Any]) -> dict[str, Any] | None:
+    """An executed notebook with the prose of its source; None if their code is not the same."""
+    ran = [cell for cell in executed["cells"] if cell["cell_type"] == "code"]
+    own = [cell for cell in ran if cell["id"] != notebooks.INJECTED_ID]
+    injected = [cell for cell in ran if cell["id"] == notebooks.INJECTED_ID]
+    code = [cell for cell in source["cells"] if cell["cell_type"] == "code"]
+    if [_text(cell) for cell in own] != [_text(cell) for cell in code]:
+        return None
+    cells, following = [], iter(own)
+    for cell in source["cells"]:
+        if cell["cell_type"] == "code":
+            cells.append(next(following))
+            cells += injected if "parameters" in cell["metadata"].get("tags", []) else []
+        else:
+            text, tags = _text(cell).splitlines(True), {"tags": [], **cell["metadata"]}
+            cells.append({**cell, "source": text, "metadata": tags})  # as papermill leaves it
+    return {**executed, "cells": cells}
+
+
+def shown_by(cell: Mapping[str, Any]) -> str | None:
+    """The figure that a cell shows, by name; ``verdicts`` if it shows those."""
+    if cell["cell_type"] != "code" or not (body := ast.parse(_text(cell)).body):
+        return None
+    match body[-1]:
+        case ast.Expr(ast.Call(ast.Attribute(ast.Name("report"), "figure"), [_, ast.Constant(str(name)), *_])):
+            return name
+        case ast.Expr(ast.Call(ast.Attribute(ast.Name("report"), "verdicts"))):
+            return "verdicts"
+    return None
+
+
+def _show(cell: dict[str, Any], thing: Picture | pd.DataFrame) -> None:
+    """Put a picture or a table into the output of a cell, as a notebook's kernel does."""
+    output = next(output for output in cell["outputs"] if output["output_type"] == "execute_result")
+    if isinstance(thing, Picture):
+        data, output["metadata"] = thing._repr_mimebundle_()
+        output["data"] = {
+            "image/png": base64.b64encode(data["image/png"]).decode(),
+            "text/plain": data["text/plain"].splitlines(True),
+        }
+    else:
+        with pd.option_context("display.max_columns", 20):  # a terminal has another number
+            texts = {"text/html": thing.to_html(notebook=True), "text/plain": repr(thing)}
+        output["data"] = {kind: text.splitlines(True) for kind, text in texts.items()}
+
+
+def _report(notebook: str, published: Path) -> Report:
+    """The report of a run that was published; every file that it is drawn from is there."""
+    drawn = _read(published / DRAWN / f"{notebook}.json")
+    report = Report(notebook, drawn.pop("parameters"), published, drawn=drawn)
+    frames = [file for figure in drawn["figures"].values() for file in figure["frames"]]
+    for name in [*frames, *(f"{report._stem(table)}.csv" for table in drawn["tables"])]:
+        if not report._path(name).is_file():
+            raise NeedsRunError(f"{report._path(name)} is missing")
+    return report
+
+
+def _changed_rules(report: Report) -> list[str]:
+    """Claims of whose rules a run has used numbers, for more than verdicts, that are others now."""
+    bounds, before, settings = report.drawn["bounds"], report.drawn["settings"], claims.settings_of(report.notebook)
+    changed = {key.split(" ")[0] for key, used in bounds.items() if used != claims.bound(*key.split(" "))}
+    return sorted(changed | {claim for claim in {**before, **settings} if before.get(claim) != settings.get(claim)})
+
+
+def _judged(report: Report) -> list[dict[str, Any]]:
+    """The verdicts on what a run measured, by today's rules."""
+    rows = _read(report.folder / "claims" / f"{report.notebook}.json")
+    try:
+        found = [_judge(row, protocol_followed=row["id"] in report.drawn["protocol"]) for row in rows]
+    except ValueError as error:
+        raise NeedsRunError(str(error)) from None
+    if missing := sorted(set(claims.claims_of(report.notebook)) - {row["id"] for row in found}):
+        raise NeedsRunError(f"it gave no verdict on {', '.join(missing)}")
+    return found
+
+
+def _judge(row: Mapping[str, Any], *, protocol_followed: bool) -> dict[str, Any]:
+    needed = {name for outcome in claims._claim(row["id"])["outcomes"] for name in outcome.get("when", {})}
+    unknown = dict.fromkeys(sorted(needed - row["measured"].keys()), math.nan)  # a row leaves out what is no number
+    kept = {name: row[name] for name in ("notebook", "profile", "n", "figure")}
+    intervals = {name: (row["low"][name], row["high"][name]) for name in row["low"]}
+    measured = {**row["measured"], **unknown}
+    return claims.entry(row["id"], measured, intervals=intervals, protocol_followed=protocol_followed, **kept)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NeedsRunError(f"{path} is missing") from None
+
+
+def _text(cell: Mapping[str, Any]) -> str:
+    return "".join(cell["source"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
