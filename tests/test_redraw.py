@@ -159,3 +159,10 @@ def test_only_published_notebooks_are_drawn_unless_named(root, capsys):
 def test_an_unknown_name_is_said(capsys):
     assert redraw.main(["--profile", "smoke", "77"]) == 1
     assert "redraw: there is no notebook '77'" in capsys.readouterr().err
+
+
+def test_another_checkouts_files_are_left(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(redraw, "project_root", lambda: tmp_path)
+    assert redraw.main(["--profile", "smoke"]) == 1
+    assert f"redraw: snipnb is imported from {tmp_path}, and this is {ROOT}" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())

@@ -37,9 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--profile", default="default", help="profile name or path of a YAML file (default: default)")
     given = parser.parse_args(arguments)
     matplotlib.use("Agg")
-    root = project_root()
-    assert root is not None  # this file lies in a checkout
+    root = Path(__file__).resolve().parent.parent
     try:
+        if project_root() != root:
+            raise ValueError(f"snipnb is imported from {project_root()}, and this is {root}; use its own environment")
         return 0 if redraw(root, given.profile, given.notebooks) else 1
     except (ValueError, OSError) as error:
         print(f"redraw: {error}", file=sys.stderr)
@@ -67,7 +68,8 @@ def redraw(root: Path, profile_name: str, wanted: Sequence[str] = ()) -> bool:
             mark = notebooks.fingerprint(path, notebooks.parameters_of(path, profile))
             stale = refresh_state(path.stem, mark, place)
             print(f"{path.stem}: {files} drawn again{stale and f'; to be run for the rest: {stale}'}", flush=True)
-        claims.write_ledger(place.published, notebooks.gather_ledger(place, everything))
+        if failed < len(chosen):
+            claims.write_ledger(place.published, notebooks.gather_ledger(place, everything))
     return not failed
 
 
