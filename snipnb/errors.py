@@ -110,7 +110,7 @@ def short_equivalence(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def short_statistics(tests: pd.DataFrame) -> dict[str, float]:
-    """Of :func:`short_equivalence`, what stands beside C25: statistics of SNIP, none where nothing can be tested."""
+    """The statistics of SNIP that the ledger shows with C25, from :func:`short_equivalence`; empty if fewer than two seeds ran."""
     if len(tests) == 0 or tests["n"].min() < 2:
         return {}
     snip = tests.set_index("criterion").loc["snip"]

@@ -118,7 +118,7 @@ class Store:
         self._write(self._state_path(name), _pack_state(arrays, facts))
 
     def facts(self, name: str) -> dict | None:
-        """The facts of a state alone, without its arrays; None if there is none that can be read."""
+        """The facts of a state without its arrays, or None if no state can be read."""
         try:
             with self._state_path(name).open("rb") as stream:
                 stream.seek(_DIGEST)
