@@ -86,6 +86,8 @@ class Store:
     def finish(self, name: str, runs: Mapping[str, Mapping], trained_by: Mapping) -> None:
         """Keep finished runs and delete the state they came from. A run that is kept already stays as it is.
 
+        States that a process left which was killed between the two are deleted as well.
+
         Args:
             name: Of the record.
             runs: Run key -> run, as plain JSON. Numbers that are not finite come back as None.
@@ -99,7 +101,10 @@ class Store:
             new = [{"key": key} | dict(run) for key, run in runs.items() if key not in kept]
             if new:
                 self._write(path, _pack_record({"format": FORMAT, "runs": new, "trained_by": dict(trained_by)}))
-        self.drop(name)
+            records = {file.removesuffix(".json") for file in self._names(self.folder) if file.endswith(".json")}
+            states = {file.removesuffix(".state") for file in self._names(lock.parent) if file.endswith(".state")}
+            for finished in {name} | (states & records):
+                self.drop(finished)
 
     # --- states -------------------------------------------------------------------------------------------------------
 

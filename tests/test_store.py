@@ -393,6 +393,14 @@ def test_a_death_at_any_step_of_a_finish_leaves_record_or_state(results, monkeyp
     assert not notes
 
 
+def test_the_next_finish_deletes_a_state_whose_record_was_written_before_a_death(results):
+    results.finish("a", {"one": RUN}, MAKER)
+    for name in ("a", "b", "saliences"):
+        results.save_state(name, {}, {})
+    results.finish("b", {"two": RUN}, MAKER)
+    assert [results.state(name) is None for name in ("a", "b", "saliences")] == [True, True, False]
+
+
 WORK = """
 for number in range(int(sys.argv[3])):
     name = f"run-{number}"
