@@ -19,7 +19,7 @@ endif
 PY = "$(ENV)/bin/python"
 
 # What `make test-torch` runs: the modules that need neither notebooks nor the tests' oracles.
-CORE := salience masks models exact stacked together kernels training data experiments store stats densities reference fuzz
+CORE := saliences engine pruning training publish/test_stats.py robustness/test_fuzz.py test_data.py test_networks.py
 
 NOTEBOOKS := $(sort $(basename $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb))))
 
@@ -62,31 +62,31 @@ data: env  ## fetch and verify MNIST (55 MB on disk)
 	@$(PY) -m snipnb data
 
 figures: env  ## run the notebooks: figures/, tables, verdicts
-	@$(PY) -m snipnb figures --profile "$(PROFILE)" $(if $(FORCE),--force) $(if $(FRESH),--fresh)
+	@$(PY) -m tools figures --profile "$(PROFILE)" $(if $(FORCE),--force) $(if $(FRESH),--fresh)
 
 $(NOTEBOOKS): env
-	@$(PY) -m snipnb figures --profile "$(PROFILE)" $(if $(FORCE),--force) $(if $(FRESH),--fresh) $@
+	@$(PY) -m tools figures --profile "$(PROFILE)" $(if $(FORCE),--force) $(if $(FRESH),--fresh) $@
 
 redraw: env  ## pictures, tables and ledger again from published numbers, in minutes: for changed captions, looks, prose, rules
-	@$(PY) tools/redraw.py --profile "$(PROFILE)"
+	@$(PY) -m tools.redraw --profile "$(PROFILE)"
 
 smoke: env  ## every notebook on the shipped sample, into build/smoke/
-	@$(PY) -m snipnb figures --profile smoke $(if $(FORCE),--force) $(if $(FRESH),--fresh)
+	@$(PY) -m tools figures --profile smoke $(if $(FORCE),--force) $(if $(FRESH),--fresh)
 
 verify-runs: env data  ## train the first epoch of kept runs again, compare with the records (ALL=1: of every run)
-	@$(PY) tools/verify_runs.py $(if $(ALL),--all)
+	@$(PY) -m tools.verify_runs $(if $(ALL),--all)
 
 bench: env-test data  ## measure speed, side by side, into figures/bench/ (20 minutes; on an otherwise idle machine)
-	@$(PY) -m snipnb bench
+	@$(PY) -m tools bench
 
 soak: env  ## kill `make figures` ten times in a copy, let it finish, compare; then other faults (PROFILE=smoke, KILLS=10, ONLY=)
-	@$(PY) -m snipnb soak --profile "$(if $(filter file,$(origin PROFILE)),smoke,$(PROFILE))" --kills "$(KILLS)" $(if $(ONLY),--only "$(ONLY)")
+	@$(PY) -m tools soak --profile "$(if $(filter file,$(origin PROFILE)),smoke,$(PROFILE))" --kills "$(KILLS)" $(if $(ONLY),--only "$(ONLY)")
 
 test: env-test lint  ## all tests, the notebooks' smoke runs included; no network, no data needed
 	@$(PY) -m pytest
 
 test-lab: env  ## every notebook in a real JupyterLab, by a headless browser; needs Chromium and playwright, and says so
-	@$(PY) tests/lab.py $(if $(PICTURES),--pictures "$(PICTURES)")
+	@$(PY) tests/browser/lab.py $(if $(PICTURES),--pictures "$(PICTURES)")
 
 test-torch:  ## the core's tests on the package built and installed beside another PyTorch (TORCH=2.5.1, TORCHVISION=0.20.1)
 	@set -e; place="build/torch-$(TORCH)"; rm -rf "$$place"; "$(PYTHON)" -m venv "$$place"; \
@@ -94,7 +94,7 @@ test-torch:  ## the core's tests on the package built and installed beside anoth
 	"$$place/bin/python" -m build --sdist --outdir "$$place/sdist" . > "$$place/build.log"; \
 	"$$place/bin/python" -m pip install --quiet "$$place"/sdist/*.tar.gz; \
 	cp -r tests "$$place/tests"; cd "$$place/tests"; printf '[pytest]\nmarkers =\n  smoke: -\n' > pytest.ini; \
-	../bin/python -m pytest -q -c pytest.ini -p no:cacheprovider $(CORE:%=test_%.py)
+	../bin/python -m pytest -q -c pytest.ini -p no:cacheprovider $(CORE)
 
 audit:  ## known vulnerabilities of the pinned versions, asked of PyPI's advisories by pip-audit; needs the network
 	@set -e; rm -rf build/audit; "$(PYTHON)" -m venv build/audit; build/audit/bin/python -m pip install --quiet pip-audit; \
@@ -111,10 +111,10 @@ lab: env  ## open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab --notebook-dir=notebooks
 
 report: env  ## ledger, executed notebooks and reference as pages that need no network: build/report/index.html
-	@$(PY) -m snipnb report --profile "$(PROFILE)"
+	@$(PY) -m tools report --profile "$(PROFILE)"
 
 readme: env  ## bring the generated parts of README.md up to date
-	@$(PY) -m snipnb readme
+	@$(PY) -m tools readme
 
 lock: ## resolve the newest versions again: requirements.lock and environment.yml
 	@rm -rf build/lock && "$(PYTHON)" -m venv build/lock

@@ -3,12 +3,10 @@
 The public names are the ones listed in ``__all__``; nothing is computed, loaded or seeded at import.
 """
 
-from snipnb.criteria import CRITERIA, Criterion, Start
-from snipnb.curvature import diagonal_hessian, taylor_salience
 from snipnb.data import DataUnavailableError, Split, load_mnist, load_split
-from snipnb.exact import exact_salience
-from snipnb.experiments import RunConfig, grid, run_grid
-from snipnb.masks import (
+from snipnb.networks import INITIALISATIONS, lenet5, lenet_300_100, published_label, set_running_statistics, vgg16_mnist
+from snipnb.pruning.criteria import CRITERIA, Criterion, Start
+from snipnb.pruning.masks import (
     LayerCollapseWarning,
     Mask,
     apply_mask,
@@ -19,10 +17,12 @@ from snipnb.masks import (
     num_removed,
     standardise,
 )
-from snipnb.models import INITIALISATIONS, lenet5, lenet_300_100, published_label, set_running_statistics, vgg16_mnist
-from snipnb.salience import Salience, magnitude_salience, random_salience, snip
-from snipnb.together import snip_together
-from snipnb.training import Recipe, error_rate, error_rates, train, train_together
+from snipnb.saliences.exact import exact_salience
+from snipnb.saliences.snip import Salience, magnitude_salience, random_salience, snip
+from snipnb.saliences.taylor import diagonal_hessian, taylor_salience
+from snipnb.saliences.together import snip_together
+from snipnb.training.grid import RunConfig, grid, run_grid
+from snipnb.training.loop import Recipe, error_rate, error_rates, train, train_together
 
 __version__ = "0.1.0"
 

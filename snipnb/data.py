@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snipnb.paths import data_dir, resource, write_atomically
-from snipnb.progress import note
+from snipnb._files import data_dir, resource, write_atomically
+from snipnb._progress import note
 
 # Pixels of the 60,000 training images, as integers 0..255: sum 1,567,298,545, sum of squares 342,590,800,147 give these.
 PIXEL_MEAN = 1_567_298_545 / (60_000 * 784) / 255
@@ -92,7 +92,7 @@ def load_mnist(
     Args:
         part: ``"train"`` (60,000 images; of the sample 5,000) or ``"test"`` (10,000; of the sample 1,000).
         sample: Use the 6,000 real images that ship with the package instead of the full set.
-        root: Folder that holds ``MNIST/raw``; default :func:`snipnb.paths.data_dir`.
+        root: Folder that holds ``MNIST/raw``; default :func:`snipnb._files.data_dir`.
         download: Fetch missing files; if False, missing files are an error.
 
     Returns:
@@ -300,7 +300,7 @@ def _from_gzip(raw: Path, missing: list[RawFile]) -> None:
 
 
 def _from_mirrors(raw: Path, missing: list[RawFile]) -> None:
-    from snipnb.torchvision_shim import torchvision
+    from snipnb._torchvision import torchvision
 
     reasons = []
     for mirror in torchvision.datasets.MNIST.mirrors:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import snipnb
-from snipnb import data, paths
+from snipnb import _files, data
 
 
 @pytest.fixture
@@ -267,7 +267,7 @@ def test_a_full_disk_leaves_no_half_file(small_mnist, monkeypatch):
     def no_space(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(paths.os, "fsync", no_space)
+    monkeypatch.setattr(_files.os, "fsync", no_space)
     with pytest.raises(data.DataUnavailableError, match="No space left on device"):
         data.acquire_mnist(raw.parent.parent)
     assert sorted(path.name for path in raw.iterdir()) == sorted(f"{name}.gz" for name in contents)
@@ -275,16 +275,16 @@ def test_a_full_disk_leaves_no_half_file(small_mnist, monkeypatch):
 
 def test_data_folder_can_be_named(monkeypatch, tmp_path):
     monkeypatch.setenv("SNIPNB_DATA", str(tmp_path / "elsewhere"))
-    assert paths.data_dir() == tmp_path / "elsewhere"
+    assert _files.data_dir() == tmp_path / "elsewhere"
     monkeypatch.setenv("SNIPNB_DATA", "here")
-    assert paths.data_dir() == Path.cwd() / "here"
+    assert _files.data_dir() == Path.cwd() / "here"
     monkeypatch.setenv("SNIPNB_DATA", "~nobody_of_this_name/x")
     with pytest.raises(ValueError, match="SNIPNB_DATA is '~nobody_of_this_name/x'; a folder is needed"):
-        paths.data_dir()
+        _files.data_dir()
     monkeypatch.delenv("SNIPNB_DATA")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    root = paths.project_root()
-    assert paths.data_dir() == (tmp_path / "snipnb" if root is None else root / "data")
+    root = _files.project_root()
+    assert _files.data_dir() == (tmp_path / "snipnb" if root is None else root / "data")
 
 
 def test_shipped_sample_is_what_draw_sample_draws():
@@ -292,7 +292,7 @@ def test_shipped_sample_is_what_draw_sample_draws():
         drawn = data.draw_sample()
     except data.DataUnavailableError:
         pytest.skip("the full set is not here to draw from; run make data")
-    with np.load(paths.resource("mnist_sample.npz")) as shipped:
+    with np.load(_files.resource("mnist_sample.npz")) as shipped:
         assert set(shipped.files) == set(drawn)
         for name, values in drawn.items():
             np.testing.assert_array_equal(shipped[name], values)
@@ -315,7 +315,7 @@ def test_normalisation_constants_are_those_of_the_full_set():
 def test_a_damaged_sample_is_never_read(damage, tmp_path, monkeypatch):
     path = tmp_path / "mnist_sample.npz"
     if damage is not None:
-        path.write_bytes(damage(paths.resource("mnist_sample.npz").read_bytes()))
+        path.write_bytes(damage(_files.resource("mnist_sample.npz").read_bytes()))
     monkeypatch.setattr(data, "resource", lambda name: tmp_path / name)
     for read in (lambda: snipnb.load_mnist("test", sample=True), lambda: data.data_checksum(sample=True)):
         with pytest.raises(snipnb.DataUnavailableError, match=r"mnist_sample.npz: .*comes with the package"):

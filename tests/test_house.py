@@ -17,7 +17,8 @@ from packaging.version import Version
 
 import snipnb
 from snipnb import __main__ as cli
-from snipnb.paths import project_root
+from snipnb._files import project_root
+from tools import __main__ as calls
 
 ROOT = project_root()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -94,11 +95,15 @@ WITHOUT_EXAMPLE = {
 }  # the last has one in its module
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in Path(snipnb.__file__).parent.glob("*.py")))
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in Path(snipnb.__file__).parent.rglob("*.py")
+    ),
+)
 def test_examples_in_docstrings_run(name):
-    if name != "__main__":
-        result = doctest.testmod(importlib.import_module("snipnb" if name == "__init__" else f"snipnb.{name}"))
-        assert result.failed == 0
+    if not name.endswith("__main__"):
+        assert doctest.testmod(importlib.import_module(name.removesuffix(".__init__"))).failed == 0
 
 
 def test_public_names_have_an_example():
@@ -109,18 +114,19 @@ def test_public_names_have_an_example():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("main", "arguments", "message"),
     [
         (
+            calls.main,
             ["figures", "--profile", "quick"],
-            "snipnb: there is no profile 'quick'; there are default, full, paper, seeds, smoke",
+            "there is no profile 'quick'; there are default, full, paper, seeds, smoke",
         ),
-        (["figures", "--profile", "smoke", "77"], "snipnb: there is no notebook '77'"),
-        (["run", "01"], "snipnb: notebook '01' trains nothing"),
+        (calls.main, ["figures", "--profile", "smoke", "77"], "there is no notebook '77'"),
+        (cli.main, ["run", "01"], "snipnb: notebook '01' trains nothing"),
     ],
 )
-def test_the_command_line_says_what_is_wrong(arguments, message, capsys):
-    assert cli.main(arguments) == 1
+def test_the_command_line_says_what_is_wrong(main, arguments, message, capsys):
+    assert main(arguments) == 1
     assert message in capsys.readouterr().err
 
 
@@ -174,7 +180,7 @@ def called(tree):
 
 
 def test_nothing_that_runs_what_it_reads():
-    for path in sorted(Path(snipnb.__file__).parent.glob("*.py")):
+    for path in sorted(Path(snipnb.__file__).parent.rglob("*.py")):
         for name, options, node in called(ast.parse(path.read_text(encoding="utf-8"))):
             where = f"{path.name}:{node.lineno}: {name}"
             assert name not in UNSAFE, where
@@ -190,6 +196,6 @@ def test_the_network_is_reached_for_data_alone():
     )
     found = {
         path.name: reaching.findall(path.read_text(encoding="utf-8"))
-        for path in Path(snipnb.__file__).parent.glob("*.py")
+        for path in Path(snipnb.__file__).parent.rglob("*.py")
     }
     assert {name for name, some in found.items() if some} == {"data.py"}

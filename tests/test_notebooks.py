@@ -15,11 +15,12 @@ import pytest
 from filelock import FileLock
 from golden import smoke
 
-from snipnb import captions, claims, notebooks, profiles
-from snipnb.paths import project_root
+from snipnb._files import project_root
+from snipnb.publish import captions, ledger, profiles
+from tools import runner
 
 ROOT = project_root()
-NOTEBOOKS = notebooks.find_notebooks(ROOT)
+NOTEBOOKS = runner.find_notebooks(ROOT)
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -49,7 +50,7 @@ def test_anatomy(path):
     first = "".join(notebook["cells"][0]["source"])
     assert first.startswith(f"# {path.stem.split('_')[0]} ·")
     assert "Claims under test" in first
-    assert set(claims.claims_of(path.stem)) <= set(re.findall(r"C\d+", first))
+    assert set(ledger.claims_of(path.stem)) <= set(re.findall(r"C\d+", first))
     assert "parameters" in notebook["cells"][1]["metadata"]["tags"]
     assert f'begin("{path.stem}", globals())' in code(path)[1]
     assert re.fullmatch(r"report\.provenance\([\w, ]*\)", code(path)[-1])
@@ -106,13 +107,13 @@ def checkout(tmp_path_factory):
     root = tmp_path_factory.mktemp("checkout")
     for folder in ("snipnb", "notebooks", "figures/bench"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    place, profile = notebooks.Place(root / "figures", root / "build"), profiles.load_profile("smoke")
+    place, profile = runner.Place(root / "figures", root / "build"), profiles.load_profile("smoke")
 
     def mark(path):
-        return notebooks.fingerprint(path, notebooks.parameters_of(path, profile), package=root / "snipnb")
+        return runner.fingerprint(path, runner.parameters_of(path, profile), package=root / "snipnb")
 
-    for path in notebooks.find_notebooks(root):
-        assert notebooks.why_stale(path.stem, mark(path), place) == "not run yet"
+    for path in runner.find_notebooks(root):
+        assert runner.why_stale(path.stem, mark(path), place) == "not run yet"
         place.state(path.stem).parent.mkdir(parents=True, exist_ok=True)
         place.state(path.stem).write_text(json.dumps({"fingerprint": mark(path), "files": {}}))
 
@@ -121,7 +122,7 @@ def checkout(tmp_path_factory):
         before = (root / file).read_text(encoding="utf-8")
         assert old in before
         (root / file).write_text(before.replace(old, new, 1), encoding="utf-8")
-        found = {p.stem[:2]: notebooks.why_stale(p.stem, mark(p), place) for p in notebooks.find_notebooks(root)}
+        found = {p.stem[:2]: runner.why_stale(p.stem, mark(p), place) for p in runner.find_notebooks(root)}
         (root / file).write_text(before, encoding="utf-8")
         return {number: reason for number, reason in found.items() if reason}
 
@@ -135,11 +136,16 @@ ALL = [path.stem[:2] for path in NOTEBOOKS]
 @pytest.mark.parametrize(
     ("file", "old", "new", "numbers", "reason"),
     [
-        ("snipnb/masks.py", '"""', '"""Otherwise said: ', [], ""),
-        ("snipnb/masks.py", "\n\n\ndef ", "\n# a comment\n\n\ndef ", [], ""),
-        ("snipnb/bench.py", "import ", "import this, ", [], ""),
-        ("snipnb/lines.py", "\n\n\ndef ", "\n\n\ndef _later() -> None: ...\n\n\ndef ", ALL, "library changed"),
-        ("snipnb/plotting_orders.py", "\n\n\ndef ", "\n\nLATER = 1\n\n\ndef ", ALL, "drawing changed"),
+        ("snipnb/pruning/masks.py", '"""', '"""Otherwise said: ', [], ""),
+        ("snipnb/pruning/masks.py", "\n\n\ndef ", "\n# a comment\n\n\ndef ", [], ""),
+        (
+            "snipnb/_engine/unit_lines.py",
+            "\n\n\ndef ",
+            "\n\n\ndef _later() -> None: ...\n\n\ndef ",
+            ALL,
+            "library changed",
+        ),
+        ("snipnb/studies/second_order/draw.py", "\n\n\ndef ", "\n\nLATER = 1\n\n\ndef ", ALL, "drawing changed"),
         ("snipnb/resources/reported/figure1_reported.csv", "\n", "\n0,0\n", ALL, "reported values changed"),
         (CLAIMS, "claim: The exact salience of a parameter is", "claim: That salience is", ["02"], "claims changed"),
         (CLAIMS, "at_most: 1.0e-5", "at_most: 1.1e-5", ["02"], "claims changed"),
@@ -162,7 +168,7 @@ def test_files_that_are_none_of_its_parts_leave_a_notebook_current(checkout):
     root, stale = checkout
     for file in ("notebooks/notes.txt", "figures/bench/later.csv", "snipnb/resources/notes.md", "snipnb/.#masks.py"):
         (root / file).write_text("( new")
-    assert stale("snipnb/masks.py", "", "") == {}
+    assert stale("snipnb/pruning/masks.py", "", "") == {}
 
 
 def test_benchmarks_are_named_where_they_are_read():
@@ -191,14 +197,14 @@ CERTAIN = {
 def test_smoke(path, tmp_path, monkeypatch):
     monkeypatch.setenv("SNIPNB_RUNS", str(tmp_path / "runs"))
     profile = profiles.load_profile("smoke")
-    place = notebooks.Place(tmp_path / "figures", tmp_path / "work")
-    files = notebooks.run_one(path, notebooks.parameters_of(path, profile), place, mark={})
+    place = runner.Place(tmp_path / "figures", tmp_path / "work")
+    files = runner.run_one(path, runner.parameters_of(path, profile), place, mark={})
     assert set(load(path)["metadata"]["snipnb"]["promises"]) <= set(files)
     entries = json.loads((place.published / "claims" / f"{path.stem}.json").read_text())
-    assert {entry["id"] for entry in entries} == set(claims.claims_of(path.stem))
+    assert {entry["id"] for entry in entries} == set(ledger.claims_of(path.stem))
     assert {entry["profile"] for entry in entries} == {"smoke"}
     assert {e["id"]: e["verdict"] for e in entries if e["id"] in CERTAIN} == {
-        claim: verdict for claim, verdict in CERTAIN.items() if claim in claims.claims_of(path.stem)
+        claim: verdict for claim, verdict in CERTAIN.items() if claim in ledger.claims_of(path.stem)
     }
     executed = load(place.published / "notebooks" / path.name)
     outputs = [output for cell in executed["cells"] for output in cell.get("outputs", [])]
@@ -261,7 +267,7 @@ def project(tmp_path):
 
 
 def run(root, **options):
-    return notebooks.run(str(root / "mine.yaml"), root=root, **options)
+    return runner.run(str(root / "mine.yaml"), root=root, **options)
 
 
 def test_what_is_up_to_date_is_left_and_what_is_not_is_run(project, capsys):
@@ -335,7 +341,7 @@ def test_an_interruption_prints_no_traceback_of_the_kernel(project):
     change(
         "import os, pathlib, time\npathlib.Path(os.environ['SNIPNB_OUTPUT'], 'began').touch()\nwhile True: time.sleep(0.1)"
     )
-    script = "import signal, sys; from pathlib import Path; from snipnb import notebooks\nsignal.signal(signal.SIGINT, signal.default_int_handler)  # nohup ignores it\ntry: notebooks.run(sys.argv[1], root=Path(sys.argv[2]))\nexcept KeyboardInterrupt: print('interrupted')"
+    script = "import signal, sys; from pathlib import Path; from tools import runner\nsignal.signal(signal.SIGINT, signal.default_int_handler)  # nohup ignores it\ntry: runner.run(sys.argv[1], root=Path(sys.argv[2]))\nexcept KeyboardInterrupt: print('interrupted')"
     with subprocess.Popen(
         [sys.executable, "-c", script, str(root / "mine.yaml"), str(root)],
         stdout=subprocess.PIPE,
@@ -482,7 +488,7 @@ def test_a_ledger_that_cannot_be_written_is_said(project, monkeypatch, capsys):
         raise OSError(27, "File too large")
 
     with monkeypatch.context() as patch:
-        patch.setattr(notebooks.claims, "write_ledger", full)
+        patch.setattr(runner.ledger, "write_ledger", full)
         assert not run(root)
     said = capsys.readouterr().out
     assert "the ledger in figures/mine/ failed" in said
@@ -493,14 +499,14 @@ def test_a_ledger_that_cannot_be_written_is_said(project, monkeypatch, capsys):
 
 
 def test_what_the_system_refuses_is_said_without_a_traceback(monkeypatch, capsys):
-    from snipnb.__main__ import main
+    from tools.__main__ import main
 
     def full(*_, **__):
         raise OSError(28, "No space left on device", "figures/x.md")
 
-    monkeypatch.setattr(notebooks, "run", full)
+    monkeypatch.setattr(runner, "run", full)
     assert main(["figures"]) == 1
-    assert "snipnb: [Errno 28] No space left on device: 'figures/x.md'" in capsys.readouterr().err
+    assert "[Errno 28] No space left on device: 'figures/x.md'" in capsys.readouterr().err
 
 
 def test_a_second_run_waits_for_the_first(project, capsys):
@@ -527,7 +533,7 @@ def test_what_a_killed_run_left_is_removed(project, monkeypatch, tmp_path):
     assert run(root)
     published, work = root / "figures" / "mine", root / "build" / ".mine"
     files = set(root.rglob("*"))
-    monkeypatch.setattr(notebooks.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(runner.tempfile, "tempdir", str(tmp_path))
     left = [published / ".claims.json.x1.part", published / "notebooks" / ".98_test.ipynb.part"]
     left += [work / "state" / ".98_test.json.x2.part", work / "matplotlib" / "fontlist.json.matplotlib-lock"]
     left += [work / "stage" / "98_test" / "98_picture.txt"]
@@ -548,7 +554,7 @@ def test_what_a_killed_run_left_is_removed(project, monkeypatch, tmp_path):
 
 def test_a_kernel_keeps_its_files_in_the_folder_that_is_removed(project, monkeypatch, tmp_path):
     root, change = project
-    monkeypatch.setattr(notebooks.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(runner.tempfile, "tempdir", str(tmp_path))
     change(WRITE, "from ipykernel import get_connection_file\nassert '/snipnb-' in get_connection_file()")
     before = set(tmp_path.iterdir())
     assert run(root)
@@ -582,5 +588,5 @@ def test_slow_cells_are_named(tmp_path):
 
     path = tmp_path / "executed.ipynb"
     text = {"cell_type": "markdown", "metadata": {}}
-    path.write_text(json.dumps({"cells": [text, cell(0.2), cell(notebooks.SLOW + 0.26), cell(None)]}))
-    assert notebooks._slow_cells(path) == {"2": 5.3}
+    path.write_text(json.dumps({"cells": [text, cell(0.2), cell(runner.SLOW + 0.26), cell(None)]}))
+    assert runner._slow_cells(path) == {"2": 5.3}

@@ -18,9 +18,9 @@ import sys
 from pathlib import Path
 
 from snipnb.data import data_checksum
-from snipnb.experiments import RunConfig, _group_name, run_key
-from snipnb.store import Store
-from snipnb.training import Recipe
+from snipnb.training.grid import RunConfig, _group_name, run_key
+from snipnb.training.loop import Recipe
+from snipnb.training.store import Store
 
 COMMIT = "7193fdb"
 SOURCES = "efc50e0c07e8f80a7e92e8b8d51e5f284a17dc8c2c37bd74374b3078b9bc3f86"  # what its sources_digest() gives

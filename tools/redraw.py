@@ -18,10 +18,11 @@ from typing import Any
 import matplotlib
 import pandas as pd
 
-from snipnb import claims, notebooks, plotting
-from snipnb.paths import project_root, write_atomically
-from snipnb.profiles import load_profile
-from snipnb.report import DRAWN, Picture, Report
+from snipnb._files import project_root, write_atomically
+from snipnb.publish import ledger, style
+from snipnb.publish.profiles import load_profile
+from snipnb.publish.report import DRAWN, Picture, Report
+from tools import runner
 
 REDRAWN = {"drawing", "prose", "claims"}  # the parts of a fingerprint that a redraw brings up to date
 
@@ -49,14 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def redraw(root: Path, profile_name: str, wanted: Sequence[str] = ()) -> bool:
     """Redraw notebooks of a profile, default all published ones, and its ledger, and say what came of each; whether all could be."""
-    profile, everything = load_profile(profile_name), notebooks.find_notebooks(root)
-    chosen, place, failed = notebooks._choose(everything, wanted), notebooks.place_of(profile, root), 0
+    profile, everything = load_profile(profile_name), runner.find_notebooks(root)
+    chosen, place, failed = runner._choose(everything, wanted), runner.place_of(profile, root), 0
     if not wanted:
         chosen = [path for path in everything if (place.published / "notebooks" / path.name).is_file()]
     if not chosen:
         raise ValueError(f"nothing is published in {place.published}; make figures PROFILE={profile_name} does it")
     place.work.mkdir(parents=True, exist_ok=True)
-    with notebooks._only_one(place):
+    with runner._only_one(place):
         for path in chosen:
             try:
                 files = redraw_one(path, place.published)
@@ -65,11 +66,11 @@ def redraw(root: Path, profile_name: str, wanted: Sequence[str] = ()) -> bool:
                 run = f"; make {path.stem} PROFILE={profile_name} runs it" if isinstance(error, NeedsRunError) else ""
                 print(f"{path.stem}: {error}{run}", flush=True)
                 continue
-            mark = notebooks.fingerprint(path, notebooks.parameters_of(path, profile))
+            mark = runner.fingerprint(path, runner.parameters_of(path, profile))
             stale = refresh_state(path.stem, mark, place)
             print(f"{path.stem}: {files} drawn again{stale and f'; to be run for the rest: {stale}'}", flush=True)
         if failed < len(chosen):
-            claims.write_ledger(place.published, notebooks.gather_ledger(place, everything))
+            ledger.write_ledger(place.published, runner.gather_ledger(place, everything))
     return not failed
 
 
@@ -87,7 +88,7 @@ def redraw_one(source: Path, published: Path) -> int:
     if notebook is None:
         raise NeedsRunError("its code is not the one that was run")
     report.entries = _judged(report)
-    plotting.use_house_style()
+    style.use_house_style()
     shown: dict[str, Picture | pd.DataFrame] = {name: report.draw(name) for name in report.drawn["figures"]}
     for name in report.drawn["tables"]:
         report.render(name)
@@ -99,7 +100,7 @@ def redraw_one(source: Path, published: Path) -> int:
     return len(report.drawn["figures"]) + len(report.drawn["tables"])
 
 
-def refresh_state(notebook: str, mark: Mapping[str, str], place: notebooks.Place) -> str:
+def refresh_state(notebook: str, mark: Mapping[str, str], place: runner.Place) -> str:
     """Note a redrawn notebook as up to date, if no other part has changed since it ran; why it is stale all the same.
 
     Tables and the record of what was drawn are what a redraw starts from: they have to be those of the run.
@@ -109,21 +110,21 @@ def refresh_state(notebook: str, mark: Mapping[str, str], place: notebooks.Place
         before, files = state["fingerprint"], state["files"]
         changed = {part for part in mark if mark[part] != before.get(part)} - REDRAWN
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return notebooks.why_stale(notebook, mark, place)
-    now = {file: notebooks._file_hash(place.published / file) for file in files}
+        return runner.why_stale(notebook, mark, place)
+    now = {file: runner._file_hash(place.published / file) for file in files}
     changed |= {
         file for file in files if file.endswith((".csv", f"{DRAWN}/{notebook}.json")) and now[file] != files[file]
     }
     if not changed:
         write_atomically(place.state(notebook), json.dumps({"fingerprint": mark, "files": now}, indent=1))
-    return notebooks.why_stale(notebook, mark, place)
+    return runner.why_stale(notebook, mark, place)
 
 
 def with_prose(executed: dict[str, Any], source: dict[str, Any]) -> dict[str, Any] | None:
     """An executed notebook with the prose of its source; None if their code is not the same."""
     ran = [cell for cell in executed["cells"] if cell["cell_type"] == "code"]
-    own = [cell for cell in ran if cell["id"] != notebooks.INJECTED_ID]
-    injected = [cell for cell in ran if cell["id"] == notebooks.INJECTED_ID]
+    own = [cell for cell in ran if cell["id"] != runner.INJECTED_ID]
+    injected = [cell for cell in ran if cell["id"] == runner.INJECTED_ID]
     code = [cell for cell in source["cells"] if cell["cell_type"] == "code"]
     if [_text(cell) for cell in own] != [_text(cell) for cell in code]:
         return None
@@ -178,8 +179,8 @@ def _report(notebook: str, published: Path) -> Report:
 
 def _changed_rules(report: Report) -> list[str]:
     """Claims of whose rules a run has used numbers, for more than verdicts, that are others now."""
-    bounds, before, settings = report.drawn["bounds"], report.drawn["settings"], claims.settings_of(report.notebook)
-    changed = {key.split(" ")[0] for key, used in bounds.items() if used != claims.bound(*key.split(" "))}
+    bounds, before, settings = report.drawn["bounds"], report.drawn["settings"], ledger.settings_of(report.notebook)
+    changed = {key.split(" ")[0] for key, used in bounds.items() if used != ledger.bound(*key.split(" "))}
     return sorted(changed | {claim for claim in {**before, **settings} if before.get(claim) != settings.get(claim)})
 
 
@@ -190,18 +191,18 @@ def _judged(report: Report) -> list[dict[str, Any]]:
         found = [_judge(row, protocol_followed=row["id"] in report.drawn["protocol"]) for row in rows]
     except ValueError as error:
         raise NeedsRunError(str(error)) from None
-    if missing := sorted(set(claims.claims_of(report.notebook)) - {row["id"] for row in found}):
+    if missing := sorted(set(ledger.claims_of(report.notebook)) - {row["id"] for row in found}):
         raise NeedsRunError(f"it gave no verdict on {', '.join(missing)}")
     return found
 
 
 def _judge(row: Mapping[str, Any], *, protocol_followed: bool) -> dict[str, Any]:
-    needed = {name for outcome in claims._claim(row["id"])["outcomes"] for name in outcome.get("when", {})}
+    needed = {name for outcome in ledger._claim(row["id"])["outcomes"] for name in outcome.get("when", {})}
     unknown = dict.fromkeys(sorted(needed - row["measured"].keys()), math.nan)  # a row leaves out what is no number
     kept = {name: row[name] for name in ("notebook", "profile", "n", "figure")}
     intervals = {name: (row["low"][name], row["high"][name]) for name in row["low"]}
     measured = {**row["measured"], **unknown}
-    return claims.entry(row["id"], measured, intervals=intervals, protocol_followed=protocol_followed, **kept)
+    return ledger.entry(row["id"], measured, intervals=intervals, protocol_followed=protocol_followed, **kept)
 
 
 def _read(path: Path) -> Any:

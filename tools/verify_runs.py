@@ -22,10 +22,10 @@ import joblib
 import pandas as pd
 import torch
 
-from snipnb.experiments import RunConfig, keep_saliences, masks_of, run_key, train_group
-from snipnb.masks import collapsed_layers, num_kept
-from snipnb.store import Store
-from snipnb.training import Recipe, one_thread
+from snipnb.pruning.masks import collapsed_layers, num_kept
+from snipnb.training.grid import RunConfig, keep_saliences, masks_of, run_key, train_group
+from snipnb.training.loop import Recipe, one_thread
+from snipnb.training.store import Store
 
 FOLDER = Path(__file__).resolve().parent.parent / "figures" / "full" / "runs"
 CRITERIA = ("exact", "snip", "random")  # of which one seed each is done by default

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 import snipnb
-from snipnb.criteria import mask_for, salience_for
-from snipnb.models import MODELS
+from snipnb.networks import MODELS
+from snipnb.pruning.criteria import mask_for, salience_for
 
 FOLDER = Path(__file__).resolve().parent
 SPARSITIES = (0.5, 0.95)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from snipnb.provenance import machine
+from snipnb.training.provenance import machine
 
 FILE = Path(__file__).resolve().with_name("smoke.json")
 PACKAGES = ("torch", "numpy", "numba", "pandas", "scipy")

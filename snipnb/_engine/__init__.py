@@ -1,0 +1,1 @@
+"""What engines share: the reading of a network, the propagation of changes, ensembles of networks, compiled kernels."""

@@ -1,0 +1,550 @@
+"""Many networks of one architecture as one: their parameters are stacked along a first axis and applied together.
+
+**Layout.** Activations are [networks, channels, height, width, images], or [networks, features, images] behind a flatten: images
+are innermost and contiguous, so that everything but the linear layers runs along them. On a processor, convolutions of stride
+1 are compiled, together with the pooling and ReLU behind them (``kernels.py``). Elsewhere a convolution gathers what each of
+its outputs sees into the columns of a matrix, with a row of ones for the bias, and is a matrix product; the columns of a
+processor take one network at a time, which fits its caches, those of a GPU all of them. All networks see the same
+images: the first convolution is one for all of them, with their weights below each other.
+
+Gradients are PyTorch's, through the functions written here: convolution (compiled; shared first; others) and pooling. Where
+several values of a pooling window are the largest, the first gets the gradient, as in PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, reduce
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from snipnb._engine.propagation import Scratch
+from snipnb._engine.sequential import Pool, layers_of, padding_of, pair
+
+COLUMNS = 2**20  # numbers in the columns of a convolution that a processor makes at once
+FEW = (
+    0.12  # share of a linear layer's weights, up to which going through them one by one is faster than a matrix product
+)
+Stacked = dict[str, Tensor]  # like a model's parameters or buffers, with the networks as the first axis
+
+
+# Dimensions of what some layers get of an image.
+DIMENSIONS: dict[type[nn.Module], int] = {
+    nn.Conv2d: 3,
+    nn.MaxPool2d: 3,
+    nn.AvgPool2d: 3,
+    nn.BatchNorm2d: 3,
+    nn.BatchNorm1d: 1,
+    nn.Linear: 1,
+}
+
+
+class Stack:
+    """What a sequential network does, for any number of networks together.
+
+    Args:
+        model: One of the networks, for its layers.
+
+    Raises:
+        ValueError: If it has layers or options that are not covered.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.layers = layers_of(model, training=True)
+        self.scratch = Scratch()
+        self.fitting: set[torch.Size] = set()  # shapes of images
+
+    @property
+    def mixes_images(self) -> bool:
+        """Whether training an image depends on those beside it (batch norm)."""
+        return any(isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) for _, layer in self.layers)
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Images [n, channels, height, width] or [n, features] as the first layer takes them, the same for all networks.
+
+        Raises:
+            ValueError: If a layer does not fit them.
+        """
+        if images.shape[1:] not in self.fitting:
+            self._check_fit(images)  # compiled kernels trust it
+            self.fitting.add(images.shape[1:])
+        x = images.movedim(0, -1).contiguous()[None]
+        first = self.layers[0][1]
+        if isinstance(first, nn.Conv2d) and not _is_compiled(first, x):
+            return _columns(_padded(x, first), _Taps.of(first, x.shape))[0]
+        return x
+
+    def _check_fit(self, images: Tensor) -> None:
+        x = torch.empty(2, *images.shape[1:], dtype=images.dtype, device="meta")  # shapes alone
+        for name, layer in self.layers:
+            module = layer.module if isinstance(layer, Pool) else layer
+            tensors = {n: t.to("meta") for n, t in (*module.named_parameters(), *module.named_buffers())}
+            before = tuple(x.shape[1:])
+            try:
+                if len(before) != DIMENSIONS.get(type(module), len(before)):
+                    raise ValueError("PyTorch would take them otherwise")
+                if before[0] != getattr(module, "num_features", before[0]):
+                    raise ValueError("a norm of other channels")
+                if not isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.Dropout)):  # shapes stay
+                    x = functional_call(module, tensors, (x,))
+            except (RuntimeError, ValueError):
+                message = f"layer {name!r} is {module}; it gets {before} per image, which does not fit"
+                raise ValueError(message) from None
+
+    def logits(
+        self,
+        inputs: Tensor,
+        parameters: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        image_shape: Sequence[int],
+        *,
+        training: bool = False,
+        generator: torch.Generator | None = None,
+        kept: Kept | None = None,
+    ) -> Tensor:
+        """Logits (or log-probabilities, if the network ends in LogSoftmax) [networks, classes, images].
+
+        Args:
+            inputs: From :meth:`inputs`.
+            parameters: Name -> [networks, ...].
+            buffers: Name -> [networks, ...], the running statistics of batch norms; updated in place in training.
+            image_shape: Of one image.
+            training: Dropout on, batch norm by the images themselves.
+            generator: What dropout draws from; all networks drop the same.
+            kept: Which parameters are kept, of masked networks: the others are zero, and their gradients need not be right.
+        """
+        networks = len(next(iter(parameters.values())))
+        x, images = inputs, inputs.shape[-1]
+        if not isinstance(self.layers[0][1], nn.Conv2d):
+            x = x.expand(networks, *x.shape[1:])
+        skip = False
+        for position, (name, layer) in enumerate(self.layers):
+            if skip:  # done with the layer before it
+                skip = False
+            elif isinstance(layer, nn.Conv2d) and _is_compiled(layer, x):
+                after = self.layers[position + 1][1] if position + 1 < len(self.layers) else None
+                pool, relu = _what_follows(after)
+                skip = relu or pool != (1, 1)
+                tensors = parameters[f"{name}.weight"], parameters.get(f"{name}.bias")
+                wanted = kept.all.get(f"{name}.weight") if kept else None
+                options = layer.dilation, pool, relu, self.scratch, position
+                x = _Compiled.apply(_padded(x, layer), *tensors, wanted, *options)
+            elif isinstance(layer, nn.Conv2d):
+                weight, bias = parameters[f"{name}.weight"].flatten(2), parameters.get(f"{name}.bias")
+                matrix = weight if bias is None else torch.cat([weight, bias[:, :, None]], 2)
+                if position == 0:
+                    taps = _Taps.of(layer, (1, *image_shape, images))
+                    images = x.shape[-1] // (taps.height * taps.width)
+                    x = _SharedConvolution.apply(x, matrix, self.scratch)
+                else:
+                    x = _padded(x, layer)
+                    taps = _Taps.of(layer, x.shape, padded=True)
+                    x = _Convolution.apply(x, matrix, taps, self.scratch, position)
+                x = x.view(networks, layer.out_channels, taps.height, taps.width, -1)
+            elif isinstance(layer, nn.Linear) and kept and f"{name}.weight" in kept.few and _runs_compiled(x):
+                weight, bias = parameters[f"{name}.weight"], parameters.get(f"{name}.bias")
+                bias = weight.new_zeros(weight.shape[:2]) if bias is None else bias
+                x = _FewWeights.apply(x, weight, bias, *kept.few[f"{name}.weight"])
+            elif isinstance(layer, nn.Linear):
+                weight, bias = parameters[f"{name}.weight"], parameters.get(f"{name}.bias")
+                x = torch.bmm(weight, x) if bias is None else torch.baddbmm(bias[:, :, None], weight, x)
+            elif isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                x = _batch_norm(x, name, layer, parameters, buffers, training)
+            elif isinstance(layer, Pool):
+                x = _pooled(x, layer, self.scratch, position)
+            elif isinstance(layer, nn.ReLU):
+                x = x.relu()
+            elif isinstance(layer, nn.Dropout):
+                if training and layer.p > 0:
+                    keep = torch.rand(x.shape[1:], generator=generator, device=x.device, dtype=x.dtype) >= layer.p
+                    x = x * keep if layer.p == 1 else x * (keep.to(x.dtype) / (1 - layer.p))
+            elif isinstance(layer, nn.Flatten):
+                x = x.flatten(1, -2)
+            elif isinstance(layer, nn.LogSoftmax):
+                x = x.log_softmax(1)
+        return x
+
+
+class Kept:
+    """Which parameters of masked networks are kept, as the layers of a :class:`Stack` use it.
+
+    Args:
+        kept: Name -> bool [networks, ...].
+
+    Attributes:
+        all: The same.
+        few: Of weights [networks, outputs, inputs] of which every network keeps few: where those of each output begin and end, and
+            which inputs they have, one after the other.
+    """
+
+    def __init__(self, kept: Mapping[str, Tensor]) -> None:
+        self.all = kept
+        self.few: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, mask in kept.items():
+            if mask.dim() == 3 and mask.device.type == "cpu" and mask.sum((1, 2)).max() <= FEW * mask[0].numel():
+                ends = torch.zeros(mask.shape[0] * mask.shape[1] + 1, dtype=torch.int64)
+                ends[1:] = mask.sum(2).flatten().cumsum(0)
+                self.few[name] = ends, mask.nonzero()[:, 2].contiguous()
+
+
+def stacked(tensors: Sequence[Mapping[str, Tensor]]) -> Stacked:
+    """Tensors of several models, name by name, as one with the models as the first axis."""
+    return {name: torch.stack([one[name].detach() for one in tensors]) for name in tensors[0]}
+
+
+def check_alike(model: nn.Module, first: nn.Module) -> None:
+    """Raise ValueError if two models differ in more than values."""
+    facts = []
+    for one in (model, first):
+        tensors = [*one.named_parameters(), *one.named_buffers()]
+        facts.append((repr(one), [(n, t.shape, t.dtype, t.device, t.requires_grad) for n, t in tensors]))
+    if facts[0] != facts[1]:
+        raise ValueError(
+            "the models differ in layers, shapes, dtypes, devices or in what is trained; all must be alike"
+        )
+
+
+# --- convolution ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Taps:
+    """Which inputs the outputs of a convolution see."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    height: int  # of the output
+    width: int
+    ones: bool  # whether a row of ones follows, for the bias
+
+    @classmethod
+    def of(cls, layer: nn.Conv2d, shape: Sequence[int], *, padded: bool = False) -> _Taps:
+        """For inputs of this shape [..., height, width, images]."""
+        sizes = []
+        for axis, size in enumerate(shape[-3:-1]):
+            size += 0 if padded else 2 * padding_of(layer)[axis]
+            sizes.append((size - layer.dilation[axis] * (layer.kernel_size[axis] - 1) - 1) // layer.stride[axis] + 1)
+        options = pair(layer.kernel_size), pair(layer.stride), pair(layer.dilation)
+        return cls(*options, sizes[0], sizes[1], layer.bias is not None)
+
+    def rows(self, channels: int) -> int:
+        return channels * self.kernel[0] * self.kernel[1]
+
+    def slices(self, axis: int, tap: int) -> slice:
+        """Where along an axis of the input a tap meets the outputs."""
+        start, outputs = tap * self.dilation[axis], (self.height, self.width)[axis]
+        return slice(start, start + self.stride[axis] * (outputs - 1) + 1, self.stride[axis])
+
+
+def _padded(x: Tensor, layer: nn.Conv2d) -> Tensor:
+    vertical, horizontal = padding_of(layer)
+    return F.pad(x, (0, 0, horizontal, horizontal, vertical, vertical)) if vertical or horizontal else x.contiguous()
+
+
+def _columns(x: Tensor, taps: _Taps, out: Tensor | None = None) -> Tensor:
+    """Padded inputs [networks, channels, height, width, images] -> [networks, rows, height out * width out * images]."""
+    networks, channels, _, _, images = x.shape
+    rows, positions = taps.rows(channels), taps.height * taps.width * images
+    if out is None:
+        out = x.new_empty(networks, rows + taps.ones, positions)
+    if taps.ones:
+        out[:, rows] = 1
+    strides = x.stride()
+    seen = x.as_strided(
+        (networks, channels, *taps.kernel, taps.height, taps.width, images),
+        (
+            *strides[:2],
+            *(s * d for s, d in zip(strides[2:4], taps.dilation, strict=True)),
+            *(s * d for s, d in zip(strides[2:4], taps.stride, strict=True)),
+            strides[4],
+        ),
+    )
+    out[:, :rows].view(seen.shape).copy_(seen)
+    return out
+
+
+def _add_columns(columns: Tensor, taps: _Taps, x: Tensor, partial: Tensor) -> None:
+    """The transpose of :func:`_columns`, added to ``x``: first along the width into ``partial``, then along the height."""
+    networks, channels, _, width, images = x.shape
+    columns = columns.view(networks, channels, *taps.kernel, taps.height, taps.width, images)
+    partial = partial.view(networks, channels, taps.kernel[0], taps.height, width, images).zero_()
+    for tap in range(taps.kernel[1]):
+        partial[..., taps.slices(1, tap), :].add_(columns[:, :, :, tap])
+    for tap in range(taps.kernel[0]):
+        x[:, :, taps.slices(0, tap)].add_(partial[:, :, tap])
+
+
+@cache
+def _kernels() -> Any:
+    try:
+        from snipnb._engine import kernels
+    except ImportError:  # Numba is missing: the same without it, only slower
+        return None
+    return kernels
+
+
+def _runs_compiled(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and _kernels() is not None
+
+
+def _is_compiled(layer: nn.Conv2d, x: Tensor) -> bool:
+    return layer.stride == (1, 1) and _runs_compiled(x)
+
+
+def _what_follows(layer: nn.Module | Pool | None) -> tuple[tuple[int, int], bool]:
+    """The pooling and the ReLU that a compiled convolution does along with itself."""
+    if isinstance(layer, nn.ReLU):
+        return (1, 1), True
+    if isinstance(layer, Pool) and layer.kind == "max" and _is_side_by_side(layer):
+        return layer.kernel, layer.relu
+    return (1, 1), False
+
+
+def _with_images(x: Tensor, more: int) -> Tensor:
+    """With so many images of zeros added, in one piece of memory."""
+    return F.pad(x, (0, more)) if more else x.contiguous()
+
+
+class _Compiled(torch.autograd.Function):
+    """A convolution of stride 1, with the max-pooling and ReLU behind it, through ``kernels.py``."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        kept: Tensor | None,
+        dilation: tuple[int, int],
+        pool: tuple[int, int],
+        relu: bool,
+        scratch: Scratch,
+        layer: int,
+    ) -> Tensor:
+        images, kernels = x.shape[-1], _kernels()
+        x = _with_images(x, -images % kernels.LANES)
+        together = weight.shape[:2] if len(x) == len(weight) else (1, weight.shape[0] * weight.shape[1])
+        weights = weight.reshape(*together, *weight.shape[2:]).numpy()
+        size = [
+            (n - d * (k - 1)) // p for n, d, k, p in zip(x.shape[2:4], dilation, weight.shape[3:], pool, strict=True)
+        ]
+        out = scratch.take(("compiled", layer), (*together, *size, x.shape[-1]), x)
+        seen = out.shape if relu or pool != (1, 1) else (0,) * 5
+        winner = scratch.take(("winner", layer), seen, x.new_empty(0, dtype=torch.uint8))
+        packed = kernels.packed(weights, None if bias is None else bias.reshape(together).numpy())
+        kernels.convolve(x.numpy(), *packed, dilation, (0, 0, 0), pool, relu, out.numpy(), winner.numpy())
+        ctx.save_for_backward(x, weight)
+        ctx.winner, ctx.dilation, ctx.pool, ctx.together, ctx.has_bias = (
+            winner,
+            dilation,
+            pool,
+            together,
+            bias is not None,
+        )
+        ctx.scratch, ctx.layer, ctx.kept = scratch, layer, kept
+        return out.view(*weight.shape[:2], *out.shape[2:])[..., :images]
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        kernels, images = _kernels(), gradient.shape[-1]
+        gradient = _with_images(gradient, x.shape[-1] - images)
+        weights = weight.reshape(*ctx.together, *weight.shape[2:])
+        of_weight, of_bias = torch.empty_like(weights), weights.new_empty(ctx.together)
+        of_x = ctx.scratch.take(("of compiled", ctx.layer), x.shape if ctx.needs_input_grad[0] else (0,) * 5, x)
+        turned, _ = kernels.packed(weights.transpose(1, 2).flip(3, 4).numpy())
+        gradient = gradient.view(*ctx.together, *gradient.shape[2:])
+        arrays = x.numpy(), gradient.numpy(), ctx.winner.numpy()
+        kept = weights.new_empty((0,) * 5, dtype=torch.bool) if ctx.kept is None else ctx.kept.reshape(weights.shape)
+        written = of_weight.numpy(), of_bias.numpy(), turned, of_x.numpy()
+        kernels.gradients(*arrays, ctx.dilation, ctx.pool, *written, kept.numpy())
+        return (
+            of_x[..., :images] if ctx.needs_input_grad[0] else None,
+            of_weight.view_as(weight),
+            of_bias.view(weight.shape[:2]) if ctx.has_bias else None,
+            *(None,) * 6,
+        )
+
+
+class _FewWeights(torch.autograd.Function):
+    """A linear layer, through ``kernels.py``, from the few weights that are kept."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, ends: Tensor, inputs: Tensor) -> Tensor:
+        images, kernels = x.shape[-1], _kernels()
+        x = _with_images(x, -images % kernels.LANES)
+        out = x.new_empty(*bias.shape, x.shape[-1])
+        kernels.linear(*(t.numpy() for t in (x, weight, bias, ends, inputs, out)))
+        ctx.save_for_backward(x, weight, ends, inputs)
+        return out[..., :images]
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, ends, inputs = ctx.saved_tensors
+        images = gradient.shape[-1]
+        gradient = _with_images(gradient, x.shape[-1] - images)
+        of_x, of_weight, of_bias = torch.zeros_like(x), torch.zeros_like(weight), weight.new_empty(weight.shape[:2])
+        given = (x, weight, gradient, ends, inputs, of_x, of_weight, of_bias)
+        _kernels().linear_gradients(*(t.numpy() for t in given))
+        return of_x[..., :images], of_weight, of_bias, None, None
+
+
+class _SharedConvolution(torch.autograd.Function):
+    """The first convolution: all networks see the same columns."""
+
+    @staticmethod
+    def forward(ctx, columns: Tensor, matrix: Tensor, scratch: Scratch) -> Tensor:
+        ctx.save_for_backward(columns)
+        ctx.shape = matrix.shape
+        flat = matrix.flatten(0, 1)
+        out = torch.mm(flat, columns, out=scratch.take(("first",), (len(flat), columns.shape[1]), columns))
+        return out.view(*matrix.shape[:2], -1)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[None, Tensor, None]:
+        (columns,) = ctx.saved_tensors
+        return None, torch.mm(gradient.reshape(-1, columns.shape[1]), columns.T).view(ctx.shape), None
+
+
+class _Convolution(torch.autograd.Function):
+    """A convolution with inputs and weights [networks, outputs, rows] of each network's own."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, matrix: Tensor, taps: _Taps, scratch: Scratch, layer: int) -> Tensor:
+        ctx.save_for_backward(x, matrix)
+        ctx.taps, ctx.scratch, ctx.layer = taps, scratch, layer
+        shape = (*matrix.shape[:2], taps.height * taps.width * x.shape[-1])
+        out = scratch.take(("convolution", layer), shape, x)
+        for some in _blocks(x, taps):
+            columns = _columns(x[some], taps, _room(scratch, "columns", some, matrix.shape[2], out))
+            torch.bmm(matrix[some], columns, out=out[some])
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
+        x, matrix = ctx.saved_tensors
+        taps, gradient = ctx.taps, gradient.reshape(*matrix.shape[:2], -1)
+        of_matrix = torch.empty_like(matrix)
+        of_x = ctx.scratch.take(("of convolution", ctx.layer), x.shape, x).zero_() if ctx.needs_input_grad[0] else None
+        rows = taps.rows(x.shape[1])
+        for some in _blocks(x, taps):
+            columns = _columns(x[some], taps, _room(ctx.scratch, "columns", some, matrix.shape[2], gradient))
+            torch.bmm(gradient[some], columns.transpose(1, 2), out=of_matrix[some])
+            if of_x is not None:
+                back = _room(ctx.scratch, "back", some, rows, gradient)
+                torch.bmm(matrix[some, :, :rows].transpose(1, 2), gradient[some], out=back)
+                shape = (len(back), x.shape[1] * taps.kernel[0] * taps.height * x.shape[3] * x.shape[4])
+                _add_columns(back, taps, of_x[some], ctx.scratch.take(("partial",), shape, back))
+        return of_x, of_matrix, None, None, None
+
+
+def _blocks(x: Tensor, taps: _Taps) -> list[slice]:
+    """Networks whose columns are made at once: all on a GPU, else as many as fit the caches."""
+    several = (
+        len(x) if x.is_cuda else max(1, COLUMNS // (taps.rows(x.shape[1]) * taps.height * taps.width * x.shape[4]))
+    )
+    return [slice(k, k + several) for k in range(0, len(x), several)]
+
+
+def _room(scratch: Scratch, name: str, networks: slice, rows: int, like: Tensor) -> Tensor:
+    """Memory for the columns of some networks."""
+    return scratch.take((name,), (len(like[networks]), rows, like.shape[2]), like)
+
+
+# --- pooling, batch norm ----------------------------------------------------------------------------------------------
+
+
+class _Maximum(torch.autograd.Function):
+    """Max-pooling over windows that lie side by side, and a ReLU if there is one (before or after is the same)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, kernel: tuple[int, int], relu: bool, scratch: Scratch, layer: int) -> Tensor:
+        windows = _side_by_side(x, kernel)
+        values = [windows[:, :, :, i, :, j] for i in range(kernel[0]) for j in range(kernel[1])]
+        top = scratch.take(("maximum", layer), values[0].shape, x)
+        if len(values) == 1:
+            top.copy_(values[0])
+        reduce(lambda a, b: torch.maximum(a, b, out=top), values)
+        if relu:
+            top.clamp_(min=0)
+        ctx.save_for_backward(x, top)
+        ctx.kernel, ctx.relu, ctx.scratch, ctx.layer = kernel, relu, scratch, layer
+        return top
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        x, top = ctx.saved_tensors
+        kernel = ctx.kernel
+        of_x = ctx.scratch.take(("of maximum", ctx.layer), x.shape, x)
+        windows, place = _side_by_side(x, kernel), _side_by_side(of_x, kernel)
+        if windows.numel() < x.numel():
+            of_x.zero_()  # rows or columns that no window holds
+        if ctx.relu:
+            gradient = gradient * (top > 0)
+        taken = torch.zeros_like(top, dtype=torch.bool)
+        for i in range(kernel[0]):
+            for j in range(kernel[1]):
+                largest = (windows[:, :, :, i, :, j] == top) & ~taken
+                torch.mul(gradient, largest, out=place[:, :, :, i, :, j])
+                taken |= largest
+        return of_x, None, None, None, None
+
+
+def _side_by_side(x: Tensor, kernel: tuple[int, int]) -> Tensor:
+    """[networks, channels, height, width, images] -> [networks, channels, rows, kernel, columns, kernel, images], a view."""
+    rows, columns = (size // k for size, k in zip(x.shape[2:4], kernel, strict=True))
+    return x[:, :, : rows * kernel[0], : columns * kernel[1]].unflatten(3, (columns, -1)).unflatten(2, (rows, -1))
+
+
+def _is_side_by_side(layer: Pool) -> bool:
+    return layer.padding == (0, 0) and layer.kernel == layer.stride
+
+
+def _pooled(x: Tensor, layer: Pool, scratch: Scratch, position: int) -> Tensor:
+    if _is_side_by_side(layer):
+        if layer.kind == "max":
+            return _Maximum.apply(x, layer.kernel, layer.relu, scratch, position)
+        return _side_by_side(x, layer.kernel).mean((3, 5))
+    images_first = x.movedim(-1, 0).flatten(1, 2)  # windows that overlap: PyTorch's own, in its layout
+    pool = F.max_pool2d if layer.kind == "max" else F.avg_pool2d
+    y = pool(images_first, layer.kernel, layer.stride, layer.padding).unflatten(1, x.shape[:2]).movedim(0, -1)
+    return (y.relu() if layer.relu else y).contiguous()
+
+
+def _batch_norm(
+    x: Tensor,
+    name: str,
+    layer: nn.BatchNorm1d | nn.BatchNorm2d,
+    parameters: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    training: bool,
+) -> Tensor:
+    mean, variance = buffers[f"{name}.running_mean"], buffers[f"{name}.running_var"]
+    if x.dim() != (5 if isinstance(layer, nn.BatchNorm2d) else 3):
+        raise ValueError(f"layer {name!r} is {layer}; it gets {tuple(x.shape[1:-1])} per image, which does not fit")
+    shape = (*mean.shape, *(1,) * (x.dim() - 2))
+    if training:
+        axes = tuple(range(2, x.dim()))
+        count = x.numel() // mean.numel()
+        if count == 1:
+            raise ValueError(
+                f"layer {name!r} is {layer}; to train it, more than 1 value per channel is needed in each batch"
+            )
+        now, spread = x.mean(axes), x.var(axes, correction=0)
+        with torch.no_grad():
+            seen = buffers[f"{name}.num_batches_tracked"]
+            seen += 1
+            share = 1 / seen[:, None].to(x.dtype) if layer.momentum is None else layer.momentum
+            mean += share * (now - mean)
+            variance += share * (spread * (count / max(1, count - 1)) - variance)
+        mean, variance = now, spread
+    y = (x - mean.view(shape)) * (variance.view(shape) + layer.eps).rsqrt()
+    if layer.affine:
+        y = y * parameters[f"{name}.weight"].view(shape) + parameters[f"{name}.bias"].view(shape)
+    return y

@@ -1,0 +1,47 @@
+"""Workers for independent jobs of one processor, one thread each."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from snipnb._engine.propagation import Scratch
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+class Crew:
+    """Workers that do independent jobs at once, each on one processor thread with memory of its own.
+
+    A job is a long row of operations on arrays that fit the caches. One thread for each of several jobs waits less than
+    several threads for each operation. With one worker the jobs are done in the calling thread.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size, self.scratch = size, Scratch()
+        self._own = threading.local()
+        self._pool = ThreadPoolExecutor(size, initializer=self._begin) if size > 1 else None
+
+    def _begin(self) -> None:
+        torch.set_num_threads(1)
+        torch.set_grad_enabled(False)
+        self._own.scratch = Scratch()
+
+    def map(self, work: Callable[[Job, Scratch], Result], jobs: Sequence[Job]) -> Iterable[Result]:
+        """Results in the order of the jobs."""
+        if self._pool is None:
+            return (work(job, self.scratch) for job in jobs)
+        return self._pool.map(lambda job: work(job, self._own.scratch), jobs)
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(self.size)  # what later threads begin with

@@ -1,0 +1,298 @@
+"""The networks of the write-up, as plain ``nn.Sequential`` with readable parameter names, and their initialisations."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from snipnb.saliences.snip import batch_starts, check_examples
+
+_WEIGHT_INITIALISERS: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] = {
+    "pytorch": None,  # what the layers do by themselves
+    "xavier_uniform": nn.init.xavier_uniform_,
+    "xavier_normal": nn.init.xavier_normal_,
+}
+_ZERO_BIAS = "_zero_bias"
+_drawing = threading.Lock()  # initial weights come from the global generator, which is put back afterwards
+INITIALISATIONS = tuple(name + suffix for suffix in ("", _ZERO_BIAS) for name in _WEIGHT_INITIALISERS)
+
+
+def lenet5(*, init: str = "pytorch", seed: int = 0) -> nn.Sequential:
+    """LeNet-5 as the write-up uses it: 61,706 parameters, for images [n, 1, 28, 28], logits [n, 10].
+
+    Layers: ``conv1`` 6@5x5 with padding 2, ReLU, max-pool 2; ``conv2`` 16@5x5, ReLU, max-pool 2; ``full1`` 400-120,
+    ReLU; ``full2`` 120-84, ReLU; ``full3`` 84-10.
+
+    Args:
+        init: One of :data:`INITIALISATIONS`. ``"pytorch"`` leaves PyTorch's default; the Xavier ones re-draw the weights
+            and keep PyTorch's biases; the suffix ``_zero_bias`` sets every bias to zero.
+        seed: Draw of the initial weights. The global random state is neither used nor changed.
+
+    Source: section 2 and Figure 2 of the write-up. Departs from it: the text names Xavier initialisation; the published
+    code leaves PyTorch's default, which is the default here.
+
+    Raises:
+        ValueError: If ``init`` is unknown.
+
+    Example:
+        >>> import snipnb
+        >>> model = snipnb.lenet5(init="xavier_uniform", seed=1)
+        >>> sum(p.numel() for p in model.parameters())
+        61706
+    """
+    return _build(
+        lambda: OrderedDict(
+            conv1=nn.Conv2d(1, 6, 5, padding=2),
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(6, 16, 5),
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            full1=nn.Linear(400, 120),
+            relu3=nn.ReLU(),
+            full2=nn.Linear(120, 84),
+            relu4=nn.ReLU(),
+            full3=nn.Linear(84, 10),
+        ),
+        init,
+        seed,
+    )
+
+
+def lenet_300_100(*, init: str = "pytorch", seed: int = 0) -> nn.Sequential:
+    """LeNet-300-100: fully connected 784-300-100-10 with ReLU, 266,610 parameters; arguments as :func:`lenet5`.
+
+    Example:
+        >>> import snipnb
+        >>> sum(p.numel() for p in snipnb.lenet_300_100().parameters())
+        266610
+    """
+    return _build(
+        lambda: OrderedDict(
+            flatten=nn.Flatten(),
+            full1=nn.Linear(784, 300),
+            relu1=nn.ReLU(),
+            full2=nn.Linear(300, 100),
+            relu2=nn.ReLU(),
+            full3=nn.Linear(100, 10),
+        ),
+        init,
+        seed,
+    )
+
+
+def lenet_variant(
+    base: str = "lenet5",
+    *,
+    width: float = 1.0,
+    extra_conv: int = 0,
+    extra_full: int = 0,
+    batch_norm: bool = False,
+    init: str = "pytorch",
+    seed: int = 0,
+) -> nn.Sequential:
+    """A wider, narrower or deeper LeNet-5 or LeNet-300-100, its layers named in the same way.
+
+    Hidden channels and units are multiplied by ``width`` and rounded. Extra convolutions (3x3 with padding 1, ReLU, as many
+    channels as the last one) stand after the last max-pooling, extra fully connected layers (ReLU, as many units as the last
+    hidden one) before the logits. Without changes the network is ``base`` itself, weight for weight.
+
+    Args:
+        base: ``"lenet5"`` or ``"lenet_300_100"``.
+        width: Factor on all hidden sizes, above 0.
+        extra_conv: Convolutions added, from 0; of LeNet-5 only.
+        extra_full: Fully connected layers added, from 0.
+        batch_norm: Whether a batch norm stands before every ReLU; see :func:`set_running_statistics`.
+        init: One of :data:`INITIALISATIONS`.
+        seed: Draw of the initial weights. The global random state is neither used nor changed.
+
+    Raises:
+        ValueError: If an argument is not as above.
+
+    Example:
+        >>> [tuple(p.shape) for p in lenet_variant("lenet_300_100", width=0.5, extra_full=1).parameters() if p.dim() == 2]
+        [(150, 784), (50, 150), (50, 50), (10, 50)]
+    """
+    if base not in _HIDDEN:
+        raise ValueError(f"base is {base!r}; accepted are {', '.join(_HIDDEN)}")
+    if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 < width < float("inf"):
+        raise ValueError(f"width is {width!r}; accepted are finite numbers above 0")
+    for name, extra in (("extra_conv", extra_conv), ("extra_full", extra_full)):
+        if isinstance(extra, bool) or not isinstance(extra, int) or extra < 0:
+            raise ValueError(f"{name} is {extra!r}; accepted are integers from 0")
+    channels, units = ([max(1, round(width * size)) for size in sizes] for sizes in _HIDDEN[base])
+    if extra_conv and not channels:
+        raise ValueError(f"extra_conv is {extra_conv} for {base}, which has no convolutions; accepted is 0")
+    units += units[-1:] * extra_full
+    return _build(lambda: _variant(channels, extra_conv, units, batch_norm), init, seed)
+
+
+_VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
+
+
+def vgg16_mnist(*, init: str = "pytorch", seed: int = 0) -> nn.Sequential:
+    """VGG16 with batch norm for images [n, 1, 28, 28]: thirteen convolutions and two linear layers, 14,879,494 parameters.
+
+    The convolutions are torchvision's ``vgg16_bn`` with one input channel; the first pads images to 32x32 (its padding is 3
+    instead of 1, which is the same). Behind them 512-300 with batch norm and ReLU, and 300-10. Named ``conv1``, ``norm1``,
+    ..., ``conv13``, ``full1``, ``norm14``, ``full2``. Before training see :func:`set_running_statistics`.
+
+    Args:
+        init: One of :data:`INITIALISATIONS`.
+        seed: Draw of the initial weights. The global random state is neither used nor changed.
+
+    Source: section 4 of the write-up names VGG; it does not say which. Departs from torchvision: the classifier is smaller, since MNIST
+    leaves 512 numbers where ImageNet leaves 25,088, and ``"pytorch"`` leaves the layers' own initialisation.
+
+    Example:
+        >>> import snipnb
+        >>> sum(p.numel() for p in snipnb.vgg16_mnist().parameters())
+        14879494
+    """
+
+    def layers() -> OrderedDict[str, nn.Module]:
+        found: OrderedDict[str, nn.Module] = OrderedDict()
+        before, i, pools = 1, 0, 0
+        for item in _VGG16:
+            if isinstance(item, str):  # M
+                pools += 1
+                found[f"pool{pools}"] = nn.MaxPool2d(2)
+                continue
+            i += 1
+            found[f"conv{i}"] = nn.Conv2d(before, item, 3, padding=3 if i == 1 else 1)
+            found[f"norm{i}"], found[f"relu{i}"] = nn.BatchNorm2d(item), nn.ReLU()
+            before = item
+        head = {
+            "flatten": nn.Flatten(),
+            "full1": nn.Linear(512, 300),
+            "norm14": nn.BatchNorm1d(300),
+            "relu14": nn.ReLU(),
+        }
+        return OrderedDict(found, **head, full2=nn.Linear(300, 10))
+
+    return _build(layers, init, seed)
+
+
+@torch.no_grad()
+def set_running_statistics(model: nn.Module, images: Tensor, *, batch_size: int = 1000) -> nn.Module:
+    """Give every batch norm of a model the means and variances of its inputs, in one pass over some images.
+
+    At its start a batch norm's statistics are 0 and 1, under which a deep network's logits hardly depend on its input in
+    evaluation mode: saliences there say nothing. Each batch is normalised by its own statistics, as in training; what is kept is their average
+    over batches. Other layers are in evaluation mode.
+
+    Args:
+        model: Changed in its batch norms' statistics alone, which it is left with in the mode that it was in.
+        images: Inputs [n, ...].
+        batch_size: Images per batch, at least 2.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: If a batch would hold one image only, whose variance is none.
+
+    Example:
+        >>> import snipnb
+        >>> images, _ = snipnb.load_mnist("test", sample=True)
+        >>> model = snipnb.set_running_statistics(snipnb.vgg16_mnist(), images[:8])
+        >>> bool((model.norm1.running_var != 1).all())
+        True
+    """
+    check_examples(images, images, batch_size)
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    norms = [m for m in model.modules() if isinstance(m, kinds) and m.track_running_stats]
+    if not norms:
+        return model
+    if min(batch_size, len(images)) < 2 or len(images) % batch_size == 1:
+        raise ValueError(
+            f"{len(images)} images in batches of {batch_size} leave a batch of one; at least two are needed"
+        )
+    modes = [(m, m.training) for m in model.modules()]
+    momenta = [m.momentum for m in norms]
+    device = next(model.parameters()).device
+    try:
+        model.eval()
+        for norm in norms:
+            norm.train()
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain average over batches
+        for batch in batch_starts(len(images), batch_size, "running statistics"):
+            model(images[batch].to(device))
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, training in modes:
+            module.training = training
+    return model
+
+
+def published_label(parameter: str) -> str:
+    """The write-up's name of a parameter: ``conv1.weight`` is "conv 1", ``full3.bias`` is "bias full 3".
+
+    Example:
+        >>> import snipnb
+        >>> snipnb.published_label("conv1.weight"), snipnb.published_label("full3.bias")
+        ('conv 1', 'bias full 3')
+    """
+    found = re.fullmatch(r"([a-z]+)(\d+)\.(weight|bias)", parameter)
+    if found is None:
+        return parameter
+    return ("bias " if found[3] == "bias" else "") + f"{found[1]} {found[2]}"
+
+
+_HIDDEN = {"lenet5": ([6, 16], [120, 84]), "lenet_300_100": ([], [300, 100])}  # channels and units
+
+
+def _variant(channels: list[int], extra_conv: int, units: list[int], batch_norm: bool) -> OrderedDict[str, nn.Module]:
+    """Layers for images [1, 28, 28]: convolutions, each but the extra ones with a max-pooling; then fully connected ones."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    before = 1
+    for i, after in enumerate(channels + channels[-1:] * extra_conv, start=1):
+        kernel, padding = (5, 2 if i == 1 else 0) if i <= len(channels) else (3, 1)
+        layers[f"conv{i}"] = nn.Conv2d(before, after, kernel, padding=padding)
+        if batch_norm:
+            layers[f"norm{i}"] = nn.BatchNorm2d(after)
+        layers[f"relu{i}"] = nn.ReLU()
+        if i <= len(channels):
+            layers[f"pool{i}"] = nn.MaxPool2d(2)
+        before = after
+    layers["flatten"] = nn.Flatten()
+    before *= 5 * 5 if channels else 28 * 28
+    convolutions = len(channels) + extra_conv
+    for i, after in enumerate([*units, 10], start=1):
+        layers[f"full{i}"] = nn.Linear(before, after)
+        if i <= len(units):
+            if batch_norm:
+                layers[f"norm{convolutions + i}"] = nn.BatchNorm1d(after)
+            layers[f"relu{convolutions + i}"] = nn.ReLU()
+        before = after
+    return layers
+
+
+def _build(layers: Callable[[], OrderedDict[str, nn.Module]], init: str, seed: int) -> nn.Sequential:
+    if init not in INITIALISATIONS:
+        raise ValueError(f"init is {init!r}; accepted are {', '.join(INITIALISATIONS)}")
+    with _drawing, torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)  # not torch.manual_seed, which would seed CUDA too
+        model = nn.Sequential(layers())
+        redraw = _WEIGHT_INITIALISERS[init.removesuffix(_ZERO_BIAS)]
+        for name, parameter in model.named_parameters():
+            if name.endswith("weight") and parameter.dim() > 1 and redraw is not None:  # a batch norm's start at one
+                redraw(parameter)
+            elif name.endswith("bias") and init.endswith(_ZERO_BIAS):
+                nn.init.zeros_(parameter)
+    return model
+
+
+MODELS: dict[str, Callable[..., nn.Sequential]] = {
+    "lenet5": lenet5,
+    "lenet_300_100": lenet_300_100,
+    "vgg16_mnist": vgg16_mnist,
+}

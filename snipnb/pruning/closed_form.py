@@ -1,0 +1,354 @@
+"""A closed form of what SNIP keeps in each layer, from the layers' shapes and the distribution of their initial weights alone.
+
+Second moments are carried through the network at its start, for one image, for two of a class and for two of different
+classes; every salience is known from them up to its size. The four numbers that describe the images are constants.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+from scipy import integrate, optimize, special, stats
+from torch import nn
+
+from snipnb._engine.sequential import Pool, layers_of, padding_of
+from snipnb.networks import INITIALISATIONS
+from snipnb.pruning.masks import num_removed
+
+IMAGE_SHAPE = (1, 28, 28)
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What the closed form has to know about images: how alike they are.
+
+    They are fitted to saliences by :func:`snipnb.studies.seed_consistency.prediction.fit_constants`. As the moments are means over all positions of an
+    image, though its border is always the same, the first two come out above the correlations of the images themselves.
+
+    Attributes:
+        within: Correlation of two images of one class (mean product of their normalised pixels), in (0, 1).
+        between: The same for two images of different classes.
+        neighbours: Correlation of the values that one max-pooling chooses from.
+        contrast: Spread of the pixels' influence: standard deviation of its logarithm.
+    """
+
+    within: float
+    between: float
+    neighbours: float
+    contrast: float
+
+
+# fit_constants(measure_densities(images, labels, seeds=range(10))) on the 5,000 training images of the shipped sample
+FITTED = Constants(within=0.623, between=0.416, neighbours=0.692, contrast=0.669)
+
+
+@dataclass(frozen=True)
+class _Mixing:
+    """One convolution or linear layer on the way of the second moments."""
+
+    name: str
+    units: int  # units or channels
+    biased: bool
+    inputs: int  # connections into one output
+    outputs: int  # connections out of one input
+    positions: int  # of the layer's input per unit or channel of the layer before, where they are flattened; else 1
+    inside: float  # share of connections that do not lie in the padding
+    weight_variance: float
+    bias_variance: float
+    normal: bool  # weights are drawn from a normal distribution, not from a uniform one
+    moments: np.ndarray  # of its inputs: [one image, two of a class, two of different classes]
+    results: np.ndarray  # of its outputs, alike
+    gates: np.ndarray  # probability that an output passes a gradient, for both images
+    unit_moments: np.ndarray  # moments[1:] of single inputs, over initialisations [2, nodes]
+    unit_gates: np.ndarray  # gates[1:] of single outputs, alike
+
+
+_NODES = 16
+_EVEN = stats.norm.ppf((np.arange(_NODES) + 0.5) / _NODES)  # a standard normal in equal parts
+_POINTS, _SHARES = np.polynomial.hermite_e.hermegauss(48)
+_SHARES = _SHARES / _SHARES.sum()
+
+
+def predicted_scales(
+    model: nn.Sequential,
+    image_shape: Sequence[int] = IMAGE_SHAPE,
+    *,
+    init: str = "pytorch",
+    constants: Constants = FITTED,
+) -> dict[str, float]:
+    """Root mean square of the SNIP salience in each parameter tensor, from shapes and initialisation alone.
+
+    **Definition.** For a weight from input j to output i the gradient is the mean over images of delta_i x_j, so its mean
+    square over initialisations is a mean over pairs of images of two correlations: K of the layer's inputs x, and P of the
+    backward signals delta, summed over positions. Both follow from layer to layer, for pairs within a class and between classes:
+
+    - forward, K <- var(w) fan_in K + var(b), then E[relu(a) relu(a')] for normal a, a' with these moments;
+    - a max-pooling shifts and narrows the normal distribution to that of the largest of k equally correlated values;
+    - backward, P <- var(w) fan_out P, times the probability that both images pass the gate;
+    - at C logits, (p - y)(p' - y') is (1 - 1/C)/C within a class and -1/C^2 between classes, plus the spread of the mean
+      probabilities over the initial logits, exp(K) - 1 times (1 - 1/C)/C^2.
+
+    The scale is sqrt(var(w)) times the root of the mean of K P over pairs (1/C of them within a class); x = 1 for a bias.
+    Padding counts as input 0. The mean product of forward and backward signals is taken as the product of their means, as in
+    wide networks.
+
+    **Source.** The write-up's section 5 and claim C29 ask what SNIP knows of layers; this is what their shapes know. Moments
+    of wide networks at their start as in Poole et al. (2016) and Schoenholz et al. (2017).
+
+    Args:
+        model: ``nn.Sequential`` of Conv2d, Linear, ReLU, MaxPool2d, Flatten, Dropout; only its shapes are used.
+        image_shape: ``(channels, height, width)`` or ``(features,)``; images are normalised to mean square 1.
+        init: What the parameters are drawn by, of :data:`snipnb.INITIALISATIONS`.
+        constants: How alike images are.
+
+    Returns:
+        Name -> scale; 0 for biases that start at zero.
+
+    Raises:
+        ValueError: If the network holds another layer, images do not fit, or ``init`` or the constants are out of range.
+    """
+    return {name: scale for name, (scale, _, _) in _predict(model, image_shape, init, constants).items()}
+
+
+def predicted_densities(
+    model: nn.Sequential,
+    sparsity: float,
+    image_shape: Sequence[int] = IMAGE_SHAPE,
+    *,
+    init: str = "pytorch",
+    constants: Constants = FITTED,
+) -> dict[str, float]:
+    """The fraction of each parameter tensor that SNIP would keep, from shapes and initialisation alone.
+
+    **Definition.** Within a tensor the salience is distributed as r w n, with w from the initialisation (uniform or normal)
+    and n normal. r is the scale of :func:`predicted_scales`, given what all images share in the input unit and in the output
+    unit: images are alike, so some units are off for nearly all of them, others on. The threshold t solves
+    sum_l m_l P(abs(s_l) > t) = number kept, over the m_l parameters of all tensors.
+
+    Args:
+        model: As :func:`predicted_scales`.
+        sparsity: Fraction removed, in [0, 1).
+        image_shape: As :func:`predicted_scales`.
+        init: As :func:`predicted_scales`.
+        constants: As :func:`predicted_scales`.
+
+    Returns:
+        Name -> density in [0, 1]; density times size adds up to the exact number kept. What has no salience (biases that
+        start at zero) is kept only where there is room left.
+
+    Raises:
+        ValueError: As :func:`predicted_scales`, or if the sparsity is no number in [0, 1).
+    """
+    tensors = _predict(model, image_shape, init, constants)
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    total = sum(sizes.values())
+    kept = total - num_removed(total, sparsity)
+    live = {name: parts for name, parts in tensors.items() if parts[0] > 0}
+    spare = kept - sum(sizes[name] for name in live)
+    if spare >= 0:  # all that have a salience stay; of those without, as many as there is room for
+        rest = total - sum(sizes[name] for name in live)
+        return {name: 1.0 if name in live else spare / rest for name in sizes}
+
+    def share(name: str, log_threshold: float) -> float:
+        scale, spread, normal = live[name]
+        return float(_tail(normal, log_threshold - np.log(scale) - spread).mean())
+
+    def excess(log_threshold: float) -> float:
+        return sum(sizes[name] * share(name, log_threshold) for name in live) / kept - 1
+
+    logs = np.concatenate([np.log(scale) + spread for scale, spread, _ in live.values()])
+    threshold = optimize.brentq(excess, logs.min() + _LOG_GRID[0], logs.max() + _LOG_GRID[-1], xtol=1e-12, rtol=1e-14)
+    return {name: share(name, threshold) if name in live else 0.0 for name in sizes}
+
+
+def _predict(
+    model: nn.Sequential, image_shape: Sequence[int], init: str, constants: Constants
+) -> dict[str, tuple[float, np.ndarray, bool]]:
+    """Per parameter tensor: scale of the salience, logarithms of its spread over pairs of units, and whether normal."""
+    _check_constants(constants)
+    layers = _mixings(model, tuple(image_shape), init, constants)
+    classes = layers[-1].units
+    spread = (1 - 1 / classes) / classes**2 * np.expm1(layers[-1].results[2])
+    signal = np.array([(1 - 1 / classes) / classes, -1 / classes**2]) + spread  # within, between classes
+    within = np.array([1, classes - 1]) / classes
+    found = {}
+    for layer in reversed(layers):
+        # mean squares of single gradients, [nodes of the output, nodes of the input]
+        squares = np.einsum("t,ti,tj->ij", within * signal, layer.unit_gates, layer.unit_moments) * layer.inside
+        found[f"{layer.name}.weight"] = (*_scale_and_logs(layer.weight_variance * squares), layer.normal)
+        if layer.biased:
+            squares = (within * signal) @ layer.unit_gates
+            found[f"{layer.name}.bias"] = (*_scale_and_logs(layer.bias_variance * squares), False)
+        signal = signal * layer.gates[1:] * layer.weight_variance * layer.outputs * layer.inside * layer.positions
+    return {name: found[name] for name, _ in model.named_parameters()}
+
+
+def _mixings(model: nn.Module, shape: tuple[int, ...], init: str, constants: Constants) -> list[_Mixing]:
+    """The forward way of the second moments."""
+    moments = np.array([1, constants.within, constants.between])
+    unit_moments = moments[1:, None]
+    if len(shape) not in (1, 3) or min(shape) < 1:
+        raise ValueError(f"images have shape {shape}; accepted are (channels, height, width) and (features,)")
+    mixings: list[_Mixing] = []
+    positions = 1
+    for name, layer in layers_of(model):
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            _need_shape(name, layer, shape)
+            if not mixings and isinstance(layer, nn.Linear):
+                contrast = np.exp(2 * constants.contrast * _EVEN)
+                unit_moments = moments[1:, None] * contrast / contrast.mean()
+            inside, window = 1.0, 1
+            if isinstance(layer, nn.Conv2d):
+                size, inside = _cover(layer, (shape[1], shape[2]))
+                shape, window = (layer.out_channels, *size), math.prod(layer.kernel_size)
+            else:
+                shape = (layer.out_features,)
+            inputs, outputs = layer.weight[0].numel(), layer.weight.shape[0] * window
+            weight_variance, bias_variance = _variances(init, inputs, outputs)
+            bias_variance *= layer.bias is not None
+            moments_after = weight_variance * inside * inputs * moments + bias_variance
+            mixing = _Mixing(
+                name=name,
+                units=layer.weight.shape[0],
+                biased=layer.bias is not None,
+                inputs=inputs,
+                outputs=outputs,
+                positions=positions,
+                inside=inside,
+                weight_variance=weight_variance,
+                bias_variance=bias_variance,
+                normal=init.startswith("xavier_normal"),
+                moments=moments,
+                results=moments_after,
+                gates=np.ones(3),
+                unit_moments=unit_moments,
+                unit_gates=np.ones((2, 1)),
+            )
+            mixings.append(mixing)
+            moments, unit_moments, positions = moments_after, moments_after[1:, None], 1
+        elif isinstance(layer, nn.Flatten):
+            positions = math.prod(shape[1:])
+            shape = (math.prod(shape),)
+        elif isinstance(layer, nn.ReLU) or (isinstance(layer, Pool) and layer.kind == "max" and layer.relu):
+            if not mixings:
+                raise ValueError(f"layer {name!r} stands before any weights; accepted is a Conv2d or Linear first")
+            kernel = 1
+            if isinstance(layer, Pool):
+                kernel = layer.kernel[0] * layer.kernel[1]
+                sides = zip(shape[1:], layer.kernel, layer.stride, layer.padding, strict=True)
+                shape = (shape[0], *((n + 2 * p - k) // s + 1 for n, k, s, p in sides))
+            moments, gates, unit_moments, unit_gates = _gate(moments, kernel, constants.neighbours)
+            mixings[-1] = replace(mixings[-1], gates=gates, unit_gates=unit_gates)
+        else:
+            kind = "pooling without ReLU or by the mean" if isinstance(layer, Pool) else type(layer).__name__
+            raise ValueError(
+                f"layer {name!r} is {kind}; accepted are Conv2d, Linear, ReLU, MaxPool2d beside a ReLU, Flatten, Dropout"
+            )
+    if not mixings or len(shape) != 1 or mixings[-1].gates[0] != 1:
+        raise ValueError("the model does not end in logits; accepted is a Linear as the last layer")
+    return mixings
+
+
+def _gate(moments: np.ndarray, kernel: int, neighbours: float) -> tuple[np.ndarray, ...]:
+    """ReLU of the largest of ``kernel`` values: moments after it and gates, [3] each, and of single units, [2, nodes] each.
+
+    A unit is known by the part of its input that all images share; images of a class share another part.
+    """
+    top, narrowing = _largest(kernel)
+    mean = top * np.sqrt((1 - neighbours) * moments[0])
+    variance, within, between = moments * (neighbours + (1 - neighbours) * narrowing)
+    after, gates = np.empty(3), np.empty(3)
+    for i, shared in enumerate((variance, within, between)):  # by two images, of the variance
+        value, passed = _given(mean + np.sqrt(shared) * _POINTS, variance - shared)
+        after[i], gates[i] = _SHARES @ value**2, _SHARES @ passed**2
+    centre = mean + np.sqrt(between) * _EVEN
+    value, passed = _given(centre, variance - between)
+    in_class = _given(centre[:, None] + np.sqrt(within - between) * _POINTS, variance - within)  # [nodes, points] each
+    unit_moments, unit_gates = (
+        np.array([square @ _SHARES, alone])
+        for square, alone in zip((v**2 for v in in_class), (value**2, passed**2), strict=True)
+    )
+    return after, gates, unit_moments, unit_gates
+
+
+def _given(centre: np.ndarray, variance: float) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of relu(a), and of a > 0, for normal a."""
+    deviation = np.sqrt(max(variance, 1e-12))
+    passed = special.ndtr(centre / deviation)
+    return centre * passed + deviation * np.exp(-0.5 * (centre / deviation) ** 2) / np.sqrt(2 * np.pi), passed
+
+
+@lru_cache
+def _largest(count: int) -> tuple[float, float]:
+    """Mean and variance of the largest of independent standard normals."""
+    if count == 1:
+        return 0.0, 1.0
+    x = np.linspace(-9, 9, 4001)
+    density = count * stats.norm.pdf(x) * stats.norm.cdf(x) ** (count - 1)
+    mean = float(integrate.trapezoid(x * density, x))
+    return mean, float(integrate.trapezoid((x - mean) ** 2 * density, x))
+
+
+def _scale_and_logs(squares: np.ndarray) -> tuple[float, np.ndarray]:
+    """Root of the mean, and logarithms of the roots relative to it."""
+    mean = float(squares.mean())
+    if mean <= 0:
+        return 0.0, np.zeros(1)
+    return np.sqrt(mean), 0.5 * np.log(np.maximum(squares.ravel() / mean, 1e-60))
+
+
+_LOG_GRID = np.linspace(-30, 4, 1200)
+
+
+@lru_cache
+def _tail_table(normal: bool) -> np.ndarray:
+    """P(abs(w n) > t) on the grid of log t, for w with variance 1, uniform or normal, and standard normal n."""
+    threshold = np.exp(_LOG_GRID)
+    if not normal:  # w is uniform on (-sqrt(3), sqrt(3))
+        t = threshold / np.sqrt(3)
+        return special.erfc(t / np.sqrt(2)) - t / np.sqrt(2 * np.pi) * special.exp1(t**2 / 2)
+    y = np.linspace(-32, 3, 6001)  # log of abs(w)
+    density = np.exp(y - 0.5 * np.exp(2 * y)) * np.sqrt(2 / np.pi)
+    return np.array([integrate.trapezoid(density * special.erfc(t * np.exp(-y) / np.sqrt(2)), y) for t in threshold])
+
+
+def _tail(normal: bool, log_threshold: np.ndarray) -> np.ndarray:
+    return np.interp(log_threshold, _LOG_GRID, _tail_table(normal), left=1.0, right=0.0)
+
+
+def _variances(init: str, inputs: int, outputs: int) -> tuple[float, float]:
+    """Of weights and of biases."""
+    if init not in INITIALISATIONS:
+        raise ValueError(f"init is {init!r}; accepted are {', '.join(INITIALISATIONS)}")
+    weights = 2 / (inputs + outputs) if init.startswith("xavier") else 1 / (3 * inputs)
+    return weights, 0.0 if init.endswith("_zero_bias") else 1 / (3 * inputs)
+
+
+def _cover(layer: nn.Conv2d, size: tuple[int, int]) -> tuple[tuple[int, int], float]:
+    """Size of a convolution's output, and the share of its connections that meet the image, not the padding."""
+    after, inside = [], 1.0
+    options = zip(size, layer.kernel_size, layer.stride, padding_of(layer), layer.dilation, strict=True)
+    for length, kernel, stride, padding, dilation in options:
+        steps = (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        met = np.arange(steps)[:, None] * stride - padding + np.arange(kernel) * dilation
+        inside *= float(((met >= 0) & (met < length)).mean()) if steps > 0 else 0.0
+        after.append(steps)
+    return (after[0], after[1]), inside
+
+
+def _need_shape(name: str, layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...]) -> None:
+    expected = layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features
+    if len(shape) != (3 if isinstance(layer, nn.Conv2d) else 1) or shape[0] != expected or min(shape) < 1:
+        raise ValueError(f"layer {name!r} is {layer}; it gets {shape} per image, which does not fit")
+
+
+def _check_constants(constants: Constants) -> None:
+    within, between, neighbours, contrast = astuple(constants)
+    if not 0 < between < within < 1:
+        raise ValueError(f"constants are {constants}; accepted are 0 < between < within < 1")
+    if not 0 <= neighbours <= 1 or not 0 <= contrast < float("inf"):
+        raise ValueError(f"constants are {constants}; accepted are neighbours from 0 to 1 and contrast from 0")

@@ -1,0 +1,278 @@
+"""The registry of pruning criteria: how each chooses what a network keeps, what it is called, how it looks in figures.
+
+A criterion ranks parameters (a function from a :class:`Start` to a salience), or says how many of each layer are kept (a function
+that makes the mask), or both. A new one is such a function and an entry in :data:`CRITERIA`, also from outside of the package:
+
+    >>> from snipnb import CRITERIA, Criterion, snip
+    >>> def gradient(start):
+    ...     salience = snip(start.model, start.images, start.labels)
+    ...     return {name: salience[name] / p.detach() for name, p in start.model.named_parameters()}
+    >>> CRITERIA["gradient"] = Criterion("gradient alone", "#7f3b08", "h", "-.", salience=gradient, version=1)
+    >>> CRITERIA.pop("gradient").label
+    'gradient alone'
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from snipnb._engine.ensembles import stacked
+from snipnb.pruning import densities
+from snipnb.pruning.masks import LayerCollapseWarning, Mask, keep_mask, num_removed
+from snipnb.saliences.exact import exact_salience
+from snipnb.saliences.snip import Salience, float_parameters, magnitude_salience, random_salience, snip
+from snipnb.saliences.taylor import printed_second_order, taylor_salience
+from snipnb.saliences.together import snip_together
+
+OTHER_NETWORKS = 5  # whose saliences are taken where a rule knows the architecture, not the network
+OTHER_SEEDS = 1_000_000  # their seeds begin here, above the network's own
+
+
+@dataclass(frozen=True)
+class Start:
+    """A network before training, and all that a criterion may look at.
+
+    Attributes:
+        model: The network; not to be changed.
+        images: [n, ...] on the model's device; empty for criteria that use none.
+        labels: [n].
+        seed: Of the initial weights, and of what the criterion draws.
+        init: Initialisation.
+        draw: Seed -> the same kind of network with weights of that seed.
+
+    Example:
+        >>> import snipnb
+        >>> images, labels = snipnb.load_mnist("test", sample=True)
+        >>> start = snipnb.Start(snipnb.lenet5(seed=2), images[:100], labels[:100], seed=2)
+        >>> list(snipnb.CRITERIA["snip"].salience(start))[:2]
+        ['conv1.weight', 'conv1.bias']
+    """
+
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+    seed: int
+    init: str = "pytorch"
+    draw: Callable[[int], nn.Module] | None = None
+
+    def others(self, number: int) -> list[nn.Module]:
+        """Networks alike but for their initial weights, in evaluation mode."""
+        if self.draw is None:
+            raise ValueError("this criterion draws other networks; a Start with draw, a function of a seed, is needed")
+        seeds = range(OTHER_SEEDS + number * self.seed, OTHER_SEEDS + number * (self.seed + 1))
+        device = next(self.model.parameters()).device
+        return [self.draw(seed).to(device).eval() for seed in seeds]
+
+
+def by_magnitude(start: Start, salience: Salience, sparsity: float) -> Mask:
+    """Keep the parameters of largest magnitude of the salience; exact count."""
+    return keep_mask(salience, sparsity, ties="stable")
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A way to choose what is kept before training.
+
+    Attributes:
+        label: For figures and tables.
+        colour: In every figure.
+        marker: As in Matplotlib.
+        dash: Line style as in Matplotlib.
+        salience: Start -> salience; parameters of smallest magnitude of it go. None for rules that need none.
+        salience_of: Instead: the criterion whose salience is taken.
+        mask: Start, salience (empty if there is none) and sparsity -> mask, with an exact count.
+        uses_images: Whether it depends on images at all.
+        version: Of what it computes; part of the identity of runs. Raise it when the numbers change. Runs of a criterion
+            without a version are not kept.
+    """
+
+    label: str
+    colour: str
+    marker: str
+    dash: Any
+    salience: Callable[[Start], Salience] | None = None
+    _: dataclasses.KW_ONLY
+    salience_of: str | None = None
+    mask: Callable[[Start, Salience, float], Mask] = by_magnitude
+    uses_images: bool = True
+    version: int | None = None
+
+
+# --- rules that make masks ---------------------------------------------------------------------------------------------
+
+
+def smallest(start: Start, salience: Salience, sparsity: float) -> Mask:
+    """The contrary: as many of every tensor as the salience would keep, but those of smallest magnitude; ties at random."""
+    mask, draw = by_magnitude(start, salience, sparsity), _generator(start)
+    for name, own in mask.items():
+        order = torch.randperm(own.numel(), generator=draw).to(own.device)
+        lowest = order[salience[name].abs().flatten()[order].sort(stable=True).indices[: int(own.sum())]]
+        mask[name] = torch.zeros(own.numel(), dtype=torch.bool, device=own.device)
+        mask[name][lowest] = True
+        mask[name] = mask[name].view(own.shape)
+    return mask
+
+
+def shuffled(start: Start, salience: Salience, sparsity: float) -> Mask:
+    """As many of every tensor as the salience would keep, drawn at random within it."""
+    return _drawn(start, densities.densities_of(by_magnitude(start, salience, sparsity)), sparsity)
+
+
+def mean_densities(start: Start, salience: Salience, sparsity: float) -> Mask:
+    """Random masks with mean layer densities of several networks, whose saliences are stacked: name -> [networks, ...]."""
+    masks = [
+        by_magnitude(start, {name: s[k] for name, s in salience.items()}, sparsity)
+        for k in range(len(next(iter(salience.values()))))
+    ]
+    found = [densities.densities_of(mask) for mask in masks]
+    return _drawn(start, {name: float(np.mean([d[name] for d in found])) for name in found[0]}, sparsity)
+
+
+def with_densities(rule: densities.Rule) -> Callable[[Start, Salience, float], Mask]:
+    """Random masks with the layer densities of a rule (model, sparsity, initialisation -> density of every tensor)."""
+    return lambda start, salience, sparsity: _drawn(start, rule(start.model, sparsity, start.init), sparsity)
+
+
+def _drawn(start: Start, wanted: densities.Densities, sparsity: float) -> Mask:
+    count = sum(p.numel() for p in float_parameters(start.model).values())
+    seed = _generator(start).initial_seed()
+    return densities.mask_of_densities(start.model, wanted, num_kept=count - num_removed(count, sparsity), seed=seed)
+
+
+def _generator(start: Start) -> torch.Generator:
+    """The same draw for all rules of one seed, and not the stream that the weights came from."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence((start.seed, 1)).generate_state(1)[0]))
+
+
+# --- what the registry gives -------------------------------------------------------------------------------------------
+
+
+def ranked_by(name: str) -> str:
+    """The criterion whose salience a criterion takes: most take their own."""
+    return CRITERIA[name].salience_of or name
+
+
+def salience_for(name: str, start: Start) -> Salience:
+    """The salience that a criterion takes; empty if it needs none."""
+    function = CRITERIA[ranked_by(name)].salience
+    return function(start) if function else {}
+
+
+def mask_for(name: str, start: Start, salience: Salience, sparsity: float) -> Mask:
+    """The mask of a criterion, of a salience as from :func:`salience_for`; that it cuts the network shows in it: no warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LayerCollapseWarning)
+        return CRITERIA[name].mask(start, salience, sparsity)
+
+
+def _taylor(order: int | str) -> Callable[[Start], Salience]:
+    return lambda start: taylor_salience(start.model, start.images, start.labels, order=order)
+
+
+_RULES = densities.rules()
+CRITERIA: dict[str, Criterion] = {
+    "snip": Criterion("SNIP", "#0173b2", "o", "-", lambda s: snip(s.model, s.images, s.labels), version=1),
+    "exact": Criterion(
+        "exact salience",
+        "#de8f05",
+        "s",
+        (0, (4, 1.5)),
+        lambda s: exact_salience(s.model, s.images, s.labels),
+        version=1,
+    ),
+    "random": Criterion(
+        "random",
+        "#949494",
+        "X",
+        (0, (1, 1)),
+        lambda s: random_salience(s.model, seed=s.seed),
+        uses_images=False,
+        version=1,
+    ),
+    "magnitude": Criterion(
+        "magnitude",
+        "#029e73",
+        "D",
+        (0, (5, 1, 1, 1)),
+        lambda s: magnitude_salience(s.model),
+        uses_images=False,
+        version=1,
+    ),
+    "second_order": Criterion("second order", "#d55e00", "^", (0, (3, 1)), _taylor(2), version=1),
+    "third_order": Criterion("third order", "#cc78bc", "v", (0, (2, 1)), _taylor(3), version=1),
+    "linear_region": Criterion("linear region", "#ca9161", "P", (0, (6, 1.5)), _taylor("linear-region"), version=1),
+    "printed_second_order": Criterion(
+        "second order as printed",
+        "#fbafe4",
+        "*",
+        (0, (1, 1.5)),
+        lambda s: printed_second_order(s.model, s.images, s.labels),
+        version=1,
+    ),
+    "snip_train_mode": Criterion(
+        "SNIP, training mode",
+        "#a6761d",
+        "p",
+        (0, (1, 2)),
+        lambda s: snip(s.model, s.images, s.labels, mode="train"),
+        version=1,
+    ),
+    "snip_shuffled": Criterion(
+        "SNIP, shuffled within layers", "#56b4e9", "h", (0, (4, 1)), salience_of="snip", mask=shuffled, version=1
+    ),
+    "snip_redrawn": Criterion(
+        "SNIP of other weights",
+        "#23479e",
+        "d",
+        (0, (2, 2)),
+        lambda s: snip(s.others(1)[0], s.images, s.labels),
+        version=1,
+    ),
+    "snip_densities": Criterion(
+        "SNIP's layer densities",
+        "#7d5fb2",
+        "<",
+        (0, (3, 1, 1, 1)),
+        lambda s: stacked(snip_together(s.others(OTHER_NETWORKS), s.images, s.labels)),
+        mask=mean_densities,
+        version=1,
+    ),
+    "closed_form": Criterion(
+        "closed-form densities",
+        "#b2182b",
+        ">",
+        "-",
+        mask=with_densities(_RULES["closed_form"]),
+        uses_images=False,
+        version=1,
+    ),
+    "erdos_renyi_kernel": Criterion(
+        "Erdos-Renyi-kernel densities",
+        "#8c6d1f",
+        "8",
+        (0, (5, 2)),
+        mask=with_densities(_RULES["erdos_renyi_kernel"]),
+        uses_images=False,
+        version=1,
+    ),
+    "uniform": Criterion(
+        "uniform densities",
+        "#4d4d4d",
+        "H",
+        (0, (1, 1)),
+        mask=with_densities(_RULES["uniform"]),
+        uses_images=False,
+        version=1,
+    ),
+    "snip_inverted": Criterion(
+        "SNIP, inverted within layers", "#e377a2", "x", (0, (2, 1)), salience_of="snip", mask=smallest, version=1
+    ),
+}

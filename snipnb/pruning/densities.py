@@ -1,0 +1,152 @@
+"""How many parameters of each layer are kept, by rules that look at no image.
+
+A density is the kept fraction of one parameter tensor; densities are dictionaries keyed like ``model.named_parameters()``.
+The rules: the closed form of :mod:`snipnb.pruning.closed_form`, Erdos-Renyi-kernel, uniform.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from snipnb.pruning.closed_form import FITTED, IMAGE_SHAPE, Constants, predicted_densities
+from snipnb.pruning.masks import LayerCollapseWarning, Mask, collapsed_layers, layer_table, num_removed
+from snipnb.saliences.snip import float_parameters
+
+Densities = dict[str, float]
+Rule = Callable[[Any, float, str], Densities]  # model, sparsity, initialisation
+
+
+def uniform_densities(model: nn.Module, sparsity: float) -> Densities:
+    """The same density in every parameter tensor: number kept / number of parameters."""
+    sizes, kept = _sizes_and_kept(model, sparsity)
+    return dict.fromkeys(sizes, kept / sum(sizes.values()))
+
+
+BIASES = ("formula", "like_weights")
+
+
+def erdos_renyi_kernel_densities(model: nn.Module, sparsity: float, *, biases: str = "formula") -> Densities:
+    """Erdos-Renyi-kernel densities: large layers are thinned more than small ones.
+
+    **Definition.** The density of a tensor is min(1, c r), r = (sum of its dimensions) / (their product), with c such that
+    the number kept is exact: what tensors capped at 1 leave over goes to the others.
+
+    **Source.** Mocanu et al. (2018) for linear layers; Evci et al. (2020) with kernel sizes. There biases stay whole and are
+    not counted. Here they are parameters like others, as for SNIP.
+
+    Args:
+        sparsity: Fraction removed, in [0, 1).
+        biases: ``"formula"``: r = n / n = 1, the largest of all, so biases are the first to be kept whole, and count.
+            ``"like_weights"``: the density of the layer's weights, where it has any.
+
+    Raises:
+        ValueError: If an option is unknown or the sparsity no number in [0, 1).
+    """
+    if biases not in BIASES:
+        raise ValueError(f"biases is {biases!r}; accepted are {', '.join(BIASES)}")
+    sizes, kept = _sizes_and_kept(model, sparsity)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    ratios = {}
+    for name, own in shapes.items():
+        shape = shapes.get(name.removesuffix("bias") + "weight", own) if biases == "like_weights" else own
+        ratios[name] = sum(shape) / math.prod(shape) if shape else 1.0
+    whole: set[str] = set()
+    while True:
+        others = [name for name in sizes if name not in whole]
+        room = kept - sum(sizes[name] for name in whole)
+        factor = room / sum(ratios[name] * sizes[name] for name in others) if others else 0.0
+        over = {name for name in others if factor * ratios[name] > 1}
+        if not over:
+            return {name: 1.0 if name in whole else factor * ratios[name] for name in sizes}
+        whole |= over
+
+
+def rules(*, constants: Constants = FITTED, image_shape: Sequence[int] = IMAGE_SHAPE) -> dict[str, Rule]:
+    """The rules for densities by name, each a function of model, sparsity and initialisation."""
+    return {
+        "closed_form": lambda model, sparsity, init: predicted_densities(
+            model, sparsity, image_shape, init=init, constants=constants
+        ),
+        "erdos_renyi_kernel": lambda model, sparsity, init: erdos_renyi_kernel_densities(model, sparsity),
+        "uniform": lambda model, sparsity, init: uniform_densities(model, sparsity),
+    }
+
+
+def densities_of(mask: Mask) -> Densities:
+    """The kept fraction of each tensor of a mask."""
+    table = layer_table(mask)
+    return dict(zip(table["layer"], (table["kept"] / table["parameters"]).tolist(), strict=True))
+
+
+def mask_of_densities(model: nn.Module, densities: Densities, *, num_kept: int | None = None, seed: int = 0) -> Mask:
+    """A random mask with given layer densities and an exact number kept.
+
+    **Definition.** Density times size, rounded down, is kept of each tensor; the rest, up to ``num_kept``, goes one by one
+    to the tensors with the largest remainders (of equal ones, the earlier). Which entries stay is drawn evenly.
+
+    With ``densities_of(mask)`` this shuffles a mask within its layers. For one seed, masks nest as densities rise.
+
+    Args:
+        model: Gives names, shapes and devices.
+        densities: Name -> density in [0, 1] for every parameter.
+        num_kept: Exact number kept; default what the densities add up to, rounded.
+        seed: Draw of the entries; the global random state is neither used nor changed.
+
+    Returns:
+        Name -> boolean tensor; True keeps.
+
+    Raises:
+        ValueError: If names differ, a density is not in [0, 1], or rounding cannot reach ``num_kept``.
+
+    Warns:
+        LayerCollapseWarning: If a weight tensor keeps nothing.
+    """
+    parameters = float_parameters(model)
+    if set(densities) != set(parameters):
+        raise ValueError(
+            f"densities and model differ in names: the densities alone have {sorted(set(densities) - set(parameters))}, "
+            f"the model alone has {sorted(set(parameters) - set(densities))}"
+        )
+    if wrong := [name for name, density in densities.items() if not 0 <= density <= 1]:
+        raise ValueError(f"density of {wrong[0]!r} is {densities[wrong[0]]!r}; accepted are numbers from 0 to 1")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed is {seed!r}; accepted are integers")
+    counts = _rounded({name: densities[name] * p.numel() for name, p in parameters.items()}, num_kept)
+    draw = torch.Generator().manual_seed(seed)
+    mask = {}
+    for name, p in parameters.items():
+        kept = torch.zeros(p.numel(), dtype=torch.bool)
+        kept[torch.randperm(p.numel(), generator=draw)[: counts[name]]] = True
+        mask[name] = kept.view(p.shape).to(p.device)
+    if collapsed := collapsed_layers(mask):
+        message = f"nothing is left of {', '.join(collapsed)}: the network is cut through there"
+        warnings.warn(message, LayerCollapseWarning, stacklevel=2)
+    return mask
+
+
+def _rounded(quotas: dict[str, float], total: int | None) -> dict[str, int]:
+    """Integers that add up to the total, each the quota rounded down or up, by largest remainders."""
+    counts = {name: math.floor(quota + 1e-9) for name, quota in quotas.items()}
+    asked = round(sum(quotas.values())) if total is None else total
+    remainders = {name: quotas[name] - count for name, count in counts.items()}
+    up = [name for name in sorted(counts, key=lambda name: -remainders[name]) if remainders[name] > 1e-9]
+    lowest = sum(counts.values())
+    if isinstance(asked, bool) or not isinstance(asked, int) or not lowest <= asked <= lowest + len(up):
+        raise ValueError(
+            f"num_kept is {asked!r}; these densities, rounded down or up, keep integers from {lowest} to {lowest + len(up)}"
+        )
+    for name in up[: asked - lowest]:
+        counts[name] += 1
+    return counts
+
+
+def _sizes_and_kept(model: nn.Module, sparsity: float) -> tuple[dict[str, int], int]:
+    sizes = {name: p.numel() for name, p in float_parameters(model).items()}
+    total = sum(sizes.values())
+    return sizes, total - num_removed(total, sparsity)

@@ -1,0 +1,260 @@
+"""From a salience and a sparsity to a mask, tables of what a mask keeps, and the bridge to ``torch.nn.utils.prune``.
+
+A mask is a dictionary keyed like ``model.named_parameters()`` of boolean tensors; True keeps.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from snipnb.saliences.snip import Salience
+
+Mask = dict[str, Tensor]
+TIES = ("remove", "stable")
+
+
+class LayerCollapseWarning(UserWarning):
+    """A mask removes every entry of a weight tensor: nothing passes through that layer any more."""
+
+
+def num_removed(count: int, sparsity: float) -> int:
+    """floor(sparsity * count), with the sparsity taken as the decimal fraction it is written as.
+
+    0.29 of 100 is 29, although the nearest binary number to 0.29 is a little less. Accepts anything that prints as a
+    number in [0, 1): float, NumPy scalar, ``Decimal``, ``Fraction``.
+
+    Raises:
+        ValueError: If the sparsity is not a number in [0, 1).
+
+    Example:
+        >>> import snipnb
+        >>> snipnb.num_removed(61_706, 0.95), snipnb.num_removed(100, 0.29)
+        (58620, 29)
+    """
+    accepted = "accepted are numbers from 0 up to, but not including, 1: the fraction of parameters that is removed"
+    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float, np.number, Decimal, Fraction)):
+        raise ValueError(f"sparsity is {sparsity!r}; {accepted}")
+    try:
+        fraction = Fraction(str(sparsity))
+    except ValueError:  # not a number, infinite or complex
+        raise ValueError(f"sparsity is {sparsity!r}; {accepted}") from None
+    if not 0 <= fraction < 1:
+        raise ValueError(f"sparsity is {sparsity!r}; {accepted}")
+    return math.floor(fraction * count)
+
+
+def keep_mask(salience: Salience, sparsity: float, *, ties: str = "remove") -> Mask:
+    """The mask that removes the given fraction of all parameters, those of smallest salience magnitude, in one shot.
+
+    **Definition.** With m parameters in all and r = floor(sparsity * m), every parameter whose magnitude is at most the
+    r-th smallest goes; r = 0 removes none. Parameters of all tensors are ranked together.
+
+    **Source.** Write-up, section 2, step 2: "set to 0 all the parameters w_j for which the salience" is at most the
+    kappa-th. **Departs from** it in words only: kappa there is both a sparsity level and a rank; the rank is r.
+
+    Args:
+        salience: Name -> signed salience; ranked by magnitude.
+        sparsity: Fraction removed, in [0, 1).
+        ties: ``"remove"``: all parameters tied at the threshold go, so more than r may (the write-up's rule).
+            ``"stable"``: exactly r go; among ties, the one that stands earlier in the model stays.
+
+    Returns:
+        Dictionary name -> boolean tensor; True keeps. Masks nest: what a sparsity removes, every higher one removes.
+
+    Raises:
+        ValueError: If the sparsity is not a number in [0, 1), the salience is empty or not finite, or ``ties`` unknown.
+
+    Warns:
+        LayerCollapseWarning: If a weight tensor keeps nothing.
+
+    Example:
+        >>> import torch, snipnb
+        >>> snipnb.keep_mask({"w": torch.tensor([0.1, -0.4, 0.2, 0.3])}, 0.5)
+        {'w': tensor([False,  True, False,  True])}
+    """
+    if ties not in TIES:
+        raise ValueError(f"ties is {ties!r}; accepted are {', '.join(TIES)}")
+    magnitudes = _flat_magnitudes(salience)
+    removed = num_removed(magnitudes.numel(), sparsity)
+    if removed == 0:
+        kept = torch.ones_like(magnitudes, dtype=torch.bool)
+    elif ties == "remove":
+        kept = magnitudes > magnitudes.kthvalue(removed).values
+    else:
+        order = torch.sort(magnitudes, descending=True, stable=True).indices  # of equal ones the earlier comes first
+        kept = torch.zeros_like(magnitudes, dtype=torch.bool)
+        kept[order[: magnitudes.numel() - removed]] = True
+    parts = kept.split([s.numel() for s in salience.values()])
+    mask = {name: part.view(s.shape).to(s.device) for (name, s), part in zip(salience.items(), parts, strict=True)}
+    collapsed = collapsed_layers(mask)
+    if collapsed:
+        message = f"at sparsity {sparsity} nothing is left of {', '.join(collapsed)}: the network is cut through there"
+        warnings.warn(message, LayerCollapseWarning, stacklevel=2)
+    return mask
+
+
+def standardise(salience: Salience) -> Salience:
+    """Saliences as percentages: 100 abs(s_j) / sum of abs(s), as the write-up suggests (section 1). Ranks the same.
+
+    Raises:
+        ValueError: If the salience is empty, not finite, or zero everywhere.
+
+    Example:
+        >>> import torch, snipnb
+        >>> snipnb.standardise({"w": torch.tensor([1.0, -4.0, 3.0])})
+        {'w': tensor([12.5000, 50.0000, 37.5000], dtype=torch.float64)}
+    """
+    largest = _flat_magnitudes(salience).max().double()
+    if largest == 0:
+        raise ValueError("every salience is zero; percentages need at least one that is not")
+    scaled = {name: s.detach().abs().double() / largest.to(s.device) for name, s in salience.items()}  # cannot overflow
+    total = float(sum(s.sum().cpu() for s in scaled.values()))
+    return {name: 100 * s / total for name, s in scaled.items()}
+
+
+def num_kept(mask: Mask) -> int:
+    """How many parameters a mask keeps.
+
+    Example:
+        >>> import torch, snipnb
+        >>> snipnb.num_kept({"w": torch.tensor([True, False, True])})
+        2
+    """
+    return sum(int(m.sum()) for m in mask.values())
+
+
+def collapsed_layers(mask: Mask) -> list[str]:
+    """Names of the weight tensors of which nothing is kept. Biases may vanish without cutting the network.
+
+    Example:
+        >>> import torch, snipnb
+        >>> snipnb.collapsed_layers({"a.weight": torch.zeros(2, 2, dtype=torch.bool), "a.bias": torch.zeros(2, dtype=torch.bool)})
+        ['a.weight']
+    """
+    return [name for name, m in mask.items() if _is_weight(name, m) and m.numel() and not bool(m.any())]
+
+
+def layer_table(mask: Mask) -> pd.DataFrame:
+    """What a mask keeps, layer by layer.
+
+    Returns:
+        Tidy frame with one row per parameter tensor: ``layer``, ``parameters``, ``kept``, ``removed_percent``.
+
+    Example:
+        >>> import snipnb
+        >>> mask = snipnb.keep_mask(snipnb.random_salience(snipnb.lenet5()), 0.9)
+        >>> table = snipnb.layer_table(mask)
+        >>> list(table), int(table["kept"].sum())
+        (['layer', 'parameters', 'kept', 'removed_percent'], 6171)
+    """
+    _check_mask(mask)
+    table = pd.DataFrame({"layer": name, "parameters": m.numel(), "kept": int(m.sum())} for name, m in mask.items())
+    table["removed_percent"] = 100 * (1 - table["kept"] / table["parameters"])
+    return table
+
+
+def apply_mask(model: nn.Module, mask: Mask) -> nn.Module:
+    """Prune a model in place through ``torch.nn.utils.prune.custom_from_mask``, parameter by parameter.
+
+    Afterwards each parameter ``p`` is the product of ``p_orig`` and the buffer ``p_mask``, so pruned entries are exactly
+    zero in every forward pass, whatever the optimiser does. ``torch.nn.utils.prune.remove`` makes it permanent.
+
+    Args:
+        model: The network to prune; changed.
+        mask: Name -> boolean tensor for **every** parameter of the model; True keeps.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: If names or shapes of the mask are not those of the model, entries are not boolean, or a parameter is
+            tied, standing in several modules, which ``torch.nn.utils.prune`` cannot mask. The model is then unchanged.
+
+    Example:
+        >>> import snipnb
+        >>> model = snipnb.lenet5()
+        >>> pruned = snipnb.apply_mask(model, snipnb.keep_mask(snipnb.magnitude_salience(model), 0.5))
+        >>> pruned is model, int((model.full1.weight == 0).sum()) > 0
+        (True, True)
+    """
+    check_mask_fits(model, mask)
+    _check_places(model)
+    modules = dict(model.named_modules())
+    for name, m in mask.items():
+        module, _, parameter = name.rpartition(".")
+        target = getattr(modules[module], parameter)
+        prune.custom_from_mask(modules[module], parameter, m.to(device=target.device, dtype=target.dtype))
+    return model
+
+
+def check_mask_fits(model: nn.Module, mask: Mask) -> None:
+    """Raise ValueError unless the mask has exactly the model's parameters, in their shapes."""
+    _check_mask(mask)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    unknown, missing = [n for n in mask if n not in shapes], [n for n in shapes if n not in mask]
+    if unknown or missing:
+        hint = " (the model is pruned already)" if any(n.endswith("_orig") for n in missing) else ""
+        raise ValueError(
+            f"mask and model differ in names{hint}: the mask alone has {unknown or 'none'}, the model alone has "
+            f"{missing or 'none'}; a mask needs an entry for every parameter, all True for one that stays whole"
+        )
+    for name, m in mask.items():
+        if tuple(m.shape) != shapes[name]:
+            raise ValueError(f"mask of {name!r} has shape {tuple(m.shape)}; the parameter has {shapes[name]}")
+
+
+def _check_places(model: nn.Module) -> None:
+    """Raise ValueError unless torch.nn.utils.prune can mask every parameter: one place each, and its names are free."""
+    places: dict[int, str] = {}
+    for prefix, module in model.named_modules():
+        for slot, p in module._parameters.items():
+            if p is None:
+                continue
+            name = f"{prefix}.{slot}" if prefix else slot
+            if id(p) in places:
+                raise ValueError(
+                    f"{places[id(p)]!r} and {name!r} are one tied parameter; untie them to prune the model"
+                )
+            places[id(p)] = name
+            if taken := [s for s in (f"{slot}_orig", f"{slot}_mask") if hasattr(module, s)]:
+                raise ValueError(f"{prefix!r} has an attribute {taken[0]!r} already, which pruning {name!r} needs")
+
+
+def _flat_magnitudes(salience: Salience) -> Tensor:
+    """All magnitudes in one vector, in the order of the dictionary; an error for an empty or non-finite salience."""
+    if others := [name for name, s in salience.items() if not isinstance(s, Tensor)]:
+        raise ValueError(f"salience of {others[0]!r} is a {type(salience[others[0]]).__name__}; tensors are needed")
+    if not salience or sum(s.numel() for s in salience.values()) == 0:
+        raise ValueError("the salience is empty; it needs at least one parameter")
+    for name, s in salience.items():
+        if not s.is_floating_point():
+            raise ValueError(f"salience of {name!r} is {s.dtype}; accepted are floating-point tensors")
+        if not bool(torch.isfinite(s).all()):
+            bad = int((~torch.isfinite(s)).sum())
+            raise ValueError(
+                f"salience of {name!r} is not finite in {bad} of {s.numel()} entries; finite numbers are needed"
+            )
+    device = next(iter(salience.values())).device
+    return torch.cat([s.detach().abs().flatten().to(device) for s in salience.values()])
+
+
+def _check_mask(mask: Mask) -> None:
+    if not mask:
+        raise ValueError("the mask is empty; it needs at least one parameter")
+    for name, m in mask.items():
+        kind = m.dtype if isinstance(m, Tensor) else type(m).__name__
+        if kind != torch.bool:
+            raise ValueError(f"mask of {name!r} is {kind}; accepted is torch.bool, True keeps")
+
+
+def _is_weight(name: str, tensor: Tensor) -> bool:
+    return tensor.dim() >= 2 or name.rpartition(".")[2] == "weight"

@@ -1,0 +1,1 @@
+"""Figures, tables, claims and verdicts: data frames in, files out."""

@@ -1,0 +1,42 @@
+"""Small print and text alternatives of figures: templates in ``resources/captions.yaml``, filled with what a run was given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from string import Formatter
+from typing import Any
+
+import yaml
+
+from snipnb._files import resource
+
+
+@cache
+def load_captions() -> dict[str, dict[str, dict[str, str]]]:
+    """Notebook -> figure -> ``note`` (small print) and ``alt`` (text alternative), as they stand in ``captions.yaml``."""
+    return yaml.safe_load(resource("captions.yaml").read_text(encoding="utf-8"))
+
+
+def fill(notebook: str, figure: str, known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, str]:
+    """The ``note`` and ``alt`` of a figure.
+
+    Args:
+        notebook: Stem of the notebook's file.
+        figure: Name of the figure.
+        known: Field -> value, of fields that templates may use.
+        given: Those that the figure's own templates have to use; they come before known ones of the same name.
+
+    Raises:
+        ValueError: If the figure has no caption, a field of it has no value, or a given value has no field.
+    """
+    templates = load_captions().get(notebook, {}).get(figure)
+    if templates is None:
+        raise ValueError(f"captions.yaml has no figure {figure!r} of {notebook}; add its note and alt there")
+    fields = {name for text in templates.values() for _, name, _, _ in Formatter().parse(text) if name is not None}
+    values = {**known, **given}
+    if missing := sorted(fields - values.keys()):
+        raise ValueError(f"the caption of {figure!r} in {notebook} has no value for {', '.join(missing)}")
+    if unknown := sorted(given.keys() - fields):
+        raise ValueError(f"the caption of {figure!r} in {notebook} has no field {', '.join(unknown)}")
+    return {kind: text.format(**values) for kind, text in templates.items()}

@@ -1,0 +1,193 @@
+"""Profiles: what each notebook is run with. One YAML file each; unknown names and wrong types are errors."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from snipnb._files import resource
+
+SECTIONS = ("about", "common", "notebooks")
+# Folders of figures/, and profiles of ours.
+RESERVED = ("default", "smoke", "full", "paper", "seeds", "notebooks", "claims", "drawn", "bench")
+MOST_THREADS = 1024
+REQUIRED = ("profile", "threads", "sample")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A named set of notebook parameters.
+
+    Attributes:
+        name: Stem of the file; every notebook has it as its parameter ``profile``.
+        about: One line on what the profile is for.
+        common: Parameters that every notebook declares.
+        notebooks: Notebook -> its own parameters.
+    """
+
+    name: str
+    about: str
+    common: dict[str, Any]
+    notebooks: dict[str, dict[str, Any]]
+
+    def parameters(self, notebook: str) -> dict[str, Any]:
+        """All parameters that the profile sets for one notebook."""
+        return {"profile": self.name, **self.common, **self.notebooks.get(notebook, {})}
+
+
+def available_profiles() -> list[str]:
+    """Names of the profiles that ship with the package."""
+    return sorted(path.stem for path in resource("profiles").glob("*.yaml"))
+
+
+def load_profile(name: str) -> Profile:
+    """Read a profile by name, or by the path of a ``.yaml`` file of one's own.
+
+    Raises:
+        ValueError: If there is no such profile, or the file is not a mapping with the sections ``about``, ``common`` and
+            ``notebooks``.
+    """
+    own = name.endswith((".yaml", ".yml"))
+    path = Path(name) if own else resource("profiles", f"{name}.yaml")
+    if not (own and path.is_file()) and name not in available_profiles():
+        raise ValueError(
+            f"there is no profile {name!r}; there are {', '.join(available_profiles())}, or give a .yaml file"
+        )
+    if own and (path.stem in RESERVED or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,60}", path.stem)):
+        raise ValueError(
+            f"a profile file cannot be called {path.name!r}: results go to a folder of that name; use letters, digits, - and _, "
+            f"and none of {', '.join(RESERVED)}"
+        )
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"profile {path} is not valid YAML: {error}") from None
+    if not isinstance(content, dict) or set(content) - set(SECTIONS) or "notebooks" not in content:
+        found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"profile {path} has {found}; accepted are the sections {', '.join(SECTIONS)}")
+    common, notebooks = _section(content, "common", path), _section(content, "notebooks", path)
+    notebooks = {key: _section(notebooks, key, path) for key in notebooks}
+    for section, values in {"common": common, **notebooks}.items():
+        if "profile" in values:
+            raise ValueError(f"section {section!r} of profile {path} sets 'profile'; it is always the name of the file")
+    return Profile(path.stem, str(content.get("about", "")), common, notebooks)
+
+
+def declared_parameters(notebook: Path) -> dict[str, Any]:
+    """Names and default values of a notebook's cell tagged ``parameters``, which holds literals only.
+
+    Raises:
+        ValueError: If there is not exactly one such cell, or it holds anything but ``name = literal``.
+    """
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{notebook.name} is not a notebook ({type(error).__name__}: {error})") from None
+    if len(tagged) != 1:
+        raise ValueError(f"{notebook.name} has {len(tagged)} cells tagged 'parameters'; it needs exactly one")
+    values = {}
+    try:
+        statements = ast.parse("".join(tagged[0]["source"])).body
+    except SyntaxError as error:
+        raise ValueError(f"{notebook.name}: the parameters are not Python: {error}") from None
+    for statement in statements:
+        try:
+            match statement:
+                case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                    values[name] = ast.literal_eval(value)
+                case _:
+                    raise ValueError("no assignment to one name")
+            json.dumps(values[name], allow_nan=False)  # what a profile can hold
+        except (ValueError, TypeError):
+            message = f"{notebook.name}: {ast.unparse(statement)!r} in its parameters is not 'name = literal'"
+            raise ValueError(message) from None
+    if missing := [name for name in REQUIRED if name not in values]:
+        raise ValueError(f"{notebook.name} has no parameters {missing}; every notebook needs {', '.join(REQUIRED)}")
+    return values
+
+
+def check_parameters(profile: Profile, notebooks: list[Path]) -> None:
+    """Raise ValueError unless every name that the profile sets is one that the notebook declares, in its type."""
+    _check_sections(profile, {path.stem for path in notebooks})
+    for path in notebooks:
+        complete(profile, path.stem, declared_parameters(path))
+
+
+def complete(profile: Profile, notebook: str, declared: Mapping[str, Any]) -> dict[str, Any]:
+    """All parameters of a notebook: the profile's, else the declared ones.
+
+    Raises:
+        ValueError: If the profile sets one that is not declared, or in another type.
+    """
+    given = profile.parameters(notebook)
+    if unknown := sorted(set(map(str, given)) - set(declared)):
+        raise ValueError(
+            f"profile {profile.name!r} sets {unknown} for {notebook}; its parameters are {', '.join(sorted(declared))}"
+        )
+    for name, value in given.items():
+        if not _same_type(value, declared[name]):
+            hint = "; YAML needs a point and a sign in 1.0e-3" if isinstance(value, str) else ""
+            raise ValueError(
+                f"profile {profile.name!r} sets {name} = {value!r} for {notebook}; "
+                f"accepted is a {type(declared[name]).__name__}, as in {declared[name]!r}{hint}"
+            )
+    if not 1 <= given.get("threads", 1) <= MOST_THREADS:
+        raise ValueError(
+            f"profile {profile.name!r} sets threads = {given['threads']}; accepted are 1 to {MOST_THREADS}"
+        )
+    return {**declared, **given}
+
+
+def complete_by_default(profile: Profile, notebook: str) -> dict[str, Any]:
+    """As :func:`complete`, where no notebook is at hand: the default profile says what a notebook opened by hand has.
+
+    Raises:
+        ValueError: As :func:`complete`; or if the profile has sections that are no notebooks.
+    """
+    default = load_profile("default")
+    _check_sections(profile, set(default.notebooks))
+    return complete(profile, notebook, default.parameters(notebook))
+
+
+def _check_sections(profile: Profile, known: set[str]) -> None:
+    if unknown := sorted(set(map(str, profile.notebooks)) - known):
+        raise ValueError(f"profile {profile.name!r} has sections {unknown}; the notebooks are {sorted(known)}")
+
+
+def _same_type(value: Any, example: Any) -> bool:
+    if isinstance(value, bool) or isinstance(example, bool):
+        return isinstance(value, bool) and isinstance(example, bool)
+    if isinstance(example, float):
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    if isinstance(example, list):
+        return isinstance(value, list) and all(_same_type(v, e) for v in value for e in example[:1] or [0.0])
+    return isinstance(value, type(example))
+
+
+def _section(content: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+    """A part of a profile that has to be a mapping; nothing at all counts as an empty one."""
+    values = content.get(key)
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"section {key!r} of profile {path} is {values!r}; a mapping name: value is needed")
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader that does not let the last of two equal keys win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := sorted({str(key) for key in keys if keys.count(key) > 1}):
+            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)

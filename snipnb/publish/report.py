@@ -1,0 +1,298 @@
+"""What a notebook calls to publish: figures, tables and verdicts into one folder, and the provenance at its end."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from io import BytesIO
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from snipnb._files import output_dir, project_root, resource, runs_dir, write_atomically
+from snipnb.data import data_checksum
+from snipnb.publish import captions, ledger, style
+from snipnb.publish.ledger import reported as reported  # notebooks take it from here
+from snipnb.publish.profiles import declared_parameters
+
+PACKAGES = ("torch", "numpy", "pandas", "scipy", "matplotlib", "seaborn", "sympy")
+RUN_FILE = "run.json"  # what the runner reads: kept out of everything that is compared
+DRAWN = "drawn"  # folder of what a redraw needs beside the tables
+PUBLISHED = "reported"  # folder of published values among the resources
+INLINE_DPI = 100
+BENCHMARKS = ("exact", "exact_layers", "exact_growth", "snip", "curvature", "training", "larger", "projection")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A rendered figure with its text alternative, as Jupyter shows it."""
+
+    png: bytes
+    alt: str
+
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {"image/png": self.png, "text/plain": self.alt}, {"image/png": {"alt": self.alt}}
+
+
+@dataclass
+class Report:
+    """Where one run of a notebook writes, and what it found so far. Made by :func:`begin`."""
+
+    notebook: str
+    parameters: dict[str, Any]
+    folder: Path
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    drawn: dict[str, Any] = field(default_factory=lambda: {"figures": {}, "tables": {}, "bounds": {}, "protocol": []})
+
+    @property
+    def profile(self) -> str:
+        """Name of the profile this run belongs to."""
+        return self.parameters["profile"]
+
+    @property
+    def runs(self) -> Path:
+        """Where training runs of this profile are kept."""
+        return runs_dir(self.profile)
+
+    def figure(
+        self,
+        draw: Callable[..., Figure],
+        name: str,
+        frame: pd.DataFrame,
+        *frames: pd.DataFrame,
+        caption: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> Picture:
+        """Write the plotted numbers as CSV, draw a figure from there as PNG and SVG, and return it for display.
+
+        Args:
+            draw: Frames, settings and ``note`` -> figure, for instance ``plotting.linearity``.
+            name: File stem after the notebook's number, e.g. ``"figure2"`` gives ``03_figure2.png``. Small print and text
+                alternative stand in ``resources/captions.yaml`` under it.
+            frame: The numbers that are plotted.
+            frames: Further ones. One that was written before, or holds published values, is taken from its file; any other is
+                written as ``NN_<name>_<argument>.csv``.
+            caption: Field of the caption -> value, for fields that are neither parameters nor settings.
+            settings: What else ``draw`` takes: numbers, texts, and mappings of them.
+        """
+        arguments = list(inspect.signature(draw).parameters)[1 : 1 + len(frames)]
+        files = [self._csv(frame, name)]
+        files += [self._file_of(other, f"{name}_{argument}") for other, argument in zip(frames, arguments, strict=True)]
+        self.drawn["figures"][name] = {
+            "draw": f"{draw.__module__}:{draw.__qualname__}",
+            "frames": files,
+            "settings": _plain(settings),
+            "caption": _plain(caption or {}),
+        }
+        return self.draw(name)
+
+    def draw(self, name: str) -> Picture:
+        """Draw a figure from what :meth:`figure` wrote."""
+        drawn = self.drawn["figures"][name]
+        draw = resolve_name(drawn["draw"])
+        settings = {key: dict(v["pairs"]) if isinstance(v, dict) else v for key, v in drawn["settings"].items()}
+        text = captions.fill(self.notebook, name, {**self.parameters, **settings}, drawn["caption"])
+        figure = draw(*map(self._read, drawn["frames"]), **settings, note=text["note"])
+        for ending in ("png", "svg"):
+            style.save(figure, self.folder / f"{self._stem(name)}.{ending}", alt=text["alt"])
+        stream = BytesIO()
+        style.save(figure, stream, alt=text["alt"], dpi=INLINE_DPI)
+        plt.close(figure)
+        return Picture(stream.getvalue(), text["alt"])
+
+    def table(self, frame: pd.DataFrame, name: str, *, digits: int = 4) -> pd.DataFrame:
+        """Write a table as CSV and, with ``digits`` significant digits, as Markdown and LaTeX; return it for display."""
+        self._csv(frame, name)
+        self.drawn["tables"][name] = digits
+        self.render(name)
+        return frame
+
+    def render(self, name: str) -> None:
+        """Write Markdown and LaTeX of a table from the CSV that :meth:`table` wrote."""
+        frame, digits = self._read(f"{self._stem(name)}.csv"), self.drawn["tables"][name]
+        shown = frame.apply(lambda column: column.map(lambda value: _cell(value, digits)))
+        align = ["right" if pd.api.types.is_numeric_dtype(frame[column]) else "left" for column in frame]
+        text = shown.to_markdown(index=False, disable_numparse=True, colalign=align)
+        write_atomically(self.folder / f"{self._stem(name)}.md", text + "\n")
+        columns = "".join(side[0] for side in align)
+        write_atomically(self.folder / f"{self._stem(name)}.tex", ledger.latex(shown, columns))
+
+    def data(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:
+        """Write a long table as CSV alone, and return its first rows for display."""
+        self._csv(frame, name)
+        return frame.head()
+
+    def bound(self, claim_id: str, statistic: str) -> float:
+        """As :func:`snipnb.publish.ledger.bound`, noted: a redraw has to know which numbers of rules a run has used."""
+        value = self.drawn["bounds"][f"{claim_id} {statistic}"] = ledger.bound(claim_id, statistic)
+        return value
+
+    def claim(
+        self,
+        claim_id: str,
+        measured: Mapping[str, float],
+        *,
+        n: int | None = None,
+        intervals: Mapping[str, tuple[float, float]] | None = None,
+        figure: str | None = None,
+        protocol_followed: bool = False,
+    ) -> None:
+        """Put a verdict on a claim into the ledger; see :func:`snipnb.publish.ledger.entry`. Saying it again replaces it."""
+        if figure is not None:
+            figure = f"{self._stem(figure.split('.')[0])}.{figure.split('.')[1]}"
+            if not (self.folder / figure).is_file():
+                raise ValueError(f"{claim_id} points at {figure}, which this notebook has not written")
+        new = ledger.entry(
+            claim_id,
+            measured,
+            notebook=self.notebook,
+            profile=self.profile,
+            n=n,
+            intervals=intervals,
+            figure=figure,
+            protocol_followed=protocol_followed,
+        )
+        self.entries = [entry for entry in self.entries if entry["id"] != claim_id] + [new]
+        others = [other for other in self.drawn["protocol"] if other != claim_id]
+        self.drawn["protocol"] = others + [claim_id] * protocol_followed
+
+    def verdicts(self) -> pd.DataFrame:
+        """Write the verdicts of this notebook and return them as a table.
+
+        Raises:
+            ValueError: If a claim that this notebook owns has none.
+        """
+        if missing := sorted(set(ledger.claims_of(self.notebook)) - {entry["id"] for entry in self.entries}):
+            raise ValueError(f"{self.notebook} has no verdict on {', '.join(missing)}")
+        text = json.dumps(self.entries, indent=1, ensure_ascii=False, allow_nan=False)
+        write_atomically(self.folder / "claims" / f"{self.notebook}.json", text + "\n")
+        return ledger.verdict_frame(self.entries)
+
+    def provenance(self, *runs: pd.DataFrame) -> pd.DataFrame:
+        """Versions, parameters and data of this run as a table; peak memory and who trained go to the runner, not into it.
+
+        What it drew, and with which settings, is written to ``drawn/``: all that drawing it again needs beside the tables.
+
+        Args:
+            runs: Tables of training runs, as from :func:`snipnb.run_grid`.
+        """
+        drawn = {"parameters": self.parameters, "settings": ledger.settings_of(self.notebook), **self.drawn}
+        text = json.dumps(drawn, indent=1, ensure_ascii=False)
+        write_atomically(self.folder / DRAWN / f"{self.notebook}.json", text + "\n")
+        sample = bool(self.parameters.get("sample", False))
+        rows = {"notebook": self.notebook, **{f"parameter {key}": value for key, value in self.parameters.items()}}
+        rows["images"] = "sample of 6,000 MNIST images" if sample else "MNIST, 70,000 images"
+        rows["images' SHA-256"] = data_checksum(sample=sample)[:16] + "..."
+        rows["python"] = platform.python_version()
+        rows |= versions()
+        facts: dict[str, Any] = {"peak_memory_mb": _peak_memory_mb()}
+        if trained_by := [row for table in runs for row in table.attrs.get("trained_by", [])]:
+            facts["trained_by"] = trained_by
+        write_atomically(self.folder / RUN_FILE, json.dumps(facts))
+        return pd.DataFrame({"value": {key: str(value) for key, value in rows.items()}})
+
+    def _stem(self, name: str) -> str:
+        return f"{self.notebook.split('_')[0]}_{name}"
+
+    def _path(self, file: str) -> Path:
+        return resource(file) if file.startswith(PUBLISHED) else self.folder / file
+
+    def _csv(self, frame: pd.DataFrame, name: str) -> str:
+        if not name.replace("_", "").isalnum() or not name.isascii():
+            raise ValueError(f"{name!r} is no file stem; accepted are letters, digits and underscores")
+        write_atomically(self.folder / f"{self._stem(name)}.csv", _csv_text(frame))
+        return f"{self._stem(name)}.csv"
+
+    def _file_of(self, frame: pd.DataFrame, name: str) -> str:
+        """The file that holds a frame: a published one, one that this run wrote, or else a new one."""
+        text = _csv_text(frame)
+        for path in sorted(resource(PUBLISHED).glob("*.csv")):
+            if _csv_text(pd.read_csv(path)) == text:
+                return f"{PUBLISHED}/{path.name}"
+        written = [file for figure in self.drawn["figures"].values() for file in figure["frames"]]
+        written += [f"{self._stem(table)}.csv" for table in self.drawn["tables"]]
+        for file in written:
+            if not file.startswith(PUBLISHED) and (self.folder / file).read_text(encoding="utf-8") == text:
+                return file
+        return self._csv(frame, name)
+
+    def _read(self, file: str) -> pd.DataFrame:
+        """A table as a redraw has it; only an empty cell is a missing value, and of texts an empty text."""
+        frame = pd.read_csv(self._path(file), keep_default_na=False, na_values=[""])
+        return frame.fillna({name: "" for name in frame if not pd.api.types.is_numeric_dtype(frame[name])})
+
+
+def begin(notebook: str, namespace: Mapping[str, Any]) -> Report:
+    """Start a run of a notebook: fixed thread count, house style, and a report that knows its parameters.
+
+    Args:
+        notebook: Stem of the notebook's file.
+        namespace: The notebook's variables, ``globals()``; those of its parameters cell are recorded.
+    """
+    root = project_root()
+    path = root / "notebooks" / f"{notebook}.ipynb" if root is not None else None
+    names = (
+        declared_parameters(path)
+        if path is not None and path.is_file()
+        else {"profile": "", "threads": 0, "sample": False}
+    )
+    parameters = {name: namespace[name] for name in names}
+    torch.set_num_threads(parameters["threads"])
+    style.use_house_style()
+    return Report(notebook, parameters, output_dir())
+
+
+def benchmark(name: str) -> pd.DataFrame:
+    """A table of ``figures/bench/``, as ``make bench`` wrote it: ``"exact"``, ``"exact_layers"``, ``"exact_growth"`` or ``"snip"``."""
+    root = project_root()
+    path = None if root is None else root / "figures" / "bench" / f"{name}.csv"
+    if path is None or not path.is_file():
+        raise ValueError(f"there is no benchmark {name!r} in figures/bench/; make bench writes {', '.join(BENCHMARKS)}")
+    return pd.read_csv(path)
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that results depend on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _csv_text(frame: pd.DataFrame) -> str:
+    return frame.to_csv(index=False, float_format="%.8g")
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as JSON holds them: floats exactly, and a mapping as pairs, for its keys may be numbers."""
+    pairs = {key: {"pairs": [*value.items()]} if isinstance(value, Mapping) else value for key, value in values.items()}
+    return json.loads(json.dumps(pairs, default=lambda value: value.item()))
+
+
+def _cell(value: Any, digits: int) -> str:
+    """A number with so many significant digits, but never in powers of ten where all its digits fit; else the value."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if 10**digits <= abs(value) < 10**9 else f"{value:.{digits}g}"
+
+
+def _peak_memory_mb() -> int | None:
+    try:
+        import resource as limits
+    except ImportError:  # Windows
+        return None
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return round(limits.getrusage(limits.RUSAGE_SELF).ru_maxrss / unit)

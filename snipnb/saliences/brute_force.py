@@ -1,0 +1,320 @@
+"""Slow and obviously right: what the fast functions are compared with, in tests and in notebooks.
+
+Everything here does what its definition says, one parameter at a time where need be. None of it is meant to be fast.
+Losses and saliences are taken of a float64 copy of the model in evaluation mode; :func:`plain_training` trains the model
+itself, as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.optim import lr_scheduler
+
+from snipnb._progress import track
+from snipnb.data import Split
+from snipnb.pruning.masks import Mask, check_mask_fits
+from snipnb.saliences.snip import Loss, Salience, call_with, check_classes, check_examples, float_parameters
+from snipnb.training.loop import WARM_UP_SHARE, Recipe, error_rate
+
+CHUNK = 100  # images at once: what fits the processor's cache is several times faster than all in one
+
+
+def mean_loss(model: nn.Module, images: Tensor, labels: Tensor, *, loss: Loss | None = None) -> Tensor:
+    """L(w): the mean loss over the images, a float64 scalar."""
+    return _Examples(model, images, labels, loss).value({})
+
+
+def indicator_salience(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    loss: Loss | None = None,
+    at: float = 1.0,
+) -> Salience:
+    """dL(c * w)/dc by automatic differentiation with respect to explicit indicators c, all equal to ``at``.
+
+    **Definition.** Every parameter tensor w is replaced by c * w with c a tensor of its shape; autograd differentiates
+    with respect to c. **Source.** Write-up, section 1, which says "an indicator variable equal to 1".
+
+    Returns:
+        Dictionary name -> dL/dc, float64.
+    """
+    examples = _Examples(model, images, labels, loss)
+    indicators = {name: torch.full_like(w, at, requires_grad=True) for name, w in examples.parameters.items()}
+    value = examples.value({name: c * examples.parameters[name] for name, c in indicators.items()})
+    gradients = torch.autograd.grad(value, list(indicators.values()))
+    return dict(zip(indicators, gradients, strict=True))
+
+
+def indicator_loss(
+    model: nn.Module, images: Tensor, labels: Tensor, *, at: float = 1.0, loss: Loss | None = None
+) -> Tensor:
+    """L with every parameter multiplied by an explicit indicator of value ``at``; a float64 scalar."""
+    examples = _Examples(model, images, labels, loss)
+    return examples.value({name: torch.full_like(w, at) * w for name, w in examples.parameters.items()})
+
+
+def finite_difference_salience(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    parameters: Mapping[str, Tensor],
+    *,
+    loss: Loss | None = None,
+    step: float = 1e-5,
+) -> Salience:
+    """dL/dc_j at c = 1 as (L(c_j = 1 + step) - L(c_j = 1 - step)) / (2 step), for chosen parameters.
+
+    Args:
+        parameters: Name -> flat indices, as from :func:`stratified_sample`.
+
+    Returns:
+        Dictionary name -> float64 values, in the order of the indices.
+    """
+    examples = _Examples(model, images, labels, loss)
+    return {
+        name: (examples.scaled(name, index, 1 + step) - examples.scaled(name, index, 1 - step)) / (2 * step)
+        for name, index in _each(parameters, "finite differences")
+    }
+
+
+def ablation_salience(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    parameters: Mapping[str, Tensor] | None = None,
+    loss: Loss | None = None,
+) -> Salience:
+    """Exact salience by brute force: L(w with w_j = 0) - L(w), one forward pass per parameter.
+
+    **Definition.** DESIGN: signed loss change when one parameter is zeroed and the others stay. **Source.** Write-up,
+    section 1, where L(0) means that w_j alone is zero.
+
+    Args:
+        parameters: Name -> flat indices to do; default all, in the parameters' shapes.
+
+    Returns:
+        Dictionary name -> float64 values, in the order of the indices, or in the parameter's shape.
+    """
+    examples = _Examples(model, images, labels, loss)
+    before = examples.value({})
+    if parameters is not None:
+        return {name: examples.scaled(name, i, 0.0) - before for name, i in _each(parameters, "ablation")}
+    everything = {name: torch.arange(w.numel()) for name, w in examples.parameters.items()}
+    return {
+        name: (examples.scaled(name, i, 0.0) - before).view_as(examples.parameters[name])
+        for name, i in _each(everything, "ablation")
+    }
+
+
+def float32_differences(model: nn.Module, images: Tensor, labels: Tensor, parameters: Mapping[str, Tensor]) -> Salience:
+    """Exact salience the published way: the difference of two float32 mean losses on one batch, one pass per parameter.
+
+    **Source.** The write-up's code (its brute-force salience on one mini-batch). Neighbouring float32 numbers near a loss of
+    2.3 are 2.4e-7 apart, so that no smaller salience can come out, and rounding in the passes adds to that.
+
+    Args:
+        parameters: Name -> flat indices.
+
+    Returns:
+        Dictionary name -> float32 values, in the order of the indices.
+    """
+    examples = _Examples(model, images, labels, None, dtype=torch.float32, chunk=len(images))
+    before = examples.value({})
+    return {name: examples.scaled(name, i, 0.0) - before for name, i in _each(parameters, "one pass per parameter")}
+
+
+def plain_training(
+    model: nn.Module, split: Split, *, mask: Mask | None = None, recipe: Recipe | None = None, data_seed: int = 0
+) -> pd.DataFrame:
+    """Train one network in place by the obvious loop, with PyTorch's own gradients, optimisers and learning-rate schedules.
+
+    **Definition.** As :func:`snipnb.training.loop.train_together`, for a network by itself: pruned parameters start at zero and
+    their gradients are masked before every step; mean cross-entropy of a batch; the same images in the same order. Dropout
+    draws from the global random state, so that networks with dropout come out otherwise than there.
+
+    Args:
+        model: Any module that takes images [n, ...] and returns logits [n, classes]; its parameters are changed, and it is
+            left in evaluation mode.
+        split: What to train on and what to score on.
+        mask: What to keep; default everything.
+        recipe: Default ``Recipe()``.
+        data_seed: Draw of the image order.
+
+    Returns:
+        Tidy frame, one row per epoch: ``epoch`` (from 1), ``train_loss`` (mean over the epoch, while training),
+        ``validation_error``, ``test_error`` (fractions wrong; NaN where the split has no such images).
+
+    Raises:
+        ValueError: If there are no training images, or the mask does not fit the model. The model is then unchanged.
+    """
+    recipe = recipe or Recipe()
+    parameters = dict(model.named_parameters())
+    device = next(iter(parameters.values())).device
+    check_examples(split.train_images, split.train_labels, recipe.batch_size)
+    kept: dict[str, Tensor] = {}
+    if mask is not None:
+        check_mask_fits(model, mask)
+        kept = {name: m.to(device) for name, m in mask.items()}
+        with torch.no_grad():
+            for name, m in kept.items():
+                parameters[name].masked_fill_(~m, 0)
+    images, labels = split.train_images.to(device), split.train_labels.to(device)
+    steps = -(-len(labels) // recipe.batch_size)
+    options: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    if recipe.optimiser == "adam":
+        optimiser: torch.optim.Optimizer = torch.optim.Adam(parameters.values(), **options)
+    else:
+        optimiser = torch.optim.SGD(parameters.values(), momentum=recipe.momentum, **options)
+    schedule, every_step = _schedule(optimiser, recipe, steps)
+    shuffle = torch.Generator().manual_seed(data_seed)
+    rows = []
+    for epoch in range(1, recipe.epochs + 1):
+        model.train()
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        order = torch.randperm(len(labels), generator=shuffle).to(device)
+        for batch in track(order.split(recipe.batch_size), f"epoch {epoch}/{recipe.epochs}", total=steps):
+            loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
+            optimiser.zero_grad()
+            loss.backward()
+            for name, m in kept.items():
+                gradient = parameters[name].grad
+                if gradient is not None:  # None: frozen, or not used
+                    gradient.mul_(m)
+            optimiser.step()
+            if every_step:
+                schedule.step()
+            total += loss.detach() * len(batch)
+        if not every_step:
+            schedule.step()
+        model.eval()
+        rows.append(
+            {
+                "epoch": epoch,
+                "train_loss": float(total) / len(labels),
+                "validation_error": error_rate(model, split.validation_images, split.validation_labels),
+                "test_error": error_rate(model, split.test_images, split.test_labels),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def loss_along_weight(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    name: str,
+    index: int,
+    factors: Sequence[float],
+    *,
+    loss: Loss | None = None,
+) -> Tensor:
+    """L with one parameter w_j replaced by c * w_j, for each c of ``factors``; float64 [len(factors)]."""
+    examples = _Examples(model, images, labels, loss)
+    return torch.cat([examples.scaled(name, torch.tensor([index]), c) for c in factors])
+
+
+def stratified_sample(model: nn.Module, per_tensor: int, *, seed: int = 0) -> dict[str, Tensor]:
+    """Up to ``per_tensor`` flat indices of every parameter tensor, ascending, drawn without replacement."""
+    draw = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randperm(p.numel(), generator=draw)[:per_tensor].sort().values
+        for name, p in float_parameters(model).items()
+    }
+
+
+def pick(salience: Salience, parameters: Mapping[str, Tensor]) -> Salience:
+    """The entries of a salience at the given flat indices."""
+    return {name: salience[name].flatten()[index.to(salience[name].device)] for name, index in parameters.items()}
+
+
+def _schedule(optimiser: torch.optim.Optimizer, recipe: Recipe, steps: int) -> tuple[lr_scheduler.LRScheduler, bool]:
+    """PyTorch's schedule for a recipe with so many steps per epoch, and whether it moves at every step, or every epoch."""
+    if recipe.schedule == "step":
+        return lr_scheduler.StepLR(optimiser, recipe.decay_every, recipe.decay), False
+    if recipe.schedule == "exponential":
+        return lr_scheduler.ExponentialLR(optimiser, recipe.decay), False
+    if recipe.schedule == "cosine":
+        return lr_scheduler.CosineAnnealingLR(optimiser, recipe.epochs * steps), True
+    if recipe.schedule == "one_cycle":
+        cycle = lr_scheduler.OneCycleLR(
+            optimiser,
+            max_lr=recipe.learning_rate,
+            total_steps=recipe.epochs * steps + 1,  # the step after the last is never used
+            pct_start=WARM_UP_SHARE,
+            anneal_strategy="linear",
+            cycle_momentum=False,
+        )
+        return cycle, True
+    return lr_scheduler.LambdaLR(optimiser, lambda _: 1.0), True
+
+
+def _each(parameters: Mapping[str, Tensor], description: str) -> Iterator[tuple[str, Tensor]]:
+    yield from track(parameters.items(), description, total=len(parameters))
+
+
+class _Examples:
+    """A copy of a model, float64 unless said otherwise, with its images: the loss at changed parameters."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        loss: Loss | None,
+        *,
+        dtype: torch.dtype = torch.float64,
+        chunk: int | None = None,
+    ) -> None:
+        check_examples(images, labels, 1)
+        float_parameters(model)
+        self.model = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
+        self.parameters = float_parameters(self.model)
+        device = next(iter(self.parameters.values())).device
+        chunk = CHUNK if chunk is None else chunk
+        images, self.labels = images.to(device, dtype, copy=True), labels.to(device).split(chunk)
+        self.inputs = {0: images.split(chunk)}  # position of a layer -> what comes into it
+        self.loss = nn.functional.cross_entropy if loss is None else loss
+        if loss is None:
+            check_classes(self.model(images[:1]), labels)
+
+    def _layers(self) -> nn.Sequential:
+        if not isinstance(self.model, nn.Sequential):
+            raise TypeError(f"a {type(self.model).__name__} is not done layer by layer")
+        return self.model
+
+    def value(self, changed: Mapping[str, Tensor], start: int = 0) -> Tensor:
+        """The mean loss with some parameters replaced, all of them in layers from ``start`` on."""
+        network = self._layers()[start:] if start else self.model
+        losses = [
+            self.loss(call_with(network, changed, x), y) * (len(y) if len(self.labels) > 1 else 1)
+            for x, y in zip(self.inputs[start], self.labels, strict=True)
+        ]
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum() / sum(len(y) for y in self.labels)
+
+    @torch.no_grad()
+    def scaled(self, name: str, indices: Tensor, factor: float) -> Tensor:
+        """The loss with one entry multiplied by ``factor``, for each index in turn."""
+        start = self._layer_of(name)
+        if start not in self.inputs:  # the layers before a changed one do not change: they are run once
+            self.inputs[start] = tuple(self._layers()[:start](x) for x in self.inputs[0])
+        values = []
+        for index in indices.tolist():
+            changed = self.parameters[name].clone()
+            changed.view(-1)[index] *= factor
+            values.append(self.value({name: changed}, start))
+        return torch.stack(values)
+
+    def _layer_of(self, name: str) -> int:
+        """Position of the layer that a parameter belongs to; 0 for networks that are not sequential."""
+        if type(self.model) is not nn.Sequential:
+            return 0
+        return list(self.model._modules).index(name.split(".")[0])  # named_children() skips repeated layers

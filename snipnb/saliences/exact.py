@@ -1,0 +1,298 @@
+"""Exact salience of every parameter: the change of the loss when it alone is set to zero.
+
+One forward pass per parameter would do; there are 61,706 parameters. But zeroing one changes a single unit or channel of
+one layer, so everything before it, and the rest of that layer, stays. For a batch of images the activations are computed
+once; the changes of one channel under all of its parameters are formed together and carried through the following layers
+as columns of matrix products (``propagation.py``; ``sequential.py`` makes its steps from a model). Where only linear layers
+and ReLUs follow, even that is not needed: the loss is a function of one number per image and unit, known piece by piece
+(``lines.py``). The loss change of each image is taken directly from the change of its logits, never as a difference of two
+losses. Convolutions' parameters are done by several workers at once, each with its own images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from snipnb._engine.propagation import ALL, Gate, Mix, Own, Scratch, Step
+from snipnb._engine.sequential import steps_of
+from snipnb._engine.unit_lines import Head, loss_changes, loss_changes_along_lines
+from snipnb._engine.workers import Crew
+from snipnb._progress import track
+from snipnb.saliences.snip import Salience, check_alike_and_precise, check_classes, check_examples, float_parameters
+
+# How many numbers one temporary holds: on a processor about what its caches do, on a GPU what keeps it busy.
+TEMPORARY = {"cpu": 2**24, "cuda": 2**26}
+PAIRS = {"cpu": 2**15, "cuda": 2**20}  # (parameter, image) pairs at once, at most
+LINEAR = {"cpu": 2**12, "cuda": 2**20}  # those that linear layers take at once
+TOGETHER = {"cpu": 128, "cuda": 1024}  # images at once, at most: the innermost, contiguous axis
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+KEPT = 2**26  # numbers kept per batch of images: their activations
+IMAGES = 1000  # images per batch, at most
+
+
+@torch.no_grad()
+def exact_salience(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    parameters: Mapping[str, Tensor] | None = None,
+) -> Salience:
+    """Exact salience of every parameter, or of chosen ones, over all given images.
+
+    **Definition.** e_j = L(w with w_j = 0) - L(w), with L the mean cross-entropy over all of ``images`` and the other
+    parameters as they are. Signed: negative where the loss falls without w_j. Ranking is by abs(e_j).
+
+    **Source.** Write-up, section 1. **Departs from** it: the write-up takes the difference of two float32 mean losses on
+    one mini-batch, which resolves 1.2e-7 of the loss; here the change is formed image by image without cancellation, so
+    that a salience has the digits of its dtype whatever its size, and is exactly zero where nothing changes.
+
+    Args:
+        model: ``nn.Sequential`` (nested ones too) of Conv2d, Linear, ReLU, MaxPool2d, AvgPool2d, Flatten, Dropout,
+            BatchNorm1d and BatchNorm2d, ending in logits or LogSoftmax; float32 or float64, on any device. It is
+            taken in evaluation mode, whatever its own mode is.
+        images: Inputs [n, channels, height, width] or [n, features], in the model's dtype, on any device.
+        labels: Classes, integers [n] in [0, C).
+        parameters: Name -> flat indices into that parameter, to do these only; default all of every parameter. The cost
+            of a sample is in proportion, except for the forward pass of each batch.
+
+    Returns:
+        Dictionary name -> signed salience in the parameter's shape, or, for ``parameters``, in the order of the given
+        indices; on the model's device, in its dtype.
+
+    Raises:
+        ValueError: If the model has a layer or an option that is not covered, shares a parameter, is in half precision,
+            or does not fit the images; if images, labels or indices are not as said.
+
+    Example:
+        >>> import snipnb
+        >>> images, labels = snipnb.load_mnist("test", sample=True)
+        >>> some = {"full1.weight": torch.tensor([0, 48_000 - 1])}
+        >>> snipnb.exact_salience(snipnb.lenet5(), images[:100], labels[:100], parameters=some)["full1.weight"].shape
+        torch.Size([2])
+    """
+    tensors = float_parameters(model)
+    check_examples(images, labels, 1)
+    first = check_alike_and_precise(tensors, images)
+    steps = steps_of(model, images.shape[1:])
+    wanted = _wanted(tensors, parameters)
+    tasks = [task for k in range(len(steps)) if (task := _task(steps, k, wanted)) is not None]
+    known = [name for step in steps if step.own is not None for name in step.own.names]
+    if extra := tensors.keys() - set(known):
+        raise ValueError(f"parameters {sorted(extra)} belong to no layer that is covered")
+    probe = _Batch(steps, images[:1].to(first.device), labels[:1].to(first.device))
+    check_classes(probe.logits.T, labels)
+
+    size = _batch_size(steps, probe)
+    parts = [(start, task) for start in range(0, len(images), size) for task in tasks]
+    batch = probe
+    with Crew(1 if first.is_cuda else torch.get_num_threads()) as crew:
+        for start, task in track(parts, "exact salience", total=len(parts)):
+            if task is tasks[0]:
+                some = slice(start, start + size)
+                batch = _Batch(steps, images[some].to(first.device), labels[some].to(first.device))
+            task.add(batch, crew)
+
+    found: Salience = {}
+    for task in tasks:
+        found |= task.result(len(images))
+    if parameters is None:
+        return {name: found[name].view_as(p).to(p.dtype) for name, p in tensors.items()}
+    return {name: found.get(name, first.new_zeros(0)).to(first.dtype) for name in parameters}
+
+
+def _wanted(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Flat indices to do, by name."""
+    if parameters is None:
+        return {name: torch.arange(p.numel()) for name, p in tensors.items()}
+    if not isinstance(parameters, Mapping):
+        raise ValueError(f"parameters is a {type(parameters).__name__}; accepted is a dictionary name -> flat indices")
+    wanted = {}
+    for name, given in parameters.items():
+        if name not in tensors:
+            raise ValueError(f"parameters names {name!r}; the model has {', '.join(tensors)}")
+        try:
+            indices = torch.as_tensor(given).cpu()
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"indices of {name!r} are {given!r}; integers [n] are accepted") from None
+        count = tensors[name].numel()
+        if indices.numel() == 0:
+            indices = indices.long()
+        if indices.dim() != 1 or indices.dtype not in INTEGERS:
+            raise ValueError(
+                f"indices of {name!r} are {indices.dtype} of shape {tuple(indices.shape)}; integers [n] are accepted"
+            )
+        if indices.numel() and not (int(indices.min()) >= 0 and int(indices.max()) < count):
+            low, high = int(indices.min()), int(indices.max())
+            raise ValueError(f"indices of {name!r} range from {low} to {high}; accepted are 0 to {count - 1}")
+        wanted[name] = indices.long()
+    return wanted
+
+
+class _Batch:
+    """Some images with everything that the steps keep of them."""
+
+    def __init__(self, steps: list[Step], images: Tensor, labels: Tensor) -> None:
+        a = images.flatten(2).permute(2, 1, 0)[:, None] if images.dim() == 4 else images.T[None, None]
+        a = a.contiguous()
+        self.kept = []
+        for step in steps:
+            a, kept = step.forward(a)
+            self.kept.append(kept)
+        self.logits = a.reshape(-1, a.shape[-1])  # [classes, images]
+        if not bool(torch.isfinite(self.logits).all()):
+            raise ValueError(
+                "the logits of some images are not finite; images and parameters with finite ones are needed"
+            )
+        self.log_p = self.logits.log_softmax(0)
+        self.labels = labels.long()
+
+    def part(self, images: slice) -> _Batch:
+        """The same for some of its images."""
+        part = object.__new__(_Batch)
+        part.kept = [tuple(t[..., images] for t in kept) for kept in self.kept]
+        part.logits, part.log_p = self.logits[:, images], self.log_p[:, images]
+        part.labels = self.labels[images]
+        return part
+
+
+def _batch_size(steps: list[Step], one: _Batch) -> int:
+    """Images per batch, so that what is kept of them stays bounded; ``one`` is a batch of a single image."""
+    kept = sum(t.numel() for kept in one.kept for t in kept)
+    inside = max(step.rows(getattr(step, "inputs", 1)) for step in steps)
+    return max(1, min(IMAGES, KEPT // (kept + 2 * inside)))
+
+
+# --- the parameters of one step ---------------------------------------------------------------------------------------
+
+
+def _task(steps: list[Step], k: int, wanted: Mapping[str, Tensor]) -> _Task | None:
+    """What is to be done for step k, or None if nothing is wanted of it."""
+    own = steps[k].own
+    if own is None or not any(name in wanted and len(wanted[name]) for name in own.names):
+        return None
+    head = Head.after(steps, k)
+    return _Propagated(steps, k, own, wanted) if head is None else _AlongLines(steps, k, own, wanted, head)
+
+
+class _Task:
+    """The wanted parameters of one step, by channel, with their sums over images so far."""
+
+    def __init__(self, steps: list[Step], k: int, own: Own, wanted: Mapping[str, Tensor]) -> None:
+        self.steps, self.k, self.own = steps, k, own
+        device = self.own.values.device
+        channels, columns = self.own.values.shape
+        self.wanted, grid = {}, torch.zeros(channels, columns, dtype=torch.bool)
+        first = 0
+        for name, count in zip(self.own.names, self.own.columns, strict=True):
+            if name in wanted:
+                place = wanted[name] // count * columns + first + wanted[name] % count
+                grid.view(-1)[place] = True
+                self.wanted[name] = place.to(device)
+            first += count
+        self.sums = torch.zeros(channels, columns, dtype=torch.float64, device=device)
+        self.channels = [int(o) for o in grid.any(1).nonzero()]
+        everything = torch.arange(columns)
+        self.columns = {
+            o: (everything if bool(grid[o].all()) else grid[o].nonzero()[:, 0]).to(device) for o in self.channels
+        }
+        if all(len(c) == columns for c in self.columns.values()):
+            self.columns = dict.fromkeys(self.channels, everything.to(device))  # one tensor: factors are shared
+
+    def add(self, batch: _Batch, crew: Crew) -> None:
+        raise NotImplementedError
+
+    def result(self, images: int) -> Salience:
+        return {name: self.sums.view(-1)[place] / images for name, place in self.wanted.items()}
+
+
+def _kind(tensor: Tensor) -> str:
+    return "cuda" if tensor.is_cuda else "cpu"
+
+
+class _Propagated(_Task):
+    """Carries the changes of one channel through the layers, as columns of matrix products."""
+
+    def add(self, batch: _Batch, crew: Crew) -> None:
+        kind = _kind(self.sums)
+        rows, inputs = [batch.kept[self.k][0].shape[0]], 1
+        for step in self.steps[self.k + 1 :]:
+            rows.append(step.rows(inputs))
+            inputs = step.outputs if isinstance(step, Mix) else inputs
+        pairs = max(1, min(PAIRS[kind], TEMPORARY[kind] // max(rows)))
+        images = min(TOGETHER[kind], pairs)
+        parts = [batch.part(slice(start, start + images)) for start in range(0, batch.logits.shape[1], images)]
+        groups = min(len(self.channels), -(-crew.size // len(parts)))
+        jobs = [(part, self.channels[first::groups]) for part in parts for first in range(groups)]
+        for sums in crew.map(lambda job, scratch: self._sums(*job, pairs // images, scratch), jobs):
+            self.sums += sums  # in the order of the jobs, whoever did them
+
+    def _sums(self, part: _Batch, channels: list[int], together: int, scratch: Scratch) -> Tensor:
+        """Sums over the images of ``part`` for the wanted parameters of some channels, else 0: [channels, columns]."""
+        sums = torch.zeros_like(self.sums)
+        factors, of = None, None
+        for o in channels:
+            columns = self.columns[o]
+            if factors is None or not (self.own.shared and of is columns):
+                factors, of = self.steps[self.k].factors(part.kept[self.k], o, columns), columns
+            for first in range(0, len(columns), together):
+                some = slice(first, first + together)
+                changes = self._changes(part, o, columns[some], factors[:, :, some], scratch)
+                sums[o].index_add_(0, columns[some], changes.sum(1, dtype=torch.float64))
+        return sums
+
+    def _changes(self, part: _Batch, o: int, columns: Tensor, factors: Tensor, scratch: Scratch) -> Tensor:
+        """Loss changes [columns, images] for parameters of channel ``o``."""
+        values, channels = -self.own.values[o, columns, None], slice(o, o + 1)
+        following = list(zip(self.steps, part.kept, strict=True))[self.k + 1 :]
+        if following:
+            step, kept = following.pop(0)
+            d, channels = step.change_of_product(factors, values, kept, channels, scratch)
+        else:
+            d = (factors * values).unsqueeze(2)
+        while following and not following[0][0].is_linear_layer:
+            step, kept = following.pop(0)
+            gate = following[0][0] if following else None
+            if isinstance(step, Mix) and isinstance(gate, Gate) and gate.takes_windows_in_place:
+                kept = following.pop(0)[1]
+                d, channels = step.change_and_gate(gate, d, kept, channels, scratch)
+            else:
+                d, channels = step.change(d, kept, channels, scratch)
+        together = max(1, LINEAR[_kind(d)] // d.shape[4])
+        dz = scratch.take(("logits",), (len(part.logits), *d.shape[3:]), d)
+        for some, into in zip(d.split(together, 3), dz.split(together, 1), strict=True):
+            which = channels
+            for step, kept in following:
+                some, which = step.change(some, kept, which, scratch)
+            if which != ALL:  # nothing mixed: other logits do not change
+                into.zero_()
+            into[which] = some[0, 0]
+        return loss_changes(dz, part.log_p, part.labels)
+
+
+class _AlongLines(_Task):
+    """Linear layers with only linear layers and ReLUs behind them: one number per image and unit."""
+
+    def __init__(self, steps: list[Step], k: int, own: Own, wanted: Mapping[str, Tensor], head: Head) -> None:
+        super().__init__(steps, k, own, wanted)
+        self.head = head
+
+    def add(self, batch: _Batch, crew: Crew) -> None:
+        x = batch.kept[self.k][0][0, 0].T  # [images, inputs]
+        if len(self.own.columns) > 1:
+            x = torch.cat([x, x.new_ones(len(x), 1)], 1)
+        values = {o: self.own.values[o, columns] for o, columns in self.columns.items()}
+        loss_changes_along_lines(
+            x.contiguous(),
+            values,
+            self.columns,
+            self.head,
+            batch.kept,
+            batch.logits,
+            batch.labels,
+            self.sums,
+            crew.scratch,
+        )

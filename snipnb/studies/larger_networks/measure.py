@@ -1,0 +1,250 @@
+"""SNIP against the exact salience on networks that are deeper, wider, normalised, or VGG16, on samples of their parameters."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from snipnb._progress import track
+from snipnb.networks import lenet_variant, set_running_statistics, vgg16_mnist
+from snipnb.pruning.masks import LayerCollapseWarning, keep_mask, layer_table
+from snipnb.publish.ledger import setting
+from snipnb.publish.stats import mean_interval
+from snipnb.saliences.brute_force import pick, stratified_sample
+from snipnb.saliences.exact import exact_salience
+from snipnb.saliences.snip import snip
+from snipnb.studies.snip_vs_exact.measure import rank_correlation
+
+RESAMPLES = 500
+Network = Callable[..., nn.Sequential]
+MORE = tuple(setting("C27", "layers_more"))
+# Family -> label of the network -> function of init and seed. The first family is the one that C27 judges.
+FAMILIES: dict[str, dict[int | float, Network]] = {
+    "fully connected layers more": {n: partial(lenet_variant, extra_full=n) for n in MORE},
+    "convolutions more": {n: partial(lenet_variant, extra_conv=n) for n in MORE},
+    "fully connected, Xavier": {n: partial(lenet_variant, extra_full=n, init="xavier_uniform") for n in MORE},
+    "fully connected, batch norm": {n: partial(lenet_variant, extra_full=n, batch_norm=True) for n in MORE},
+    "times as wide": {n: partial(lenet_variant, width=n) for n in (0.5, 1, 2, 4)},
+}
+
+
+def num_layers(model: nn.Module) -> int:
+    """Convolutions and linear layers of a network."""
+    return sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in model.modules())
+
+
+def compare(model: nn.Sequential, images: Tensor, labels: Tensor, *, per_tensor: int, seed: int = 0) -> pd.DataFrame:
+    """SNIP and exact salience of a stratified sample of a network's parameters, batch norms' statistics set from the images first.
+
+    **Definition.** Up to ``per_tensor`` parameters are drawn from every tensor, and each stands for ``weight`` = size / drawn of them.
+    Both saliences are taken in evaluation mode over the same images; ``train_mode`` is SNIP in training mode.
+
+    Args:
+        model: Its batch norms are changed.
+        images: [n, ...].
+        labels: [n].
+        per_tensor: Parameters per tensor.
+        seed: Draw of the sample.
+
+    Returns:
+        One row per drawn parameter: ``layer``, ``weight``, ``exact``, ``snip``, ``train_mode`` (signed loss changes: SNIP with its sign turned).
+    """
+    set_running_statistics(model, images, batch_size=min(1000, len(images)))
+    sample = stratified_sample(model, per_tensor, seed=seed)
+    exact = exact_salience(model, images, labels, parameters=sample)
+    size = min(500, len(images))
+    ways = {mode: pick(snip(model, images, labels, batch_size=size, mode=mode), sample) for mode in ("eval", "train")}
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    frames = [
+        pd.DataFrame(
+            {
+                "layer": name,
+                "weight": sizes[name] / len(index),
+                "exact": exact[name].double().numpy(),
+                "snip": -ways["eval"][name].double().numpy(),
+                "train_mode": -ways["train"][name].double().numpy(),
+            }
+        )
+        for name, index in sample.items()
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def weighted_spearman(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> float:
+    """Spearman correlation of a population of which each point stands for ``weight`` members, ties by mean ranks; NaN if one is constant."""
+    ranks = [_weighted_ranks(np.asarray(x, dtype=float), weight) for x in (a, b)]
+    x, y = (r - np.average(r, weights=weight) for r in ranks)
+    spread = np.average(x * x, weights=weight) * np.average(y * y, weights=weight)
+    return float(np.average(x * y, weights=weight) / spread**0.5) if spread > 0 else float("nan")
+
+
+def _weighted_ranks(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    found, place = np.unique(values, return_inverse=True)
+    mass = np.bincount(place, weights=weight, minlength=len(found))
+    return (np.cumsum(mass) - mass / 2)[place]
+
+
+def agreement(sample: pd.DataFrame, *, resamples: int = RESAMPLES) -> pd.DataFrame:
+    """How well SNIP agrees with the exact salience, from a sample as :func:`compare` gives.
+
+    **Definition.** ``spearman`` of the magnitudes, each parameter with its weight. ``median_relative_difference``: weighted median of
+    abs(SNIP - exact) / abs(exact) over parameters whose exact salience is not 0. Intervals: percentiles (95 %) of a bootstrap within tensors.
+
+    Returns:
+        One row per salience (``snip``, ``train_mode``): ``salience``, ``spearman``, ``low95``, ``high95``, ``median_relative_difference``, ``drawn``.
+    """
+    draw = np.random.default_rng(0)
+    groups = list(sample.groupby("layer", sort=False).indices.values())
+    rows = []
+    for name in ("snip", "train_mode"):
+        a, e, w = (sample[column].to_numpy() for column in (name, "exact", "weight"))
+        again = []
+        for _ in range(resamples):
+            chosen = np.concatenate([draw.choice(g, len(g)) for g in groups])
+            again.append(weighted_spearman(np.abs(a[chosen]), np.abs(e[chosen]), w[chosen]))
+        low, high = np.nanpercentile(again, [2.5, 97.5]) if np.isfinite(again).any() else (np.nan, np.nan)
+        some = e != 0
+        off = np.abs(a[some] - e[some]) / np.abs(e[some])
+        row = {"salience": name, "spearman": weighted_spearman(np.abs(a), np.abs(e), w), "low95": low, "high95": high}
+        rows.append(row | {"median_relative_difference": _weighted_median(off, w[some]), "drawn": len(sample)})
+    return pd.DataFrame(rows)
+
+
+def agreement_by_seed(sample: pd.DataFrame) -> pd.DataFrame:
+    """:func:`agreement` of every network of a sample: its columns and ``seed``."""
+    return pd.concat([agreement(part).assign(seed=seed) for seed, part in sample.groupby("seed")], ignore_index=True)
+
+
+def _weighted_median(values: np.ndarray, weight: np.ndarray) -> float:
+    if len(values) == 0:
+        return float("nan")
+    order = np.argsort(values, kind="stable")
+    half = np.searchsorted(np.cumsum(weight[order]), weight.sum() / 2)
+    return float(values[order][min(half, len(values) - 1)])
+
+
+def sweep(
+    images: Tensor,
+    labels: Tensor,
+    *,
+    seeds: Sequence[int],
+    per_tensor: int,
+    families: Mapping[str, Mapping[int | float, Network]] | None = None,
+) -> pd.DataFrame:
+    """Agreement of SNIP and exact salience over families of networks.
+
+    Returns:
+        One row per family, network and seed: ``family``, ``value``, ``layers`` (convolutions and linear ones), ``parameters``, ``seed``, and the columns
+        of :func:`agreement` for SNIP in evaluation mode (without intervals), and ``train_mode_spearman``.
+    """
+    families = FAMILIES if families is None else families
+    jobs = [(f, v, seed) for f, members in families.items() for v in members for seed in seeds]
+    rows = []
+    for family, value, seed in track(jobs, "deeper and wider networks"):
+        model = families[family][value](seed=seed)
+        sample = compare(model, images, labels, per_tensor=per_tensor, seed=seed)
+        both = agreement(sample, resamples=0).set_index("salience")
+        row = {"family": family, "value": value, "layers": num_layers(model)}
+        row |= {"parameters": sum(p.numel() for p in model.parameters()), "seed": seed, "drawn": len(sample)}
+        row |= both.loc["snip", ["spearman", "median_relative_difference"]].to_dict()
+        rows.append(row | {"train_mode_spearman": both.loc["train_mode", "spearman"]})
+    return pd.DataFrame(rows)
+
+
+def slopes(swept: pd.DataFrame) -> pd.DataFrame:
+    """Slope of the Spearman correlation on the number of layers (of doublings, where it is width), one per seed.
+
+    Returns:
+        One row per family: ``family``, ``per``, ``n``, ``slope`` (mean over seeds), ``low95``, ``high95``, ``at_smallest``, ``at_largest`` (mean correlations).
+    """
+    rows = []
+    for family, part in swept.groupby("family", sort=False):
+        wide = part["layers"].nunique() == 1 < part["value"].nunique()
+        x = np.log2(part["value"].astype(float)) if wide else part["layers"].astype(float)
+        each = [_slope(x[own.index].to_numpy(), own["spearman"].to_numpy()) for _, own in part.groupby("seed")]
+        mean, low, high = mean_interval(np.array(each))
+        ends = part.groupby("value")["spearman"].mean()
+        row = {"family": family, "per": "doubling of width" if wide else "layer", "n": len(each), "slope": mean}
+        rows.append(row | {"low95": low, "high95": high, "at_smallest": ends.iloc[0], "at_largest": ends.iloc[-1]})
+    return pd.DataFrame(rows)
+
+
+def _slope(x: np.ndarray, y: np.ndarray) -> float:
+    """Of the line of least squares; NaN where there is none."""
+    return float(stats.linregress(x, y).slope) if np.ptp(x) > 0 else float("nan")
+
+
+# --- VGG16 ------------------------------------------------------------------------------------------------------------
+
+
+def compare_vgg(images: Tensor, labels: Tensor, *, seeds: Sequence[int], per_tensor: int) -> pd.DataFrame:
+    """:func:`compare` for VGG16 with batch norm, several seeds: its columns and ``seed``."""
+    frames = [
+        compare(vgg16_mnist(seed=seed), images, labels, per_tensor=per_tensor, seed=seed).assign(seed=seed)
+        for seed in track(list(seeds), "VGG16")
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def by_depth(sample: pd.DataFrame) -> pd.DataFrame:
+    """How far SNIP is off within each weight tensor, the drawn parameters of all networks together.
+
+    Returns:
+        One row per weight tensor in order: ``layer``, ``place`` (from 1), ``drawn``, ``spearman`` (mean over networks), ``median_relative_difference``,
+        ``lower``, ``upper`` (quartiles of it).
+    """
+    rows = []
+    weights = sample[sample["layer"].str.match(r"(conv|full)\d+\.weight")]
+    for place, (layer, part) in enumerate(weights.groupby("layer", sort=False), 1):
+        a, e = part["snip"].to_numpy(), part["exact"].to_numpy()
+        some = e != 0
+        off = np.abs(a[some] - e[some]) / np.abs(e[some])
+        low, middle, high = np.percentile(off, [25, 50, 75]) if some.any() else (np.nan,) * 3
+        spearman = np.mean(
+            [rank_correlation(o["snip"].abs().to_numpy(), o["exact"].abs().to_numpy()) for _, o in part.groupby("seed")]
+        )
+        row = {"layer": layer, "place": place, "drawn": len(part), "spearman": spearman}
+        rows.append(row | {"median_relative_difference": middle, "lower": low, "upper": high})
+    return pd.DataFrame(rows)
+
+
+def vgg_layers(images: Tensor, labels: Tensor, *, seed: int, sparsity: float) -> pd.DataFrame:
+    """What SNIP keeps of each weight tensor of VGG16, in evaluation mode with set statistics and in training mode.
+
+    Returns:
+        ``mode`` (``"eval"``, ``"train"``, and ``"untouched statistics"``: evaluation mode at (0, 1)), ``layer``, ``parameters``, ``kept_percent``.
+    """
+    frames = []
+    for mode in ("eval", "train", "untouched statistics"):
+        model = vgg16_mnist(seed=seed)
+        if mode != "untouched statistics":
+            set_running_statistics(model, images, batch_size=min(1000, len(images)))
+        found = snip(
+            model, images, labels, batch_size=min(100, len(images)), mode="train" if mode == "train" else "eval"
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LayerCollapseWarning)  # shows in the table
+            table = layer_table(keep_mask(found, sparsity, ties="stable"))
+        table = table[table["layer"].str.match(r"(conv|full)\d+\.weight")]
+        frames.append(table.assign(mode=mode, kept_percent=100 * table["kept"] / table["parameters"]))
+    return pd.concat(frames, ignore_index=True)[["mode", "layer", "parameters", "kept_percent"]]
+
+
+@torch.no_grad()
+def spread_over_images(images: Tensor, *, seed: int = 0) -> pd.DataFrame:
+    """How much the logits of VGG16 in evaluation mode depend on the image, before and after batch norms' statistics are set.
+
+    Returns:
+        ``statistics``, ``deviation`` (largest standard deviation of a logit over images).
+    """
+    model = vgg16_mnist(seed=seed).eval()
+    before = float(model(images).std(0).max())
+    after = float(set_running_statistics(model, images, batch_size=len(images))(images).std(0).max())
+    return pd.DataFrame({"statistics": ["0 and 1, as they start", "set from the images"], "deviation": [before, after]})

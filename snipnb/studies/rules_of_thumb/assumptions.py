@@ -1,0 +1,318 @@
+"""What SNIP takes for granted, tried out: single changes add up, the greedy set is the best set, trained networks can be read the same way."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from snipnb._progress import track
+from snipnb.data import Split
+from snipnb.pruning.criteria import Start, mask_for, salience_for
+from snipnb.pruning.masks import LayerCollapseWarning, Mask, keep_mask, num_removed
+from snipnb.saliences.brute_force import mean_loss
+from snipnb.saliences.exact import exact_salience
+from snipnb.saliences.snip import Salience, float_parameters, snip
+from snipnb.studies.snip_vs_exact.measure import WHOLE, rank_correlation
+from snipnb.training.loop import error_rate
+
+SETS_AT_ONCE = 64  # what a processor's caches hold
+START = "at initialisation"  # the state that the rule of C4 is about
+
+
+def masked(model: nn.Module, mask: Mask) -> nn.Module:
+    """A copy of a model with what the mask does not keep at zero."""
+    pruned = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, p in pruned.named_parameters():
+            p.mul_(mask[name])
+    return pruned
+
+
+def _loss(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    with torch.no_grad():
+        return float(mean_loss(copy.deepcopy(model).double(), images.double(), labels))
+
+
+# --- do single changes add up? ------------------------------------------------------------------------------------------
+
+
+def joint_changes(
+    states: Mapping[str, Sequence[nn.Module]],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    sparsities: Sequence[float],
+    criteria: Sequence[str] = ("snip", "random"),
+    exact: Mapping[str, Sequence[Salience]] | None = None,
+) -> pd.DataFrame:
+    """The loss change when a whole set is removed, beside the sum of the changes when each parameter alone is.
+
+    Args:
+        states: State -> networks, one per seed.
+        images: [n, ...], that losses and saliences are taken over.
+        labels: [n].
+        sparsities: Fractions removed.
+        criteria: Names in :data:`snipnb.CRITERIA`, which choose the sets.
+        exact: State -> exact saliences of its networks over these images, where they are known.
+
+    Returns:
+        One row per state, network, criterion and sparsity: ``state``, ``seed``, ``criterion``, ``sparsity``, ``joint``, ``sum_of_single``, ``ratio``.
+    """
+    rows = []
+    jobs = [(state, seed, model) for state, models in states.items() for seed, model in enumerate(models)]
+    for state, seed, model in track(jobs, "joint changes, networks"):
+        known = (exact or {}).get(state)
+        alone = known[seed] if known else exact_salience(model, images, labels)
+        before = _loss(model, images, labels)
+        for name in criteria:
+            start = Start(model, images, labels, seed)
+            salience = salience_for(name, start)
+            for sparsity in sparsities:
+                mask = mask_for(name, start, salience, sparsity)
+                single = sum(float(e[~mask[n]].double().sum()) for n, e in alone.items())
+                joint = _loss(masked(model, mask), images, labels) - before
+                facts = {"joint": joint, "sum_of_single": single, "ratio": joint / single if single else float("nan")}
+                rows.append({"state": state, "seed": seed, "criterion": name, "sparsity": sparsity} | facts)
+    return pd.DataFrame(rows)
+
+
+def joint_summary(changes: pd.DataFrame) -> pd.DataFrame:
+    """Over networks: ``state``, ``criterion``, ``sparsity``, ``n``, medians of ``joint``, ``sum_of_single`` and ``ratio``, ``smallest``, ``largest`` ratio."""
+    groups = changes.groupby(["state", "criterion", "sparsity"], sort=False)
+    table = groups[["joint", "sum_of_single", "ratio"]].median()
+    ratio = groups["ratio"]
+    return table.assign(n=ratio.size(), smallest=ratio.min(), largest=ratio.max()).reset_index()
+
+
+# --- is the greedy set the best one? ------------------------------------------------------------------------------------
+
+
+def toy_problem(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The images of two digits, 0 and 1, as means over their four quarters: [n, 4] in float64, labels 0 and 1."""
+    chosen = labels < 2
+    return nn.functional.avg_pool2d(images[chosen].double(), 14).flatten(1), labels[chosen]
+
+
+def toy_network(seed: int) -> nn.Sequential:
+    """Four inputs, two hidden units, two classes: 16 parameters in float64, PyTorch's initialisation."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        return nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 2)).double()
+
+
+@torch.no_grad()
+def changes_of_all_sets(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss change when each set of parameters is removed, for all 2^m of them.
+
+    Args:
+        model: Small: m at most 20 parameters.
+        images: [n, ...].
+        labels: [n].
+
+    Returns:
+        Which parameters are removed, bool [2^m, m], and the change [2^m].
+
+    Raises:
+        ValueError: If the model has more than 20 parameters.
+    """
+    parameters = float_parameters(model)
+    sizes = [p.numel() for p in parameters.values()]
+    count = sum(sizes)
+    if count > 20:
+        raise ValueError(f"the model has {count} parameters, which is 2^{count} sets; accepted are up to 20 parameters")
+    removed = (torch.arange(2**count)[:, None] >> torch.arange(count)) % 2 == 1
+
+    def loss(kept: Tensor) -> Tensor:
+        parts = zip(parameters.items(), kept.split(sizes), strict=True)
+        return nn.functional.cross_entropy(
+            functional_call(model, {n: p * k.view_as(p) for (n, p), k in parts}, (images,)), labels
+        )
+
+    losses = torch.cat([vmap(loss)((~some).to(images.dtype)) for some in removed.split(SETS_AT_ONCE)])
+    return removed, losses - losses[0]
+
+
+def greedy_against_best(images: Tensor, labels: Tensor, *, seeds: Iterable[int]) -> pd.DataFrame:
+    """On toy networks: the parameters of smallest exact salience, and those of smallest SNIP, against the best set of their size.
+
+    **Definition.** The best set of k parameters is that whose removal changes the loss least, in magnitude, of all sets of k.
+
+    Returns:
+        One row per network, size and ranking: ``seed``, ``size``, ``sets`` (how many), ``ranking``, ``change``, ``best_change`` (magnitudes),
+        ``better_sets`` (share of all sets of that size with a smaller change), ``is_best``.
+    """
+    x, y = toy_problem(images, labels)
+    rows = []
+    for seed in track(list(seeds), "all sets, toy networks"):
+        model = toy_network(seed)
+        removed, changes = changes_of_all_sets(model, x, y)
+        sizes, magnitudes = removed.sum(1), changes.abs()
+        flat = {
+            "exact": torch.cat([s.flatten() for s in exact_salience(model, x, y).values()]),
+            "snip": torch.cat([s.flatten() for s in snip(model, x, y).values()]),
+        }
+        powers = 2 ** torch.arange(removed.shape[1])
+        for size in range(1, removed.shape[1]):
+            all_of_size = magnitudes[sizes == size]
+            for ranking, salience in flat.items():
+                own = magnitudes[powers[salience.abs().argsort(stable=True)[:size]].sum()]
+                better = float((all_of_size < own * (1 - 1e-9)).double().mean())
+                facts = {"change": float(own), "best_change": float(all_of_size.min()), "better_sets": better}
+                row = {"seed": seed, "size": size, "sets": len(all_of_size), "ranking": ranking}
+                rows.append(row | facts | {"is_best": better == 0})
+    return pd.DataFrame(rows)
+
+
+def greedy_summary(found: pd.DataFrame) -> pd.DataFrame:
+    """By size and ranking: ``n``, ``best_in_percent`` of networks, ``median_better_sets_percent``, ``median_change``, ``median_best_change``."""
+    groups = found.groupby(["size", "sets", "ranking"], sort=False)
+    table = groups.agg(
+        n=("seed", "size"),
+        best_in_percent=("is_best", lambda x: 100 * x.mean()),
+        median_better_sets_percent=("better_sets", lambda x: 100 * x.median()),
+        median_change=("change", "median"),
+        median_best_change=("best_change", "median"),
+    )
+    return table.reset_index()
+
+
+def number_of_sets(count: int, sparsity: float) -> float:
+    """log10 of how many sets of floor(sparsity * count) there are among ``count`` parameters."""
+    k = num_removed(count, sparsity)
+    return (math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)) / math.log(10)
+
+
+# --- what a trained network says ----------------------------------------------------------------------------------------
+
+RANKINGS = ("snip", "exact", "second_order", "magnitude", "random")
+
+
+def trained_agreement(saliences: Sequence[Mapping[str, Salience]]) -> pd.DataFrame:
+    """Rank correlation of every ranking with the exact salience in trained networks, by tensor and for the whole network.
+
+    Args:
+        saliences: As from :func:`rankings_of`, one per network.
+
+    Returns:
+        ``ranking``, ``layer``, ``n``, ``spearman`` (mean), ``smallest``, ``largest``.
+    """
+    rows = []
+    for found in saliences:
+        for name in found:
+            if name == "exact":
+                continue
+            for layer in [WHOLE, *found["exact"]]:
+                names = found["exact"] if layer == WHOLE else [layer]
+                a, b = (
+                    torch.cat([s[n].flatten().abs().double() for n in names]) for s in (found[name], found["exact"])
+                )
+                rows.append({"ranking": name, "layer": layer, "spearman": rank_correlation(a.numpy(), b.numpy())})
+    groups = pd.DataFrame(rows).groupby(["ranking", "layer"], sort=False)["spearman"]
+    return groups.agg(n="size", spearman="mean", smallest="min", largest="max").reset_index()
+
+
+def rankings_of(models: Sequence[nn.Module], images: Tensor, labels: Tensor) -> list[dict[str, Salience]]:
+    """Saliences of networks as they are, by everything in :data:`RANKINGS`."""
+    return [
+        {name: salience_for(name, Start(model, images, labels, seed)) for name in RANKINGS}
+        for seed, model in enumerate(track(models, "saliences, trained networks"))
+    ]
+
+
+def removal_errors(
+    models: Sequence[nn.Module],
+    saliences: Sequence[Mapping[str, Salience]],
+    split: Split,
+    *,
+    sparsities: Sequence[float],
+) -> pd.DataFrame:
+    """Test error of trained networks without the parameters that a ranking puts last, and without training again.
+
+    Returns:
+        ``seed``, ``ranking``, ``sparsity``, ``error_percent``, ``increase`` (points).
+    """
+    rows = []
+    jobs = list(enumerate(zip(models, saliences, strict=True)))
+    for seed, (model, found) in track(jobs, "removal, trained networks"):
+        before = 100 * error_rate(model, split.test_images, split.test_labels)
+        for ranking, sparsity in itertools.product(found, sparsities):
+            mask = _quiet_mask(found[ranking], sparsity)
+            error = 100 * error_rate(masked(model, mask), split.test_images, split.test_labels)
+            facts = {"error_percent": error, "increase": error - before}
+            rows.append({"seed": seed, "ranking": ranking, "sparsity": sparsity} | facts)
+    return pd.DataFrame(rows)
+
+
+def removal_by_layer(
+    models: Sequence[nn.Module],
+    saliences: Sequence[Mapping[str, Salience]],
+    split: Split,
+    *,
+    sparsity: float,
+    rankings: Sequence[str] = ("snip", "exact", "magnitude", "random"),
+) -> pd.DataFrame:
+    """What SNIP says of each weight tensor of trained networks, and what removing parameters of it alone costs.
+
+    **Definition.** ``named_percent``: the share of the tensor among what SNIP would remove of the whole network at this sparsity.
+    ``increase``: in test error, points, when that fraction of the tensor is removed, those that a ranking puts last; nothing else, without
+    training again.
+
+    Returns:
+        ``seed``, ``layer``, ``named_percent``, ``ranking``, ``increase``.
+    """
+    rows = []
+    jobs = list(enumerate(zip(models, saliences, strict=True)))
+    for seed, (model, found) in track(jobs, "removal by layer, trained networks"):
+        before = 100 * error_rate(model, split.test_images, split.test_labels)
+        whole = _quiet_mask(found["snip"], sparsity)
+        for layer in [n for n, p in model.named_parameters() if p.dim() > 1]:
+            named = 100 * float((~whole[layer]).double().mean())
+            for ranking in rankings:
+                mask = {n: torch.ones_like(m) for n, m in whole.items()}
+                mask[layer] = keep_mask({layer: found[ranking][layer]}, sparsity, ties="stable")[layer]
+                error = 100 * error_rate(masked(model, mask), split.test_images, split.test_labels)
+                facts = {"ranking": ranking, "increase": error - before}
+                rows.append({"seed": seed, "layer": layer, "named_percent": named} | facts)
+    return pd.DataFrame(rows)
+
+
+def _quiet_mask(salience: Salience, sparsity: float) -> Mask:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LayerCollapseWarning)  # shows in the error
+        return keep_mask(salience, sparsity, ties="stable")
+
+
+def layer_summary(by_layer: pd.DataFrame) -> pd.DataFrame:
+    """Over networks: ``layer``, ``named_percent`` (mean), ``ranking``, ``n``, ``mean``, ``smallest``, ``largest`` of the increase."""
+    named = by_layer.groupby("layer", sort=False)["named_percent"].mean()
+    table = summarise(by_layer, ["layer", "ranking"])
+    table.insert(1, "named_percent", table["layer"].map(named))
+    return table
+
+
+def farthest_from_one(changes: pd.DataFrame, sparsities: Sequence[float]) -> pd.Series:
+    """The statistic of C4: by sparsity, the largest distance of a network's ratio from one, SNIP's sets at initialisation.
+
+    Raises:
+        ValueError: If a ratio is missing.
+    """
+    some = changes[
+        (changes["state"] == START) & (changes["criterion"] == "snip") & changes["sparsity"].isin(sparsities)
+    ]
+    if some["ratio"].isna().any() or set(some["sparsity"]) != set(sparsities):
+        raise ValueError(f"ratios at {list(sparsities)} are needed; some are missing")
+    return (some["ratio"] - 1).abs().groupby(some["sparsity"]).max()
+
+
+def summarise(frame: pd.DataFrame, by: Sequence[str], value: str = "increase") -> pd.DataFrame:
+    """Over networks: ``by``, ``n``, ``mean``, ``smallest``, ``largest`` of a column."""
+    groups = frame.groupby(list(by), sort=False)[value]
+    return groups.agg(n="size", mean="mean", smallest="min", largest="max").reset_index()

@@ -1,0 +1,206 @@
+"""SNIP against its controls, against rules for layer densities, and under several optimisers: tables of paired differences."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from torch import Tensor
+
+from snipnb.networks import lenet5
+from snipnb.pruning.criteria import Start, mask_for, salience_for
+from snipnb.pruning.masks import layer_table
+from snipnb.publish.ledger import setting
+from snipnb.publish.stats import equivalence_test, mean_interval, non_inferiority_test
+from snipnb.studies import grids
+from snipnb.studies._shared import WAYS, differences, error_table, margin_of, paired
+from snipnb.training.grid import RunConfig, run_grid
+
+LAST = WAYS["error_rate"]
+# What each control asks, in the order in which the notebook answers.
+QUESTIONS = {
+    "snip_shuffled": "Does it matter which parameters of a layer are kept?",
+    "snip_redrawn": "Does a mask belong to the weights it was made for?",
+    "snip_densities": "Are the layer densities of other networks enough?",
+    "closed_form": "Can densities be computed from shapes and initialisation, with four constants fitted once?",
+    "erdos_renyi_kernel": "Does a rule that knows no images at all, only fan-in and fan-out, do?",
+    "uniform": "Does it matter how many each layer keeps?",
+    "magnitude": "Are the largest initial weights worth keeping?",
+    "snip_inverted": "Does the salience say anything within a layer?",
+}
+
+
+def _margin(rates: pd.DataFrame, sparsity: float) -> float:
+    own = rates[(rates["sparsity"] == sparsity) & (rates["way"] == LAST)]
+    return margin_of(own, reference="snip", smallest=setting("C35", "smallest_margin"))
+
+
+def against_snip(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Every criterion against SNIP, pair by pair: same initial weights, same image order.
+
+    **Definition.** ``difference``: error rate at the last epoch less SNIP's, in points. ``outcome``, from 95 % t intervals and one-sided tests
+    at 5 %: *as good* if equivalent within the margin (the rule of C35), *better* or *worse* if the interval lies beyond 0 and it is not
+    equivalent, *no worse* if only the non-inferiority test holds, else *undecided*.
+
+    Args:
+        runs: As from :func:`snipnb.run_grid`, with the criterion ``snip``.
+
+    Returns:
+        One row per criterion and sparsity: ``criterion``, ``sparsity``, ``n``, ``error_percent``, ``mean``, ``low95``, ``high95`` (of the
+        difference), ``margin``, ``equivalence_p``, ``non_inferiority_p``, ``outcome``, ``collapsed`` (runs with a layer of which nothing is
+        kept); and one row per pair: ``criterion``, ``sparsity``, ``seed``, ``difference``.
+    """
+    rates = error_table(runs)
+    pairs = differences(rates, way=LAST, reference="snip")
+    cut = runs[runs["collapsed"] > 0].groupby(["criterion", "sparsity"])["init_seed"].nunique()
+    rows = []
+    for (criterion, sparsity), part in pairs.groupby(["criterion", "sparsity"], sort=False):
+        values, margin = part["difference"].to_numpy(), _margin(rates, sparsity)
+        test, below = equivalence_test(values, margin), non_inferiority_test(values, margin)
+        chosen = (rates["criterion"] == criterion) & (rates["sparsity"] == sparsity) & (rates["way"] == LAST)
+        rows.append(
+            {
+                "criterion": criterion,
+                "sparsity": sparsity,
+                "n": len(values),
+                "error_percent": float(rates.loc[chosen, "error_percent"].mean()),
+                "mean": test.mean,
+                "low95": test.low,
+                "high95": test.high,
+                "margin": margin,
+                "equivalence_p": test.p_value,
+                "non_inferiority_p": below,
+                "outcome": _outcome(test.low, test.high, test.p_value, below),
+                "collapsed": int(cut.get((criterion, sparsity), 0)),
+            }
+        )
+    return pd.DataFrame(rows), pairs
+
+
+def _outcome(low: float, high: float, equivalence_p: float, non_inferiority_p: float) -> str:
+    if equivalence_p <= 0.05:
+        return "as good"
+    if high < 0:
+        return "better"
+    if low > 0:
+        return "worse"
+    return "no worse" if non_inferiority_p <= 0.05 else "undecided"
+
+
+def paired_at(runs: pd.DataFrame, first: str, second: str, *, sparsity: float) -> tuple[float, float, float]:
+    """:func:`snipnb.studies._shared.paired` at the last epoch, of runs at one sparsity."""
+    rates = error_table(runs)
+    return paired(rates[rates["sparsity"] == sparsity], first, second, way=LAST)
+
+
+def kept_by_layer(
+    images: Tensor, labels: Tensor, *, criteria: Sequence[str], sparsity: float, seed: int = 0
+) -> pd.DataFrame:
+    """What every criterion keeps of each parameter tensor of one LeNet-5, in percent: one row per tensor, a column per criterion."""
+    start = Start(lenet5(seed=seed), images, labels, seed, draw=lambda other: lenet5(seed=other))
+    table = pd.DataFrame()
+    for name in criteria:
+        layers = layer_table(mask_for(name, start, salience_for(name, start), sparsity))
+        table["layer"] = layers["layer"]
+        table[name] = 100 * layers["kept"] / layers["parameters"]
+    return table
+
+
+def advice(compared: pd.DataFrame) -> pd.DataFrame:
+    """What follows from :func:`against_snip`: one row per question, a column per sparsity with outcome and interval."""
+    sparsities = sorted(compared["sparsity"].unique())
+    rows = []
+    for criterion, question in QUESTIONS.items():
+        row = {"question": question, "tried": criterion}
+        for sparsity in sparsities:
+            found = compared[(compared["criterion"] == criterion) & (compared["sparsity"] == sparsity)]
+            row[f"at {sparsity:g}"] = _said(found.iloc[0]) if len(found) else "not tried"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _said(row: pd.Series) -> str:
+    cut = f"; {row['collapsed']} of {row['n']} networks cut through" if row["collapsed"] else ""
+    if row["n"] < 2:
+        return f"{row['mean']:+.2f} points, one network"
+    return f"{row['outcome']}: {row['mean']:+.2f} points [{row['low95']:.2f}, {row['high95']:.2f}]{cut}"
+
+
+# --- optimisers and schedules -------------------------------------------------------------------------------------------
+
+
+def run_named(configs: Mapping[str, Sequence[RunConfig]], **options) -> pd.DataFrame:
+    """:func:`snipnb.run_grid` of several lists of runs in one go; ``name`` tells whose a row is."""
+    flat = [config for some in configs.values() for config in some]
+    names = [name for name, some in configs.items() for config in some for _ in range(config.recipe.epochs)]
+    return run_grid(flat, **options).assign(name=names)
+
+
+def choose_rates(
+    *, optimiser_epochs: int, split_name: str, sample: bool, store: str | os.PathLike[str] | None = None
+) -> pd.DataFrame:
+    """Validation error of a dense network for every optimiser and learning rate, and which rate is taken.
+
+    Returns:
+        One row per optimiser and rate: ``name``, ``rate``, ``validation_error_percent`` (last epoch), ``chosen`` (smallest error, of equal ones the
+        smallest rate).
+
+    Raises:
+        ValueError: If the split has no validation images.
+    """
+    configs = grids.tuning(optimiser_epochs=optimiser_epochs, split_name=split_name, sample=sample)
+    runs = run_named({f"{name}|{rate}": [config] for (name, rate), config in configs.items()}, store=store)
+    last = runs[runs["epoch"] == optimiser_epochs].set_index("name")["validation_error"]
+    if last.isna().any():
+        raise ValueError(f"split {split_name!r} has no validation images, by which learning rates are chosen")
+    rows = [
+        {"name": name, "rate": rate, "validation_error_percent": 100 * last[f"{name}|{rate}"]} for name, rate in configs
+    ]
+    table = pd.DataFrame(rows)
+    best = table.sort_values(["validation_error_percent", "rate"]).groupby("name").head(1).index
+    return table.assign(chosen=table.index.isin(best))
+
+
+def rates_of(tried: pd.DataFrame) -> dict[str, float]:
+    """Name -> chosen learning rate, from :func:`choose_rates`."""
+    chosen = tried[tried["chosen"]]
+    return dict(zip(chosen["name"], chosen["rate"].astype(float), strict=True))
+
+
+def increases(runs: pd.DataFrame) -> pd.DataFrame:
+    """By how much pruning raises the error rate under each optimiser, against its own dense networks, seed by seed.
+
+    Args:
+        runs: As from :func:`run_named`, with sparsity 0.
+
+    Returns:
+        One row per name and sparsity above 0: ``name``, ``sparsity``, ``n``, ``dense_percent``, ``error_percent`` (means, last epoch), ``increase``,
+        ``low95``, ``high95`` (points).
+    """
+    last = runs[runs["epoch"] == runs["epoch"].max()]
+    wide = 100 * last.pivot(index=["name", "init_seed"], columns="sparsity", values="test_error")
+    rows = []
+    for name in dict.fromkeys(runs["name"]):
+        own = wide.loc[name]
+        for sparsity in [s for s in own.columns if s > 0]:
+            mean, low, high = mean_interval((own[sparsity] - own[0.0]).to_numpy())
+            facts = {"dense_percent": own[0.0].mean(), "error_percent": own[sparsity].mean()}
+            row = {"name": name, "sparsity": sparsity, "n": len(own)} | facts
+            rows.append(row | {"increase": mean, "low95": low, "high95": high})
+    return pd.DataFrame(rows)
+
+
+def excess(table: pd.DataFrame) -> pd.DataFrame:
+    """The statistic of C13: largest increase less twice that of the best optimiser and what the rule allows; per sparsity.
+
+    Returns:
+        ``sparsity``, ``best`` (smallest error rate), ``its_increase``, ``worst`` (largest increase), ``largest_increase``, ``excess``.
+    """
+    rows = []
+    for sparsity, part in table.groupby("sparsity"):
+        best, worst = part.loc[part["error_percent"].idxmin()], part.loc[part["increase"].idxmax()]
+        over = worst["increase"] - (2 * best["increase"] + setting("C13", "allowed"))
+        row = {"sparsity": sparsity, "best": best["name"], "its_increase": best["increase"]}
+        rows.append(row | {"worst": worst["name"], "largest_increase": worst["increase"], "excess": over})
+    return pd.DataFrame(rows)

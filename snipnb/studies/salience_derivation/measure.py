@@ -1,0 +1,322 @@
+"""Numerical checks of what SNIP is: each function runs one comparison and returns a tidy frame."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from snipnb.networks import published_label
+from snipnb.pruning.masks import keep_mask, standardise
+from snipnb.publish.stats import largest_relative_difference, overlap
+from snipnb.saliences import brute_force
+from snipnb.saliences.snip import Loss, Salience, snip
+
+
+def compare_indicators(model: nn.Module, images: Tensor, labels: Tensor) -> pd.DataFrame:
+    """dL/dc by automatic differentiation of explicit indicators beside w dL/dw, in float64, for every parameter.
+
+    Returns:
+        One row per parameter tensor: ``layer``, ``label``, ``parameters``, ``largest_salience`` (magnitude),
+        ``relative_difference`` (largest over entries), ``negative_percent`` (share of saliences below zero).
+    """
+    fast = snip(_double(model), images.double(), labels)
+    slow = brute_force.indicator_salience(model, images, labels)
+    return pd.DataFrame(
+        {
+            "layer": name,
+            "label": published_label(name),
+            "parameters": s.numel(),
+            "largest_salience": float(s.abs().max()),
+            "relative_difference": largest_relative_difference(s.numpy(), slow[name].numpy()),
+            "negative_percent": 100 * float((s < 0).double().mean()),
+        }
+        for name, s in fast.items()
+    )
+
+
+def step_errors(
+    model: nn.Module, images: Tensor, labels: Tensor, *, per_tensor: int, steps: Sequence[float], seed: int = 0
+) -> pd.DataFrame:
+    """Central differences of the loss along c beside SNIP, on a stratified sample of every parameter tensor.
+
+    Returns:
+        One row per step and sampled parameter: ``step``, ``layer``, ``index``, ``salience``, ``finite_difference``, ``error``
+        (absolute difference over the largest salience of the whole network).
+    """
+    fast = snip(_double(model), images.double(), labels)
+    sample = brute_force.stratified_sample(model, per_tensor, seed=seed)
+    largest = max(float(s.abs().max()) for s in fast.values())
+    frames = []
+    for step in steps:
+        slow = brute_force.finite_difference_salience(model, images, labels, sample, step=step)
+        frame = _sampled({"salience": brute_force.pick(fast, sample), "finite_difference": slow}, sample)
+        frame["error"] = (frame["salience"] - frame["finite_difference"]).abs() / largest
+        frames.append(frame.assign(step=step))
+    return pd.concat(frames, ignore_index=True)
+
+
+def step_table(errors: pd.DataFrame) -> pd.DataFrame:
+    """Median and largest error by layer, one pair of columns per step, and over all layers at the end."""
+    pieces = []
+    for layers, part in ((errors["layer"], errors), ("all", errors)):
+        grouped = part.assign(layer=layers).groupby(["layer", "step"], sort=False)["error"]
+        pieces.append(grouped.agg(["median", "max"]).unstack("step"))
+    table = pd.concat(pieces)
+    table.columns = [f"{kind} at {step:g}" for kind, step in table.columns]
+    return table.reset_index()
+
+
+def order_table(orders: pd.DataFrame, sampled: pd.DataFrame) -> pd.DataFrame:
+    """Observed orders by layer: how many parameters were sampled, how many have a remainder above rounding, quartiles.
+
+    Args:
+        orders: As from :func:`remainder_orders`.
+        sampled: Any frame with one row per sampled parameter and a column ``layer``.
+    """
+    rows = []
+    for layer in [*dict.fromkeys(sampled["layer"]), "all"]:
+        own = orders["order"] if layer == "all" else orders.loc[orders["layer"] == layer, "order"]
+        count = len(sampled) if layer == "all" else int((sampled["layer"] == layer).sum())
+        quartiles = own.quantile([0.25, 0.5, 0.75]).tolist()
+        rows.append(
+            {
+                "layer": layer,
+                "sampled": count,
+                "usable": len(own),
+                **dict(zip(("q25", "median", "q75"), quartiles, strict=True)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def exact_counts(cases: pd.DataFrame, *, bound: float) -> pd.DataFrame:
+    """How many sampled parameters of each case have SNIP exact, and how many of those belong to the last layer.
+
+    Args:
+        cases: As from :func:`linear_cases`.
+        bound: Error up to which SNIP counts as exact.
+    """
+    last = cases["layer"].str.split(".").str[0] == cases["layer"].iloc[-1].split(".")[0]
+    exact = cases["error"] <= bound
+    frame = pd.DataFrame(
+        {"case": cases["case"].str.replace("\n", " "), "sampled": 1, "exact": exact, "exact, last layer": exact & last}
+    )
+    frame["loss unchanged"] = (cases["exact"] == 0) & exact
+    return frame.groupby("case", sort=False).sum().astype(int).reset_index()
+
+
+def loss_paths(
+    model: nn.Module, images: Tensor, labels: Tensor, *, per_tensor: int, factors: Sequence[float], seed: int = 0
+) -> pd.DataFrame:
+    """The loss along single weights, for a typical and for the worst of some sampled weights of each weight tensor.
+
+    Of each weight tensor, ``per_tensor`` weights are drawn from the half with the larger SNIP salience. "Typical" is the
+    one whose error of SNIP against the exact salience, relative to the larger of the two, is the median; "worst" has the
+    largest.
+
+    Returns:
+        One row per panel and factor: ``layer``, ``kind``, ``c``, ``change`` (L(c w_j) - L(w_j)), ``tangent`` (SNIP's
+        line), ``index``, ``error`` (relative).
+    """
+    fast = snip(_double(model), images.double(), labels)
+    draw = torch.Generator().manual_seed(seed)
+    pools = {
+        name: s.flatten().abs().argsort(descending=True)[: max(1, s.numel() // 2)]
+        for name, s in fast.items()
+        if s.dim() > 1
+    }
+    sample = {
+        name: pool[torch.randperm(len(pool), generator=draw)[:per_tensor]].sort().values for name, pool in pools.items()
+    }
+    exact = brute_force.ablation_salience(model, images, labels, parameters=sample)
+    rows = []
+    for name, first_order in brute_force.pick(fast, sample).items():
+        errors = (exact[name] + first_order).abs() / torch.maximum(exact[name].abs(), first_order.abs())
+        order = errors.argsort()
+        for kind, place in (("typical", order[len(order) // 2]), ("worst", order[-1])):
+            index = int(sample[name][place])
+            losses = brute_force.loss_along_weight(model, images, labels, name, index, [1.0, *factors])
+            rows += [
+                {
+                    "layer": published_label(name),
+                    "kind": kind,
+                    "c": c,
+                    "change": float(value - losses[0]),
+                    "tangent": (c - 1) * float(first_order[place]),
+                    "index": index,
+                    "error": float(errors[place]),
+                }
+                for c, value in zip(factors, losses[1:], strict=True)
+            ]
+    return pd.DataFrame(rows).sort_values("kind", kind="stable", ignore_index=True)
+
+
+def remainder_orders(
+    model: nn.Module, images: Tensor, labels: Tensor, *, per_tensor: int, step: float = 1e-3, seed: int = 0
+) -> pd.DataFrame:
+    """How fast the tangent's error vanishes: the observed order of L(w (1 - d)) - L(w) + d s as d is halved.
+
+    Returns:
+        One row per sampled parameter whose remainder stands above rounding: ``layer``, ``index``, ``order`` (2 for a
+        tangent).
+    """
+    sample = brute_force.stratified_sample(model, per_tensor, seed=seed)
+    fast = brute_force.pick(snip(_double(model), images.double(), labels), sample)
+    before = float(brute_force.mean_loss(model, images, labels))
+    rows = []
+    for name, indices in sample.items():
+        for index, s in zip(indices.tolist(), fast[name].tolist(), strict=True):
+            losses = brute_force.loss_along_weight(model, images, labels, name, index, [1 - step, 1 - step / 2])
+            whole, half = float(losses[0]) - before + step * s, float(losses[1]) - before + step / 2 * s
+            if abs(half) > 1e4 * np.finfo(float).eps * abs(before) and whole != 0:
+                rows.append({"layer": name, "index": index, "order": float(np.log2(abs(whole / half)))})
+    return pd.DataFrame(rows)
+
+
+def linear_cases(
+    model: nn.Sequential, images: Tensor, labels: Tensor, *, per_tensor: int, seed: int = 0
+) -> pd.DataFrame:
+    """SNIP against brute force with and without activations, with a loss linear in the outputs and with cross-entropy.
+
+    Without activations (and with average instead of maximum pooling) the outputs are linear in each single parameter; so
+    is then a loss that is linear in the outputs, here minus the mean output at the label.
+
+    Returns:
+        One row per case and sampled parameter: ``case``, ``layer``, ``index``, ``snip`` (loss change that SNIP predicts,
+        minus the salience), ``exact``, ``error`` (absolute difference over the case's largest exact salience).
+    """
+    cases: dict[str, tuple[nn.Module, Loss | None]] = {
+        "no activations,\nlinear loss": (without_activations(model), minus_label_output),
+        "no activations,\ncross-entropy": (without_activations(model), None),
+        "LeNet-5,\nlinear loss": (model, minus_label_output),
+        "LeNet-5,\ncross-entropy": (model, None),
+    }
+    sample = brute_force.stratified_sample(model, per_tensor, seed=seed)
+    frames = []
+    for case, (network, loss) in cases.items():
+        fast = brute_force.pick(snip(_double(network), images.double(), labels, loss=loss), sample)
+        exact = brute_force.ablation_salience(network, images, labels, parameters=sample, loss=loss)
+        frame = _sampled({"snip": {name: -s for name, s in fast.items()}, "exact": exact}, sample)
+        frame["error"] = (frame["snip"] - frame["exact"]).abs() / frame["exact"].abs().max()
+        frames.append(frame.assign(case=case))
+    return pd.concat(frames, ignore_index=True)
+
+
+def count_operations(model: nn.Module, images: Tensor, labels: Tensor) -> pd.DataFrame:
+    """Counted floating-point operations of a forward pass, of one gradient, and of SNIP, over the same images.
+
+    Counts matrix products and convolutions, which are what costs; element-wise work is left out.
+
+    Returns:
+        Rows ``forward pass``, ``gradient``, ``SNIP``; columns ``operations`` and ``over_one_gradient``.
+    """
+
+    def gradient() -> None:
+        loss = nn.functional.cross_entropy(model(images), labels)
+        torch.autograd.grad(loss, list(model.parameters()))
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(images)
+
+    counts = {"forward pass": _flops(forward), "gradient": _flops(gradient)}
+    counts["SNIP"] = _flops(lambda: snip(model, images, labels, batch_size=len(images)))
+    frame = pd.DataFrame({"what": list(counts), "operations": list(counts.values())})
+    frame["over_one_gradient"] = frame["operations"] / counts["gradient"]
+    return frame
+
+
+def other_rankings(model: nn.Module, images: Tensor, labels: Tensor, *, sparsity: float = 0.95) -> pd.DataFrame:
+    """What would be kept if two sentences of the write-up were taken to the letter, beside what SNIP keeps.
+
+    Returns:
+        Rows ``signed salience`` (no absolute value) and ``gradient`` (additive step); columns ``ranking``, ``formula``,
+        ``overlap`` (kept sets against SNIP's, intersection over union).
+    """
+    network = _double(model)
+    loss = nn.functional.cross_entropy(network(images.double()), labels)
+    gradients = dict(
+        zip(dict(network.named_parameters()), torch.autograd.grad(loss, list(network.parameters())), strict=True)
+    )
+    salience = snip(network, images.double(), labels)
+    lowest = min(s.min() for s in salience.values())
+    mask = keep_mask(salience, sparsity)
+    others = {
+        "signed salience": ("w dL/dw", {name: s - lowest for name, s in salience.items()}),  # all >= 0, same order
+        "gradient": ("abs(dL/dw)", gradients),
+    }
+    return pd.DataFrame(
+        {"ranking": name, "formula": formula, "overlap": overlap(mask, keep_mask(other, sparsity))}
+        for name, (formula, other) in others.items()
+    )
+
+
+def percentages(salience: Salience, sparsities: Sequence[float]) -> tuple[pd.DataFrame, int]:
+    """Saliences as percentages by layer, and at how many sparsities they would give another mask than the saliences.
+
+    Returns:
+        One row per parameter tensor: ``layer``, ``label``, ``parameters``, ``share_percent`` (of all salience),
+        ``parameters_percent``; and the number of sparsities at which the masks differ.
+    """
+    shares = standardise(salience)
+    total = sum(s.numel() for s in salience.values())
+    table = pd.DataFrame(
+        {
+            "layer": name,
+            "label": published_label(name),
+            "parameters": s.numel(),
+            "parameters_percent": 100 * s.numel() / total,
+            "share_percent": float(s.sum()),
+        }
+        for name, s in shares.items()
+    )
+    changed = sum(overlap(keep_mask(shares, s), keep_mask(salience, s)) < 1 for s in sparsities)
+    return table, changed
+
+
+def _averaged(layer: nn.Module) -> nn.AvgPool2d:
+    window: tuple[Any, ...] = (layer.kernel_size, layer.stride, layer.padding)
+    return nn.AvgPool2d(*window)
+
+
+def without_activations(model: nn.Sequential) -> nn.Sequential:
+    """The same network with every ReLU left out and every max-pool turned into an average; shares the parameters."""
+    swaps: dict[type[nn.Module], Callable[[nn.Module], nn.Module]] = {
+        nn.ReLU: lambda layer: nn.Identity(),
+        nn.MaxPool2d: _averaged,
+    }
+    layers = ((name, swaps.get(type(layer), lambda layer: layer)(layer)) for name, layer in model.named_children())
+    return nn.Sequential(OrderedDict(layers))
+
+
+def minus_label_output(outputs: Tensor, labels: Tensor) -> Tensor:
+    """A loss linear in the outputs: minus the mean output at the label."""
+    return -outputs.gather(1, labels[:, None]).mean()
+
+
+def _flops(function: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def _double(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).double()
+
+
+def _sampled(columns: dict[str, dict[str, Tensor]], sample: dict[str, Tensor]) -> pd.DataFrame:
+    parts = [
+        pd.DataFrame(
+            {"layer": name, "index": indices.numpy(), **{key: values[name].numpy() for key, values in columns.items()}}
+        )
+        for name, indices in sample.items()
+    ]
+    return pd.concat(parts, ignore_index=True)

@@ -1,0 +1,343 @@
+"""What notebook 05 compares: formulas in symbols, orders of approximation in numbers, on quadratic losses and on LeNet-5."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from snipnb._progress import track
+from snipnb.networks import published_label
+from snipnb.saliences import brute_force
+from snipnb.saliences.exact import exact_salience
+from snipnb.saliences.snip import Salience, call_with, float_parameters
+from snipnb.saliences.taylor import derivatives, diagonal_hessian, row_sum_hessian, taylor_salience
+from snipnb.studies._shared import paired
+from snipnb.studies.snip_vs_exact.measure import WHOLE, log_bins, overlaps, rank_correlation
+
+# Criterion (or, for the slope alone, none) -> how notebook 05 calls it; in the order of what they take into account.
+APPROXIMATIONS: dict[str, str] = {
+    "slope": "|L'| alone",
+    "printed_second_order": "printed formula",
+    "snip": "order 1 (SNIP)",
+    "second_order": "order 2",
+    "third_order": "order 3",
+    "linear_region": "all orders",
+}
+PER_DECADE = 8  # bins of a density
+IN_UNITS_OF_LOSS = ("snip", "second_order", "third_order", "linear_region")
+
+
+# --- in symbols, and where the loss is quadratic ----------------------------------------------------------------------
+
+
+def symbolic_second_order() -> pd.DataFrame:
+    """The write-up's formulas for a quadratic loss along one weight, in SymPy: are they the exact salience, or what is left?
+
+    Returns:
+        One row per formula: ``formula``, ``for_a_quadratic_loss`` (worked out), ``squared_less_exact`` (difference of the squares: zero if
+        the magnitudes are equal for all weights), ``exact``.
+    """
+    import sympy as sp
+
+    w, w0, alpha, beta, gamma = sp.symbols("w w_0 alpha beta gamma", real=True)
+    loss = alpha * w**2 + beta * w + gamma
+    slope, curvature = (sp.diff(loss, w, k).subs(w, w0) for k in (1, 2))
+    a = curvature / 2
+    b = slope - 2 * a * w0
+    formulas = {
+        "exact: L(w0) - L(0)": loss.subs(w, w0) - loss.subs(w, 0),
+        "a w0^2 + b w0, a = L''/2, b = L' - 2 a w0": a * w0**2 + b * w0,
+        "corrected: w0 L' - w0^2 L''/2": w0 * slope - w0**2 * curvature / 2,
+        "printed: L' - L'' w0/2": slope - curvature * w0 / 2,
+    }
+    exact = next(iter(formulas.values()))
+    rows = []
+    for name, formula in formulas.items():
+        left = sp.factor(sp.expand(formula**2 - exact**2))
+        rows.append(
+            {
+                "formula": name,
+                "for_a_quadratic_loss": str(sp.factor(sp.expand(formula))),
+                "squared_less_exact": str(left),
+                "exact": left == 0,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def quadratic_loss(*, seed: int = 0, images: int = 40) -> pd.DataFrame:
+    """Both second-order formulas on a loss that is quadratic in each parameter, in float64, against brute force.
+
+    The network is a convolution, an average-pooling and two linear layers without activations; the loss is the mean squared distance to random
+    targets. Its output is affine in each single parameter, so the loss along each is a parabola.
+
+    Returns:
+        One row per parameter: ``layer``, ``exact``, ``corrected``, ``printed`` (magnitudes), ``snip`` (magnitude of the first order).
+    """
+    draw = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        layers = {"conv": nn.Conv2d(1, 2, 3), "pool": nn.AvgPool2d(2), "flatten": nn.Flatten()}
+        model = nn.Sequential(OrderedDict(layers, full1=nn.Linear(18, 5), full2=nn.Linear(5, 3))).double()
+    x = torch.randn(images, 1, 8, 8, generator=draw, dtype=torch.float64)
+    targets = torch.randn(images, 3, generator=draw, dtype=torch.float64)
+
+    def loss(outputs: Tensor, aims: Tensor) -> Tensor:
+        return ((outputs - aims) ** 2).sum(1).mean()
+
+    exact = brute_force.ablation_salience(model, x, targets, loss=loss)
+    parameters = float_parameters(model)
+    rows = []
+    for name, w in parameters.items():
+        flat = w.flatten()
+
+        def along(values: Tensor, name: str = name, shape: torch.Size = w.shape) -> Tensor:
+            return loss(call_with(model, {**parameters, name: values.view(shape)}, x), targets)
+
+        slope = torch.autograd.functional.jacobian(along, flat)
+        curvature = torch.autograd.functional.hessian(along, flat).diagonal()
+        found = {
+            "exact": exact[name].flatten(),
+            "corrected": flat * slope - flat**2 * curvature / 2,
+            "printed": slope - curvature * flat / 2,
+            "snip": flat * slope,
+        }
+        rows.append(pd.DataFrame({"layer": name} | {key: value.abs().numpy() for key, value in found.items()}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def formula_errors(frame: pd.DataFrame) -> pd.DataFrame:
+    """How far formulas are from the exact salience: ``formula``, ``largest_error`` (of the largest salience), ``spearman``."""
+    exact = frame["exact"].to_numpy()
+    rows = []
+    for formula in ("corrected", "printed", "snip"):
+        values = frame[formula].to_numpy()
+        error = np.abs(values - exact).max() / exact.max()
+        rows.append({"formula": formula, "largest_error": error, "spearman": rank_correlation(values, exact)})
+    return pd.DataFrame(rows)
+
+
+# --- derivatives ------------------------------------------------------------------------------------------------------
+
+
+def against_nested_derivatives(
+    networks: Mapping[str, tuple[nn.Module, Tensor, Tensor]], *, orders: Sequence[int]
+) -> pd.DataFrame:
+    """Derivatives from the slopes of the logits alone against nested automatic differentiation, in float64.
+
+    Args:
+        networks: Name -> (tiny float64 model, images, labels).
+        orders: Which derivatives.
+
+    Returns:
+        One row per network and order: ``network``, ``parameters``, ``order``, ``largest`` (magnitude), ``largest_error`` (relative to it).
+    """
+    rows = []
+    for network, examples in networks.items():
+        found, nested = (derivatives(*examples, order=max(orders), method=m) for m in ("cumulants", "autodiff"))
+        for order in orders:
+            a, b = (torch.cat([t.flatten() for t in side[order - 1].values()]) for side in (found, nested))
+            largest = float(b.abs().max())
+            error = float((a - b).abs().max()) / largest
+            facts = {"network": network, "parameters": len(a), "order": order}
+            rows.append(facts | {"largest": largest, "largest_error": error})
+    return pd.DataFrame(rows)
+
+
+def tiny_networks(images: Tensor, labels: Tensor, *, number: int = 12) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
+    """Piecewise-linear networks that are small enough for nested derivatives, with some images reduced to 7 x 7, in float64."""
+    builders: dict[str, Callable[[], list[nn.Module]]] = {
+        "linear - ReLU - linear": lambda: [nn.Flatten(), nn.Linear(49, 6), nn.ReLU(), nn.Linear(6, 10)],
+        "convolution - pooling - linear": lambda: [
+            nn.Conv2d(1, 2, 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(8, 10),
+        ],
+        "three linear layers": lambda: [
+            nn.Flatten(),
+            nn.Linear(49, 5),
+            nn.ReLU(),
+            nn.Linear(5, 5),
+            nn.ReLU(),
+            nn.Linear(5, 10),
+        ],
+    }
+    small = nn.functional.avg_pool2d(images[:number].double(), 4)
+    found: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
+    for name, build in builders.items():
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(0)
+            found[name] = (nn.Sequential(*build()).double(), small, labels[:number])
+    return found
+
+
+def row_sums(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The Hessian's row sums beside its diagonal.
+
+    Returns:
+        Per tensor and for the whole network: ``layer``, ``parameters``, ``spearman`` (of the magnitudes), ``negative_percent`` (of the
+        row sums; a diagonal entry never is), ``median_factor`` (typical magnitude of the row sum over the diagonal entry). And how many
+        parameters of a tensor lie where on log axes, zeros left out: ``layer``, ``sign`` (of the row sum), ``log10_diagonal``,
+        ``log10_row_sum`` (centres of bins), ``parameters``.
+    """
+    diagonal, sums = diagonal_hessian(model, images, labels), row_sum_hessian(model, images, labels)
+    rows, filled = [], []
+    for layer in [WHOLE, *diagonal]:
+        names = diagonal if layer == WHOLE else [layer]
+        d, s = (torch.cat([x[n].flatten() for n in names]).double().numpy() for x in (diagonal, sums))
+        rows.append(
+            {
+                "layer": layer,
+                "parameters": len(d),
+                "spearman": rank_correlation(d, np.abs(s)),
+                "negative_percent": 100 * float((s < 0).mean()),
+                "median_factor": float(np.median(np.abs(s[d > 0]) / d[d > 0])) if (d > 0).any() else float("nan"),
+            }
+        )
+        for sign in (1, -1) if layer != WHOLE else ():
+            chosen = (d > 0) & (sign * s > 0)
+            centres, counts = log_bins(d[chosen], np.abs(s[chosen]))
+            place = {"log10_diagonal": centres[:, 0], "log10_row_sum": centres[:, 1]}
+            filled.append(pd.DataFrame({"layer": layer, "sign": sign, **place, "parameters": counts}))
+    return pd.DataFrame(rows), pd.concat(filled, ignore_index=True)
+
+
+# --- orders of approximation ------------------------------------------------------------------------------------------
+
+
+def approximations(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Salience]:
+    """The exact salience, under ``"exact"``, and everything in :data:`APPROXIMATIONS` over the same images."""
+    slope, curvature, third = derivatives(model, images, labels, order=3)
+    w = float_parameters(model)
+    first = {name: -w[name] * s for name, s in slope.items()}
+    second = {name: first[name] + w[name] ** 2 * curvature[name] / 2 for name in w}
+    return {
+        "exact": exact_salience(model, images, labels),
+        "slope": slope,
+        "printed_second_order": {name: slope[name] - curvature[name] * w[name] / 2 for name in w},
+        "snip": first,
+        "second_order": second,
+        "third_order": {name: second[name] - w[name] ** 3 * third[name] / 6 for name in w},
+        "linear_region": taylor_salience(model, images, labels, order="linear-region"),
+    }
+
+
+def compare_orders(found: Mapping[str, Salience], *, sparsity: float) -> pd.DataFrame:
+    """Every approximation against the exact salience, by tensor and for the whole network.
+
+    **Definition.** ``relative_error``: sum of abs(approximation - exact) over sum of abs(exact); NaN for what is not a loss change.
+    ``overlap``: of the kept sets of the whole network at ``sparsity``, counted in the tensor.
+
+    Args:
+        found: As from :func:`approximations`.
+        sparsity: Of the kept sets.
+
+    Returns:
+        ``approximation``, ``layer``, ``spearman`` (of the magnitudes), ``overlap``, ``relative_error``.
+    """
+    exact = found["exact"]
+    rows = []
+    for name in APPROXIMATIONS:
+        salience = found[name]
+        shared = overlaps(exact, salience, [sparsity]).set_index("layer")["overlap"]
+        for layer in [WHOLE, *exact]:
+            names = exact if layer == WHOLE else [layer]
+            e, a = (torch.cat([s[n].flatten() for n in names]).double() for s in (exact, salience))
+            error = float((a - e).abs().sum() / e.abs().sum()) if name in IN_UNITS_OF_LOSS else float("nan")
+            rows.append(
+                {
+                    "approximation": name,
+                    "layer": layer,
+                    "spearman": rank_correlation(a.abs().numpy(), e.abs().numpy()),
+                    "overlap": float(shared[layer if layer == WHOLE else published_label(layer)]),
+                    "relative_error": error,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def compare_states(
+    states: Mapping[str, Sequence[nn.Module]], images: Tensor, labels: Tensor, *, sparsity: float
+) -> pd.DataFrame:
+    """:func:`compare_orders` of several networks in several states.
+
+    Args:
+        states: State -> networks, one per seed.
+        images: That all saliences are taken over.
+        labels: Of them.
+        sparsity: Of the kept sets.
+
+    Returns:
+        One row per state, approximation, layer and measure: ``state``, ``approximation``, ``layer``, ``measure``, ``n``, ``mean``, ``smallest``,
+        ``largest`` over networks.
+    """
+    jobs = [(state, model) for state, models in states.items() for model in models]
+    frames = [
+        compare_orders(approximations(model, images, labels), sparsity=sparsity).assign(state=state)
+        for state, model in track(jobs, "orders, networks")
+    ]
+    by = ["state", "approximation", "layer"]
+    long = pd.concat(frames, ignore_index=True).melt(by, ["spearman", "overlap", "relative_error"], "measure", "value")
+    grouped = long.groupby([*by, "measure"], sort=False)["value"]
+    return grouped.agg(n="size", mean="mean", smallest="min", largest="max").reset_index()
+
+
+def mean_of(compared: pd.DataFrame, state: str, approximation: str, measure: str, layer: str = WHOLE) -> float:
+    """One mean out of :func:`compare_states`."""
+    chosen = compared.set_index(["state", "approximation", "layer", "measure"])["mean"]
+    return float(chosen.loc[(state, approximation, layer, measure)])
+
+
+def agreement_table(compared: pd.DataFrame) -> pd.DataFrame:
+    """Means for the whole network: one row per state and approximation, a column per measure."""
+    whole = compared[compared["layer"] == WHOLE]
+    table = whole.pivot(index=["state", "approximation"], columns="measure", values="mean").reset_index()
+    order = {name: k for k, name in enumerate(APPROXIMATIONS)}
+    table = table.sort_values("approximation", key=lambda names: names.map(order), kind="stable")
+    table = table.sort_values(
+        "state", key=lambda states: states.map({s: k for k, s in enumerate(compared["state"].unique())}), kind="stable"
+    )
+    table["approximation"] = table["approximation"].map(APPROXIMATIONS)
+    return table[["state", "approximation", "spearman", "overlap", "relative_error"]].reset_index(drop=True)
+
+
+def switching(compared: pd.DataFrame) -> pd.DataFrame:
+    """What each order leaves over, and all orders together, by tensor, in per cent of the exact saliences.
+
+    Returns:
+        One row per state and tensor: ``state``, ``layer``, ``order 1``, ``order 2``, ``order 3``, ``switching`` (left after all orders).
+    """
+    some = compared[(compared["measure"] == "relative_error") & compared["approximation"].isin(IN_UNITS_OF_LOSS)]
+    names = dict(zip(IN_UNITS_OF_LOSS, ("order 1", "order 2", "order 3", "switching"), strict=True))
+    rows = []
+    for (state, layer), part in some.groupby(["state", "layer"], sort=False):
+        left = part.set_index("approximation")["mean"]
+        rows.append({"state": state, "layer": layer} | {label: 100 * left[name] for name, label in names.items()})
+    return pd.DataFrame(rows)
+
+
+def gains(rates: pd.DataFrame, *, way: str, than: str) -> pd.DataFrame:
+    """By how much each criterion's error rate lies below another's, paired over seeds.
+
+    Args:
+        rates: As from :func:`snipnb.studies._shared.error_table`, at one sparsity.
+        way: One of the values of ``errors.WAYS``.
+        than: The other criterion.
+
+    Returns:
+        One row per criterion: ``criterion``, ``n``, ``error_percent`` (mean), ``mean``, ``low95``, ``high95`` (of the gain, in points).
+    """
+    rows = []
+    for criterion in [c for c in rates["criterion"].unique() if c != than]:
+        own = rates.loc[(rates["criterion"] == criterion) & (rates["way"] == way), "error_percent"]
+        mean, low, high = paired(rates, than, criterion, way=way)
+        facts = {"n": len(own), "error_percent": own.mean(), "mean": mean, "low95": low, "high95": high}
+        rows.append({"criterion": criterion} | facts)
+    return pd.DataFrame(rows)

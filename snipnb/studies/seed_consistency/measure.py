@@ -1,0 +1,370 @@
+"""What stays the same over initialisations and what does not: counts, masks, places in kernels, magnitudes.
+
+Networks come as :class:`snipnb.studies.lenet5_table.measure.Ensemble`, stacked masks as name -> bool [seeds, ...]; results are tidy frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from snipnb.pruning.masks import Mask
+from snipnb.publish.stats import LEVEL, TableFit, table_fit
+from snipnb.studies.lenet5_table.measure import Ensemble, kept_counts, masks, place_reported
+from snipnb.studies.snip_vs_exact.measure import WHOLE
+
+RESAMPLES = 2000
+BINS = 10  # of magnitude, each with as many weights
+
+
+def variance_split(counts: pd.DataFrame, *, by: Sequence[str], level: float = LEVEL) -> pd.DataFrame:
+    """How much of the variance of kept fractions lies between parameter tensors, how much between seeds.
+
+    **Definition.** With f[s, l] the kept fraction of tensor l under seed s: the sum of squares of the tensors' means about the
+    grand mean, over the sum of squares of all f about it. Tensors count alike, whatever their size. The interval
+    is the bootstrap's over seeds (percentiles of 2,000 resamples, seed 0).
+
+    Args:
+        counts: As from :func:`snipnb.studies.lenet5_table.measure.kept_counts`, with the columns ``by``.
+        by: Columns that tell the conditions apart.
+        level: Of the interval.
+
+    Returns:
+        One row per condition: ``by``, ``n`` (seeds), ``share``, ``low``, ``high``.
+    """
+    rows = []
+    for condition, part in counts.groupby(list(by), sort=False):
+        fractions = part.assign(fraction=part["kept"] / part["parameters"])
+        values = fractions.pivot(index="seed", columns="layer", values="fraction").to_numpy()
+        draw = np.random.RandomState(0).randint(len(values), size=(RESAMPLES, len(values)))
+        low, high = np.quantile(_share(values[draw]), [(1 - level) / 2, (1 + level) / 2])
+        rows.append(
+            dict(zip(by, condition, strict=True))
+            | {"n": len(values), "share": float(_share(values)), "low": low, "high": high}
+        )
+    return pd.DataFrame(rows)
+
+
+def _share(values: np.ndarray) -> np.ndarray:
+    """[..., seeds, tensors] -> share of the variance between tensors."""
+    grand = values.mean((-2, -1), keepdims=True)
+    total = ((values - grand) ** 2).sum((-2, -1))
+    between = values.shape[-2] * ((values.mean(-2, keepdims=True) - grand) ** 2).sum((-2, -1))
+    return between / np.where(total > 0, total, 1)
+
+
+def mask_overlaps(first: Mask, second: Mask) -> pd.DataFrame:
+    """Overlap of pairs of masks, and what it would be by chance.
+
+    **Definition.** Intersection over union of the kept sets. By chance: the expected intersection of two sets with the same number
+    of kept parameters in each tensor, placed at random within the tensors, over the union that goes with it.
+
+    Args:
+        first: Name -> bool [pairs, ...].
+        second: The same.
+
+    Returns:
+        One row per pair and tensor, and per pair for the ``"whole network"``: ``pair``, ``layer``, ``overlap``, ``chance``.
+    """
+    rows = []
+    sums: dict[str, Tensor] = {}  # common, common by chance, in either [3, pairs]
+    for name, a in first.items():
+        a, b = a.flatten(1), second[name].flatten(1)
+        both, kept = (a & b).sum(1).double(), (a.sum(1).double(), b.sum(1).double())
+        sums[name] = torch.stack([both, kept[0] * kept[1] / a.shape[1], kept[0] + kept[1]])
+    for name, (both, expected, together) in {WHOLE: reduce(torch.add, sums.values()), **sums}.items():
+        found = (x / (together - x).clamp(min=1e-12) for x in (both, expected))
+        frame = pd.DataFrame(dict(zip(("overlap", "chance"), (f.tolist() for f in found), strict=True)))
+        rows.append(frame.assign(pair=range(len(frame)), layer=name))
+    return pd.concat(rows, ignore_index=True)[["pair", "layer", "overlap", "chance"]]
+
+
+def next_seed(kept: Mask) -> Mask:
+    """Each network's neighbour: the masks moved by one seed, so that every seed stands in two pairs."""
+    return {name: mask.roll(1, 0) for name, mask in kept.items()}
+
+
+def overlap_summary(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Overlaps under several comparisons: ``comparison``, ``layer``, ``n``, ``mean``, ``smallest``, ``largest``, ``chance``."""
+    rows = []
+    for comparison, frame in frames.items():
+        for layer, part in frame.groupby("layer", sort=False):
+            found = part["overlap"]
+            facts = {"n": len(part), "mean": found.mean(), "smallest": found.min(), "largest": found.max()}
+            rows.append({"comparison": comparison, "layer": layer} | facts | {"chance": part["chance"].mean()})
+    return pd.DataFrame(rows)
+
+
+def image_effect(some: Mapping[int, Ensemble], whole: Ensemble, *, sparsities: Sequence[float]) -> pd.DataFrame:
+    """Does the number of images matter? Counts from fewer images against those from all, in units of the seeds' spread.
+
+    Args:
+        some: Number of images -> ensemble.
+        whole: The same seeds with all images.
+        sparsities: Fractions removed.
+
+    Returns:
+        One row per number and sparsity: ``images``, ``sparsity``, ``n`` (seeds), ``largest_shift`` and ``typical_shift`` (largest,
+        root mean square over tensors of the mean difference of the kept count, in standard deviations over seeds),
+        ``overlap`` (mean over seeds, of the masks).
+    """
+    rows = []
+    for number, networks in some.items():
+        for sparsity in sparsities:
+            tables = [
+                kept_counts(n, sparsities=[sparsity], ties="stable").pivot(index="seed", columns="layer", values="kept")
+                for n in (networks, whole)
+            ]
+            shift = (tables[0] - tables[1]).mean() / tables[1].std(ddof=1).clip(lower=1)
+            pairs = mask_overlaps(*(masks(n, sparsity, ties="stable") for n in (networks, whole)))
+            rows.append(
+                {
+                    "images": number,
+                    "sparsity": sparsity,
+                    "n": len(networks.seeds),
+                    "largest_shift": float(shift.abs().max()),
+                    "typical_shift": float((shift**2).mean() ** 0.5),
+                    "overlap": float(pairs.loc[pairs["layer"] == WHOLE, "overlap"].mean()),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def shuffled_labels(labels: Tensor, *, seed: int = 0) -> Tensor:
+    """The same labels on other images: what is left when images say nothing about classes."""
+    return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
+
+
+# --- which initialisation made a table --------------------------------------------------------------------------------
+
+
+def score_initialisations(counts: Mapping[str, pd.DataFrame], reported: pd.DataFrame) -> pd.DataFrame:
+    """A published table of counts against the seeds of several initialisations, by :func:`snipnb.publish.stats.table_fit`.
+
+    Args:
+        counts: Initialisation -> frame as from :func:`snipnb.studies.lenet5_table.measure.kept_counts`.
+        reported: ``layer`` (the write-up's name), ``sparsity``, ``kept``.
+
+    Returns:
+        One row per initialisation: ``init``, ``n``, ``p_value``, ``counts_outside``, ``smallest_p``, ``worst_count``.
+    """
+    cells = list(zip(reported["sparsity"], reported["layer"], strict=True))
+    rows = []
+    for init, table in _tables(counts, cells).items():
+        fit = table_fit(reported["kept"].to_numpy(), table)
+        sparsity, label = cells[int(np.argmin(fit.cell_p))]
+        facts = {"p_value": fit.p_value, "counts_outside": fit.outside, "smallest_p": fit.smallest_p}
+        rows.append({"init": init, "n": len(table)} | facts | {"worst_count": f"{label} at {sparsity:g}"})
+    return pd.DataFrame(rows)
+
+
+def attribute_seeds(counts: Mapping[str, pd.DataFrame], cells: Sequence[tuple[float, str]]) -> pd.DataFrame:
+    """Would the rule name the right initialisation? Each seed's table, left out, given to the one that fits it best.
+
+    Args:
+        counts: As for :func:`score_initialisations`.
+        cells: (sparsity, label) of the counts that make up a table.
+
+    Returns:
+        One row per initialisation: ``init`` (the true one), and for each initialisation how many of its seeds are given to it.
+    """
+    tables = _tables(counts, cells)
+    rows = []
+    for init, own in tables.items():
+        given = dict.fromkeys(tables, 0)
+        for k, table in enumerate(own):
+            fits = {
+                other: table_fit(table, np.delete(reference, k, axis=0) if other == init else reference[: len(own) - 1])
+                for other, reference in tables.items()
+            }
+            given[max(fits, key=lambda other: _rank(fits[other]))] += 1
+        rows.append({"init": init} | given)
+    return pd.DataFrame(rows)
+
+
+def right_side(attributed: pd.DataFrame, *, prefix: str = "xavier") -> float:
+    """Share of seeds that are given to an initialisation of their own side: one whose name begins so, or not."""
+    right = total = 0
+    for row in attributed.to_dict("records"):
+        own = row.pop("init").startswith(prefix)
+        total += sum(row.values())
+        right += sum(number for other, number in row.items() if other.startswith(prefix) == own)
+    return right / total
+
+
+def _rank(fit: TableFit) -> tuple[float, float, float]:
+    return fit.p_value, -fit.outside, fit.smallest_p
+
+
+def _tables(counts: Mapping[str, pd.DataFrame], cells: Sequence[tuple[float, str]]) -> dict[str, np.ndarray]:
+    """Initialisation -> counts [seeds, cells]."""
+    return {
+        init: frame.pivot(index="seed", columns=["sparsity", "label"], values="kept")[list(cells)].to_numpy()
+        for init, frame in counts.items()
+    }
+
+
+# --- places and magnitudes --------------------------------------------------------------------------------------------
+
+
+def place_maps(kept: Mask, shapes: Mapping[str, Sequence[int]]) -> pd.DataFrame:
+    """How often each place of a kernel, or of the image that a unit sees, is kept.
+
+    Args:
+        kept: Name -> bool [seeds, ...].
+        shapes: Name -> shape of one seed's tensor with height and width last; everything before is averaged over.
+
+    Returns:
+        One row per tensor and place: ``layer``, ``row``, ``column``, ``kept`` (fraction), ``error`` (standard error over seeds).
+    """
+    frames = []
+    for name, shape in shapes.items():
+        each = kept[name].view(len(kept[name]), -1, *shape[-2:]).double().mean(1)  # [seeds, height, width]
+        rows, columns = np.indices(each.shape[1:])
+        error = each.std(0) / len(each) ** 0.5
+        places = {"row": rows.ravel(), "column": columns.ravel()}
+        frames.append(pd.DataFrame({"layer": name, **places, "kept": each.mean(0).ravel(), "error": error.ravel()}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def unit_counts(kept: Mask, names: Sequence[str]) -> pd.DataFrame:
+    """Kept weights into each unit, units in descending order, beside the same number shuffled within the tensor.
+
+    Returns:
+        One row per tensor and rank: ``layer``, ``rank`` (from 1), ``mean``, ``smallest``, ``largest`` over seeds, ``shuffled`` (mean).
+    """
+    draw, frames = torch.Generator().manual_seed(0), []
+    for name in names:
+        each = kept[name].flatten(2)
+        own = _descending(each)
+        order = torch.rand(each.flatten(1).shape, generator=draw).argsort(1)
+        shuffled = _descending(each.flatten(1).gather(1, order).view_as(each))
+        facts = {"mean": own.mean(0), "smallest": own.amin(0), "largest": own.amax(0), "shuffled": shuffled.mean(0)}
+        frames.append(pd.DataFrame({"layer": name, "rank": range(1, own.shape[1] + 1), **facts}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _descending(kept: Tensor) -> Tensor:
+    return kept.double().sum(2).sort(1, descending=True).values  # [seeds, units]
+
+
+def weight_histograms(networks: Ensemble, kept: Mask, *, edges: int = 41) -> pd.DataFrame:
+    """Weights before pruning and those that are kept, by value in units of the tensor's largest magnitude over all seeds.
+
+    Returns:
+        One row per weight tensor and bin: ``layer``, ``value`` (centre), ``before`` and ``kept`` (weights, all seeds together).
+    """
+    frames = []
+    for name in _weights(networks):
+        weights = networks.weights[name]
+        scaled = (weights / weights.abs().max()).flatten().numpy()
+        before, bins = np.histogram(scaled, bins=edges, range=(-1, 1))
+        left, _ = np.histogram(scaled[kept[name].flatten().numpy()], bins=edges, range=(-1, 1))
+        centres = (bins[1:] + bins[:-1]) / 2
+        frames.append(pd.DataFrame({"layer": name, "value": centres, "before": before, "kept": left}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def kept_by_magnitude(networks: Ensemble, kept: Mask) -> pd.DataFrame:
+    """Share of weights that are kept, by tenths of their magnitude within tensor and seed.
+
+    Returns:
+        One row per weight tensor and tenth: ``layer``, ``tenth`` (1: smallest), ``kept`` (fraction, all seeds together), ``low``,
+        ``high`` (smallest and largest of the seeds).
+    """
+    frames = []
+    for name in _weights(networks):
+        size = networks.weights[name].flatten(1).abs()
+        rank = size.argsort(1).argsort(1)
+        tenth = rank * BINS // size.shape[1]
+        mask = kept[name].flatten(1)
+        for k in range(BINS):
+            here = tenth == k
+            share = ((mask & here).sum(1) / here.sum(1)).double()
+            ends = {"low": float(share.min()), "high": float(share.max())}
+            frames.append({"layer": name, "tenth": k + 1, "kept": float(share.mean()), **ends})
+    return pd.DataFrame(frames)
+
+
+def low_to_middle(by_magnitude: pd.DataFrame) -> pd.DataFrame:
+    """How often the lowest tenth is kept, relative to the middle eight: ``layer``, ``lowest``, ``middle``, ``highest``, ``ratio``."""
+    rows = []
+    for layer, part in by_magnitude.groupby("layer", sort=False):
+        kept = part.sort_values("tenth")["kept"].to_numpy()
+        middle = kept[1:-1].mean()
+        facts = {"lowest": kept[0], "middle": middle, "highest": kept[-1]}
+        rows.append({"layer": layer, **facts, "ratio": kept[0] / middle if middle else np.nan})
+    return pd.DataFrame(rows)
+
+
+def _weights(networks: Ensemble) -> list[str]:
+    return [name for name in networks.weights if name.endswith("weight")]
+
+
+def density_curves(counts: pd.DataFrame) -> pd.DataFrame:
+    """Kept fraction of each tensor against sparsity: ``sparsity``, ``layer``, ``label``, ``mean``, ``smallest``, ``largest``."""
+    fractions = counts.assign(fraction=counts["kept"] / counts["parameters"])
+    grouped = fractions.groupby(["sparsity", "layer", "label"], sort=False)["fraction"]
+    return grouped.agg(mean="mean", smallest="min", largest="max").reset_index()
+
+
+# --- several ensembles at once ----------------------------------------------------------------------------------------
+
+
+def under_conditions(networks: Mapping[str, tuple[Ensemble, str]], *, sparsity: float) -> pd.DataFrame:
+    """Counts of ensembles under conditions, condition -> (ensemble, ranking): as from ``kept_counts``, with ``condition`` and ``kept_percent``."""
+    frames = []
+    for condition, (one, ranking) in networks.items():
+        counts = kept_counts(one, sparsities=[sparsity], rankings=[ranking])
+        percent = 100 * counts["kept"] / counts["parameters"]
+        frames.append(counts.assign(condition=condition, kept_percent=percent))
+    return pd.concat(frames, ignore_index=True)
+
+
+def placed_by_initialisation(counts: Mapping[str, pd.DataFrame], reported: pd.DataFrame) -> pd.DataFrame:
+    """:func:`snipnb.studies.lenet5_table.measure.place_reported` for each initialisation, with the column ``init``."""
+    return by_initialisation(
+        {init: (frame, reported) for init, frame in counts.items()}, lambda *args: place_reported(*args)[0]
+    )
+
+
+def by_initialisation(given: Mapping[str, tuple], frame_of: Callable[..., pd.DataFrame]) -> pd.DataFrame:
+    """Frames of a function for each initialisation's arguments, below each other, with the column ``init``."""
+    return pd.concat([frame_of(*args).assign(init=init) for init, args in given.items()], ignore_index=True)
+
+
+def places_over_sparsities(
+    places: Mapping[str, tuple[Ensemble, str, Sequence[int]]], sparsities: Sequence[float]
+) -> pd.DataFrame:
+    """:func:`place_maps` of tensors, title -> (ensemble, name, shape), with the columns ``title`` and ``sparsity``."""
+    frames, known = [], {}
+    for sparsity in sparsities:
+        for title, (networks, name, shape) in places.items():
+            key = sparsity, id(networks)
+            if key not in known:
+                known[key] = masks(networks, sparsity, ties="stable")
+            frames.append(place_maps(known[key], {name: shape}).assign(title=title, sparsity=sparsity))
+    return pd.concat(frames, ignore_index=True)
+
+
+def curves_of_networks(networks: Mapping[str, Ensemble], sparsities: Sequence[float]) -> pd.DataFrame:
+    """:func:`density_curves` of ensembles by name, with the column ``network``."""
+    frames = [
+        density_curves(kept_counts(one, sparsities=sparsities, ties="stable")).assign(network=name)
+        for name, one in networks.items()
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def predictions_to_draw(compared: pd.DataFrame, *, fitted: Sequence[str], sparsity: float) -> pd.DataFrame:
+    """Weight tensors of :func:`snipnb.studies.seed_consistency.prediction.compare` at one sparsity under PyTorch's initialisation, as the figure takes them."""
+    chosen = compared[(compared["sparsity"] == sparsity) & (compared["init"] == "pytorch")]
+    chosen = chosen[chosen["layer"].str.endswith("weight")].rename(columns={"density": "measured"})
+    names = {"closed_form": "closed form", "erdos_renyi_kernel": "Erdos-Renyi-kernel", "uniform": "uniform"}
+    chosen = chosen.assign(rule=chosen["rule"].map(names), fitted=chosen["network"].isin(fitted))
+    return chosen[["rule", "network", "layer", "measured", "predicted", "fitted"]].reset_index(drop=True)

@@ -1,0 +1,430 @@
+"""Are two saliences alike? SNIP against the exact salience: ranks, sizes, kept sets; what notebook 02 measures."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from snipnb._progress import track
+from snipnb.networks import lenet5, published_label
+from snipnb.pruning.masks import LayerCollapseWarning, keep_mask
+from snipnb.publish.stats import mean_interval, overlap
+from snipnb.saliences import brute_force
+from snipnb.saliences.exact import exact_salience
+from snipnb.saliences.snip import Salience, snip
+
+WHOLE = "whole network"
+PER_DECADE = 4  # bins of the density
+SLICES = (0.0, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)  # of the ranking by exact salience, from the bottom
+
+
+def magnitudes(salience: Salience) -> np.ndarray:
+    """All magnitudes as one float64 vector, in the model's order."""
+    return np.abs(_values(salience, salience))
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's rank correlation; ties get their mean rank. NaN where one of them does not vary."""
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return float("nan")
+    return float(stats.spearmanr(first, second).statistic)
+
+
+def agreement(exact: Salience, first_order: Salience) -> pd.DataFrame:
+    """How SNIP compares with the exact salience, for the whole network and each tensor.
+
+    **Definition.** ``spearman``: rank correlation of the magnitudes. ``pearson``: of the signed values, SNIP's with its
+    sign turned, since the loss change when a weight vanishes is minus its slope times it to first order.
+    ``typical_factor``: exp of the median abs(log(exact / SNIP)) of the magnitudes, over parameters where neither is zero.
+
+    Args:
+        exact: From :func:`snipnb.exact_salience`.
+        first_order: From :func:`snipnb.snip`, on the same images.
+
+    Returns:
+        One row per part: ``layer``, ``parameters``, ``spearman``, ``pearson``, ``typical_factor``, ``zero_in_both``,
+        ``zero_in_snip_only``, ``zero_in_exact_only``.
+    """
+    _check_same(exact, first_order)
+    rows = []
+    for label, names in _parts(exact).items():
+        e, s = _values(exact, names), -_values(first_order, names)
+        both = (e != 0) & (s != 0)
+        factors = np.abs(np.log(np.abs(e[both]) / np.abs(s[both])))
+        rows.append(
+            {
+                "layer": label,
+                "parameters": len(e),
+                "spearman": rank_correlation(np.abs(e), np.abs(s)),
+                "pearson": float(np.corrcoef(e, s)[0, 1]) if np.ptp(e) and np.ptp(s) else float("nan"),
+                "typical_factor": float(np.exp(np.median(factors))) if both.any() else float("nan"),
+                "zero_in_both": int(((e == 0) & (s == 0)).sum()),
+                "zero_in_snip_only": int(((e != 0) & (s == 0)).sum()),
+                "zero_in_exact_only": int(((e == 0) & (s != 0)).sum()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def overlaps(first: Salience, second: Salience, sparsities: Sequence[float]) -> pd.DataFrame:
+    """Overlap of the sets that two saliences keep, at exact counts, for the whole network and each tensor.
+
+    **Definition.** Intersection over union. ``chance``: what two random sets of these sizes would have, about: expected
+    intersection over expected union.
+
+    Returns:
+        One row per sparsity and part: ``sparsity``, ``layer``, ``overlap``, ``chance``.
+    """
+    _check_same(first, second)
+    rows = []
+    for sparsity in sparsities:
+        with warnings.catch_warnings():  # these sets are compared, not trained
+            warnings.simplefilter("ignore", LayerCollapseWarning)
+            one, other = (keep_mask(s, sparsity, ties="stable") for s in (first, second))
+        for label, names in _parts(one).items():
+            a, b = {name: one[name] for name in names}, {name: other[name] for name in names}
+            count, kept = sum(m.numel() for m in a.values()), [sum(int(m.sum()) for m in x.values()) for x in (a, b)]
+            common = kept[0] * kept[1] / count
+            chance = common / (sum(kept) - common) if sum(kept) else 1.0
+            rows.append({"sparsity": sparsity, "layer": label, "overlap": overlap(a, b), "chance": chance})
+    return pd.DataFrame(rows)
+
+
+def against_brute_force(fast: Salience, brute: Salience, chosen: Mapping[str, Tensor]) -> pd.DataFrame:
+    """The engine's saliences against brute force on a sample of parameters.
+
+    Args:
+        fast: Of all parameters.
+        brute: Of the chosen ones, in the order of their indices.
+        chosen: Name -> flat indices.
+
+    Returns:
+        One row per tensor and, last, for all: ``layer``, ``parameters``, ``largest_salience`` (by brute force), ``largest_error``
+        (relative to the largest salience of all parameters), ``spearman`` (of the magnitudes).
+    """
+    picked = brute_force.pick(fast, chosen)
+    scale = magnitudes(fast).max()
+    rows = []
+    for label, names in _parts(chosen, whole_last=True).items():
+        one, other = _values(picked, names), _values(brute, names)
+        rows.append(
+            {
+                "layer": label,
+                "parameters": len(one),
+                "largest_salience": float(np.abs(other).max()),
+                "largest_error": float(np.abs(one - other).max()) / scale,
+                "spearman": rank_correlation(np.abs(one), np.abs(other)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def cost(exact: pd.DataFrame, first_order: pd.DataFrame) -> pd.DataFrame:
+    """What ``make bench`` measured, as notebook 02 shows it.
+
+    Args:
+        exact: The table ``exact``.
+        first_order: The table ``snip``.
+
+    Returns:
+        One row per way: ``way``, ``seconds``, ``compared_with``, ``ratio``, ``low95``, ``high95``.
+    """
+    row = exact.iloc[0]
+    loop = row["pass_seconds"] * row["parameters"]
+    naive = f"one pass per parameter ({row['passes']:.0f} measured, the others alike)"
+    rows = [
+        (naive, loop, "one forward pass", row["parameters"], np.nan, np.nan),
+        (
+            "exact_salience, all parameters",
+            row["engine_seconds"],
+            "one forward pass",
+            row["engine_in_passes"],
+            np.nan,
+            np.nan,
+        ),
+        (
+            "exact_salience, all parameters",
+            row["engine_seconds"],
+            "one pass per parameter",
+            1 / row["times_faster"],
+            1 / row["times_faster_high95"],
+            1 / row["times_faster_low95"],
+        ),
+    ]
+    for _, way in first_order.iterrows():
+        rows.append((way["way"], way["seconds"], "one gradient", way["in_gradients"], way["low95"], way["high95"]))
+    return pd.DataFrame(rows, columns=["way", "seconds", "compared_with", "ratio", "low95", "high95"])
+
+
+def compare_networks(
+    images: Tensor,
+    labels: Tensor,
+    *,
+    seeds: Sequence[int],
+    inits: Sequence[str],
+    num_images: int,
+    sparsities: Sequence[float],
+) -> tuple[pd.DataFrame, pd.DataFrame, tuple[Salience, Salience]]:
+    """SNIP against the exact salience for LeNet-5 under several seeds and initialisations, both on the same images.
+
+    The first network of the first initialisation gets all images, the others the first ``num_images``.
+
+    Returns:
+        The rows of :func:`agreement` and of :func:`overlaps`, each with ``init``, ``seed``, ``images``; and the two saliences
+        (exact, SNIP) of the first network.
+    """
+    networks = [(init, seed) for init in inits for seed in seeds]
+    alike, kept = [], []
+    first: tuple[Salience, Salience] | None = None
+    for init, seed in track(networks, "networks"):
+        number = len(images) if first is None else min(num_images, len(images))
+        model = lenet5(init=init, seed=seed)
+        exact = exact_salience(model, images[:number], labels[:number])
+        linear = snip(model, images[:number], labels[:number])
+        first = first or (exact, linear)
+        facts = {"init": init, "seed": seed, "images": number}
+        alike.append(agreement(exact, linear).assign(**facts))
+        kept.append(overlaps(exact, linear, sparsities).assign(**facts))
+    if first is None:
+        raise ValueError("no networks are compared; at least one seed and one initialisation are needed")
+    return pd.concat(alike, ignore_index=True), pd.concat(kept, ignore_index=True), first
+
+
+def over_seeds(frame: pd.DataFrame, columns: Sequence[str], by: Sequence[str]) -> pd.DataFrame:
+    """Mean over seeds with its 95 % t interval (from 3 seeds on), smallest and largest, for each of the columns.
+
+    Returns:
+        One row per group and column: the columns of ``by``, ``measure``, ``n``, ``mean``, ``low95``, ``high95``, ``smallest``,
+        ``largest``.
+    """
+    rows = []
+    for key, group in frame.groupby(list(by), sort=False):
+        for column in columns:
+            values = group[column].to_numpy()
+            mean, low, high = mean_interval(values) if len(values) >= 3 else (values.mean(), np.nan, np.nan)
+            row = dict(zip(by, key, strict=True)) | {"measure": column, "n": len(values), "mean": mean}
+            rows.append(row | {"low95": low, "high95": high, "smallest": values.min(), "largest": values.max()})
+    return pd.DataFrame(rows)
+
+
+def density(exact: Salience, first_order: Salience) -> pd.DataFrame:
+    """How many parameters of each tensor lie where, on log axes; zeros are left out (:func:`agreement` counts them).
+
+    Returns:
+        One row per tensor and filled bin: ``layer``, ``log10_exact``, ``log10_snip`` (centres of the bin), ``parameters``.
+    """
+    _check_same(exact, first_order)
+    rows = []
+    for name in exact:
+        e, s = (np.abs(_values(x, [name])) for x in (exact, first_order))
+        both = (e > 0) & (s > 0)
+        for (i, j), count in zip(*log_bins(e[both], s[both]), strict=True):
+            rows.append({"layer": published_label(name), "log10_exact": i, "log10_snip": j, "parameters": int(count)})
+    return pd.DataFrame(rows)
+
+
+def log_bins(*values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points that fall into the same bins of all axes, by log10: centres of the filled bins [bins, axes], and how many [bins]."""
+    bins = [np.floor(np.log10(x) * PER_DECADE).astype(int) for x in values]
+    found, counts = np.unique(np.stack(bins, 1), axis=0, return_counts=True)
+    return (found + 0.5) / PER_DECADE, counts
+
+
+def where_they_part(exact: Salience, first_order: Salience) -> pd.DataFrame:
+    """How far SNIP is off, by rank of the exact salience.
+
+    **Definition.** The relative difference is abs(exact + SNIP) / abs(exact): 0 where the first order is all there is.
+
+    Returns:
+        One row per slice of the ranking, largest first: ``slice``, ``parameters``, ``median_relative_difference``,
+        ``off_by_half_percent`` (of the slice: those with a relative difference above 0.5), ``other_sign_percent``.
+    """
+    _check_same(exact, first_order)
+    e, s = _values(exact, exact), _values(first_order, first_order)
+    order = np.argsort(np.abs(e), kind="stable")
+    rows = []
+    for low, high in itertools.pairwise(SLICES):
+        some = order[round(low * len(e)) : round(high * len(e))]
+        some = some[e[some] != 0]
+        relative = np.abs(e[some] + s[some]) / np.abs(e[some])
+        rows.append(
+            {
+                "slice": f"top {100 * (1 - low):.0f} %"
+                if high == 1
+                else f"{100 * (1 - high):.0f} to {100 * (1 - low):.0f} %",
+                "parameters": len(some),
+                "median_relative_difference": float(np.median(relative)) if len(some) else float("nan"),
+                "off_by_half_percent": 100 * float((relative > 0.5).mean()) if len(some) else float("nan"),
+                "other_sign_percent": 100 * float((e[some] * s[some] > 0).mean()) if len(some) else float("nan"),
+            }
+        )
+    return pd.DataFrame(rows[::-1])
+
+
+def by_batch_size(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    sizes: Sequence[int],
+    draws: int,
+    sparsity: float,
+    whole: tuple[Salience, Salience],
+) -> pd.DataFrame:
+    """Both saliences on batches of several sizes, against each other and against the exact salience of all images.
+
+    Args:
+        sizes: Images per batch. Batches are consecutive and disjoint; a size gets up to ``draws`` of them, and one if it is over 1,000.
+        sparsity: Of the kept sets.
+        whole: (exact, SNIP) of all images, which are the last size.
+
+    Returns:
+        One row per batch and comparison: ``images``, ``draw``, ``comparison``, ``spearman``, ``overlap``.
+    """
+    rows = []
+    batches = [
+        (n, d) for n in sizes if n < len(images) for d in range(min(draws, len(images) // n) if n <= 1000 else 1)
+    ]
+    for number, draw in [*track(batches, "batches"), (len(images), 0)]:
+        if number == len(images):
+            exact, linear = whole
+        else:
+            some = slice(draw * number, (draw + 1) * number)
+            exact, linear = exact_salience(model, images[some], labels[some]), snip(model, images[some], labels[some])
+        pairs = {
+            "SNIP and exact, same batch": (linear, exact),
+            "SNIP of a batch and exact of all images": (linear, whole[0]),
+            "exact of a batch and exact of all images": (exact, whole[0]),
+        }
+        for comparison, (one, other) in pairs.items():
+            alike = overlaps(one, other, [sparsity])
+            rows.append(
+                {
+                    "images": number,
+                    "draw": draw,
+                    "comparison": comparison,
+                    "spearman": rank_correlation(magnitudes(one), magnitudes(other)),
+                    "overlap": float(alike.loc[alike["layer"] == WHOLE, "overlap"].iloc[0]),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+# --- the published way ------------------------------------------------------------------------------------------------
+
+
+def published_way(
+    model: nn.Module, images: Tensor, labels: Tensor, *, per_tensor: int = 0
+) -> tuple[dict[str, Salience], float]:
+    """Saliences on one mini-batch: differences of two float32 mean losses, as the write-up took them, beside ours.
+
+    Args:
+        per_tensor: How many parameters of each tensor; 0 for all.
+
+    Returns:
+        ``published`` (differences), ``exact`` (the engine in float64) and ``snip``, each name -> values [parameters]; and the
+        distance between neighbouring float32 numbers at the loss.
+    """
+    most = max(p.numel() for p in model.parameters())
+    chosen = brute_force.stratified_sample(model, per_tensor or most)
+    double = copy.deepcopy(model).double()
+    found = {
+        "published": brute_force.float32_differences(model, images, labels, chosen),
+        "exact": exact_salience(double, images.double(), labels, parameters=chosen),
+        "snip": brute_force.pick(snip(double, images.double(), labels), chosen),
+    }
+    loss = np.float32(float(brute_force.mean_loss(model, images, labels)))
+    return found, float(np.spacing(loss))
+
+
+def resolution(found: Mapping[str, Salience], step: float) -> pd.DataFrame:
+    """What differences of float32 losses can tell apart.
+
+    Returns:
+        Two columns, ``quantity`` and ``value``.
+    """
+    published, exact, linear = (magnitudes(found[key]) for key in ("published", "exact", "snip"))
+    facts = {
+        "step between float32 numbers at the loss": step,
+        "parameters": len(exact),
+        "share whose exact salience is below one step": float((exact < step).mean()),
+        "share that is zero in the differences": float((published == 0).mean()),
+        "share that is zero exactly": float((exact == 0).mean()),
+        "distinct magnitudes among the differences": len(np.unique(published)),
+        "distinct exact magnitudes": len(np.unique(exact)),
+        "rank correlation, differences and exact": rank_correlation(published, exact),
+        "rank correlation, SNIP and exact": rank_correlation(linear, exact),
+    }
+    return pd.DataFrame({"quantity": list(facts), "value": list(facts.values())})
+
+
+def resolution_density(found: Mapping[str, Salience], step: float) -> pd.DataFrame:
+    """How many parameters have which difference of float32 losses, by their exact salience (those that are not zero).
+
+    Returns:
+        One row per filled bin: ``log10_exact`` (centre), ``difference`` (in steps, rounded to one digit above 10), ``parameters``.
+    """
+    published, exact = (magnitudes(found[key]) for key in ("published", "exact"))
+    published, exact = published[exact > 0], exact[exact > 0]
+    bins = np.floor(np.log10(exact) * PER_DECADE * 2).astype(int)
+    steps = np.rint(published / step)
+    coarse = 10.0 ** np.floor(np.log10(np.maximum(steps, 1)) - 1).clip(0)
+    pairs, counts = np.unique(np.stack([bins, np.rint(steps / coarse) * coarse], 1), axis=0, return_counts=True)
+    rows = {"log10_exact": (pairs[:, 0] + 0.5) / PER_DECADE / 2, "difference": pairs[:, 1], "parameters": counts}
+    return pd.DataFrame(rows)
+
+
+def overlap_lines(kept: pd.DataFrame) -> pd.DataFrame:
+    """Overlaps as the figure draws them: by initialisation for the whole network, by layer for the first initialisation.
+
+    Returns:
+        ``panel``, ``line``, ``sparsity``, ``n``, ``mean``, ``smallest``, ``largest`` (over seeds), ``chance``.
+    """
+    whole = kept[kept["layer"] == WHOLE].assign(panel="whole network, by initialisation", line=lambda f: f["init"])
+    layers = kept[(kept["init"] == kept["init"].iloc[0]) & (kept["layer"] != WHOLE)]
+    layers = layers[~layers["layer"].str.startswith("bias")]
+    layers = layers.assign(panel=f"weights of each layer, {kept['init'].iloc[0]}", line=lambda f: f["layer"])
+    grouped = pd.concat([whole, layers]).groupby(["panel", "line", "sparsity"], sort=False)
+    found = grouped["overlap"].agg(n="size", mean="mean", smallest="min", largest="max")
+    return found.assign(chance=grouped["chance"].mean()).reset_index()
+
+
+def resolution_overlaps(found: Mapping[str, Salience], sparsities: Sequence[float]) -> pd.DataFrame:
+    """Kept sets of the differences and of SNIP, each against the exact salience's, and how many are tied at the threshold.
+
+    Returns:
+        One row per sparsity: ``sparsity``, ``published``, ``snip`` (overlaps with exact), ``tied`` (parameters whose difference
+        equals the threshold's).
+    """
+    whole = {
+        key: overlaps(found[key], found["exact"], sparsities).query("layer == @WHOLE")["overlap"].to_numpy()
+        for key in ("published", "snip")
+    }
+    values = np.sort(magnitudes(found["published"]))
+    threshold = [values[max(int(s * len(values)) - 1, 0)] for s in sparsities]
+    tied = [int((values == t).sum()) for t in threshold]
+    return pd.DataFrame({"sparsity": list(sparsities), **whole, "tied": tied})
+
+
+def _values(salience: Salience, names: Iterable[str]) -> np.ndarray:
+    """The signed values of some tensors as one float64 vector."""
+    return torch.cat([salience[name].flatten() for name in names]).double().cpu().numpy()
+
+
+def _parts(names: Iterable[str], *, whole_last: bool = False) -> dict[str, list[str]]:
+    """What tables have a row for: label -> names, the whole network and each tensor."""
+    tensors, whole = {published_label(name): [name] for name in names}, {WHOLE: list(names)}
+    return tensors | whole if whole_last else whole | tensors
+
+
+def _check_same(first: Salience, second: Salience) -> None:
+    if first.keys() != second.keys():
+        raise ValueError(f"the saliences have different parameters: {sorted(first.keys() ^ second.keys())}")

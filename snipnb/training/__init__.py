@@ -1,0 +1,1 @@
+"""Training of many masked networks, and what is kept of it."""

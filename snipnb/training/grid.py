@@ -1,0 +1,593 @@
+"""Grids of training runs: one call for hundreds of pruned networks, spread over processors, never losing what is finished.
+
+A run is what its configuration says (:func:`run_key`), not the text of the code that made it: finished runs are found one by one, whatever grid they
+were part of. What is missing is trained in groups: runs that share model, seeds, split, epochs and batch size, at most ``group_size`` of
+them, in an order that the whole grid fixes. A group keeps its state after every epoch and is recorded when it is finished
+(``store.py``); running a grid again goes on with an unfinished group from its last epoch, and ends in the same table. Each group is
+trained on one processor thread, so the number of processors does not matter either.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from snipnb._progress import note, progress_stream
+from snipnb.data import Split, data_checksum, load_split
+from snipnb.networks import INITIALISATIONS, MODELS, set_running_statistics
+from snipnb.pruning.criteria import CRITERIA, Criterion, Start, mask_for, ranked_by, salience_for
+from snipnb.pruning.masks import Mask, collapsed_layers, num_kept
+from snipnb.saliences.snip import Salience
+from snipnb.training.loop import Checkpoint, Recipe, one_thread, train_together
+from snipnb.training.provenance import trained_by
+from snipnb.training.store import FORMAT, Store, StoreError
+
+# The version of what training computes. Raised, in a commit of its own that says what moved, when the golden numbers
+# (tests/golden/) move for another reason than rounding: kept runs of another version are not used.
+NUMERICS = 1
+# The fields that identities had from the beginning. One that is added to RunConfig or Recipe later counts only where it is not at
+# its default, which means what was done before there was a choice and never changes: so kept runs stay found.
+FIRST_FIELDS = {
+    "RunConfig": {
+        "criterion",
+        "sparsity",
+        "init_seed",
+        "data_seed",
+        "model",
+        "init",
+        "split",
+        "sample",
+        "salience_images",
+        "recipe",
+    },
+    "Recipe": {
+        "epochs",
+        "batch_size",
+        "optimiser",
+        "learning_rate",
+        "schedule",
+        "weight_decay",
+        "momentum",
+        "decay",
+        "decay_every",
+    },
+}
+GROUP_SIZE = 16
+MOST = 2**32  # seeds; generators take a little more, and other networks' seeds follow from these
+_SHIPPED = dict(CRITERIA)
+_said: set[str] = set()  # criteria of which it was said that their runs are not kept
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One network: how it starts, what is pruned, how it is trained.
+
+    Attributes:
+        criterion: Name in :data:`snipnb.CRITERIA`; saliences come from the split's training images only.
+        sparsity: Share of parameters removed at the start, in [0, 1); ties are broken so that the count is exact.
+        init_seed: Draw of the initial weights, and of random saliences.
+        data_seed: Draw of the image order; default ``init_seed``. Runs that share both are compared pair by pair.
+        model: Name in ``models.MODELS``.
+        init: One of ``INITIALISATIONS``.
+        split: ``"standard"`` or ``"published"``.
+        sample: The shipped sample instead of all of MNIST.
+        salience_images: The first so many training images are used for saliences; default all.
+        recipe: How it is trained.
+
+    Example:
+        >>> import snipnb
+        >>> config = snipnb.RunConfig(criterion="random", sparsity=0.95, init_seed=3, salience_images=100)
+        >>> config.data_seed, config.salience_images  # random saliences take no images
+        (3, None)
+    """
+
+    criterion: str = "snip"
+    sparsity: float = 0.9
+    init_seed: int = 0
+    data_seed: int | None = None
+    model: str = "lenet5"
+    init: str = "pytorch"
+    split: str = "standard"
+    sample: bool = False
+    salience_images: int | None = None
+    recipe: Recipe = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        if self.data_seed is None:
+            object.__setattr__(self, "data_seed", self.init_seed)
+        choices: dict[str, Collection[str]] = {
+            "criterion": CRITERIA,
+            "model": MODELS,
+            "init": INITIALISATIONS,
+            "split": ("standard", "published"),
+        }
+        for name, accepted in choices.items():
+            if not isinstance(getattr(self, name), str) or getattr(self, name) not in accepted:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; accepted are {', '.join(accepted)}")
+        least = {"init_seed": 0, "data_seed": 0} | ({} if self.salience_images is None else {"salience_images": 1})
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value < MOST:
+                raise ValueError(f"{name} is {value!r}; accepted are integers from {smallest} and below {MOST:,}")
+        if isinstance(self.sparsity, bool) or not isinstance(self.sparsity, (int, float)) or not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity is {self.sparsity!r}; accepted are numbers from 0 and below 1")
+        object.__setattr__(self, "sparsity", float(self.sparsity))
+        if not isinstance(self.sample, bool) or not isinstance(self.recipe, Recipe):
+            raise ValueError(f"sample is {self.sample!r}, recipe {self.recipe!r}; accepted are a bool and a Recipe")
+        if not CRITERIA[self.criterion].uses_images:
+            object.__setattr__(self, "salience_images", None)
+
+
+def grid(*, criteria: Iterable[str], sparsities: Iterable[float], seeds: Iterable[int], **common) -> list[RunConfig]:
+    """Every criterion at every sparsity for every seed; ``common`` goes to each :class:`RunConfig`.
+
+    Example:
+        >>> import snipnb
+        >>> configs = snipnb.grid(criteria=["snip", "random"], sparsities=[0.9, 0.95, 0.98], seeds=range(4), sample=True)
+        >>> len(configs), configs[0].criterion, configs[0].sparsity
+        (24, 'snip', 0.9)
+    """
+    criteria, sparsities = list(criteria), list(sparsities)
+    return [
+        RunConfig(criterion=criterion, sparsity=sparsity, init_seed=seed, **common)
+        for seed in seeds
+        for criterion in criteria
+        for sparsity in sparsities
+    ]
+
+
+def run_grid(
+    configs: Sequence[RunConfig],
+    *,
+    store: str | os.PathLike[str] | None = None,
+    jobs: int | None = None,
+    group_size: int = GROUP_SIZE,
+    device: str | None = None,
+) -> pd.DataFrame:
+    """Train every configured network, or look it up where that was done before.
+
+    Args:
+        configs: The runs; equal ones are trained once.
+        store: Folder that keeps finished runs and the state of unfinished ones; default none is kept.
+        jobs: Groups at a time, spread by joblib. Default: what ``joblib.parallel_config`` says; without it one process per
+            processor, or one in all on a GPU.
+        group_size: Networks trained together, at most. It moves results by rounding alone.
+        device: Where to train; default CUDA where there is one.
+
+    Returns:
+        Tidy frame, one row per run and epoch, runs in the order given: the fields of :class:`RunConfig` without the recipe,
+        ``kept`` (parameters), ``collapsed`` (weight tensors of which nothing is kept), ``epoch``, ``train_loss``,
+        ``validation_error``, ``test_error`` (fractions; NaN where there are no such images). ``attrs["trained_by"]`` lists who trained the
+        runs: commit, versions, device and processor, with runs and seconds. A warning says if devices or minor versions of PyTorch
+        are mixed, and if runs of a criterion without a version are not kept.
+
+    Raises:
+        ValueError: If something among ``configs`` is not a RunConfig.
+        StoreError: If the store cannot be written; what was finished is kept.
+
+    Example:
+        >>> import snipnb
+        >>> recipe = snipnb.Recipe(epochs=1, batch_size=500)
+        >>> configs = snipnb.grid(criteria=["magnitude"], sparsities=[0.5, 0.9], seeds=[0], sample=True, recipe=recipe)
+        >>> runs = snipnb.run_grid(configs, jobs=1)
+        >>> runs[["criterion", "sparsity", "kept", "epoch"]].values.tolist()
+        [['magnitude', 0.5, 30853, 1], ['magnitude', 0.9, 6171, 1]]
+    """
+    configs = list(configs)
+    for config in configs:
+        if not isinstance(config, RunConfig):
+            raise ValueError(f"every run must be a RunConfig, got {config!r}")
+    for name, value in (("group_size", group_size), ("jobs", 1 if jobs is None else jobs)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    passing = [c for c in configs if not is_kept(c)]
+    _say_what_is_not_kept({c.criterion for c in passing})
+    rows: dict[RunConfig, Mapping] = {}
+    for some, place in (([c for c in configs if is_kept(c)], store), (passing, None)):
+        if some:
+            with _folder(place) as folder:
+                rows |= _runs_of(some, Store(folder), jobs, group_size, device)
+    return _table(configs, rows)
+
+
+def _runs_of(
+    configs: Sequence[RunConfig], place: Store, jobs: int | None, group_size: int, device: str
+) -> dict[RunConfig, Mapping]:
+    """The finished runs, after training those that are missing."""
+    keys = {config: run_key(config) for config in configs}
+    finished = place.runs()
+    tasks: dict[str, list[RunConfig]] = {}
+    for group in groups_of(configs, group_size):
+        if missing := [config for config in group if keys[config] not in finished]:
+            tasks[_group_name(missing)] = missing
+    if tasks:
+        _train_all(tasks, place, jobs, device)
+        finished = place.runs()
+    if gone := [config for config, key in keys.items() if key not in finished]:  # somebody took them away meanwhile
+        raise StoreError(f"{len(gone)} finished runs are gone from {place.folder}, the first is {gone[0]}; run again")
+    return {config: finished[key] for config, key in keys.items()}
+
+
+# --- identity ---------------------------------------------------------------------------------------------------------
+
+
+def run_key(config: RunConfig) -> str:
+    """The identity of a run: what its result follows from, as far as anything is declared.
+
+    **Definition.** Model, split, criterion, sparsity and seed, and a SHA-256 of the fields of ``config`` and its recipe (those not in
+    :data:`FIRST_FIELDS` only where they are not at their default), :data:`NUMERICS`, the versions of the criterion and of the one whose
+    salience it takes, and the checksum of the images. Neither the text of the code nor versions of packages are in it.
+
+    Example:
+        >>> import snipnb
+        >>> from snipnb.training.grid import run_key
+        >>> run_key(snipnb.RunConfig(criterion="random", sparsity=0.95))[:34]
+        'lenet5-standard-random-0.95-seed0-'
+    """
+    content = {
+        "config": _declared(config),
+        "numerics": NUMERICS,
+        "criterion": _versions(config.criterion),
+        "data": data_checksum(sample=config.sample),
+    }
+    return f"{config.model}-{config.split}-{config.criterion}-{config.sparsity:g}-seed{config.init_seed}-{_short_digest(content)}"
+
+
+def is_kept(config: RunConfig) -> bool:
+    """Whether a run has an identity that outlives the process: its criterion, and the one whose salience it takes, have versions."""
+    return all(version is not None for version in _versions(config.criterion))
+
+
+def _declared(value: RunConfig | Recipe) -> dict[str, Any]:
+    """The fields of a configuration that its identity takes; numbers as they are declared, so that 1 and 1.0 are one."""
+    content: dict[str, Any] = {}
+    for f in dataclasses.fields(value):
+        found = getattr(value, f.name)
+        if f.name in FIRST_FIELDS[type(value).__name__] or found != f.default:
+            if isinstance(found, Recipe):
+                found = _declared(found)
+            elif f.type == "float":
+                found = float(found)
+            content[f.name] = found
+    return content
+
+
+def _versions(criterion: str) -> list[int | str | None]:
+    """The versions of a criterion and of the one whose salience it takes; marked where they do not come with the package."""
+    found: list[int | str | None] = []
+    for name in dict.fromkeys((criterion, ranked_by(criterion))):
+        version = CRITERIA[name].version
+        shipped = CRITERIA[name] is _SHIPPED.get(name)
+        found.append(version if shipped or version is None else f"own {version}")
+    return found
+
+
+def _say_what_is_not_kept(criteria: set[str]) -> None:
+    for name in sorted(criteria - _said):
+        _said.add(name)
+        warnings.warn(
+            f"runs of criterion {name!r} are not kept, because it has no version; give it one, "
+            "Criterion(..., version=1), and raise it whenever what it computes changes",
+            stacklevel=3,
+        )
+
+
+def _short_digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def groups_of(configs: Iterable[RunConfig], group_size: int = GROUP_SIZE) -> list[list[RunConfig]]:
+    """The groups that a grid falls into, fixed by the whole grid: neither its order nor what is finished matters."""
+    alike: dict[tuple, list[RunConfig]] = {}
+    for c in dict.fromkeys(configs):
+        common = (c.recipe.epochs, c.recipe.batch_size)
+        alike.setdefault((c.model, c.init, c.init_seed, c.data_seed, c.split, c.sample, common), []).append(c)
+    groups = []
+    for runs in alike.values():
+        recipes = list(dict.fromkeys(c.recipe for c in runs))
+        runs.sort(key=lambda c: (recipes.index(c.recipe), c.criterion, c.sparsity, c.salience_images or 0))
+        number = -(-len(runs) // group_size)
+        groups += [runs[i * len(runs) // number : (i + 1) * len(runs) // number] for i in range(number)]
+    return groups
+
+
+def _group_name(group: Sequence[RunConfig]) -> str:
+    """Of the record and the checkpoint of runs that are trained together."""
+    first = group[0]
+    digest = _short_digest([FORMAT, *(run_key(config) for config in group)])
+    return f"{first.model}-{first.split}-seed{first.init_seed}-{digest}"
+
+
+def _own_criteria(group: Iterable[RunConfig]) -> list[str]:
+    """Criteria of some runs that do not come with the package, and those whose saliences they take."""
+    names = {c.criterion for c in group}
+    names |= {ranked_by(name) for name in names}
+    return sorted(name for name in names if CRITERIA[name] is not _SHIPPED.get(name))
+
+
+@contextmanager
+def _folder(store: str | os.PathLike[str] | None) -> Iterator[Path]:
+    if store is not None:
+        yield Path(store)
+        return
+    with tempfile.TemporaryDirectory(prefix="snipnb-") as temporary:
+        yield Path(temporary)
+
+
+def _table(configs: Sequence[RunConfig], rows: Mapping[RunConfig, Mapping]) -> pd.DataFrame:
+    frames = []
+    for config in configs:
+        run, fields = rows[config], dataclasses.asdict(config)
+        del fields["recipe"]
+        history = pd.DataFrame(run["history"])
+        history = history.astype({column: float for column in history if column != "epoch"})  # None is NaN
+        frames.append(history.assign(**fields, kept=run["kept"], collapsed=len(run["collapsed"])))
+    if not frames:
+        return pd.DataFrame()
+    columns = [*fields, "kept", "collapsed", *history.columns]
+    table = pd.concat(frames, ignore_index=True)[columns]
+    table.attrs["trained_by"] = _provenance([rows[config] for config in dict.fromkeys(configs)])
+    return table
+
+
+def _provenance(runs: Sequence[Mapping]) -> list[dict[str, Any]]:
+    """Who trained the runs of a table: a dict for each commit, package version and machine, with its number of runs and seconds."""
+    found: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        maker = {key: run["trained_by"].get(key) for key in ("commit", "torch", "numba", "device", "processor")}
+        row = found.setdefault(json.dumps(maker, sort_keys=True), {**maker, "runs": 0, "seconds": 0.0})
+        row["runs"] += 1
+        row["seconds"] += run["trained_by"]["seconds"] / run["trained_by"]["networks"]
+    makers = [row | {"seconds": round(row["seconds"], 1)} for row in found.values()]
+    devices = sorted({row["device"] for row in makers})
+    minors = sorted({".".join(row["torch"].split("+")[0].split(".")[:2]) for row in makers})
+    for what, values in (("devices", devices), ("versions of PyTorch", minors)):
+        if len(values) > 1:
+            warnings.warn(f"runs of one table were trained with several {what}: {', '.join(values)}", stacklevel=4)
+    return makers
+
+
+# --- saliences and masks ----------------------------------------------------------------------------------------------
+
+
+@cache
+def _split(name: str, sample: bool) -> Split:
+    return load_split(name, sample=sample)
+
+
+def _source(config: RunConfig) -> RunConfig:
+    """What the saliences of a run follow from."""
+    return dataclasses.replace(
+        config, criterion=ranked_by(config.criterion), sparsity=0.0, data_seed=0, recipe=Recipe()
+    )
+
+
+def _start(config: RunConfig, device: str) -> Start:
+    """What the criterion of a run may look at."""
+    images, labels = torch.empty(0), torch.empty(0)
+    if CRITERIA[config.criterion].uses_images:
+        split = _split(config.split, config.sample)
+        some = slice(0, config.salience_images)
+        images, labels = (t[some].to(device) for t in (split.train_images, split.train_labels))
+    draw = partial(_drawn, config.model, config.init, images, device)
+    return Start(draw(config.init_seed), images, labels, config.init_seed, config.init, draw)
+
+
+def _drawn(name: str, init: str, images: Tensor, device: str, seed: int) -> nn.Module:
+    """A network at its start; where it has batch norms, with the statistics of some images."""
+    model = MODELS[name](init=init, seed=seed).to(device)
+    return set_running_statistics(model, images) if len(images) else model
+
+
+def masks_of(group: Sequence[RunConfig], place: Store, device: str) -> list[Mask]:
+    """What every run of a group keeps; saliences that take images are kept in the store."""
+    masks: list[Mask] = []
+    known: dict[RunConfig, Salience] = {}
+    starts: dict[RunConfig, Start] = {}
+    for config in group:
+        source = _source(config)
+        if source not in known:
+            known.clear()  # the last one only: runs are in the order of criteria
+            known[source] = _salience(source, place, device)
+        alone = dataclasses.replace(config, sparsity=0.0, recipe=Recipe())
+        if alone not in starts:
+            starts.clear()
+            starts[alone] = _start(config, device)
+        masks.append(mask_for(config.criterion, starts[alone], known[source], config.sparsity))
+    return masks
+
+
+def _salience(config: RunConfig, place: Store, device: str) -> Salience:
+    if not CRITERIA[config.criterion].uses_images:
+        return salience_for(config.criterion, _start(config, device))
+    name = f"salience-{_short_digest(run_key(config))}"
+    if (found := _kept_salience(name, place)) is not None:
+        return found
+    with place.lock(name):
+        if (found := _kept_salience(name, place)) is not None:
+            return found
+        note(f"saliences: {config.criterion}, seed {config.init_seed}")
+        salience = {name: s.cpu() for name, s in salience_for(config.criterion, _start(config, device)).items()}
+        place.save_state(name, {name: s.numpy() for name, s in salience.items()}, {})
+    return salience
+
+
+def _kept_salience(name: str, place: Store) -> Salience | None:
+    found = place.state(name)
+    return None if found is None else {name: torch.from_numpy(array) for name, array in found[0].items()}
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def keep_saliences(configs: Iterable[RunConfig], place: Store, device: str) -> None:
+    """Compute the saliences that runs take and keep them in ``place``, with all threads; training itself takes one."""
+    for source in dict.fromkeys(map(_source, configs)):
+        if CRITERIA[source.criterion].uses_images:
+            _salience(source, place, device)
+
+
+def _train_all(tasks: Mapping[str, list[RunConfig]], place: Store, jobs: int | None, device: str) -> None:
+    """Train all groups; those that another process is working on are waited for at the end.
+
+    Workers make the masks from saliences that were kept before: a task is only some configurations, since a worker that was sent half
+    of a large one when its parent was killed would wait for the rest for ever.
+    """
+    keep_saliences((config for group in tasks.values() for config in group), place, device)
+    left = list(tasks.items())
+    jobs = jobs or _jobs(device)
+    with _progress(tasks, place):
+        for wait in (False, True):
+            finished = place.runs()
+            left = [task for task in left if not _is_finished(task[1], finished)]
+            if jobs == 1 or len(left) < 2:
+                for task in left:
+                    _train_group(*task, place.folder, device, wait=wait)
+                continue
+            import joblib  # only where groups are spread
+
+            work = joblib.delayed(_train_quietly)
+            own = {name: CRITERIA[name] for _, group in left for name in _own_criteria(group)}
+            calls = (work(os.getpid(), own, *task, place.folder, device, wait=wait) for task in left)
+            for _ in joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")(calls):
+                pass
+
+
+def _is_finished(group: Iterable[RunConfig], finished: Collection[str]) -> bool:
+    return all(run_key(config) in finished for config in group)
+
+
+def _jobs(device: str) -> int:
+    """How many groups at a time, if the caller does not say."""
+    if device != "cpu":
+        return 1
+    from joblib.parallel import get_active_backend
+
+    configured = get_active_backend()[1]
+    return configured if (configured or 1) != 1 else os.cpu_count() or 1
+
+
+def _train_quietly(caller: int, own: Mapping[str, Criterion], *task, **options) -> None:
+    """In a worker: the caller shows the progress, and gives the criteria that did not come with the package.
+
+    A process that worked before may still have those of that time.
+    """
+    os.environ["SNIPNB_PROGRESS"] = "0"
+    if os.getpid() != caller:
+        CRITERIA.clear()
+        CRITERIA.update(_SHIPPED | dict(own))
+    _train_group(*task, **options)
+
+
+def _train_group(name: str, group: list[RunConfig], folder: Path, device: str, *, wait: bool) -> None:
+    """Train one group and record it, unless somebody else does."""
+    place = Store(folder)
+    with place.lock(name, wait=wait) as ours:
+        if not ours or _is_finished(group, place.runs()):
+            return
+        checkpoint = _Checkpoint(place, name)
+        with one_thread():
+            masks = masks_of(group, place, device)
+            histories = train_group(group, masks, device, checkpoint)
+        runs = {
+            run_key(config): {
+                "config": dataclasses.asdict(config),
+                "kept": num_kept(mask),
+                "collapsed": collapsed_layers(mask),
+                "history": history.to_dict(orient="list"),
+            }
+            for config, mask, history in zip(group, masks, histories, strict=True)
+        }
+        maker = trained_by(device) | {"seconds": round(checkpoint.seconds(), 1), "networks": len(group)}
+        place.finish(name, runs, maker)
+
+
+def train_group(
+    group: Sequence[RunConfig], masks: Sequence[Mask], device: str, checkpoint: Checkpoint | None = None
+) -> list[pd.DataFrame]:
+    """Train the runs of one group from their start, or from a checkpoint; their histories. Nothing is recorded."""
+    first = group[0]
+    return train_together(
+        [MODELS[c.model](init=c.init, seed=c.init_seed).to(device) for c in group],
+        _split(first.split, first.sample),
+        masks=masks,
+        recipe=[c.recipe for c in group],
+        data_seed=first.init_seed if first.data_seed is None else first.data_seed,
+        checkpoint=checkpoint,
+    )
+
+
+class _Checkpoint:
+    """Keeps the state of a group in the store, and the seconds that went into it, interruptions not counted."""
+
+    def __init__(self, place: Store, name: str) -> None:
+        self.place, self.name, self.before, self.start = place, name, 0.0, time.time()
+
+    def load(self) -> tuple[dict[str, Tensor], list] | None:
+        found = self.place.state(self.name)
+        if found is None:
+            return None
+        arrays, facts = found
+        self.before = facts["seconds"]
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}, facts["rows"]
+
+    def save(self, tensors: Mapping[str, Tensor], rows: list) -> None:
+        arrays = {name: t.numpy() for name, t in tensors.items()}
+        self.place.save_state(self.name, arrays, {"rows": rows, "seconds": self.seconds()})
+
+    def seconds(self) -> float:
+        return self.before + time.time() - self.start
+
+
+@contextmanager
+def _progress(tasks: Mapping[str, list[RunConfig]], place: Store) -> Iterator[None]:
+    """A bar over all epochs of all networks, read off the store, where somebody is there to see it."""
+    stream = progress_stream()
+    if stream is None:
+        yield
+        return
+    epochs = {name: group[0].recipe.epochs for name, group in tasks.items()}
+    total = sum(len(group) * epochs[name] for name, group in tasks.items())
+    done = threading.Event()
+
+    def reached() -> int:
+        finished = place.runs()
+        rows = {
+            name: epochs[name] if _is_finished(group, finished) else len((place.facts(name) or {"rows": []})["rows"])
+            for name, group in tasks.items()
+        }
+        return sum(len(group) * rows[name] for name, group in tasks.items())
+
+    with tqdm(
+        total=total, initial=reached(), desc="training, networks x epochs", file=stream, leave=False, delay=2.0
+    ) as bar:
+
+        def watch() -> None:
+            while not done.wait(1.0):
+                bar.update(reached() - bar.n)
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()

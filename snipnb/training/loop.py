@@ -1,0 +1,489 @@
+"""Training of masked networks, many at once, in which pruned weights are exactly zero at every step.
+
+Networks of one architecture that see the same images in the same order are trained together (``stacked.py``): they share the
+copies that the first convolution needs, and their matrix products are one. What each of them computes is what it would
+alone. On a processor, pruned weights take no time where most of a layer is pruned (``kernels.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from snipnb._engine.ensembles import Kept, Stack, Stacked, check_alike, stacked
+from snipnb._engine.sequential import layers_of
+from snipnb._progress import track
+from snipnb.data import Split
+from snipnb.pruning.masks import Mask, check_mask_fits
+from snipnb.saliences.snip import check_alike_and_precise, check_classes, check_examples, float_parameters, in_mode
+
+OPTIMISERS = ("adam", "sgd")
+SCHEDULES = ("one_cycle", "constant", "step", "exponential", "cosine")
+WARM_UP_SHARE = 0.1
+SCORING_BATCH = 1000
+# How much is done at once: on a processor what its caches hold, on a GPU everything.
+NETWORKS = {"cpu": 24, "cuda": 1024}
+IMAGES = {"cpu": 64, "cuda": 1024}
+SCORED = {"cpu": 48, "cuda": 1000}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained.
+
+    Attributes:
+        epochs: Passes over the training images.
+        batch_size: Images per step.
+        optimiser: ``"adam"`` or ``"sgd"``.
+        learning_rate: Constant rate, or the peak of the one-cycle schedule.
+        schedule: ``"constant"``, ``"step"``, ``"exponential"``, ``"cosine"`` or ``"one_cycle"``: see :func:`learning_rate`.
+        weight_decay: L2 penalty added to the gradient.
+        momentum: Of SGD, from 0 and below 1; Adam has its own.
+        decay: Factor of the step and exponential schedules.
+        decay_every: Epochs between two steps of the step schedule.
+
+    Example:
+        >>> import snipnb
+        >>> snipnb.Recipe(optimiser="sgd", learning_rate=0.1, schedule="cosine").momentum
+        0.9
+    """
+
+    epochs: int = 3
+    batch_size: int = 128
+    optimiser: str = "adam"
+    learning_rate: float = 0.01
+    schedule: str = "one_cycle"
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    decay: float = 0.95
+    decay_every: int = 15
+
+    def __post_init__(self) -> None:
+        for field in ("epochs", "batch_size", "decay_every"):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{field} is {value!r}; accepted are integers from 1")
+        ranges: dict[str, tuple[Callable[[float], bool], str]] = {
+            "learning_rate": (lambda value: value > 0, "numbers above 0"),
+            "weight_decay": (lambda value: value >= 0, "numbers from 0"),
+            "momentum": (lambda value: 0 <= value < 1, "numbers from 0 and below 1"),
+            "decay": (lambda value: 0 < value <= 1, "numbers above 0, up to 1"),
+        }
+        for field, (accepts, accepted) in ranges.items():
+            value = getattr(self, field)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not abs(value) < math.inf or not accepts(value):
+                raise ValueError(f"{field} is {value!r}; accepted are {accepted}")
+        if self.optimiser not in OPTIMISERS:
+            raise ValueError(f"optimiser is {self.optimiser!r}; accepted are {', '.join(OPTIMISERS)}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule is {self.schedule!r}; accepted are {', '.join(SCHEDULES)}")
+
+
+def train(
+    model: nn.Module, split: Split, *, mask: Mask | None = None, recipe: Recipe | None = None, data_seed: int = 0
+) -> pd.DataFrame:
+    """Train one network in place, its pruned parameters held at exactly zero: :func:`train_together` for one.
+
+    Args:
+        model: The network; its parameters are changed, and it is left in evaluation mode.
+        split: What to train on and what to score on.
+        mask: What to keep; default everything.
+        recipe: Default ``Recipe()``.
+        data_seed: Draw of the image order, and of dropout.
+
+    Returns:
+        Tidy frame, one row per epoch: ``epoch`` (from 1), ``train_loss`` (mean over the epoch, while training),
+        ``validation_error``, ``test_error`` (fractions wrong; NaN where the split has no such images).
+
+    Raises:
+        ValueError: If the model has layers that are not covered, or the mask does not fit it.
+
+    Example:
+        >>> import snipnb
+        >>> model, split = snipnb.lenet5(), snipnb.load_split("standard", sample=True)
+        >>> mask = snipnb.keep_mask(snipnb.snip(model, split.train_images, split.train_labels), 0.9)
+        >>> history = snipnb.train(model, split, mask=mask, recipe=snipnb.Recipe(epochs=2, batch_size=500))
+        >>> list(history), len(history), bool((model.full1.weight[~mask["full1.weight"]] == 0).all())
+        (['epoch', 'train_loss', 'validation_error', 'test_error'], 2, True)
+    """
+    return train_together([model], split, masks=[mask], recipe=recipe, data_seed=data_seed)[0]
+
+
+def train_together(
+    models: Sequence[nn.Module],
+    split: Split,
+    *,
+    masks: Sequence[Mask | None] | None = None,
+    recipe: Recipe | Sequence[Recipe] | None = None,
+    data_seed: int = 0,
+    checkpoint: Checkpoint | None = None,
+) -> list[pd.DataFrame]:
+    """Train several networks of one architecture in place, on the same images in the same order.
+
+    On a processor one thread is used: operations are too short to share, and results do not depend on a number of threads.
+    Spread networks over processors with :func:`snipnb.run_grid`.
+
+    **Definition.** Each network has its own parameters, mask and optimiser state; nothing passes between them. Pruned
+    parameters start at zero and their gradients are masked before every step, so neither momentum nor weight decay can move
+    them. The loss is the mean cross-entropy of a batch. Images are shuffled anew each epoch.
+
+    Args:
+        models: Networks (``nn.Sequential`` of the layers that :func:`snipnb.exact_salience` covers), alike but for their
+            values; changed, and left in evaluation mode.
+        split: What to train on and what to score on.
+        masks: What to keep of each; default everything.
+        recipe: Of all, or one each; they have epochs and batch size in common. Default ``Recipe()``.
+        data_seed: Draw of the image order, and of dropout.
+        checkpoint: Keeps the state after each epoch, and gives back the last one to go on from; the end is the same.
+
+    Returns:
+        One frame per network, as from :func:`train`.
+
+    Raises:
+        ValueError: If models are not covered or not alike, a mask or images do not fit, labels are no classes of the models, or
+            recipes differ in epochs or batch size. The models are then unchanged.
+
+    Example:
+        >>> import snipnb
+        >>> models = [snipnb.lenet5(seed=seed) for seed in range(2)]
+        >>> recipes = [snipnb.Recipe(epochs=1, batch_size=500, learning_rate=rate) for rate in (0.003, 0.01)]
+        >>> histories = snipnb.train_together(models, snipnb.load_split("standard", sample=True), recipe=recipes)
+        >>> [len(history) for history in histories]
+        [1, 1]
+    """
+    recipes = [recipe or Recipe()] * len(models) if recipe is None or isinstance(recipe, Recipe) else list(recipe)
+    with one_thread():
+        return _train_together(models, split, masks, recipes, data_seed, checkpoint)
+
+
+def _train_together(
+    models: Sequence[nn.Module],
+    split: Split,
+    masks: Sequence[Mask | None] | None,
+    recipes: Sequence[Recipe],
+    data_seed: int,
+    checkpoint: Checkpoint | None,
+) -> list[pd.DataFrame]:
+    group = _Group(models, masks, recipes)
+    epochs, batch_size = recipes[0].epochs, recipes[0].batch_size
+    group.check(split.train_images, split.train_labels)
+    scored = [
+        (x.to(group.device), y.to(group.device))
+        for x, y in ((split.validation_images, split.validation_labels), (split.test_images, split.test_labels))
+    ]
+    for x, y in scored:
+        if len(x) or len(y):
+            group.check(x, y)
+    images, labels = split.train_images.to(group.device), split.train_labels.to(group.device, torch.int64)
+    shuffle = torch.Generator().manual_seed(data_seed)
+    steps = -(-len(labels) // batch_size)
+    rows: list[dict[str, list[float]]] = []
+    if checkpoint is not None and (found := checkpoint.load()) is not None:
+        arrays, rows = found[0], list(found[1])
+        group.restore(arrays, steps * len(rows))
+    for epoch in range(epochs):
+        order = torch.randperm(len(labels), generator=shuffle)  # drawn for finished epochs too: the next ones follow
+        if epoch < len(rows):
+            continue
+        losses = torch.zeros(len(models), dtype=torch.float64, device=group.device)
+        batches = order.to(group.device).split(batch_size)
+        for i, batch in enumerate(track(batches, f"epoch {epoch + 1}/{epochs}", total=steps)):
+            step = epoch * steps + i
+            group.set_rates(step, steps)
+            losses += group.step(images[batch], labels[batch], seed=(data_seed << 32) + step) * len(batch)
+        validation, test = (group.error_rates(x, y) for x, y in scored)
+        rows.append({"train_loss": (losses / len(labels)).tolist(), "validation_error": validation, "test_error": test})
+        if checkpoint is not None:
+            checkpoint.save(group.state(), list(rows))
+    group.write_back()
+    return [
+        pd.DataFrame([{"epoch": e} | {key: row[key][k] for key in row} for e, row in enumerate(rows, 1)])
+        for k in range(len(models))
+    ]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch's operations take one processor thread, then as many as before."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Checkpoint(Protocol):
+    """Where :func:`train_together` keeps its state after each epoch."""
+
+    def load(self) -> tuple[Mapping[str, Tensor], list[dict[str, list[float]]]] | None:
+        """The tensors and rows that were saved last, or None."""
+
+    def save(self, tensors: Mapping[str, Tensor], rows: list[dict[str, list[float]]]) -> None:
+        """Keep the state after ``len(rows)`` epochs."""
+
+
+class _Group:
+    """Stacked parameters, gradients and optimiser state of networks that are trained together."""
+
+    def __init__(
+        self, models: Sequence[nn.Module], masks: Sequence[Mask | None] | None, recipes: Sequence[Recipe]
+    ) -> None:
+        if not models:
+            raise ValueError("no models are given; at least one is needed")
+        masks = masks if masks is not None else [None] * len(models)
+        for model in models:
+            float_parameters(model)  # an error if there are none
+            layers_of(model)
+        places = [t.data_ptr() for m in models for t in (*m.parameters(), *m.buffers()) if t.numel()]
+        if len(set(places)) < len(places):
+            raise ValueError("two models share a tensor, or one is given twice; each needs tensors of its own")
+        if len(masks) != len(models):
+            raise ValueError(f"{len(masks)} masks are given for {len(models)} models; one each is needed, or None")
+        if wrong := [r for r in recipes if not isinstance(r, Recipe)]:
+            raise ValueError(f"{wrong[0]!r} is given as a recipe; accepted are Recipe")
+        if len(recipes) != len(models):
+            raise ValueError(
+                f"{len(recipes)} recipes are given for {len(models)} models; one for all is needed, or one each"
+            )
+        if len(common := {(r.epochs, r.batch_size) for r in recipes}) > 1:
+            raise ValueError(
+                f"recipes have {sorted(common)} epochs and images per batch; networks trained together have them in common"
+            )
+        self.models, self.stack = models, Stack(models[0])
+        first = dict(models[0].named_parameters())
+        self.device = next(iter(first.values())).device
+        for model in models:
+            check_alike(model, models[0])
+        for model, mask in zip(models, masks, strict=True):
+            if mask is not None:
+                check_mask_fits(model, mask)
+        self.parameters = stacked([dict(m.named_parameters()) for m in models])
+        self.buffers = stacked([dict(m.named_buffers()) for m in models])
+        self.kept: Stacked = {}
+        for name, p in self.parameters.items():
+            if any(mask is not None and name in mask for mask in masks):
+                everything = torch.ones(p.shape[1:], dtype=torch.bool)
+                kept = [everything if mask is None else mask.get(name, everything) for mask in masks]
+                self.kept[name] = torch.stack([m.to(self.device) for m in kept])
+                p.masked_fill_(~self.kept[name], 0)
+        self.trained = {name: p for name, p in self.parameters.items() if first[name].requires_grad}
+        self.parts = [_Part(some, recipe, self.trained) for some, recipe in _neighbours(recipes)]
+        self.networks = NETWORKS[self.device.type]  # at once
+        self.kept_of = {b.start: Kept({n: kept[b] for n, kept in self.kept.items()}) for b in self._blocks()}
+        self.images = recipes[0].batch_size if self.stack.mixes_images else IMAGES[self.device.type]
+
+    @torch.no_grad()
+    def check(self, images: Tensor, labels: Tensor) -> None:
+        """Raise ValueError unless images fit the networks, and labels their classes."""
+        check_examples(images, labels, 1)
+        check_alike_and_precise(dict(self.models[0].named_parameters()), images)
+        x = images[:1].to(self.device)
+        parameters, buffers = ({n: t[:1] for n, t in s.items()} for s in (self.parameters, self.buffers))
+        check_classes(self.stack.logits(self.stack.inputs(x), parameters, buffers, x.shape[1:])[0].T, labels)
+
+    def _blocks(self) -> list[slice]:
+        return [slice(k, k + self.networks) for k in range(0, len(self.models), self.networks)]
+
+    def set_rates(self, step: int, steps_per_epoch: int) -> None:
+        for part in self.parts:
+            part.optimiser.param_groups[0]["lr"] = learning_rate(part.recipe, step, steps_per_epoch)
+
+    @torch.enable_grad()
+    def step(self, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
+        """One step of every network on one batch; returns their mean losses before it [networks]."""
+        losses = torch.zeros(len(self.models), dtype=torch.float64, device=self.device)
+        for p in self.trained.values():
+            _gradient(p).zero_()
+        for part, (x, y) in enumerate(zip(images.split(self.images), labels.split(self.images), strict=True)):
+            inputs = self.stack.inputs(x)
+            for some in self._blocks():
+                parameters = {name: p[some].detach() for name, p in self.parameters.items()}
+                leaves = {name: parameters[name].requires_grad_() for name in self.trained}
+                logits = self.stack.logits(
+                    inputs,
+                    parameters,
+                    {name: b[some] for name, b in self.buffers.items()},
+                    x.shape[1:],
+                    training=True,
+                    generator=self._generator(seed, part),
+                    kept=self.kept_of[some.start],
+                )
+                loss = nn.functional.cross_entropy(logits, y.expand(len(logits), -1), reduction="none").sum(1)
+                gradients = torch.autograd.grad(loss.sum() / len(labels), list(leaves.values()))
+                for name, gradient in zip(leaves, gradients, strict=True):
+                    _gradient(self.trained[name])[some] += gradient
+                losses[some] += loss.detach()
+        for name, kept in self.kept.items():
+            if name in self.trained:
+                _gradient(self.trained[name]).mul_(kept)
+        for each in self.parts:
+            each.optimiser.step()
+        return losses / len(labels)
+
+    def _generator(self, seed: int, part: int) -> torch.Generator:
+        # Mixed: of a seed, PyTorch's generator on a processor takes the lowest 32 bits alone.
+        mixed = np.random.SeedSequence((seed % 2**128, part)).generate_state(1)
+        return torch.Generator(self.device).manual_seed(int(mixed[0]))
+
+    @torch.no_grad()
+    def error_rates(self, images: Tensor, labels: Tensor) -> list[float]:
+        """Fraction of images that each network gets wrong; NaN for no images."""
+        if len(labels) == 0:
+            return [float("nan")] * len(self.models)
+        wrong = torch.zeros(len(self.models), dtype=torch.int64, device=self.device)
+        size = SCORED[self.device.type]
+        for x, y in zip(images.split(size), labels.split(size), strict=True):
+            inputs = self.stack.inputs(x)
+            for some in self._blocks():
+                parameters, buffers = ({n: t[some] for n, t in s.items()} for s in (self.parameters, self.buffers))
+                logits = self.stack.logits(inputs, parameters, buffers, x.shape[1:], kept=self.kept_of[some.start])
+                wrong[some] += (logits.argmax(1) != y).sum(1)
+        return (wrong.double() / len(labels)).tolist()
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next epoch depends on, but the number of epochs."""
+        state = {f"parameter {name}": p for name, p in self.parameters.items()}
+        state |= {f"buffer {name}": b for name, b in self.buffers.items()}
+        for part in self.parts:
+            state |= part.state()
+        return {key: tensor.detach().to("cpu", copy=True) for key, tensor in state.items()}
+
+    def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
+        """Go on from a state after so many steps."""
+        for name, p in self.parameters.items():
+            p.copy_(state[f"parameter {name}"])
+        for name, b in self.buffers.items():
+            b.copy_(state[f"buffer {name}"])
+        for part in self.parts:
+            part.restore(state, steps)
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        """Give every model its values."""
+        for k, model in enumerate(self.models):
+            for name, p in model.named_parameters():
+                p.copy_(self.parameters[name][k])
+            for name, b in model.named_buffers():
+                b.copy_(self.buffers[name][k])
+            model.eval()
+
+
+class _Part:
+    """Networks of a group that are next to each other and have one recipe, and their optimiser."""
+
+    def __init__(self, some: slice, recipe: Recipe, trained: Stacked) -> None:
+        self.recipe, self.first = recipe, some.start
+        self.trained = {name: p[some] for name, p in trained.items()}  # views: what changes is the group's
+        for name, p in self.trained.items():
+            p.grad = _gradient(trained[name])[some]
+        options: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": True}
+        self.kinds: tuple[str, ...] = ()  # of tensors that the optimiser keeps
+        if recipe.optimiser == "adam":
+            self.optimiser: torch.optim.Optimizer = torch.optim.Adam(self.trained.values(), **options)
+            self.kinds = ("exp_avg", "exp_avg_sq")
+        else:
+            self.optimiser = torch.optim.SGD(self.trained.values(), momentum=recipe.momentum, **options)
+            self.kinds = ("momentum_buffer",) if recipe.momentum else ()
+
+    def state(self) -> dict[str, Tensor]:
+        return {
+            f"{kind} {self.first} {name}": self.optimiser.state[p][kind]
+            for name, p in self.trained.items()
+            for kind in self.kinds
+        }
+
+    def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
+        for name, p in self.trained.items():
+            self.optimiser.state[p] = {kind: state[f"{kind} {self.first} {name}"].to(p) for kind in self.kinds}
+            if self.recipe.optimiser == "adam":
+                self.optimiser.state[p]["step"] = torch.tensor(float(steps), device=p.device)
+
+
+def _gradient(p: Tensor) -> Tensor:
+    """Where gradients of a parameter are summed up."""
+    if p.grad is None:
+        p.grad = torch.zeros_like(p)
+    return p.grad
+
+
+def _neighbours(recipes: Sequence[Recipe]) -> list[tuple[slice, Recipe]]:
+    """Stretches of equal recipes."""
+    bounds = [k for k in range(len(recipes)) if k == 0 or recipes[k] != recipes[k - 1]]
+    return [(slice(i, j), recipes[i]) for i, j in zip(bounds, [*bounds[1:], len(recipes)], strict=True)]
+
+
+def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """Rate of one step (from 0) of a recipe.
+
+    **Definition.** With r the recipe's rate, T all steps and e the epoch (from 0): ``constant`` r; ``step`` r g^floor(e / k) and
+    ``exponential`` r g^e with g the recipe's factor and k its ``every``; ``cosine`` r (1 + cos(pi t / T)) / 2; ``one_cycle`` linear from r / 25 to
+    r over a tenth of the steps, then linear to r / 250,000, as ``torch.optim.lr_scheduler.OneCycleLR`` has it.
+    """
+    rate, epoch, total = recipe.learning_rate, step // steps_per_epoch, recipe.epochs * steps_per_epoch
+    if recipe.schedule == "step":
+        return rate * recipe.decay ** (epoch // recipe.decay_every)
+    if recipe.schedule == "exponential":
+        return rate * recipe.decay**epoch
+    if recipe.schedule == "cosine":
+        return rate * (1 + math.cos(math.pi * step / total)) / 2
+    if recipe.schedule == "one_cycle":
+        peak = WARM_UP_SHARE * (total + 1) - 1
+        if step < peak:
+            return rate * (1 / 25 + (1 - 1 / 25) * step / peak)
+        lowest = 1 / 25 / 10_000
+        return rate * (1 + (lowest - 1) * (step - peak) / (total - peak))
+    return rate
+
+
+@torch.no_grad()
+def error_rate(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Fraction of images whose largest logit is not at their label, in evaluation mode; NaN for no images.
+
+    Example:
+        >>> import snipnb
+        >>> images, labels = snipnb.load_mnist("test", sample=True)
+        >>> 0.5 < snipnb.error_rate(snipnb.lenet5(), images, labels) <= 1  # before training
+        True
+    """
+    if len(labels) == 0:
+        return float("nan")
+    check_examples(images, labels, SCORING_BATCH)
+    if labels.dim() != 1:
+        raise ValueError(f"labels have shape {tuple(labels.shape)}; accepted are classes [n]")
+    device = next(model.parameters()).device
+    wrong = 0
+    with in_mode(model, "eval"):
+        for k, (x, y) in enumerate(zip(images.split(SCORING_BATCH), labels.split(SCORING_BATCH), strict=True)):
+            logits = model(x.to(device))
+            if k == 0:
+                check_classes(logits, labels)
+            wrong += int((logits.argmax(dim=1) != y.to(device)).sum())
+    return wrong / len(labels)
+
+
+def error_rates(history: pd.DataFrame) -> dict[str, float]:
+    """The three error rates of a run, all on the test images.
+
+    Returns:
+        ``error_rate``: at the last epoch. ``best_error_rate``: the smallest over epochs, which looks at the images it is
+        scored on (the published, optimistic choice). ``selected_error_rate``: at the epoch of smallest validation error,
+        the earliest if several; NaN without validation images.
+
+    Example:
+        >>> import pandas as pd, snipnb
+        >>> snipnb.error_rates(pd.DataFrame({"validation_error": [0.03, 0.02, 0.04], "test_error": [0.02, 0.03, 0.04]}))
+        {'error_rate': 0.04, 'best_error_rate': 0.02, 'selected_error_rate': 0.03}
+    """
+    validation, test = history["validation_error"], history["test_error"]
+    selected = float("nan") if validation.isna().all() else float(test[validation.idxmin()])
+    return {"error_rate": float(test.iloc[-1]), "best_error_rate": float(test.min()), "selected_error_rate": selected}

@@ -1,0 +1,59 @@
+"""Who made a result: the code's commit, the machine, and the packages that numbers depend on. Recorded and shown, never part of an identity."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from snipnb._files import project_root
+
+
+@cache
+def commit() -> str | None:
+    """The commit of the checkout that the package is imported from, ``+`` after it if the package was changed since; None without one."""
+    root = project_root()
+    if root is None:
+        return None
+    try:
+        head = _git(root, "rev-parse", "--short=12", "HEAD")
+        return head + ("+" if _git(root, "status", "--porcelain", "--", "snipnb") else "")
+    except (OSError, subprocess.SubprocessError):  # no git, or no repository
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments], cwd=root, check=True, capture_output=True, text=True, timeout=30
+    ).stdout.strip()
+
+
+def machine() -> dict[str, Any]:
+    """System, cores, processor and memory, as far as the system tells."""
+    facts: dict[str, Any] = {"system": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count()}
+    facts["processor"] = platform.processor()
+    try:
+        model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        facts["processor"] = model[0].split(":", 1)[1].strip() if model else facts["processor"]
+        facts["memory_gb"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (OSError, ValueError, AttributeError):
+        pass
+    return facts
+
+
+def trained_by(device: str) -> dict[str, Any]:
+    """What is recorded of a training run: ``commit``, ``torch``, ``numba`` (None where it is missing), ``device``, ``processor``."""
+    return {
+        "commit": commit(),
+        "torch": torch.__version__,
+        "numba": metadata.version("numba") if importlib.util.find_spec("numba") else None,
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "processor": machine()["processor"],
+    }

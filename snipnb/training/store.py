@@ -1,0 +1,306 @@
+"""Results of long runs on disk: finished runs and states of unfinished work, never lost and never half-written.
+
+A *record* is one JSON file that holds runs which were trained together, each under a key of its own, and who trained them. A *state*
+is one file of arrays below ``.work/``: a checkpoint, or saliences that several runs share. Every file carries a SHA-256 of what it
+says; one that does not fit is moved aside, never used. Whoever writes holds a lock; reading needs none.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from snipnb._files import write_atomically
+from snipnb._progress import note
+
+T = TypeVar("T")
+FORMAT = 2  # of records; another one is left where it is, and is not used
+WORK = ".work"  # what is not worth keeping once everything is finished
+_NAME = re.compile(r"[a-z0-9_-][a-z0-9._-]{0,119}")
+_DIGEST = 64  # characters
+_DAMAGE = (ValueError, LookupError, TypeError, RuntimeError, EOFError, OSError, zipfile.BadZipFile)
+
+
+class StoreError(RuntimeError):
+    """The folder cannot be read or written; what is finished is kept, and running again goes on from there."""
+
+
+class Store:
+    """A folder of finished runs and of the state of unfinished work.
+
+    A name of a record or state is 1 to 120 of the characters ``a-z0-9._-``, the first not a dot.
+
+    Args:
+        folder: Where the files are; made at the first write.
+
+    Raises:
+        ValueError: By every method, if a name is not one.
+        StoreError: By every method, if the folder cannot be read or written.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder).absolute()
+        self._read_before: dict[str, tuple[tuple[int, int], dict[str, dict]]] = {}  # file -> (time and size, its runs)
+
+    # --- records ------------------------------------------------------------------------------------------------------
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """Run key -> run as given to :meth:`finish`, with ``record`` (the file's name) and ``trained_by`` added.
+
+        Files that were read before are not read again. Of a run in several files, the first by name counts.
+        """
+        names = sorted(name for name in self._names(self.folder) if name.endswith(".json") and not name.startswith("."))
+        known: dict[str, tuple[tuple[int, int], dict[str, dict]]] = {}
+        for name in names:
+            path = self.folder / name
+            with _os_errors_named(path):
+                try:
+                    status = path.stat()
+                except FileNotFoundError:
+                    continue
+            mark = (status.st_mtime_ns, status.st_size)
+            before = self._read_before.get(name)
+            known[name] = before if before is not None and before[0] == mark else (mark, self._runs_in(path))
+        self._read_before = known
+        return {key: run for name in reversed(known) for key, run in known[name][1].items()}
+
+    def _runs_in(self, path: Path) -> dict[str, dict]:
+        record = _load(path, _unpack_record, "its runs are trained again")
+        if record is None:
+            return {}
+        added = {"record": path.stem, "trained_by": record["trained_by"]}
+        return {run["key"]: run | added for run in record["runs"]}
+
+    def finish(self, name: str, runs: Mapping[str, Mapping], trained_by: Mapping) -> None:
+        """Keep finished runs and delete the state they came from. A run that is kept already stays as it is.
+
+        States that a process left which was killed between the two are deleted as well.
+
+        Args:
+            name: Of the record.
+            runs: Run key -> run, as plain JSON. Numbers that are not finite come back as None.
+            trained_by: Where the runs come from, as plain JSON.
+        """
+        path, lock = self.folder / f"{_checked(name)}.json", self.folder / WORK / "finish.lock"
+        with _os_errors_named(lock):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock, thread_local=False):
+            kept = self.runs()
+            new = [{"key": key} | dict(run) for key, run in runs.items() if key not in kept]
+            if new:
+                self._write(path, _pack_record({"format": FORMAT, "runs": new, "trained_by": dict(trained_by)}))
+            records = {file.removesuffix(".json") for file in self._names(self.folder) if file.endswith(".json")}
+            states = {file.removesuffix(".state") for file in self._names(lock.parent) if file.endswith(".state")}
+            for finished in {name} | (states & records):
+                self.drop(finished)
+
+    # --- states -------------------------------------------------------------------------------------------------------
+
+    def state(self, name: str) -> tuple[dict[str, np.ndarray], dict] | None:
+        """The arrays and facts that were saved last under a name, or None."""
+        return _load(self._state_path(name), _unpack_state, "what it held is computed again")
+
+    def save_state(self, name: str, arrays: Mapping[str, np.ndarray], facts: Mapping) -> None:
+        """Replace the state under a name.
+
+        Args:
+            name: What the state is of.
+            arrays: Arrays of any shape, of booleans or numbers; dtype, shape and bits are kept.
+            facts: What else is needed to go on, as plain JSON.
+        """
+        self._write(self._state_path(name), _pack_state(arrays, facts))
+
+    def facts(self, name: str) -> dict | None:
+        """The facts of a state without its arrays, or None if no state can be read."""
+        try:
+            with self._state_path(name).open("rb") as stream:
+                stream.seek(_DIGEST)
+                with np.load(stream, allow_pickle=False) as archive:
+                    return json.loads(archive["arr_0"].tobytes())["facts"]
+        except _DAMAGE:
+            return None
+
+    def drop(self, name: str) -> None:
+        """Delete the state under a name, if there is one."""
+        path = self._state_path(name)
+        with _os_errors_named(path):
+            path.unlink(missing_ok=True)
+
+    def _state_path(self, name: str) -> Path:
+        return self.folder / WORK / f"{_checked(name)}.state"
+
+    # --- locks --------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def lock(self, name: str, *, wait: bool = True) -> Iterator[bool]:
+        """Work on a name alone; half files that killed processes left under it are cleared away first.
+
+        **Definition.** A lock of the operating system on a file below ``.work/``, free again when its holder ends, however it ends. It
+        excludes other processes and other threads, and is not re-entrant. After a wait the work may be done: look for it once the
+        lock is held.
+
+        Args:
+            name: What is worked on.
+            wait: Wait, after a note, until whoever holds the lock is done; if False, do not.
+
+        Returns:
+            A context manager that gives True if the lock is held inside it, False if somebody else holds it.
+        """
+        path = self.folder / WORK / f"{_checked(name)}.lock"
+        lock = FileLock(path, thread_local=False)
+        with _os_errors_named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.folder, os.W_OK):  # now rather than after hours of work
+                raise PermissionError(errno.EACCES, f"{self.folder} is read-only")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                if wait:
+                    note(f"{name}: another process is working on it ({path}); waiting until it is done")
+                    lock.acquire()
+        if not lock.is_locked:
+            yield False
+            return
+        try:
+            for folder, kind in ((self.folder, "json"), (path.parent, "state")):
+                for half in folder.glob(f".{name}.{kind}.*.part"):
+                    with _os_errors_named(half):
+                        half.unlink(missing_ok=True)
+            yield True
+        finally:
+            lock.release()
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _names(folder: Path) -> list[str]:
+        with _os_errors_named(folder):
+            try:
+                return os.listdir(folder)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+
+    @staticmethod
+    def _write(path: Path, content: bytes) -> None:
+        with _os_errors_named(path):
+            write_atomically(path, content)
+
+
+def _checked(name: str) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(
+            f"name must be 1 to 120 of the characters a-z 0-9 . _ -, the first of them not a dot, got {name!r}"
+        )
+    return name
+
+
+@contextmanager
+def _os_errors_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{path}: {error.strerror or error}. Everything finished is kept; mend this and run again, and it goes on"
+        ) from error
+
+
+def _load(path: Path, unpack: Callable[[bytes], T], consequence: str) -> T | None:
+    """What ``unpack`` makes of a file; None if there is no file, or, after it was moved aside, if it is damaged."""
+    with _os_errors_named(path):  # a file that cannot be read may be good: an error, not a missing record
+        try:
+            content = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+    try:
+        return unpack(content)
+    except _OtherFormatError as error:
+        note(f"{path} {error}; it is left as it is, and {consequence}")
+    except _DAMAGE as error:
+        note(f"{path} is damaged ({error}); {_move_aside(path, content)}, and {consequence}")
+    return None
+
+
+def _move_aside(path: Path, content: bytes) -> str:
+    aside = path.with_name(f"{path.name}.damaged")
+    try:
+        if path.read_bytes() != content:
+            return "another process has replaced it meanwhile"
+        os.replace(path, aside)
+    except OSError as error:
+        return f"it cannot be moved aside ({error.strerror})"
+    return f"it is now {aside.name}"
+
+
+# --- contents ---------------------------------------------------------------------------------------------------------
+
+
+class _OtherFormatError(Exception):
+    """An intact record of another format."""
+
+
+def _json(value: object) -> str:
+    """Canonical JSON: keys sorted, no spaces, floats as the shortest decimal that gives them back, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _digest(content: bytes | memoryview) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _pack_record(record: Mapping) -> bytes:
+    content = _finite(dict(record))
+    return f"{_json(content | {'digest': _digest(_json(content).encode())})}\n".encode()
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for numbers that JSON cannot say."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not abs(value) < float("inf") else value
+
+
+def _unpack_record(content: bytes) -> dict[str, Any]:
+    record = json.loads(content)
+    if not isinstance(record, dict):
+        raise ValueError("it is not a record")
+    written_as = record.get("format", record.get("schema"))
+    if isinstance(written_as, int) and written_as != FORMAT:
+        raise _OtherFormatError(f"has format {written_as}, not {FORMAT}")
+    if record.pop("digest", None) != _digest(_json(record).encode()):
+        raise ValueError("its digest does not fit")
+    return record
+
+
+def _pack_state(arrays: Mapping[str, np.ndarray], facts: Mapping) -> bytes:
+    """The digest, and then an npz file of the facts and the numbered arrays."""
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "biufc":
+            kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+            raise ValueError(f"array {name!r} must be a numpy array of booleans or numbers, got {kind}")
+    head = np.frombuffer(json.dumps({"facts": facts, "names": list(arrays)}).encode(), dtype=np.uint8)
+    buffer = io.BytesIO()
+    np.savez(buffer, head, *arrays.values())
+    content = buffer.getvalue()
+    return _digest(content).encode() + content
+
+
+def _unpack_state(content: bytes) -> tuple[dict[str, np.ndarray], dict]:
+    if content[:_DIGEST] != _digest(memoryview(content)[_DIGEST:]).encode():
+        raise ValueError("its digest does not fit")
+    with np.load(io.BytesIO(content[_DIGEST:]), allow_pickle=False) as archive:
+        head = json.loads(archive["arr_0"].tobytes())
+        return {name: archive[f"arr_{k}"] for k, name in enumerate(head["names"], 1)}, head["facts"]

@@ -1,0 +1,149 @@
+import json
+
+import pytest
+
+from snipnb._files import project_root
+from snipnb.publish import ledger, profiles
+from tools import runner
+
+ROOT = project_root()
+NOTEBOOKS = runner.find_notebooks(ROOT)
+
+
+def write_notebook(folder, source, tags=("parameters",)):
+    path = folder / "01_x.ipynb"
+    cell = {"cell_type": "code", "metadata": {"tags": list(tags)}, "source": source.splitlines(keepends=True)}
+    path.write_text(json.dumps({"cells": [cell]}))
+    return path
+
+
+def write_profile(folder, text):
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", profiles.available_profiles())
+def test_shipped_profiles_set_every_parameter_of_every_notebook(name):
+    profile = profiles.load_profile(name)
+    profiles.check_parameters(profile, NOTEBOOKS)
+    for path in NOTEBOOKS:
+        assert profile.parameters(path.stem).keys() == profiles.declared_parameters(path).keys()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_opened_by_hand_has_the_default_profile(path):
+    assert profiles.declared_parameters(path) == profiles.load_profile("default").parameters(path.stem)
+
+
+def test_a_profile_with_more_seeds_differs_in_their_numbers_only():
+    for more, less in ledger.MORE_SEEDS.items():
+        larger, smaller = profiles.load_profile(more), profiles.load_profile(less)
+        assert larger.common == smaller.common
+        for path in NOTEBOOKS:
+            given, other = larger.notebooks[path.stem], smaller.notebooks[path.stem]
+            assert given.keys() == other.keys()
+            changed = {name for name in given if given[name] != other[name]}
+            assert changed <= {"num_seeds", "num_runs", "num_magnitude_runs"}
+            assert all(given[name] > other[name] for name in changed)
+
+
+def test_unknown_profile_is_named():
+    with pytest.raises(
+        ValueError, match=r"no profile 'quick'; there are default, full, paper, seeds, smoke, or give a \.yaml file"
+    ):
+        profiles.load_profile("quick")
+    with pytest.raises(ValueError, match=r"no profile '/nowhere/x\.yaml'"):
+        profiles.load_profile("/nowhere/x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("notebooks: [", "is not valid YAML"),
+        ("- 1", "has list; accepted are the sections about, common, notebooks"),
+        ("common: {}", "accepted are the sections"),
+        ("notebooks: {}\nnotebook: {}", "accepted are the sections"),
+        ("notebooks: {01_x: 3}", "section '01_x' .* is 3; a mapping"),
+        ("notebooks: {}\ncommon: 3", "section 'common' .* is 3; a mapping"),
+        ("notebooks: []", "section 'notebooks' .* is \\[\\]; a mapping"),
+        ("notebooks: {01_x: {epochs: 1, epochs: 2}}", "epochs stands twice"),
+        ("notebooks: {}\nnotebooks: {}", "notebooks stands twice"),
+        ("notebooks: {01_x: {profile: default}}", "sets 'profile'; it is always the name of the file"),
+        ("notebooks: {}\ncommon: !!python/object/apply:os.system ['echo']", "is not valid YAML"),
+    ],
+)
+def test_malformed_profiles_are_named(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        profiles.load_profile(write_profile(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("notebooks: {09_y: {}}", r"has sections \['09_y'\]; the notebooks are \['01_x'\]"),
+        (
+            "notebooks: {01_x: {epoch: 3}}",
+            r"sets \['epoch'\] for 01_x; its parameters are epochs, profile, rate, sample, seeds, threads",
+        ),
+        ("common: {thread: 3}\nnotebooks: {}", r"sets \['thread'\] for 01_x"),
+        ("notebooks: {01_x: {epochs: '3'}}", "sets epochs = '3' for 01_x; accepted is a int"),
+        ("notebooks: {01_x: {epochs: true}}", "accepted is a int"),
+        ("notebooks: {01_x: {epochs: 2.5}}", "accepted is a int"),
+        ("notebooks: {01_x: {rate: 1e-3}}", r"sets rate = '1e-3' .* YAML needs a point and a sign in 1\.0e-3"),
+        ("notebooks: {01_x: {seeds: [1, x]}}", "accepted is a list"),
+        ("notebooks: {01_x: {epochs: null}}", "accepted is a int"),
+        ("notebooks: {01_x: {rate: .nan}}", "accepted is a float"),
+        ("common: {threads: 0}\nnotebooks: {}", "threads = 0; accepted are 1 to 1024"),
+    ],
+)
+def test_unknown_parameters_and_wrong_types_are_errors(tmp_path, text, message):
+    path = write_notebook(
+        tmp_path, 'profile = "default"\nthreads = 2\nsample = False\nepochs = 3  # passes\nrate = 0.1\nseeds = [0, 1]\n'
+    )
+    with pytest.raises(ValueError, match=message):
+        profiles.check_parameters(profiles.load_profile(write_profile(tmp_path, text)), [path])
+
+
+def test_good_values_pass(tmp_path):
+    path = write_notebook(
+        tmp_path, 'profile = "default"\nthreads = 2\nsample = False\nepochs = 3\nrate = 0.1\nseeds = [0, 1]\n'
+    )
+    profile = profiles.load_profile(write_profile(tmp_path, "notebooks: {01_x: {epochs: 4, rate: 1, seeds: []}}"))
+    profiles.check_parameters(profile, [path])
+    assert profile.parameters("01_x") == {"profile": "mine", "epochs": 4, "rate": 1, "seeds": []}
+
+
+@pytest.mark.parametrize(
+    "name", ["default.yaml", "paper.yaml", "notebooks.yaml", "...yaml", ".hidden.yaml", "a b.yaml"]
+)
+def test_a_profile_of_ones_own_cannot_pass_for_another(tmp_path, name):
+    (tmp_path / name).write_text("notebooks: {}")
+    with pytest.raises(ValueError, match="a profile file cannot be called"):
+        profiles.load_profile(str(tmp_path / name))
+    with pytest.raises(ValueError, match="no profile"):
+        profiles.load_profile("../profiles/default")
+
+
+@pytest.mark.parametrize(
+    "source", ["epochs = 2 + 3", "import os", "epochs = range(3)", "a, b = 1, 2", "print(3)", "x = {1}", "x = {[]: 1}"]
+)
+def test_parameters_are_literals(tmp_path, source):
+    with pytest.raises(ValueError, match="is not 'name = literal'"):
+        profiles.declared_parameters(write_notebook(tmp_path, source))
+
+
+def test_there_is_one_parameters_cell(tmp_path):
+    with pytest.raises(ValueError, match="has 0 cells tagged 'parameters'"):
+        profiles.declared_parameters(write_notebook(tmp_path, "epochs = 2", tags=[]))
+
+
+def test_a_broken_notebook_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"01_x\.ipynb: the parameters are not Python"):
+        profiles.declared_parameters(write_notebook(tmp_path, "epochs = "))
+    with pytest.raises(ValueError, match=r"01_x\.ipynb has no parameters \['threads', 'sample'\]"):
+        profiles.declared_parameters(write_notebook(tmp_path, "profile = 'x'"))
+    for text in ("{ half", "[]", '{"cells": 3}'):
+        (tmp_path / "02_y.ipynb").write_text(text)
+        with pytest.raises(ValueError, match=r"02_y\.ipynb is not a notebook"):
+            profiles.declared_parameters(tmp_path / "02_y.ipynb")

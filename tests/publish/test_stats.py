@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import torch
+from scipy import stats as scipy_stats
+
+from snipnb.publish import stats
+
+
+def test_mean_interval_is_the_t_interval():
+    values = np.array([1.0, 2.0, 4.0, 9.0])
+    mean, low, high = stats.mean_interval(values)
+    expected = scipy_stats.t.interval(0.95, 3, loc=4.0, scale=scipy_stats.sem(values))
+    assert (mean, low, high) == pytest.approx((4.0, *expected))
+    assert np.isnan(stats.mean_interval([3.0])[1])
+
+
+def test_predictive_mid_p_of_the_centre_is_large_and_of_the_tail_small():
+    counts = np.array([100, 102, 98, 101, 99, 100, 103, 97])
+    assert stats.predictive_mid_p(100, counts) > 0.9
+    assert stats.predictive_mid_p(110, counts) < 0.01
+    assert stats.predictive_mid_p(90, counts) == pytest.approx(stats.predictive_mid_p(110, counts))
+
+
+def test_predictive_mid_p_is_empirical_where_counts_hardly_vary():
+    counts = np.array([6] * 19 + [5])
+    # With the value itself 21 counts: at 6, below 6 stands one; at 5, below none and equal two.
+    assert stats.predictive_mid_p(6, counts) == pytest.approx(2 * (1 - (1 + 0.5 * 20) / 21))
+    assert stats.predictive_mid_p(5, counts) == pytest.approx(2 * 0.5 * 2 / 21)
+    assert stats.predictive_mid_p(4, counts) == pytest.approx(2 * 0.5 / 21)
+    assert stats.prediction_interval(counts, 6) == (5, 6)
+
+
+def test_prediction_interval_holds_one_more_draw_as_often_as_it_says():
+    draw = np.random.RandomState(0)
+    hits = 0
+    for _ in range(400):
+        counts = draw.binomial(200, 0.3, size=21)
+        low, high = stats.prediction_interval(counts[1:], 200)
+        hits += low <= counts[0] <= high
+    assert 0.92 < hits / 400 < 0.98
+
+
+def test_prediction_interval_stays_within_the_layer():
+    assert stats.prediction_interval(np.array([9, 10, 5, 10, 10]), 10)[1] == 10
+    assert stats.prediction_interval(np.array([0, 1, 4, 0, 0]), 10)[0] == 0
+
+
+def test_table_fit_tells_a_strange_table_from_one_more_seed():
+    draw = np.random.RandomState(1)
+    seeds = draw.binomial(500, np.linspace(0.1, 0.9, 12), size=(60, 12))
+    usual = stats.table_fit(draw.binomial(500, np.linspace(0.1, 0.9, 12)), seeds)
+    strange = stats.table_fit(seeds.mean(axis=0).round() + 45, seeds)
+    assert usual.p_value > 0.05
+    assert strange.p_value == pytest.approx(1 / 61)
+    assert strange.outside == 12
+    assert usual.seeds_outside.shape == (60,)
+
+
+def test_table_fit_is_calibrated():
+    draw = np.random.RandomState(2)
+    p_values = [
+        stats.table_fit(tables[0], tables[1:]).p_value
+        for tables in (draw.binomial(100, np.linspace(0.2, 0.8, 5), size=(20, 5)) for _ in range(100))
+    ]
+    assert np.mean(np.array(p_values) <= 0.25) < 0.25 + 3 * (0.25 * 0.75 / 100) ** 0.5
+
+
+def test_overlap():
+    first = {"a": torch.tensor([True, True, False]), "b": torch.tensor([True])}
+    second = {"a": torch.tensor([True, False, True]), "b": torch.tensor([True])}
+    assert stats.overlap(first, second) == 2 / 4
+    assert stats.overlap(first, first) == 1
+    nothing = {"a": torch.zeros(3, dtype=torch.bool)}
+    assert stats.overlap(nothing, nothing) == 1
+    with pytest.raises(ValueError, match=r"different parameters: \['b'\]"):
+        stats.overlap(first, nothing)
+
+
+def test_largest_relative_difference():
+    assert stats.largest_relative_difference([1.0, 0.0, -2.0], [1.0, 0.0, 2.0]) == 2
+    assert stats.largest_relative_difference([4.0, 0.0], [3.0, 0.0]) == 0.25
+
+
+def test_binomial_interval_is_wilsons():
+    low, high = stats.binomial_interval(50, 100)
+    assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-4)

@@ -1,0 +1,502 @@
+"""Speed, measured side by side in one process: ``make bench`` writes tables to ``figures/bench/``; nothing else times anything.
+
+A machine's speed varies from minute to minute, so every claim is a ratio of two things measured in turn, several times, in
+one run; seconds are given for orientation.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from snipnb._files import write_atomically
+from snipnb._progress import note, track
+from snipnb.data import Split
+from snipnb.networks import lenet5, set_running_statistics, vgg16_mnist
+from snipnb.pruning.masks import Mask, keep_mask
+from snipnb.publish.stats import mean_interval
+from snipnb.saliences.brute_force import plain_training, stratified_sample
+from snipnb.saliences.exact import exact_salience
+from snipnb.saliences.snip import snip
+from snipnb.saliences.taylor import derivatives, diagonal_hessian, hutchinson_diagonal, row_sum_hessian, taylor_salience
+from snipnb.saliences.together import snip_together
+from snipnb.training.loop import Recipe, train_together
+
+PRUNED = 0.95  # sparsity of the networks that are trained together once more
+TOGETHER = "networks together"
+BATCH = 500  # images per pass, for the loop and for gradients alike
+
+
+def run(
+    folder: Path, images: Tensor, labels: Tensor, *, threads: int, machine: dict[str, object], only: str | None = None
+) -> list[Path]:
+    """Measure everything and write the tables, each with the machine described in a file beside them.
+
+    Args:
+        folder: Where the tables go.
+        images: Images to measure on; all of MNIST's training images for the numbers that claims use.
+        labels: Their labels.
+        threads: Processor threads.
+        machine: What is known of the machine.
+        only: Name of a table, to measure that alone.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: If there is no such table.
+    """
+    torch.set_num_threads(threads)
+    model = lenet5(seed=0)
+    tables: dict[str, Callable[[], pd.DataFrame]] = {
+        "snip": lambda: snip_cost(model, images, labels),
+        "curvature": lambda: curvature_cost(model, images, labels),
+        "exact": lambda: exact_against_loop(model, images, labels),
+        "exact_layers": lambda: by_layer(model, images[:6000], labels[:6000]),
+        "exact_growth": lambda: growth(images, labels),
+        "training": lambda: training_against_plain(images, labels, threads=threads),
+        "larger": lambda: vgg_cost(images, labels),
+    }
+    if only is not None and only not in tables:
+        raise ValueError(f"there is no table {only!r}; there are {', '.join(tables)}")
+    written = []
+    for name, make in tables.items():
+        if only not in (None, name):
+            continue
+        note(f"measuring {name}")
+        frame = make()
+        made = {name: frame} | ({"projection": projection(frame)} if name == "larger" else {})
+        for stem, table in made.items():
+            write_atomically(folder / f"{stem}.csv", table.to_csv(index=False, float_format="%.4g"))
+            write_atomically(folder / f"{stem}.md", table.to_markdown(index=False, floatfmt=".4g") + "\n")
+            written += [folder / f"{stem}.csv", folder / f"{stem}.md"]
+    facts = {**machine, "threads": threads, "torch": torch.__version__, "matmul_gflops": matmul_speed() / 1e9}
+    frame = pd.DataFrame(
+        {"fact": list(facts), "value": [f"{v:.4g}" if isinstance(v, float) else v for v in facts.values()]}
+    )
+    described = folder / (
+        "machine.csv" if only is None else f"machine_{only}.csv"
+    )  # tables measured alone have their own
+    write_atomically(described, frame.to_csv(index=False))
+    return [*written, described]
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def matmul_speed(size: int = 1500, repeats: int = 5) -> float:
+    """Operations per second of a large square float32 matrix product, the best of a few."""
+    a, b = torch.rand(size, size), torch.rand(size, size)
+    return 2 * size**3 / min(seconds(lambda: a @ b) for _ in range(repeats))
+
+
+# --- what is compared -------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def forward_pass(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """The mean loss, by one plain forward pass over all images."""
+    losses = [
+        F.cross_entropy(model(x), y, reduction="sum")
+        for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True)
+    ]
+    return float(torch.stack(losses).sum() / len(labels))
+
+
+def gradient(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """One plain gradient of the mean loss over all images, accumulated by autograd."""
+    model.zero_grad()
+    for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+        (F.cross_entropy(model(x), y, reduction="sum") / len(labels)).backward()
+
+
+def one_by_one(model: nn.Module, images: Tensor, labels: Tensor, name: str, index: int) -> float:
+    """The obvious way: set one parameter to zero, run all images, put it back."""
+    parameter = dict(model.named_parameters())[name].data.view(-1)
+    value = parameter[index].clone()
+    parameter[index] = 0
+    loss = forward_pass(model, images, labels)
+    parameter[index] = value
+    return loss
+
+
+# --- the tables -------------------------------------------------------------------------------------------------------
+
+
+def snip_cost(model: nn.Module, images: Tensor, labels: Tensor, *, rounds: int = 5) -> pd.DataFrame:
+    """SNIP of every parameter against one gradient and one forward pass over the same images, in turn.
+
+    Returns:
+        One row per way: ``way``, ``seconds`` (mean), ``in_gradients`` with its 95 % t interval over rounds.
+    """
+    model = copy.deepcopy(model)
+    ways = {
+        "one forward pass": lambda: forward_pass(model, images, labels),
+        "one gradient": lambda: gradient(model, images, labels),
+        "SNIP of every parameter": lambda: snip(model, images, labels, batch_size=BATCH),
+    }
+    for way in ways.values():  # warm up
+        way()
+    times = pd.DataFrame([{name: seconds(way) for name, way in ways.items()} for _ in track(range(rounds), "SNIP")])
+    rows = []
+    for name in ways:
+        ratio, low, high = mean_interval((times[name] / times["one gradient"]).to_numpy())
+        rows.append({"way": name, "rounds": rounds, "images": len(images), "seconds": times[name].mean()})
+        rows[-1] |= {"in_gradients": ratio, "low95": low, "high95": high}
+    return pd.DataFrame(rows)
+
+
+def curvature_cost(
+    model: nn.Module, images: Tensor, labels: Tensor, *, rounds: int = 3, few: int = 10_000
+) -> pd.DataFrame:
+    """Second and higher orders against one gradient, and against BackPACK's diagonal, over the same images, in turn.
+
+    The diagonal, which a claim is about, and BackPACK's take all images; everything else the first ``few`` of them.
+
+    Returns:
+        One row per way: ``way``, ``rounds``, ``images``, ``seconds`` (mean), ``in_gradients`` (over the same images) with its 95 % t
+        interval over rounds, ``of_backpack`` (ratio within a round) with its own; NaN where BackPACK was not measured or is not
+        installed.
+    """
+    model = copy.deepcopy(model)
+    ways: dict[str, Callable[[Tensor, Tensor], object]] = {
+        "one gradient": lambda x, y: gradient(model, x, y),
+        "diagonal": lambda x, y: diagonal_hessian(model, x, y),
+    }
+    if (backpack := _backpack_diagonal(model)) is not None:
+        ways["diagonal by BackPACK"] = backpack
+    others: dict[str, Callable[[Tensor, Tensor], object]] = {
+        "one gradient ": ways["one gradient"],  # over the fewer images
+        "first and second derivative": lambda x, y: derivatives(model, x, y, order=2),
+        "derivatives to order 3": lambda x, y: derivatives(model, x, y, order=3),
+        "linear region": lambda x, y: taylor_salience(model, x, y, order="linear-region"),
+        "row sums": lambda x, y: row_sum_hessian(model, x, y),
+        "Hutchinson, 1 sample": lambda x, y: hutchinson_diagonal(model, x, y),
+    }
+    gradient(model, images[:BATCH], labels[:BATCH])  # warm up
+    rows = []
+    for taken, number in ((ways, len(images)), (others, min(few, len(images)))):
+        x, y = images[:number], labels[:number]
+        unit = next(iter(taken))
+        times: dict[str, list[float]] = {name: [] for name in taken}
+        for _ in track(range(rounds), "curvature"):
+            each = [(name, seconds(partial(taken[name], x, y))) for name in (*taken, unit)]  # the gradient at both ends
+            for name in taken:
+                times[name].append(float(np.mean([t for n, t in each if n == name])))
+        for name, own in times.items():
+            row = {"way": name.strip(), "rounds": rounds, "images": number, "seconds": np.mean(own)}
+            for column, other in (("in_gradients", unit), ("of_backpack", "diagonal by BackPACK")):
+                ratio = np.array(own) / np.array(times[other]) if other in times else np.full(rounds, np.nan)
+                row |= dict(zip((column, f"{column}_low95", f"{column}_high95"), mean_interval(ratio), strict=True))
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _backpack_diagonal(model: nn.Module) -> Callable[[Tensor, Tensor], object] | None:
+    """BackPACK's exact diagonal of the same Hessian, or None where it is not installed (it comes with ``make test``)."""
+    try:
+        import backpack
+        from backpack.extensions import (
+            DiagGGNExact,
+        )  # the Hessian's diagonal too in such networks, and faster than DiagHessian
+    except ImportError:
+        note("BackPACK is not installed: it is left out (make env-test installs it)")
+        return None
+    network = backpack.extend(copy.deepcopy(model))
+    loss = backpack.extend(nn.CrossEntropyLoss(reduction="sum"))
+    size = 100  # images at once, at which it is fastest
+
+    def diagonal(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        total = {name: torch.zeros_like(p) for name, p in network.named_parameters()}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Full backward hook is firing")  # its hooks; images need no gradient
+            for x, y in zip(images.split(size), labels.split(size), strict=True):
+                network.zero_grad()
+                with backpack.backpack(DiagGGNExact()):
+                    loss(network(x), y).backward()
+                for name, p in network.named_parameters():
+                    total[name] += p.diag_ggn_exact
+        return {name: t / len(labels) for name, t in total.items()}
+
+    return diagonal
+
+
+def exact_against_loop(model: nn.Module, images: Tensor, labels: Tensor, *, per_tensor: int = 2) -> pd.DataFrame:
+    """The engine on every parameter against one pass per parameter, on a stratified sample of them, same images.
+
+    The passes before and after the engine's run are averaged, so that a machine that slows down in between counts for both.
+
+    Returns:
+        One row: ``images``, ``parameters``, ``engine_seconds``, ``passes`` (measured), ``pass_seconds`` with 95 % t interval,
+        ``loop_hours`` (for all parameters), ``times_faster`` with interval, ``engine_in_forward_passes``,
+        ``engine_in_passes_over_parameters``, ``largest_difference`` (engine less loop, on the sample).
+    """
+    model = copy.deepcopy(model)
+    before = forward_pass(model, images, labels)
+    sample = [(name, int(i)) for name, index in stratified_sample(model, per_tensor).items() for i in index]
+    times, changes, found = [], {}, {}
+
+    def passes(some: Sequence[tuple[str, int]]) -> None:
+        for name, index in track(some, "one pass per parameter"):
+            start = time.perf_counter()
+            changes[name, index] = one_by_one(model, images, labels, name, index) - before
+            times.append(time.perf_counter() - start)
+
+    passes(sample[::2])
+    engine = seconds(lambda: found.update(exact_salience(model, images, labels)))
+    passes(sample[1::2])
+    each, low, high = mean_interval(np.array(times))
+    count = sum(p.numel() for p in model.parameters())
+    differences = [abs(float(found[name].view(-1)[i]) - change) for (name, i), change in changes.items()]
+    return pd.DataFrame(
+        [
+            {
+                "images": len(images),
+                "parameters": count,
+                "engine_seconds": engine,
+                "passes": len(times),
+                "pass_seconds": each,
+                "pass_low95": low,
+                "pass_high95": high,
+                "loop_hours": each * count / 3600,
+                "times_faster": each * count / engine,
+                "times_faster_low95": low * count / engine,
+                "times_faster_high95": high * count / engine,
+                "engine_in_passes": engine / each,
+                "engine_in_passes_over_parameters": engine / each / count,
+                "largest_difference": max(differences),
+            }
+        ]
+    )
+
+
+def by_layer(model: nn.Module, images: Tensor, labels: Tensor) -> pd.DataFrame:
+    """Where the engine's time goes, and at what share of the machine's matrix-product speed.
+
+    Returns:
+        One row per layer: ``layer``, ``parameters``, ``seconds_per_60000`` (scaled from the images given), ``matmul_tflop`` (in its
+        matrix products, same scaling; ``lines.py`` needs few), ``share_of_matmul_speed``.
+    """
+    rows = []
+    scale = 60_000 / len(images)
+    for layer in track(dict.fromkeys(name.split(".")[0] for name, _ in model.named_parameters()), "layers"):
+        some = {name: torch.arange(p.numel()) for name, p in model.named_parameters() if name.startswith(f"{layer}.")}
+        few = slice(0, 500)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # the counter sees the calling thread only
+        with FlopCounterMode(display=False) as counter:
+            exact_salience(model, images[few], labels[few], parameters=some)
+        torch.set_num_threads(threads)
+        operations = counter.get_total_flops() * 60_000 / 500
+        speed = matmul_speed()
+        taken = scale * seconds(partial(exact_salience, model, images, labels, parameters=some))
+        rows.append(
+            {
+                "layer": layer,
+                "parameters": sum(len(i) for i in some.values()),
+                "seconds_per_60000": taken,
+                "matmul_tflop": operations / 1e12,
+                "share_of_matmul_speed": operations / taken / speed,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def training_against_plain(
+    images: Tensor, labels: Tensor, *, threads: int, networks: int = 16, num_images: int = 6_400, rounds: int = 7
+) -> pd.DataFrame:
+    """One epoch of many networks trained together, one group for each processor thread, against a plain loop with all threads.
+
+    Once with all parameters, and once pruned by SNIP to :data:`PRUNED`, which a plain loop takes no less time for.
+
+    The plain loop is ``reference.plain_training``: one LeNet-5 after the other, autograd, ``torch.optim.Adam``. Same images, batches of
+    128, both with an evaluation on 1,000 images, in turn.
+
+    Returns:
+        One row per way: ``way``, ``networks``, ``images``, ``rounds``, ``seconds`` (per network and epoch of so many images, mean over
+        rounds), ``of_plain`` (ratio within a round) with its 95 % t interval, ``share_of_matmul_speed``.
+    """
+    few = slice(0, min(num_images, len(labels)))
+    split = Split("standard", images[few], labels[few], images[:0], labels[:0], images[:1000], labels[:1000])
+    recipe = Recipe(epochs=1)
+    with tempfile.TemporaryDirectory() as folder, joblib.Parallel(n_jobs=threads) as workers:
+        np.savez(f"{folder}/split.npz", images=images[few].numpy(), labels=labels[few].numpy())
+        together = joblib.delayed(_train_group)
+        saliences = snip_together([lenet5(seed=k) for k in range(networks)], images[few][:1000], labels[few][:1000])
+        masks = [keep_mask(salience, PRUNED) for salience in saliences]
+        whole, pruned = ([together(folder, networks, recipe, m) for _ in range(threads)] for m in (None, masks))
+        ways = {
+            "plain loop": (4, lambda: [plain_training(lenet5(seed=k), split, recipe=recipe) for k in range(4)]),
+            TOGETHER: (threads * networks, lambda: workers(whole)),
+            f"{TOGETHER}, {PRUNED:g} pruned": (threads * networks, lambda: workers(pruned)),
+        }
+        for _, way in ways.values():  # warm up
+            way()
+        times = pd.DataFrame(
+            [{n: seconds(way) / count for n, (count, way) in ways.items()} for _ in track(range(rounds), "training")]
+        )
+    with FlopCounterMode(display=False) as counter:
+        one = replace(split, train_images=images[:128], train_labels=labels[:128], test_images=images[:0])
+        # of the plain loop: compiled convolutions are not seen by the counter
+        plain_training(lenet5(), replace(one, test_labels=labels[:0]), recipe=recipe)
+    operations, speed = counter.get_total_flops() * len(split.train_labels) / 128, matmul_speed()
+    rows = []
+    for name, (count, _) in ways.items():
+        ratio, low, high = mean_interval((times[name] / times["plain loop"]).to_numpy())
+        row = {"way": name, "networks": count, "images": len(split.train_labels), "rounds": rounds}
+        row |= {"seconds": times[name].mean(), "of_plain": ratio, "low95": low, "high95": high}
+        share = operations / times[name].mean() / speed
+        rows.append(row | {"share_of_matmul_speed": share if name in ("plain loop", TOGETHER) else float("nan")})
+    return pd.DataFrame(rows)
+
+
+def _train_group(folder: str, networks: int, recipe: Recipe, masks: list[Mask] | None) -> None:
+    """In a worker: one epoch of some networks on one processor thread."""
+    torch.set_num_threads(1)
+    with np.load(f"{folder}/split.npz") as arrays:
+        images, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
+    split = Split("standard", images, labels, images[:0], labels[:0], images[:1000], labels[:1000])
+    train_together([lenet5(seed=k) for k in range(networks)], split, masks=masks, recipe=recipe)
+
+
+PASSES = "one pass per parameter"
+
+
+def vgg_cost(
+    images: Tensor,
+    labels: Tensor,
+    *,
+    num_images: int = 32,
+    rounds: int = 3,
+    model: nn.Sequential | None = None,
+) -> pd.DataFrame:
+    """What one exact salience of VGG16 costs: by one forward pass, and by the engine, layer by layer.
+
+    The engine does some parameters of one channel of a layer, another channel in each round, as it would come to them if all were wanted: 8, or 8 times as
+    many again until that takes longer than what a call costs before any parameter, which is measured in the same round and taken off. A batch
+    norm's parameters, 0.1 % of all, count as those of the layer before it.
+
+    Args:
+        images: The first ``num_images`` are taken, 256 for the passes.
+        labels: Of them.
+        num_images: Images for the engine.
+        rounds: How often everything is measured, in turn.
+        model: Default VGG16 with its statistics set.
+
+    Returns:
+        One row per way: ``way`` (one pass, or the layer that the engine does), ``parameters`` (in the layer, all for the pass), ``rounds``,
+        ``milliseconds`` (per parameter and image, mean) with 95 % t interval over rounds, ``of_pass`` (in forward passes of the same round).
+    """
+    if model is None:
+        model = vgg16_mnist(seed=0)
+        set_running_statistics(model, images[:1000], batch_size=250)
+    model.eval()
+    some, x, y = slice(0, 256), images[:num_images], labels[:num_images]
+    tensors = dict(model.named_parameters())
+    last = next(reversed(tensors))
+    layers = [name for name, p in tensors.items() if p.dim() > 1]
+    counts: dict[str, int] = {}  # parameters by layer, a batch norm's with the layer before it
+    for name, p in tensors.items():
+        layer = name.rpartition(".")[0]
+        own = layer if f"{layer}.weight" in layers else next(reversed(counts))
+        counts[own] = counts.get(own, 0) + p.numel()
+    forward_pass(model, images[some], labels[some])  # warm up
+    exact_salience(model, x, y, parameters={last: torch.tensor([0])})
+    times: dict[str, list[float]] = {PASSES: [], **{name.removesuffix(".weight"): [] for name in layers}}
+    draw = torch.Generator().manual_seed(0)
+    for _ in track(range(rounds), "VGG16"):
+        passes = [seconds(lambda: forward_pass(model, images[some], labels[some])) / len(labels[some])]
+        idle = seconds(lambda: exact_salience(model, x, y, parameters={last: torch.tensor([0])}))
+        for name in layers:
+            channels, columns = len(tensors[name]), tensors[name][0].numel()
+            channel = int(torch.randint(channels, (1,), generator=draw))
+            order, together, taken = torch.randperm(columns, generator=draw), 1, 0.0
+            while taken < 2 * idle and together < columns:
+                together *= 8
+                index = channel * columns + order[:together]
+                taken = seconds(partial(exact_salience, model, x, y, parameters={name: index}))
+            times[name.removesuffix(".weight")].append(max(taken - idle, 0) / len(index) / len(y))
+        passes.append(seconds(lambda: forward_pass(model, images[some], labels[some])) / len(labels[some]))
+        times[PASSES].append(float(np.mean(passes)))
+    rows = []
+    for way, each in times.items():
+        mean, low, high = mean_interval(1000 * np.array(each))
+        count = sum(counts.values()) if way == PASSES else counts[way]
+        row = {"way": way, "parameters": count, "rounds": rounds, "milliseconds": mean}
+        row |= {"low95": max(low, 0.0), "high95": high}
+        rows.append(row | {"of_pass": float(np.mean(np.array(each) / np.array(times[PASSES])))})
+    return pd.DataFrame(rows)
+
+
+def projection(cost: pd.DataFrame) -> pd.DataFrame:
+    """What all exact saliences would take, from :func:`vgg_cost`: nobody waits for it.
+
+    The interval multiplies that of the measured times; layers' half-widths are added, as if all erred to the same side.
+
+    Returns:
+        One row per way and number of images: ``way`` (one pass per parameter, engine), ``images``, ``parameters``, ``minutes``, ``low95``, ``high95``, ``years``.
+    """
+    naive = cost["way"] == PASSES
+    rows = []
+    for images in (60_000, 128):
+        for way, part in ((PASSES, cost[naive]), ("engine", cost[~naive])):
+            scale = images / 1000 / 60
+            minutes = {
+                column: float((part["parameters"] * part[source]).sum() * scale)
+                for column, source in (("minutes", "milliseconds"), ("low95", "low95"), ("high95", "high95"))
+            }
+            row = {"way": way, "images": images, "parameters": int(part["parameters"].sum())}
+            rows.append(row | minutes | {"years": minutes["minutes"] / 60 / 24 / 365.25})
+    return pd.DataFrame(rows)
+
+
+def growth(images: Tensor, labels: Tensor) -> pd.DataFrame:
+    """How the cost grows with images, width and depth: seconds, and seconds per parameter and image.
+
+    Width multiplies the channels and units of LeNet-5's hidden layers; depth is the number of hidden linear layers.
+
+    Returns:
+        One row per case: ``grows``, ``value``, ``parameters``, ``images``, ``seconds``, ``nanoseconds_per_parameter_and_image``.
+    """
+    cases: list[tuple[str, float, nn.Module, int]] = [("images", n, lenet5(seed=0), n) for n in (500, 1000, 2000, 4000)]
+    cases += [("width", w, lenet_like(width=w), 1000) for w in (0.5, 1, 2)]
+    cases += [("depth", d, lenet_like(depth=d), 1000) for d in (1, 2, 3, 4)]
+    exact_salience(lenet5(), images[:500], labels[:500])  # warm up
+    rows = []
+    for kind, value, model, n in track(cases, "growth"):
+        count = sum(p.numel() for p in model.parameters())
+        taken = seconds(partial(exact_salience, model, images[:n], labels[:n]))
+        row = {"grows": kind, "value": value, "parameters": count, "images": n, "seconds": taken}
+        rows.append(row | {"nanoseconds_per_parameter_and_image": 1e9 * taken / count / n})
+    return pd.DataFrame(rows)
+
+
+def lenet_like(*, width: float = 1, depth: int = 2) -> nn.Sequential:
+    """LeNet-5 with hidden layers ``width`` times as wide and ``depth`` hidden linear layers (LeNet-5: 1 and 2)."""
+    c1, c2, f1, f2 = (round(n * width) for n in (6, 16, 120, 84))
+    hidden = [f1, *[f2] * (depth - 1)]
+    layers: list[nn.Module] = [nn.Conv2d(1, c1, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
+    layers += [nn.Conv2d(c1, c2, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(0)
+        for inputs, outputs in zip([25 * c2, *hidden[:-1]], hidden, strict=True):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Linear(hidden[-1], 10))

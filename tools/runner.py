@@ -1,0 +1,587 @@
+"""Running the notebooks without a browser: what is stale is executed, checked, cleaned and only then published.
+
+A notebook runs in a folder of its own under ``build/``. Its figures, tables and verdicts move to ``figures/`` when every
+cell has run and everything it promises is there; until then what was published before stays as it was. Whether a notebook
+is up to date is decided by content (see :func:`fingerprint`, and the published files themselves), not by file times, which a
+clone or a checkout sets at will; what has changed is said. Needs papermill, which only this module imports.
+"""
+
+from __future__ import annotations
+
+import ast
+import errno
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import snipnb
+from snipnb._files import data_dir, project_root, published_dir, write_atomically
+from snipnb.data import acquire_mnist, data_checksum
+from snipnb.publish import ledger
+from snipnb.publish.profiles import Profile, check_parameters, complete, declared_parameters, load_profile
+from snipnb.publish.report import DRAWN, RUN_FILE, versions
+from snipnb.training.provenance import commit, machine
+
+KERNEL = "python3"
+INJECTED_ID = "injected-parameters"
+QUIET_KERNEL = "--IPKernelApp.log_level=50"  # or an interrupted one prints a traceback of its sockets
+SLOW = 5.0  # seconds: cells above are named in the provenance
+SCRATCH = "snipnb-"  # what the names of kernels' temporary folders begin with
+PACKAGE = Path(snipnb.__file__).resolve().parent
+# Variables that would let a user's own set-up into the kernel.
+REMOVED_VARIABLES = [
+    "JUPYTER_PATH",
+    "JUPYTER_CONFIG_PATH",
+    "MPLBACKEND",
+    "MATPLOTLIBRC",
+    "PYTHONPATH",
+    "PYTHONSTARTUP",
+    "PYTHONWARNINGS",
+]
+
+
+class NotebookError(RuntimeError):
+    """A notebook did not run through, or did not write what it promises."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The folders of one profile: where results are published, and where work goes on."""
+
+    published: Path
+    work: Path
+
+    def state(self, notebook: str) -> Path:
+        """The file that says what was published for a notebook, and from what."""
+        return self.work / "state" / f"{notebook}.json"
+
+
+def find_notebooks(root: Path) -> list[Path]:
+    """The ordered notebooks of a checkout."""
+    found = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    numbers = [path.stem[:2] for path in found]
+    if twice := sorted({number for number in numbers if numbers.count(number) > 1}):
+        raise ValueError(
+            f"several notebooks have the number {', '.join(twice)}; each needs its own, it names their figures"
+        )
+    if not found:
+        raise ValueError(f"there are no notebooks NN_slug.ipynb in {root / 'notebooks'}")
+    return found
+
+
+def parameters_of(path: Path, profile: Profile) -> dict[str, Any]:
+    """All parameters of a notebook: the profile's, else those of its own cell."""
+    return complete(profile, path.stem, declared_parameters(path))
+
+
+def place_of(profile: Profile, root: Path) -> Place:
+    """``figures/`` for the default profile, ``build/smoke`` for smoke, ``figures/<name>`` for any other."""
+    return Place(published_dir(root / "figures", profile.name), root / "build" / f".{profile.name}")
+
+
+def run(
+    profile_name: str = "default",
+    notebooks: Sequence[str] = (),
+    *,
+    force: bool = False,
+    fresh: bool = False,
+    root: Path | None = None,
+) -> bool:
+    """Bring figures, tables and verdicts of a profile up to date, and print the ledger.
+
+    Args:
+        profile_name: Name of a profile, or the path of a YAML file.
+        notebooks: Names or leading digits of notebooks; default all.
+        force: Run even what is up to date.
+        fresh: Run everything, and train and compute everything anew, in a folder of its own below ``build/fresh/``; what was kept before stays, unused.
+        root: The checkout; default the one this package is imported from.
+
+    Returns:
+        Whether everything that was asked for is now up to date.
+
+    Raises:
+        ValueError: If profile, parameter or notebook names are unknown; nothing has run then.
+        DataUnavailableError: If the images are missing.
+    """
+    root = root or project_root()
+    if root is None:
+        raise ValueError("notebooks run from a checkout of the repository; this package is installed without one")
+    profile, everything = load_profile(profile_name), find_notebooks(root)
+    check_parameters(profile, everything)
+    chosen = _choose(everything, notebooks)
+    parameters = {path: parameters_of(path, profile) for path in chosen}
+    place = place_of(profile, root)
+    _check_writable(place)
+    if not all(given.get("sample") for given in parameters.values()):
+        acquire_mnist()
+    print(f"profile {profile.name}: {profile.about}" if profile.about else f"profile {profile.name}")
+    with _only_one(place), _runs_in(root / "build" / "fresh" / profile.name if fresh else None):
+        _clear_leftovers(place)
+        _write_font_list(place.work / "matplotlib")
+        failures, written, began = {}, [], time.monotonic()
+        for number, path in enumerate(chosen, 1):
+            print(f"[{number}/{len(chosen)}] {path.stem}", end="", flush=True)
+            mark = fingerprint(path, parameters[path])
+            reason = why_stale(path.stem, mark, place)
+            if not (reason or force or fresh):
+                shutil.rmtree(place.work / "stage" / path.stem, ignore_errors=True)  # of a forced run that was killed
+                print(" is up to date")
+                continue
+            print(f": {reason or 'up to date, but forced'} ... ", end="", flush=True)
+            start = time.monotonic()
+            try:
+                files = run_one(path, parameters[path], place, mark)
+            except Exception as error:  # whatever one notebook does, the others are run
+                known = isinstance(error, NotebookError)
+                failures[path.stem] = str(error) if known else f"  {type(error).__name__}: {error}"
+                print(f"FAILED after {time.monotonic() - start:.0f} s")
+            else:
+                written += files
+                print(f"{time.monotonic() - start:.0f} s, {len(files)} files")
+        rows, of_ledger = gather_ledger(place, everything), ["claims.json", "claims.md", "claims.tex"]
+        try:
+            ledger.write_ledger(place.published, rows)
+        except OSError as error:
+            of_ledger = []
+            failures[f"the ledger in {_short(place.published, root)}"] = f"  it cannot be written: {error.strerror}"
+    print(f"\n{ledger.text_table(rows)}\n")
+    if written:
+        print(f"written in {time.monotonic() - began:.0f} s to {_short(place.published, root)}:")
+        print("\n".join(f"  {file}" for file in [*written, *of_ledger, "provenance.json"]))
+    for name, message in failures.items():
+        print(f"\n{name} failed; the next run tries it again, and what it had published before is kept.\n{message}")
+    return not failures
+
+
+@contextmanager
+def _runs_in(folder: Path | None) -> Iterator[None]:
+    """Notebooks keep and look for runs and saliences in this folder, which is emptied first; None: where they always do."""
+    if folder is None:
+        yield
+        return
+    if folder.exists():
+        shutil.rmtree(folder)
+    before = os.environ.get("SNIPNB_RUNS")
+    os.environ["SNIPNB_RUNS"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop("SNIPNB_RUNS", None)
+        if before is not None:
+            os.environ["SNIPNB_RUNS"] = before
+
+
+def run_one(path: Path, parameters: Mapping[str, Any], place: Place, mark: Mapping[str, str]) -> list[str]:
+    """Execute one notebook with these parameters and publish what it wrote; returns the published files, relative to the folder.
+
+    Raises:
+        NotebookError: If a cell fails or did not run, or a promised file or verdict is missing. The message names notebook,
+            cell and error, and the partial notebook that was kept.
+    """
+    stage = place.work / "stage" / path.stem
+    shutil.rmtree(stage, ignore_errors=True)
+    (stage / "notebooks").mkdir(parents=True)
+    executed = stage / "notebooks" / path.name
+    start = time.monotonic()
+    try:
+        _execute(path, executed, parameters, stage)
+        run_facts = _check(executed, path, stage)
+    except NotebookError as error:
+        kept = place.work / "failed" / path.name
+        kept.unlink(missing_ok=True)  # of an earlier failure
+        if executed.is_file():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(executed, kept)
+        where = f"  partial notebook: {kept}" if kept.is_file() else "  no cell ran"
+        raise NotebookError(f"{error}\n{where}") from None
+    seconds = time.monotonic() - start
+    slow = _slow_cells(executed)
+    clean(executed, root=path.parent.parent)
+    files = _publish(path.stem, stage, place)
+    facts = {"seconds": round(seconds, 1), "slow_cells": slow, **run_facts, "parameters": parameters}
+    _write_provenance(place, path.stem, facts)
+    hashes = {file: _file_hash(place.published / file) for file in files}
+    write_atomically(place.state(path.stem), json.dumps({"fingerprint": mark, "files": hashes}, indent=1))
+    return files
+
+
+def fingerprint(path: Path, parameters: Mapping[str, Any], *, package: Path = PACKAGE) -> dict[str, str]:
+    """SHA-256 of each part of what a notebook's results follow from.
+
+    The library counts as a whole, by its syntax trees; of claims and benchmarks those that are the notebook's own or that it names.
+    """
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    cells = [(cell["cell_type"] == "code", "".join(cell["source"])) for cell in notebook["cells"]]
+    code = "\n".join(text for runs, text in cells if runs)
+    tables = re.findall(r"\bbenchmark\(\s*[\"'](\w+)", code)
+    drawing, bench = (
+        [*package.rglob("draw.py"), package / "publish" / "style.py"],
+        path.parent.parent / "figures" / "bench",
+    )
+    library = {*package.rglob("[!.]*.py")} - {*drawing, package / "__main__.py"}
+    parts = {
+        "code": [[text for runs, text in cells if runs], notebook["metadata"].get("snipnb")],
+        "prose": ["" if runs else text for runs, text in cells],  # and where it stands
+        "library": _contents(package, library),
+        "drawing": _contents(package, [*drawing, package / "resources" / "captions.yaml"]),
+        "parameters": parameters,
+        "claims": _claims_of(path.stem, code, package / "resources" / "claims.yaml"),
+        "benchmarks": _contents(bench, [bench / f"{name}.csv" for name in tables]),
+        "reported values": _contents(package, package.glob("resources/reported/*.csv")),
+        "data": data_checksum(sample=bool(parameters.get("sample"))),
+        "versions": {"python": platform.python_version(), **versions()},
+    }
+    texts = {part: json.dumps(content, sort_keys=True) for part, content in parts.items()}
+    return {part: hashlib.sha256(text.encode()).hexdigest() for part, text in texts.items()}
+
+
+def _contents(folder: Path, files: Iterable[Path]) -> dict[str, str]:
+    """Name -> text of those files that exist; of modules what they mean."""
+    texts = {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in files if path.is_file()}
+    return {name: _meaning(text) if name.endswith(".py") else text for name, text in texts.items()}
+
+
+@cache
+def _meaning(code: str) -> str:
+    """SHA-256 of a module's syntax tree: comments, layout and docstrings do not count."""
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            body[:] = [n for n in body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _claims_of(notebook: str, code: str, file: Path) -> list[dict[str, Any]]:
+    """The claims that are a notebook's own or that its code names, without the history of their rules."""
+    named = set(re.findall(r"\bC\d+\b", code))
+    own = [
+        entry
+        for entry in _read_claims(file.read_text(encoding="utf-8"))
+        if entry["notebook"] == notebook or entry["id"] in named
+    ]
+    return [{field: value for field, value in entry.items() if field != "changed"} for entry in own]
+
+
+@cache
+def _read_claims(text: str) -> list[dict[str, Any]]:
+    return yaml.safe_load(text)
+
+
+def why_stale(notebook: str, mark: Mapping[str, str], place: Place) -> str:
+    """Why a notebook with this fingerprint has to run, in words; empty if it is up to date."""
+    try:
+        state = json.loads(place.state(notebook).read_text(encoding="utf-8"))
+        before, files = {**state["fingerprint"], **state["files"]}, list(state["files"])
+        now = {**mark, **{file: _file_hash(place.published / file) for file in files}}
+    except FileNotFoundError:
+        return "not run yet"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "what was published is of no known state"
+    missing = [file for file in files if now[file] is None]
+    changed = [name for name in {**mark, **before} if name not in missing and before.get(name) != now.get(name)]
+    return "; ".join(f"{_some(names)} {what}" for names, what in ((changed, "changed"), (missing, "missing")) if names)
+
+
+def _some(names: Sequence[str], most: int = 10) -> str:
+    """Names as a list, which ends after so many."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def gather_ledger(place: Place, notebooks: Sequence[Path]) -> list[dict[str, Any]]:
+    """The ledger of a published folder, from what each notebook left there."""
+    entries: list[dict[str, Any]] = []
+    for path in notebooks:
+        file = place.published / "claims" / f"{path.stem}.json"
+        if file.is_file():
+            rows = _read_json(file, None)
+            if not _are_verdicts(rows):
+                raise ValueError(f"{file} does not hold verdicts; remove it and run {path.stem} again")
+            entries += rows
+    return ledger.assemble(entries, existing=[path.stem for path in notebooks])
+
+
+def _slow_cells(executed: Path) -> dict[str, float]:
+    """Cell -> seconds, of those that took more than a few."""
+    cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
+    seconds = {str(k): cell["metadata"].get("papermill", {}).get("duration") or 0.0 for k, cell in enumerate(cells)}
+    return {k: round(s, 1) for k, s in seconds.items() if s > SLOW}
+
+
+def clean(executed: Path, *, root: Path) -> None:
+    """Take out of an executed notebook what differs from run to run: times, ids, widget state and the checkout's path."""
+    notebook = json.loads(executed.read_text(encoding="utf-8"))
+    for key in ("papermill", "widgets"):
+        notebook["metadata"].pop(key, None)
+    for cell in notebook["cells"]:
+        for key in ("papermill", "execution"):
+            cell["metadata"].pop(key, None)
+        if INJECTED_ID in cell["metadata"].get("tags", []):
+            cell["id"] = INJECTED_ID
+        for output in cell.get("outputs", []):
+            if "text" in output:
+                output["text"] = [line.replace(f"{root}{os.sep}", "") for line in output["text"]]
+    write_atomically(executed, json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+# --- execution --------------------------------------------------------------------------------------------------------
+
+
+def _execute(path: Path, executed: Path, parameters: Mapping[str, Any], stage: Path) -> None:
+    import papermill
+    from jupyter_client.kernelspec import NoSuchKernel
+    from nbclient.exceptions import DeadKernelError
+    from traitlets.config import Config
+
+    with _kernel_environment(stage, threads=parameters["threads"]) as scratch:
+        kernel = {"connection_file": os.path.join(scratch, "kernel.json")}
+        if sys.platform != "win32":
+            kernel |= {
+                "transport": "ipc",
+                "ip": "kernel-ipc",
+            }  # sockets in the working directory: paths have to be short
+        try:
+            papermill.execute_notebook(
+                str(path),
+                str(executed),
+                parameters=dict(parameters),
+                kernel_name=KERNEL,
+                cwd=str(stage),
+                progress_bar=sys.stderr.isatty(),
+                start_timeout=120,
+                config=Config(KernelManager=kernel, NotebookClient={"extra_arguments": [QUIET_KERNEL]}),
+                coalesce_streams=True,
+            )
+        except papermill.PapermillExecutionError as error:
+            message = f"  cell {error.cell_index}: {error.ename}: {error.evalue}\n  in: {_first_line(error.source)}"
+            raise NotebookError(message) from None
+        except (DeadKernelError, NoSuchKernel, RuntimeError) as error:
+            raise NotebookError(f"  the kernel failed: {type(error).__name__}: {error}") from None
+
+
+@contextmanager
+def _kernel_environment(stage: Path, *, threads: int) -> Iterator[str]:
+    """The variables a kernel starts with: nothing of the user's set-up, a fixed thread count, where to write.
+
+    Gives a folder for the kernel's own files, which is noted so that the run after one that was killed can remove it.
+    """
+    before, work = dict(os.environ), stage.parent.parent
+    with tempfile.TemporaryDirectory(prefix=SCRATCH) as scratch:
+        try:
+            write_atomically(work / "scratch", scratch)
+            for name in REMOVED_VARIABLES:
+                os.environ.pop(name, None)
+            folders = ["IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"]
+            os.environ.update({name: os.path.join(scratch, name[:3] + str(i)) for i, name in enumerate(folders)})
+            os.environ.update(
+                {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+            )
+            os.environ.update(
+                {
+                    "JUPYTER_PREFER_ENV_PATH": "1",
+                    "PYTHONHASHSEED": "0",
+                    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+                    "MPLCONFIGDIR": str(work / "matplotlib"),  # kept: its list of fonts takes seconds to build
+                    "PYTHONPATH": str(PACKAGE.parent),  # this very package, not another
+                    "SNIPNB_DATA": str(data_dir()),
+                    "SNIPNB_OUTPUT": str(stage),
+                    "SNIPNB_PROGRESS": _terminal(),
+                }
+            )
+            yield scratch
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+            (work / "scratch").unlink(missing_ok=True)
+
+
+def _terminal() -> str:
+    """Path of the terminal that progress goes to, "0" if there is none."""
+    try:
+        return os.ttyname(sys.stderr.fileno()) if sys.stderr.isatty() else "0"
+    except (OSError, AttributeError, ValueError):
+        return "0"
+
+
+def _check(executed: Path, source: Path, stage: Path) -> dict[str, Any]:
+    """An exit code of zero proves nothing: look at every cell, every promise and the verdicts; returns the run's own facts."""
+    notebook = json.loads(executed.read_text(encoding="utf-8"))
+    for index, cell in enumerate(notebook["cells"]):
+        if cell["cell_type"] != "code" or not "".join(cell["source"]).strip():
+            continue
+        if cell["execution_count"] is None:
+            raise NotebookError(f"  cell {index} did not run\n  in: {_first_line(cell['source'])}")
+        for output in cell["outputs"]:
+            if output["output_type"] == "error":
+                raise NotebookError(f"  cell {index}: {output['ename']}: {output['evalue']}")
+    promised = notebook["metadata"].get("snipnb", {}).get("promises", [])
+    if missing := [name for name in promised if not (stage / name).is_file()]:
+        raise NotebookError(f"  it ran, but did not write {', '.join(missing)}")
+    given = _read_json(stage / "claims" / f"{source.stem}.json", [])
+    if not _are_verdicts(given) or not all(row["notebook"] == source.stem for row in given):
+        raise NotebookError("  it ran, but its verdicts are not those of a ledger; give them by report.claim")
+    if missing := sorted(set(ledger.claims_of(source.stem)) - {row["id"] for row in given}):
+        raise NotebookError(f"  it ran, but gave no verdict on {', '.join(missing)}")
+    facts = _read_json(stage / RUN_FILE, {})
+    return facts if isinstance(facts, dict) else {}
+
+
+def _publish(notebook: str, stage: Path, place: Place) -> list[str]:
+    """Copy the staged files beside their targets, then rename all of them; remove what the notebook no longer writes.
+
+    Only what a notebook may write is published: its numbered files, its executed copy, its verdicts and the record of what it
+    drew. If a copy fails, nothing was renamed, and the staged files stay where the message says.
+    """
+    number = notebook.split("_")[0]
+    allowed = {f"notebooks/{notebook}.ipynb", f"claims/{notebook}.json", f"{DRAWN}/{notebook}.json"}
+    staged = [file for file in stage.rglob("*") if file.is_file() and not file.is_symlink()]
+    names = sorted(file.relative_to(stage).as_posix() for file in staged)
+    files = [name for name in names if name in allowed or (name.startswith(f"{number}_") and "/" not in name)]
+    state = _read_json(place.state(notebook), {})
+    before = list(state.get("files", {})) if isinstance(state, dict) else []
+    copies: list[tuple[Path, Path]] = []
+    try:
+        for file in files:
+            target = place.published / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "a folder stands in its place", str(target))
+            copies.append((target.with_name(f".{target.name}.part"), target))
+            shutil.copyfile(stage / file, copies[-1][0])
+        place.state(notebook).unlink(missing_ok=True)  # from here on the published files are of no known state
+        for copy, target in copies:
+            os.replace(copy, target)
+        for name in set(before) - set(files):
+            (place.published / name).unlink(missing_ok=True)
+    except OSError as error:
+        what = error.filename2 or error.filename
+        raise NotebookError(
+            f"  it ran, but {what} cannot be written: {error.strerror}; its results are in {stage}"
+        ) from None
+    finally:
+        for copy, _ in copies:
+            copy.unlink(missing_ok=True)
+    shutil.rmtree(stage, ignore_errors=True)
+    return files
+
+
+def _read_json(path: Path, default: Any) -> Any:
+    """The content of a JSON file; ``default`` if there is none or it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return default
+
+
+def _are_verdicts(rows: Any) -> bool:
+    fields = set(ledger.FIELDS)
+    return isinstance(rows, list) and all(isinstance(row, dict) and fields <= row.keys() for row in rows)
+
+
+# --- bookkeeping ------------------------------------------------------------------------------------------------------
+
+
+def _choose(everything: Sequence[Path], wanted: Sequence[str]) -> list[Path]:
+    chosen = []
+    for name in wanted:
+        found = [path for path in everything if name in (path.stem, path.name, path.stem.split("_")[0])]
+        if not found:
+            raise ValueError(f"there is no notebook {name!r}; there are {', '.join(path.stem for path in everything)}")
+        chosen += found
+    return [path for path in everything if path in chosen] if wanted else list(everything)
+
+
+def _file_hash(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def _check_writable(place: Place) -> None:
+    for folder in (place.published, place.work):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ValueError(
+                f"{folder} cannot be written to ({error.strerror}); make it writable and run again"
+            ) from None
+
+
+@contextmanager
+def _only_one(place: Place) -> Iterator[None]:
+    """Hold the lock of a profile: a second run waits for the first, and says so."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(place.work / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print("another run of this profile is going on; waiting for it", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _clear_leftovers(place: Place) -> None:
+    """Under the lock of the profile: what killed runs left, which nobody else would ever remove."""
+    published = [place.published, *(place.published / name for name in ("claims", "notebooks", DRAWN))]
+    for folder in (*published, place.work, place.work / "state", place.work / "matplotlib"):
+        for file in [*folder.glob(".*.part"), *folder.glob("*.matplotlib-lock")]:
+            file.unlink(missing_ok=True)
+    noted = place.work / "scratch"
+    scratch = Path(noted.read_text(encoding="utf-8")) if noted.is_file() else None
+    if scratch is not None and scratch.parent == Path(tempfile.gettempdir()) and scratch.name.startswith(SCRATCH):
+        shutil.rmtree(scratch, ignore_errors=True)
+    noted.unlink(missing_ok=True)
+
+
+def _write_font_list(folder: Path) -> None:
+    """Matplotlib's list of fonts, made here: made in a notebook, it can leave a warning that it takes long in the outputs."""
+    from matplotlib import font_manager
+
+    path = folder / f"fontlist-v{font_manager.FontManager.__version__}.json"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / f".{path.name}.part"
+        font_manager.json_dump(font_manager.FontManager(), part)
+        os.replace(part, path)
+
+
+def _write_provenance(place: Place, notebook: str, facts: Mapping[str, Any]) -> None:
+    """Add one notebook's run to ``provenance.json``: the only file that holds times, and the one never compared."""
+    path = place.published / "provenance.json"
+    stored = _read_json(path, {})
+    known = stored.get("notebooks") if isinstance(stored, dict) else None
+    known = known if isinstance(known, dict) else {}
+    known[notebook] = {
+        **facts,
+        "commit": commit(),
+        "machine": machine(),
+        "versions": {"python": platform.python_version(), **versions()},
+    }
+    about = "How each notebook was run. Times and machines live here only; this file is never compared."
+    content = {"about": about, "notebooks": {key: known[key] for key in sorted(known)}}
+    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _first_line(source: str | list[str]) -> str:
+    return next((line for line in "".join(source).splitlines() if line.strip()), "")
+
+
+def _short(path: Path, root: Path) -> str:
+    return f"{path.relative_to(root)}/" if path.is_relative_to(root) else str(path)
