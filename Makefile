@@ -100,9 +100,10 @@ audit:  ## known vulnerabilities of the pinned versions, asked of PyPI's advisor
 	@set -e; rm -rf build/audit; "$(PYTHON)" -m venv build/audit; build/audit/bin/python -m pip install --quiet pip-audit; \
 	build/audit/bin/python -m pip_audit --requirement requirements.lock --no-deps --disable-pip --strict --progress-spinner off
 
-lint: env-test  ## style of code and notebooks, and types
+lint: env-test  ## style of code and notebooks, types, and which room may import which
 	@$(PY) -m ruff check --quiet . && $(PY) -m ruff format --check --quiet .
 	@$(PY) -m mypy --no-error-summary
+	@said="$$("$(ENV)/bin/lint-imports" --no-cache)" || { echo "$$said"; exit 1; }
 
 format: env-test  ## bring code and notebooks into the style
 	@$(PY) -m ruff check --quiet --fix . ; $(PY) -m ruff format --quiet .

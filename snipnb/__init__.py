@@ -1,68 +1,28 @@
 """SNIP network pruning, reproduced: saliences, masks and the training of masked networks.
 
-The public names are the ones listed in ``__all__``; nothing is computed, loaded or seeded at import.
+The public names are the ones listed in ``__all__``. They are imported when the first of them is asked for, so that parts of the package
+can be used without PyTorch; nothing is computed, loaded or seeded at import.
 """
 
-from snipnb.data import DataUnavailableError, Split, load_mnist, load_split
-from snipnb.networks import INITIALISATIONS, lenet5, lenet_300_100, published_label, set_running_statistics, vgg16_mnist
-from snipnb.pruning.criteria import CRITERIA, Criterion, Start
-from snipnb.pruning.masks import (
-    LayerCollapseWarning,
-    Mask,
-    apply_mask,
-    collapsed_layers,
-    keep_mask,
-    layer_table,
-    num_kept,
-    num_removed,
-    standardise,
-)
-from snipnb.saliences.exact import exact_salience
-from snipnb.saliences.snip import Salience, magnitude_salience, random_salience, snip
-from snipnb.saliences.taylor import diagonal_hessian, taylor_salience
-from snipnb.saliences.together import snip_together
-from snipnb.training.grid import RunConfig, grid, run_grid
-from snipnb.training.loop import Recipe, error_rate, error_rates, train, train_together
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
+if _TYPE_CHECKING:
+    from snipnb._public import *
+    from snipnb._public import __all__ as __all__
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "CRITERIA",
-    "INITIALISATIONS",
-    "Criterion",
-    "DataUnavailableError",
-    "LayerCollapseWarning",
-    "Mask",
-    "Recipe",
-    "RunConfig",
-    "Salience",
-    "Split",
-    "Start",
-    "apply_mask",
-    "collapsed_layers",
-    "diagonal_hessian",
-    "error_rate",
-    "error_rates",
-    "exact_salience",
-    "grid",
-    "keep_mask",
-    "layer_table",
-    "lenet5",
-    "lenet_300_100",
-    "load_mnist",
-    "load_split",
-    "magnitude_salience",
-    "num_kept",
-    "num_removed",
-    "published_label",
-    "random_salience",
-    "run_grid",
-    "set_running_statistics",
-    "snip",
-    "snip_together",
-    "standardise",
-    "taylor_salience",
-    "train",
-    "train_together",
-    "vgg16_mnist",
-]
+
+def __getattr__(name: str) -> _Any:
+    if name.startswith("_") and name != "__all__":
+        raise AttributeError(f"module 'snipnb' has no attribute {name!r}")
+    from snipnb import _public
+
+    if name != "__all__" and name not in _public.__all__:
+        raise AttributeError(f"module 'snipnb' has no attribute {name!r}; there are {', '.join(_public.__all__)}")
+    return getattr(_public, name)
+
+
+def __dir__() -> list[str]:
+    return [*__getattr__("__all__"), "__version__"]

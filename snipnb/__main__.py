@@ -40,13 +40,13 @@ def _data(_: argparse.Namespace) -> int:
 def _run(given: argparse.Namespace) -> int:
     from snipnb._files import runs_dir
     from snipnb.publish import profiles
-    from snipnb.studies import grids
+    from snipnb.studies import grids_of
     from snipnb.training.grid import run_grid
 
     profile = profiles.load_profile(given.profile)
-    parameters = profiles.complete_by_default(profile, grids.name_of(given.notebook))
-    wanted = grids.of_notebook(given.notebook, parameters)
-    if not any(wanted):
+    notebook = profiles.notebook_named(given.notebook)
+    wanted = grids_of(notebook, profiles.complete_by_default(profile, notebook))
+    if not wanted:
         raise ValueError(f"profile {profile.name!r} has no runs for {given.notebook}: its num_runs is below 1")
     store = given.store or runs_dir(profile.name)
     for configs in wanted:

@@ -178,7 +178,13 @@ def published_indices(total: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def data_checksum(*, sample: bool = False) -> str:
-    """SHA-256 that names the images in use: of the shipped sample file, or of the four checksums of the full set."""
+    """SHA-256 that names the images in use: of the shipped sample file, or of the four checksums of the full set.
+
+    Example:
+        >>> import snipnb
+        >>> snipnb.data_checksum(sample=True)[:16]
+        'd0d4a6e971441ef0'
+    """
     if sample:
         _sample_file()
         return SAMPLE_FILE.sha256

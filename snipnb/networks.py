@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from snipnb.saliences.snip import batch_starts, check_examples
+from snipnb._checks import batch_starts, check_examples
 
 _WEIGHT_INITIALISERS: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] = {
     "pytorch": None,  # what the layers do by themselves
@@ -296,3 +296,6 @@ MODELS: dict[str, Callable[..., nn.Sequential]] = {
     "lenet_300_100": lenet_300_100,
     "vgg16_mnist": vgg16_mnist,
 }
+
+
+WHOLE = "whole network"

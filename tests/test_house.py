@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import inspect
+import pkgutil
 import re
 import subprocess
 import sys
@@ -122,7 +123,7 @@ def test_public_names_have_an_example():
             "there is no profile 'quick'; there are default, full, paper, seeds, smoke",
         ),
         (calls.main, ["figures", "--profile", "smoke", "77"], "there is no notebook '77'"),
-        (cli.main, ["run", "01"], "snipnb: notebook '01' trains nothing"),
+        (cli.main, ["run", "01"], "snipnb: notebook 01_salience_derivation trains nothing"),
     ],
 )
 def test_the_command_line_says_what_is_wrong(main, arguments, message, capsys):
@@ -199,3 +200,20 @@ def test_the_network_is_reached_for_data_alone():
         for path in Path(snipnb.__file__).parent.rglob("*.py")
     }
     assert {name for name, some in found.items() if some} == {"data.py"}
+
+
+@pytest.mark.parametrize("path", sorted(Path(snipnb.__file__).parent.rglob("*.py")), ids=lambda path: path.stem)
+def test_cross_references_of_docstrings_lead_somewhere(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    if parts[-1] == "kernels":
+        pytest.importorskip("numba")
+    module = importlib.import_module(".".join(part for part in parts if part != "__init__"))
+    inside = [module, *(value for value in vars(module).values() if inspect.isclass(value))]
+    for target in re.findall(r":(?:func|class|data|meth|mod):`([\w.]+)`", path.read_text(encoding="utf-8")):
+        if target.startswith("snipnb"):
+            pkgutil.resolve_name(target)
+        else:
+            first, *rest = target.split(".")
+            found = [getattr(one, first) for one in inside if hasattr(one, first)]
+            assert found, target
+            assert all(hasattr(found[0], name) for name in rest), target

@@ -1,6 +1,8 @@
 """The notebooks themselves: anatomy, and a smoke run of every file; and the runner, on tiny notebooks of its own."""
 
 import ast
+import importlib
+import inspect
 import json
 import os
 import re
@@ -53,7 +55,7 @@ def test_anatomy(path):
     assert set(ledger.claims_of(path.stem)) <= set(re.findall(r"C\d+", first))
     assert "parameters" in notebook["cells"][1]["metadata"]["tags"]
     assert f'begin("{path.stem}", globals())' in code(path)[1]
-    assert re.fullmatch(r"report\.provenance\([\w, ]*\)", code(path)[-1])
+    assert re.fullmatch(r"report\.provenance\((\w+, )*images=snipnb\.data_checksum\(sample=sample\)\)", code(path)[-1])
     assert any(cell.endswith("report.verdicts()") for cell in code(path))
 
 
@@ -73,29 +75,37 @@ def test_each_parameter_has_a_comment(path):
     assert all("  # " in line for line in code(path)[0].splitlines())
 
 
-@every_notebook
-def test_every_call_that_writes_is_promised(path):
-    number = path.stem.split("_")[0]
-    written = {f"drawn/{path.stem}.json"}
-    for node in ast.walk(ast.parse("\n".join(code(path)))):
-        match node:
-            case ast.Call(func=ast.Attribute(value=ast.Name(id="report"), attr=kind), args=[_, ast.Constant(name), *_]):
-                endings = {"figure": ("png", "svg", "csv"), "table": ("md", "csv"), "data": ("csv",)}.get(kind, ())
-                written |= {f"{number}_{name}.{ending}" for ending in endings}
-    assert written == set(load(path)["metadata"]["snipnb"]["promises"])
+def test_promises_are_what_the_calls_of_the_report_say():
+    promised = {path.stem: runner.promises(path) for path in NOTEBOOKS}
+    assert {"png", "svg", "csv"} == {f.split(".")[1] for f in promised["01_salience_derivation"] if "/linearity." in f}
+    assert {"md", "tex", "csv"} == {f.split(".")[1] for f in promised["01_salience_derivation"] if "/steps." in f}
+    assert [f for f in promised["02_snip_vs_exact"] if "/runs." in f] == ["02_snip_vs_exact/runs.csv"]
+    for path in NOTEBOOKS:
+        calls = re.findall(r"\breport\.(?:figure|table|data)\(", "\n".join(code(path)))
+        assert len(calls) == len({file.split(".")[0] for file in promised[path.stem]}), "a name twice, or not a literal"
 
 
 @every_notebook
 def test_every_figure_has_a_caption_and_every_caption_a_figure(path):
     calls = [node for node in ast.walk(ast.parse("\n".join(code(path)))) if isinstance(node, ast.Call)]
     figures = [call for call in calls if ast.unparse(call.func) == "report.figure"]
-    templates = captions.load_captions()[path.stem]
-    assert sorted(ast.literal_eval(call.args[1]) for call in figures) == sorted(templates)
+    templates = captions.load_captions(f"snipnb.studies.{path.stem[3:]}")
+    assert sorted(ast.literal_eval(call.args[0]) for call in figures) == sorted(templates)
     assert all(list(texts) == ["note", "alt"] and all(texts.values()) for texts in templates.values())
 
 
-def test_captions_are_those_of_notebooks():
-    assert list(captions.load_captions()) == [path.stem for path in NOTEBOOKS]
+@every_notebook
+def test_every_figure_is_drawn_by_the_function_of_its_name(path):
+    draw = importlib.import_module(f"snipnb.studies.{path.stem[3:]}.draw")
+    own = {name for name, f in vars(draw).items() if inspect.isfunction(f) and f.__module__ == draw.__name__}
+    assert {name for name in own if not name.startswith("_")} == set(
+        captions.load_captions(f"snipnb.studies.{path.stem[3:]}")
+    )
+
+
+def test_every_notebook_has_a_study_and_every_study_a_notebook():
+    studies = {path.parent.name for path in (ROOT / "snipnb" / "studies").glob("*/measure.py")}
+    assert studies == {path.stem[3:] for path in NOTEBOOKS}
 
 
 # --- what makes a notebook stale --------------------------------------------------------------------------------------
@@ -145,7 +155,10 @@ ALL = [path.stem[:2] for path in NOTEBOOKS]
             ALL,
             "library changed",
         ),
-        ("snipnb/studies/second_order/draw.py", "\n\n\ndef ", "\n\nLATER = 1\n\n\ndef ", ALL, "drawing changed"),
+        ("snipnb/studies/second_order/draw.py", "\n\n\ndef ", "\n\nLATER = 1\n\n\ndef ", ["05"], "drawing changed"),
+        ("snipnb/studies/second_order/captions.yaml", "note:", "note: Then", ["05"], "drawing changed"),
+        ("snipnb/publish/style.py", "\n\n\ndef ", "\n\nLATER = 1\n\n\ndef ", ALL, "drawing changed"),
+        ("snipnb/studies/second_order/measure.py", "\n\n\ndef ", "\n\nLATER = 1\n\n\ndef ", ["05"], "library changed"),
         ("snipnb/resources/reported/figure1_reported.csv", "\n", "\n0,0\n", ALL, "reported values changed"),
         (CLAIMS, "claim: The exact salience of a parameter is", "claim: That salience is", ["02"], "claims changed"),
         (CLAIMS, "at_most: 1.0e-5", "at_most: 1.1e-5", ["02"], "claims changed"),
@@ -199,7 +212,7 @@ def test_smoke(path, tmp_path, monkeypatch):
     profile = profiles.load_profile("smoke")
     place = runner.Place(tmp_path / "figures", tmp_path / "work")
     files = runner.run_one(path, runner.parameters_of(path, profile), place, mark={})
-    assert set(load(path)["metadata"]["snipnb"]["promises"]) <= set(files)
+    assert runner.promises(path) <= set(files)
     entries = json.loads((place.published / "claims" / f"{path.stem}.json").read_text())
     assert {entry["id"] for entry in entries} == set(ledger.claims_of(path.stem))
     assert {entry["profile"] for entry in entries} == {"smoke"}
@@ -218,7 +231,7 @@ def test_smoke(path, tmp_path, monkeypatch):
     assert run["peak_memory_mb"] > 50
     golden = json.loads(smoke.FILE.read_text())
     if smoke.made_by() == golden["made_by"]:  # elsewhere the last digits are others
-        before = {name: digest for name, digest in golden["files"].items() if name.startswith(path.stem[:3])}
+        before = {name: digest for name, digest in golden["files"].items() if name.startswith(path.stem)}
         now = smoke.checksums(place.published)
         assert [name for name in before if before[name] != now.get(name)] == []
 
@@ -226,8 +239,11 @@ def test_smoke(path, tmp_path, monkeypatch):
 # --- the runner -------------------------------------------------------------------------------------------------------
 
 WRITE = """
-import os, pathlib
-pathlib.Path(os.environ["SNIPNB_OUTPUT"], "98_picture.txt").write_text(f"{size} {os.environ['OMP_NUM_THREADS']}")
+import os, pathlib, types
+folder = pathlib.Path(os.environ["SNIPNB_OUTPUT"], "98_test")
+folder.mkdir(exist_ok=True)
+report = types.SimpleNamespace(data=lambda text, name: (folder / f"{name}.csv").write_text(text))
+report.data(f"{size} {os.environ['OMP_NUM_THREADS']}", "picture")
 print(size)"""
 
 
@@ -239,7 +255,7 @@ def project(tmp_path):
     profile = root / "mine.yaml"
     profile.write_text("common: {threads: 1, sample: true}\nnotebooks: {98_test: {size: 5}}")
 
-    def change(*cells, promises=("98_picture.txt",)):
+    def change(*cells):
         sources = ['profile = "x"\nthreads = 2\nsample = True\nsize = 3\nnum_runs = 4', *cells]
         notebook = {
             "cells": [
@@ -255,7 +271,6 @@ def project(tmp_path):
             ],
             "metadata": {
                 "kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"},
-                "snipnb": {"promises": list(promises)},
             },
             "nbformat": 4,
             "nbformat_minor": 5,
@@ -273,10 +288,10 @@ def run(root, **options):
 def test_what_is_up_to_date_is_left_and_what_is_not_is_run(project, capsys):
     root, _ = project
     published = root / "figures" / "mine"
-    picture = published / "98_picture.txt"
+    picture = published / "98_test" / "picture.csv"
     assert run(root)
     assert picture.read_text() == "5 1"
-    assert "98_picture.txt" in capsys.readouterr().out
+    assert "98_test/picture.csv" in capsys.readouterr().out
     executed = published / "notebooks" / "98_test.ipynb"
     first = executed.read_bytes()
     assert load(executed)["cells"][2]["outputs"][0]["text"] == ["5\n"]
@@ -289,12 +304,12 @@ def test_what_is_up_to_date_is_left_and_what_is_not_is_run(project, capsys):
 
     picture.write_text("edited by hand")
     assert run(root)
-    assert "98_test: 98_picture.txt changed ... " in capsys.readouterr().out
+    assert "98_test: 98_test/picture.csv changed ... " in capsys.readouterr().out
     assert picture.read_text() == "5 1"
     picture.unlink()
     (root / "mine.yaml").write_text("common: {threads: 1, sample: true}\nnotebooks: {98_test: {size: 6}}")
     assert run(root)
-    assert "98_test: parameters changed; 98_picture.txt missing ... " in capsys.readouterr().out
+    assert "98_test: parameters changed; 98_test/picture.csv missing ... " in capsys.readouterr().out
     assert picture.read_text() == "6 1"
 
 
@@ -314,13 +329,16 @@ def test_a_damaged_state_is_said_and_the_notebook_run(project, capsys, damaged):
         ((WRITE, "x = 1\nx / 0"), r"cell 3: ZeroDivisionError: division by zero\n  in: x = 1"),
         ((WRITE, "import sys; sys.exit(0)", "print('never')"), r"98_test failed"),
         ((WRITE, "import os; os._exit(1)"), r"the kernel failed|did not run"),
-        (("print('nothing written')",), r"it ran, but did not write 98_picture\.txt"),
+        (
+            ("class report: data = print", "report.data('nothing', 'picture')"),
+            r"it ran, but did not write 98_test/picture\.csv",
+        ),
     ],
 )
 def test_a_failure_is_said_and_leaves_what_was_published(project, capsys, cells, message):
     root, change = project
     assert run(root)
-    picture = root / "figures" / "mine" / "98_picture.txt"
+    picture = root / "figures" / "mine" / "98_test" / "picture.csv"
     before = {f: f.read_bytes() for f in picture.parent.rglob("*") if f.is_file() and f.name != "provenance.json"}
     capsys.readouterr()
     change(*cells)
@@ -364,7 +382,7 @@ def test_an_interruption_prints_no_traceback_of_the_kernel(project):
 def test_a_fresh_run_uses_nothing_that_was_kept(project, capsys, monkeypatch):
     root, change = project
     change(WRITE.replace("{size}", "{os.environ.get('SNIPNB_RUNS')}"))
-    picture, kept = root / "figures" / "mine" / "98_picture.txt", root / "build" / "runs" / "kept.json"
+    picture, kept = root / "figures" / "mine" / "98_test" / "picture.csv", root / "build" / "runs" / "kept.json"
     monkeypatch.setenv("SNIPNB_RUNS", str(kept.parent))
     for file in (kept, root / "build" / "fresh" / "mine" / "old.json"):
         file.parent.mkdir(parents=True)
@@ -381,45 +399,48 @@ def test_a_fresh_run_uses_nothing_that_was_kept(project, capsys, monkeypatch):
 
 def test_files_that_are_no_longer_written_disappear(project):
     root, change = project
-    change(WRITE, WRITE.replace("98_picture", "98_other"))
+    change(WRITE, WRITE.replace("picture", "other"))
     assert run(root)
     change(WRITE)
     assert run(root)
-    assert sorted(f.name for f in (root / "figures" / "mine").glob("98_*")) == ["98_picture.txt"]
+    assert sorted(f.name for f in (root / "figures" / "mine" / "98_test").iterdir()) == ["picture.csv"]
 
 
-def test_only_files_of_its_own_number_are_published_or_removed(project):
+def test_only_files_of_its_own_folder_are_published_or_removed(project):
     root, change = project
     intruder = """
 import os, pathlib
 out = pathlib.Path(os.environ["SNIPNB_OUTPUT"])
 (out / "claims").mkdir()
-for name in ("claims/01_other.json", "97_other.txt", "claims.json"):
+(out / "97_other").mkdir()
+for name in ("claims/01_other.json", "97_other/a.csv", "claims.json"):
     (out / name).write_text("[]")
-(out / "98_link.txt").symlink_to("98_picture.txt")"""
+(out / "98_test" / "link.csv").symlink_to("picture.csv")"""
     change(WRITE, intruder)
     assert run(root)
     published = root / "figures" / "mine"
-    (published / "98_notes_of_mine.md").write_text("kept")
-    assert not [f for f in published.rglob("*") if f.name in ("01_other.json", "97_other.txt", "98_link.txt")]
+    (published / "98_test" / "notes_of_mine.md").write_text("kept")
+    assert not [f for f in published.rglob("*") if f.name in ("01_other.json", "a.csv", "link.csv")]
     assert len(json.loads((published / "claims.json").read_text())) == 35
     change(WRITE)
     assert run(root)
-    assert (published / "98_notes_of_mine.md").read_text() == "kept"
+    assert (published / "98_test" / "notes_of_mine.md").read_text() == "kept"
 
 
 def test_if_one_file_cannot_be_published_none_is(project, capsys):
     root, change = project
-    change(WRITE, WRITE.replace("98_picture", "98_z"))
+    change(WRITE, WRITE.replace("picture", "z"))
     assert run(root)
     published = root / "figures" / "mine"
-    (published / "98_z.txt").unlink()
-    (published / "98_z.txt").mkdir()
+    (published / "98_test" / "z.csv").unlink()
+    (published / "98_test" / "z.csv").mkdir()
     (root / "mine.yaml").write_text("common: {threads: 1, sample: true}\nnotebooks: {98_test: {size: 7}}")
     assert not run(root)
-    assert "98_z.txt cannot be written: a folder stands in its place; its results are in" in capsys.readouterr().out
-    assert (published / "98_picture.txt").read_text() == "5 1"
-    assert not list(published.glob(".*"))
+    assert (
+        "98_test/z.csv cannot be written: a folder stands in its place; its results are in" in capsys.readouterr().out
+    )
+    assert (published / "98_test" / "picture.csv").read_text() == "5 1"
+    assert not list(published.rglob(".*"))
 
 
 def test_numbers_are_unique(project):
@@ -536,7 +557,7 @@ def test_what_a_killed_run_left_is_removed(project, monkeypatch, tmp_path):
     monkeypatch.setattr(runner.tempfile, "tempdir", str(tmp_path))
     left = [published / ".claims.json.x1.part", published / "notebooks" / ".98_test.ipynb.part"]
     left += [work / "state" / ".98_test.json.x2.part", work / "matplotlib" / "fontlist.json.matplotlib-lock"]
-    left += [work / "stage" / "98_test" / "98_picture.txt"]
+    left += [work / "stage" / "98_test" / "half.csv"]
     for path in left:
         path.parent.mkdir(exist_ok=True)
         path.write_text("half")

@@ -29,12 +29,12 @@ from snipnb.data import Split
 from snipnb.networks import lenet5, set_running_statistics, vgg16_mnist
 from snipnb.pruning.masks import Mask, keep_mask
 from snipnb.publish.stats import mean_interval
-from snipnb.saliences.brute_force import plain_training, stratified_sample
+from snipnb.saliences.brute_force import stratified_sample
 from snipnb.saliences.exact import exact_salience
-from snipnb.saliences.snip import snip
+from snipnb.saliences.snip import snip, snip_together
 from snipnb.saliences.taylor import derivatives, diagonal_hessian, hutchinson_diagonal, row_sum_hessian, taylor_salience
-from snipnb.saliences.together import snip_together
 from snipnb.training.loop import Recipe, train_together
+from snipnb.training.plain import plain_training
 
 PRUNED = 0.95  # sparsity of the networks that are trained together once more
 TOGETHER = "networks together"

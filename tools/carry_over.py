@@ -18,8 +18,8 @@ import sys
 from pathlib import Path
 
 from snipnb.data import data_checksum
-from snipnb.training.grid import RunConfig, _group_name, run_key
 from snipnb.training.loop import Recipe
+from snipnb.training.runs import RunConfig, group_name, run_key
 from snipnb.training.store import Store
 
 COMMIT = "7193fdb"
@@ -64,7 +64,7 @@ def carry_over(path: Path, into: Store) -> int:
         "sources_sha256": SOURCES,
         "old_key": path.stem,
     }
-    into.finish(_group_name(configs), dict(zip(map(run_key, configs), runs, strict=True)), maker)
+    into.finish(group_name(configs), dict(zip(map(run_key, configs), runs, strict=True)), maker)
     return check(into, configs, runs, path.stem)
 
 

@@ -144,7 +144,7 @@ def shown_by(cell: Mapping[str, Any]) -> str | None:
     if cell["cell_type"] != "code" or not (body := ast.parse(_text(cell)).body):
         return None
     match body[-1]:
-        case ast.Expr(ast.Call(ast.Attribute(ast.Name("report"), "figure"), [_, ast.Constant(str(name)), *_])):
+        case ast.Expr(ast.Call(ast.Attribute(ast.Name("report"), "figure"), [ast.Constant(str(name)), *_])):
             return name
         case ast.Expr(ast.Call(ast.Attribute(ast.Name("report"), "verdicts"))):
             return "verdicts"

@@ -75,9 +75,7 @@ def find_notebooks(root: Path) -> list[Path]:
     found = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     numbers = [path.stem[:2] for path in found]
     if twice := sorted({number for number in numbers if numbers.count(number) > 1}):
-        raise ValueError(
-            f"several notebooks have the number {', '.join(twice)}; each needs its own, it names their figures"
-        )
+        raise ValueError(f"several notebooks have the number {', '.join(twice)}; each needs its own, commands name it")
     if not found:
         raise ValueError(f"there are no notebooks NN_slug.ipynb in {root / 'notebooks'}")
     return found
@@ -222,22 +220,22 @@ def run_one(path: Path, parameters: Mapping[str, Any], place: Place, mark: Mappi
 def fingerprint(path: Path, parameters: Mapping[str, Any], *, package: Path = PACKAGE) -> dict[str, str]:
     """SHA-256 of each part of what a notebook's results follow from.
 
-    The library counts as a whole, by its syntax trees; of claims and benchmarks those that are the notebook's own or that it names.
+    The library counts as a whole, by its syntax trees, without other notebooks' studies; of claims and benchmarks those that are the
+    notebook's own or that it names.
     """
     notebook = json.loads(path.read_text(encoding="utf-8"))
     cells = [(cell["cell_type"] == "code", "".join(cell["source"])) for cell in notebook["cells"]]
     code = "\n".join(text for runs, text in cells if runs)
     tables = re.findall(r"\bbenchmark\(\s*[\"'](\w+)", code)
-    drawing, bench = (
-        [*package.rglob("draw.py"), package / "publish" / "style.py"],
-        path.parent.parent / "figures" / "bench",
-    )
-    library = {*package.rglob("[!.]*.py")} - {*drawing, package / "__main__.py"}
+    bench, study = path.parent.parent / "figures" / "bench", package / "studies" / path.stem.split("_", 1)[1]
+    drawing = [study / "draw.py", study / "captions.yaml", package / "publish" / "style.py"]
+    others = {file for file in package.glob("studies/*/*") if file.parent != study}
+    library = {*package.rglob("[!.]*.py")} - {*drawing, *others, package / "__main__.py"}
     parts = {
-        "code": [[text for runs, text in cells if runs], notebook["metadata"].get("snipnb")],
+        "code": [text for runs, text in cells if runs],
         "prose": ["" if runs else text for runs, text in cells],  # and where it stands
         "library": _contents(package, library),
-        "drawing": _contents(package, [*drawing, package / "resources" / "captions.yaml"]),
+        "drawing": _contents(package, drawing),
         "parameters": parameters,
         "claims": _claims_of(path.stem, code, package / "resources" / "claims.yaml"),
         "benchmarks": _contents(bench, [bench / f"{name}.csv" for name in tables]),
@@ -427,8 +425,7 @@ def _check(executed: Path, source: Path, stage: Path) -> dict[str, Any]:
         for output in cell["outputs"]:
             if output["output_type"] == "error":
                 raise NotebookError(f"  cell {index}: {output['ename']}: {output['evalue']}")
-    promised = notebook["metadata"].get("snipnb", {}).get("promises", [])
-    if missing := [name for name in promised if not (stage / name).is_file()]:
+    if missing := sorted(name for name in promises(source) if not (stage / name).is_file()):
         raise NotebookError(f"  it ran, but did not write {', '.join(missing)}")
     given = _read_json(stage / "claims" / f"{source.stem}.json", [])
     if not _are_verdicts(given) or not all(row["notebook"] == source.stem for row in given):
@@ -439,17 +436,40 @@ def _check(executed: Path, source: Path, stage: Path) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
+WRITES = {
+    "figure": ("png", "svg", "csv"),
+    "table": ("md", "tex", "csv"),
+    "data": ("csv",),
+}  # method of a report -> endings
+
+
+def promises(source: Path) -> set[str]:
+    """The files that the calls of ``report`` in a notebook say that it writes."""
+    cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
+    found = set()
+    for node in ast.walk(
+        ast.parse("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"))
+    ):
+        match node:
+            case ast.Call(ast.Attribute(ast.Name("report"), "figure"), [ast.Constant(str(name)), *_]):
+                found |= {f"{name}.{ending}" for ending in WRITES["figure"]}
+            case ast.Call(
+                ast.Attribute(ast.Name("report"), ("table" | "data") as kind), [_, ast.Constant(str(name)), *_]
+            ):
+                found |= {f"{name}.{ending}" for ending in WRITES[kind]}
+    return {f"{source.stem}/{file}" for file in found}
+
+
 def _publish(notebook: str, stage: Path, place: Place) -> list[str]:
     """Copy the staged files beside their targets, then rename all of them; remove what the notebook no longer writes.
 
-    Only what a notebook may write is published: its numbered files, its executed copy, its verdicts and the record of what it
+    Only what a notebook may write is published: the files of its folder, its executed copy, its verdicts and the record of what it
     drew. If a copy fails, nothing was renamed, and the staged files stay where the message says.
     """
-    number = notebook.split("_")[0]
     allowed = {f"notebooks/{notebook}.ipynb", f"claims/{notebook}.json", f"{DRAWN}/{notebook}.json"}
     staged = [file for file in stage.rglob("*") if file.is_file() and not file.is_symlink()]
     names = sorted(file.relative_to(stage).as_posix() for file in staged)
-    files = [name for name in names if name in allowed or (name.startswith(f"{number}_") and "/" not in name)]
+    files = [name for name in names if name in allowed or name.startswith(f"{notebook}/")]
     state = _read_json(place.state(notebook), {})
     before = list(state.get("files", {})) if isinstance(state, dict) else []
     copies: list[tuple[Path, Path]] = []
@@ -539,8 +559,13 @@ def _only_one(place: Place) -> Iterator[None]:
 
 def _clear_leftovers(place: Place) -> None:
     """Under the lock of the profile: what killed runs left, which nobody else would ever remove."""
-    published = [place.published, *(place.published / name for name in ("claims", "notebooks", DRAWN))]
-    for folder in (*published, place.work, place.work / "state", place.work / "matplotlib"):
+    for folder in (
+        place.published,
+        *place.published.glob("*/"),
+        place.work,
+        place.work / "state",
+        place.work / "matplotlib",
+    ):
         for file in [*folder.glob(".*.part"), *folder.glob("*.matplotlib-lock")]:
             file.unlink(missing_ok=True)
     noted = place.work / "scratch"

@@ -21,7 +21,7 @@ from snipnb._files import published_dir, resource
 from snipnb.publish import ledger
 from snipnb.publish.profiles import load_profile
 
-PICTURES = ("02_figure1.png", "03_figure2.png", "06_controls.png")
+PICTURES = ("02_snip_vs_exact/figure1.png", "03_lenet5_table/figure2.png", "06_rules_of_thumb/controls.png")
 MARK = ".snipnb-report"
 KINDS = {
     "reproduced": "reproduced",
@@ -165,9 +165,10 @@ def _copied(folder: Path, name: str | None, stage: Path, below: str) -> str | No
     """A figure or table that a claim points to, copied beside the pages; None if there is none."""
     if not name or not (folder / name).is_file():
         return None
-    (stage / "figures" / below).mkdir(exist_ok=True)
-    shutil.copy(folder / name, stage / "figures" / below / name)
-    return (Path("figures") / below / name).as_posix()
+    target = Path("figures") / below / name
+    (stage / target).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(folder / name, stage / target)
+    return target.as_posix()
 
 
 def _pictures(rows: list[dict[str, Any]], stage: Path) -> list[dict[str, Any]]:

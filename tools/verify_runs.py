@@ -23,8 +23,9 @@ import pandas as pd
 import torch
 
 from snipnb.pruning.masks import collapsed_layers, num_kept
-from snipnb.training.grid import RunConfig, keep_saliences, masks_of, run_key, train_group
+from snipnb.training.grid import keep_saliences, masks_of, train_group
 from snipnb.training.loop import Recipe, one_thread
+from snipnb.training.runs import RunConfig, run_key
 from snipnb.training.store import Store
 
 FOLDER = Path(__file__).resolve().parent.parent / "figures" / "full" / "runs"

@@ -7,7 +7,7 @@ weights are zero, those that are not are gone through one by one, for 64 images 
 are formed for those that are kept. So a pruned network takes less time the more is pruned. Only stride 1 is covered. The vector instructions are written as the compiler's own vector types, so that they
 become whatever the processor has.
 
-Needs Numba; where it is missing, ``stacked.py`` does without this module.
+Needs Numba; where it is missing, ``ensembles.py`` does without this module. docs/kernels.md explains it.
 """
 
 from __future__ import annotations

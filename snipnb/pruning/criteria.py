@@ -1,4 +1,4 @@
-"""The registry of pruning criteria: how each chooses what a network keeps, what it is called, how it looks in figures.
+"""The registry of pruning criteria: how each chooses what a network keeps. How they look is for :data:`snipnb.publish.style.LOOKS`.
 
 A criterion ranks parameters (a function from a :class:`Start` to a salience), or says how many of each layer are kept (a function
 that makes the mask), or both. A new one is such a function and an entry in :data:`CRITERIA`, also from outside of the package:
@@ -7,9 +7,9 @@ that makes the mask), or both. A new one is such a function and an entry in :dat
     >>> def gradient(start):
     ...     salience = snip(start.model, start.images, start.labels)
     ...     return {name: salience[name] / p.detach() for name, p in start.model.named_parameters()}
-    >>> CRITERIA["gradient"] = Criterion("gradient alone", "#7f3b08", "h", "-.", salience=gradient, version=1)
-    >>> CRITERIA.pop("gradient").label
-    'gradient alone'
+    >>> CRITERIA["gradient"] = Criterion(gradient, version=1)
+    >>> CRITERIA.pop("gradient").version
+    1
 """
 
 from __future__ import annotations
@@ -18,19 +18,18 @@ import dataclasses
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from snipnb._checks import Salience, float_parameters
 from snipnb._engine.ensembles import stacked
 from snipnb.pruning import densities
 from snipnb.pruning.masks import LayerCollapseWarning, Mask, keep_mask, num_removed
 from snipnb.saliences.exact import exact_salience
-from snipnb.saliences.snip import Salience, float_parameters, magnitude_salience, random_salience, snip
+from snipnb.saliences.snip import magnitude_salience, random_salience, snip, snip_together
 from snipnb.saliences.taylor import printed_second_order, taylor_salience
-from snipnb.saliences.together import snip_together
 
 OTHER_NETWORKS = 5  # whose saliences are taken where a rule knows the architecture, not the network
 OTHER_SEEDS = 1_000_000  # their seeds begin here, above the network's own
@@ -82,10 +81,6 @@ class Criterion:
     """A way to choose what is kept before training.
 
     Attributes:
-        label: For figures and tables.
-        colour: In every figure.
-        marker: As in Matplotlib.
-        dash: Line style as in Matplotlib.
         salience: Start -> salience; parameters of smallest magnitude of it go. None for rules that need none.
         salience_of: Instead: the criterion whose salience is taken.
         mask: Start, salience (empty if there is none) and sparsity -> mask, with an exact count.
@@ -94,10 +89,6 @@ class Criterion:
             without a version are not kept.
     """
 
-    label: str
-    colour: str
-    marker: str
-    dash: Any
     salience: Callable[[Start], Salience] | None = None
     _: dataclasses.KW_ONLY
     salience_of: str | None = None
@@ -179,100 +170,22 @@ def _taylor(order: int | str) -> Callable[[Start], Salience]:
 
 _RULES = densities.rules()
 CRITERIA: dict[str, Criterion] = {
-    "snip": Criterion("SNIP", "#0173b2", "o", "-", lambda s: snip(s.model, s.images, s.labels), version=1),
-    "exact": Criterion(
-        "exact salience",
-        "#de8f05",
-        "s",
-        (0, (4, 1.5)),
-        lambda s: exact_salience(s.model, s.images, s.labels),
-        version=1,
-    ),
-    "random": Criterion(
-        "random",
-        "#949494",
-        "X",
-        (0, (1, 1)),
-        lambda s: random_salience(s.model, seed=s.seed),
-        uses_images=False,
-        version=1,
-    ),
-    "magnitude": Criterion(
-        "magnitude",
-        "#029e73",
-        "D",
-        (0, (5, 1, 1, 1)),
-        lambda s: magnitude_salience(s.model),
-        uses_images=False,
-        version=1,
-    ),
-    "second_order": Criterion("second order", "#d55e00", "^", (0, (3, 1)), _taylor(2), version=1),
-    "third_order": Criterion("third order", "#cc78bc", "v", (0, (2, 1)), _taylor(3), version=1),
-    "linear_region": Criterion("linear region", "#ca9161", "P", (0, (6, 1.5)), _taylor("linear-region"), version=1),
-    "printed_second_order": Criterion(
-        "second order as printed",
-        "#fbafe4",
-        "*",
-        (0, (1, 1.5)),
-        lambda s: printed_second_order(s.model, s.images, s.labels),
-        version=1,
-    ),
-    "snip_train_mode": Criterion(
-        "SNIP, training mode",
-        "#a6761d",
-        "p",
-        (0, (1, 2)),
-        lambda s: snip(s.model, s.images, s.labels, mode="train"),
-        version=1,
-    ),
-    "snip_shuffled": Criterion(
-        "SNIP, shuffled within layers", "#56b4e9", "h", (0, (4, 1)), salience_of="snip", mask=shuffled, version=1
-    ),
-    "snip_redrawn": Criterion(
-        "SNIP of other weights",
-        "#23479e",
-        "d",
-        (0, (2, 2)),
-        lambda s: snip(s.others(1)[0], s.images, s.labels),
-        version=1,
-    ),
+    "snip": Criterion(lambda s: snip(s.model, s.images, s.labels), version=1),
+    "exact": Criterion(lambda s: exact_salience(s.model, s.images, s.labels), version=1),
+    "random": Criterion(lambda s: random_salience(s.model, seed=s.seed), uses_images=False, version=1),
+    "magnitude": Criterion(lambda s: magnitude_salience(s.model), uses_images=False, version=1),
+    "second_order": Criterion(_taylor(2), version=1),
+    "third_order": Criterion(_taylor(3), version=1),
+    "linear_region": Criterion(_taylor("linear-region"), version=1),
+    "printed_second_order": Criterion(lambda s: printed_second_order(s.model, s.images, s.labels), version=1),
+    "snip_train_mode": Criterion(lambda s: snip(s.model, s.images, s.labels, mode="train"), version=1),
+    "snip_shuffled": Criterion(salience_of="snip", mask=shuffled, version=1),
+    "snip_redrawn": Criterion(lambda s: snip(s.others(1)[0], s.images, s.labels), version=1),
     "snip_densities": Criterion(
-        "SNIP's layer densities",
-        "#7d5fb2",
-        "<",
-        (0, (3, 1, 1, 1)),
-        lambda s: stacked(snip_together(s.others(OTHER_NETWORKS), s.images, s.labels)),
-        mask=mean_densities,
-        version=1,
+        lambda s: stacked(snip_together(s.others(OTHER_NETWORKS), s.images, s.labels)), mask=mean_densities, version=1
     ),
-    "closed_form": Criterion(
-        "closed-form densities",
-        "#b2182b",
-        ">",
-        "-",
-        mask=with_densities(_RULES["closed_form"]),
-        uses_images=False,
-        version=1,
-    ),
-    "erdos_renyi_kernel": Criterion(
-        "Erdos-Renyi-kernel densities",
-        "#8c6d1f",
-        "8",
-        (0, (5, 2)),
-        mask=with_densities(_RULES["erdos_renyi_kernel"]),
-        uses_images=False,
-        version=1,
-    ),
-    "uniform": Criterion(
-        "uniform densities",
-        "#4d4d4d",
-        "H",
-        (0, (1, 1)),
-        mask=with_densities(_RULES["uniform"]),
-        uses_images=False,
-        version=1,
-    ),
-    "snip_inverted": Criterion(
-        "SNIP, inverted within layers", "#e377a2", "x", (0, (2, 1)), salience_of="snip", mask=smallest, version=1
-    ),
+    "closed_form": Criterion(mask=with_densities(_RULES["closed_form"]), uses_images=False, version=1),
+    "erdos_renyi_kernel": Criterion(mask=with_densities(_RULES["erdos_renyi_kernel"]), uses_images=False, version=1),
+    "uniform": Criterion(mask=with_densities(_RULES["uniform"]), uses_images=False, version=1),
+    "snip_inverted": Criterion(salience_of="snip", mask=smallest, version=1),
 }

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from snipnb._checks import float_parameters
 from snipnb.pruning.closed_form import FITTED, IMAGE_SHAPE, Constants, predicted_densities
 from snipnb.pruning.masks import LayerCollapseWarning, Mask, collapsed_layers, layer_table, num_removed
-from snipnb.saliences.snip import float_parameters
 
 Densities = dict[str, float]
 Rule = Callable[[Any, float, str], Densities]  # model, sparsity, initialisation

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from snipnb.saliences.snip import Salience
+from snipnb._checks import Salience
 
 Mask = dict[str, Tensor]
 TIES = ("remove", "stable")

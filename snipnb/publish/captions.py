@@ -1,28 +1,27 @@
-"""Small print and text alternatives of figures: templates in ``resources/captions.yaml``, filled with what a run was given."""
+"""Small print and text alternatives of figures: templates in a study's ``captions.yaml``, filled with what a run was given."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from importlib import resources
 from string import Formatter
 from typing import Any
 
 import yaml
 
-from snipnb._files import resource
-
 
 @cache
-def load_captions() -> dict[str, dict[str, dict[str, str]]]:
-    """Notebook -> figure -> ``note`` (small print) and ``alt`` (text alternative), as they stand in ``captions.yaml``."""
-    return yaml.safe_load(resource("captions.yaml").read_text(encoding="utf-8"))
+def load_captions(study: str) -> dict[str, dict[str, str]]:
+    """Figure -> ``note`` (small print) and ``alt`` (text alternative), as they stand in the ``captions.yaml`` of a study's package."""
+    return yaml.safe_load(resources.files(study).joinpath("captions.yaml").read_text(encoding="utf-8"))
 
 
-def fill(notebook: str, figure: str, known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, str]:
+def fill(study: str, figure: str, known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, str]:
     """The ``note`` and ``alt`` of a figure.
 
     Args:
-        notebook: Stem of the notebook's file.
+        study: Package, such as ``"snipnb.studies.lenet5_table"``.
         figure: Name of the figure.
         known: Field -> value, of fields that templates may use.
         given: Those that the figure's own templates have to use; they come before known ones of the same name.
@@ -30,13 +29,13 @@ def fill(notebook: str, figure: str, known: Mapping[str, Any], given: Mapping[st
     Raises:
         ValueError: If the figure has no caption, a field of it has no value, or a given value has no field.
     """
-    templates = load_captions().get(notebook, {}).get(figure)
+    templates = load_captions(study).get(figure)
     if templates is None:
-        raise ValueError(f"captions.yaml has no figure {figure!r} of {notebook}; add its note and alt there")
+        raise ValueError(f"captions.yaml of {study} has no figure {figure!r}; add its note and alt there")
     fields = {name for text in templates.values() for _, name, _, _ in Formatter().parse(text) if name is not None}
     values = {**known, **given}
     if missing := sorted(fields - values.keys()):
-        raise ValueError(f"the caption of {figure!r} in {notebook} has no value for {', '.join(missing)}")
+        raise ValueError(f"the caption of {figure!r} in {study} has no value for {', '.join(missing)}")
     if unknown := sorted(given.keys() - fields):
-        raise ValueError(f"the caption of {figure!r} in {notebook} has no field {', '.join(unknown)}")
+        raise ValueError(f"the caption of {figure!r} in {study} has no field {', '.join(unknown)}")
     return {kind: text.format(**values) for kind, text in templates.items()}

@@ -61,12 +61,9 @@ def bound(claim_id: str, statistic: str) -> float:
     raise ValueError(f"the rule of {claim_id} does not use the statistic {statistic!r}")
 
 
-def setting(claim_id: str, name: str) -> Any:
-    """A number, or a list of them, that the rule of a claim prescribes to whoever measures."""
-    settings = _claim(claim_id).get("settings", {})
-    if name not in settings:
-        raise ValueError(f"the rule of {claim_id} has no setting {name!r}; it has {', '.join(settings) or 'none'}")
-    return settings[name]
+def settings(claim_id: str) -> dict[str, Any]:
+    """Name -> number, or list of numbers, that the rule of a claim prescribes to whoever measures."""
+    return _claim(claim_id).get("settings", {})
 
 
 def settings_of(notebook: str) -> dict[str, dict[str, Any]]:
@@ -336,15 +333,3 @@ def _numbers(row: Mapping[str, Any]) -> list[str]:
         interval = f" [{row['low'][name]:.4g}, {row['high'][name]:.4g}]" if name in row["low"] else ""
         texts.append(f"{name.replace('_', ' ')} {value:.4g}{interval}")
     return texts
-
-
-def reported(name: str) -> pd.DataFrame:
-    """A file of published values: ``"figure1"``, ``"figure2"`` or ``"figure2_errors"``."""
-    files = {
-        "figure1": "figure1_reported.csv",
-        "figure2": "figure2_reported.csv",
-        "figure2_errors": "figure2_reported_errors.csv",
-    }
-    if name not in files:
-        raise ValueError(f"there are no reported values {name!r}; accepted are {', '.join(files)}")
-    return pd.read_csv(resource("reported", files[name]))

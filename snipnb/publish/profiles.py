@@ -158,6 +158,19 @@ def complete_by_default(profile: Profile, notebook: str) -> dict[str, Any]:
     return complete(profile, notebook, default.parameters(notebook))
 
 
+def notebook_named(name: str) -> str:
+    """A notebook's whole name, from it or its leading digits, where no notebook is at hand.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    known = load_profile("default").notebooks
+    found = [notebook for notebook in known if name in (notebook, notebook.split("_")[0])]
+    if not found:
+        raise ValueError(f"there is no notebook {name!r}; there are {', '.join(known)}")
+    return found[0]
+
+
 def _check_sections(profile: Profile, known: set[str]) -> None:
     if unknown := sorted(set(map(str, profile.notebooks)) - known):
         raise ValueError(f"profile {profile.name!r} has sections {unknown}; the notebooks are {sorted(known)}")

@@ -8,10 +8,9 @@ import platform
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
+from importlib import import_module, metadata
 from io import BytesIO
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -20,10 +19,9 @@ import torch
 from matplotlib.figure import Figure
 
 from snipnb._files import output_dir, project_root, resource, runs_dir, write_atomically
-from snipnb.data import data_checksum
 from snipnb.publish import captions, ledger, style
-from snipnb.publish.ledger import reported as reported  # notebooks take it from here
-from snipnb.publish.profiles import declared_parameters
+from snipnb.publish.profiles import declared_parameters, load_profile
+from snipnb.publish.published import reported as reported  # notebooks take it from here
 
 PACKAGES = ("torch", "numpy", "pandas", "scipy", "matplotlib", "seaborn", "sympy")
 RUN_FILE = "run.json"  # what the runner reads: kept out of everything that is compared
@@ -66,7 +64,6 @@ class Report:
 
     def figure(
         self,
-        draw: Callable[..., Figure],
         name: str,
         frame: pd.DataFrame,
         *frames: pd.DataFrame,
@@ -76,20 +73,18 @@ class Report:
         """Write the plotted numbers as CSV, draw a figure from there as PNG and SVG, and return it for display.
 
         Args:
-            draw: Frames, settings and ``note`` -> figure, for instance ``plotting.linearity``.
-            name: File stem after the notebook's number, e.g. ``"figure2"`` gives ``03_figure2.png``. Small print and text
-                alternative stand in ``resources/captions.yaml`` under it.
+            name: Of the files, of the function in the study's ``draw`` that makes it from frames, settings and ``note``, and of its
+                small print and text alternative in the study's ``captions.yaml``.
             frame: The numbers that are plotted.
             frames: Further ones. One that was written before, or holds published values, is taken from its file; any other is
                 written as ``NN_<name>_<argument>.csv``.
             caption: Field of the caption -> value, for fields that are neither parameters nor settings.
-            settings: What else ``draw`` takes: numbers, texts, and mappings of them.
+            settings: What else the function takes: numbers, texts, and mappings of them.
         """
-        arguments = list(inspect.signature(draw).parameters)[1 : 1 + len(frames)]
+        arguments = list(inspect.signature(self._drawing(name)).parameters)[1 : 1 + len(frames)]
         files = [self._csv(frame, name)]
         files += [self._file_of(other, f"{name}_{argument}") for other, argument in zip(frames, arguments, strict=True)]
         self.drawn["figures"][name] = {
-            "draw": f"{draw.__module__}:{draw.__qualname__}",
             "frames": files,
             "settings": _plain(settings),
             "caption": _plain(caption or {}),
@@ -99,10 +94,9 @@ class Report:
     def draw(self, name: str) -> Picture:
         """Draw a figure from what :meth:`figure` wrote."""
         drawn = self.drawn["figures"][name]
-        draw = resolve_name(drawn["draw"])
         settings = {key: dict(v["pairs"]) if isinstance(v, dict) else v for key, v in drawn["settings"].items()}
-        text = captions.fill(self.notebook, name, {**self.parameters, **settings}, drawn["caption"])
-        figure = draw(*map(self._read, drawn["frames"]), **settings, note=text["note"])
+        text = captions.fill(self.study, name, {**self.parameters, **settings}, drawn["caption"])
+        figure = self._drawing(name)(*map(self._read, drawn["frames"]), **settings, note=text["note"])
         for ending in ("png", "svg"):
             style.save(figure, self.folder / f"{self._stem(name)}.{ending}", alt=text["alt"])
         stream = BytesIO()
@@ -131,6 +125,10 @@ class Report:
         """Write a long table as CSV alone, and return its first rows for display."""
         self._csv(frame, name)
         return frame.head()
+
+    def settings(self, claim_id: str) -> dict[str, Any]:
+        """As :func:`snipnb.publish.ledger.settings`: what the rule of a claim prescribes to whoever measures."""
+        return ledger.settings(claim_id)
 
     def bound(self, claim_id: str, statistic: str) -> float:
         """As :func:`snipnb.publish.ledger.bound`, noted: a redraw has to know which numbers of rules a run has used."""
@@ -178,13 +176,14 @@ class Report:
         write_atomically(self.folder / "claims" / f"{self.notebook}.json", text + "\n")
         return ledger.verdict_frame(self.entries)
 
-    def provenance(self, *runs: pd.DataFrame) -> pd.DataFrame:
+    def provenance(self, *runs: pd.DataFrame, images: str) -> pd.DataFrame:
         """Versions, parameters and data of this run as a table; peak memory and who trained go to the runner, not into it.
 
         What it drew, and with which settings, is written to ``drawn/``: all that drawing it again needs beside the tables.
 
         Args:
             runs: Tables of training runs, as from :func:`snipnb.run_grid`.
+            images: Their SHA-256, from :func:`snipnb.data_checksum`.
         """
         drawn = {"parameters": self.parameters, "settings": ledger.settings_of(self.notebook), **self.drawn}
         text = json.dumps(drawn, indent=1, ensure_ascii=False)
@@ -192,7 +191,7 @@ class Report:
         sample = bool(self.parameters.get("sample", False))
         rows = {"notebook": self.notebook, **{f"parameter {key}": value for key, value in self.parameters.items()}}
         rows["images"] = "sample of 6,000 MNIST images" if sample else "MNIST, 70,000 images"
-        rows["images' SHA-256"] = data_checksum(sample=sample)[:16] + "..."
+        rows["images' SHA-256"] = images[:16] + "..."
         rows["python"] = platform.python_version()
         rows |= versions()
         facts: dict[str, Any] = {"peak_memory_mb": _peak_memory_mb()}
@@ -201,8 +200,22 @@ class Report:
         write_atomically(self.folder / RUN_FILE, json.dumps(facts))
         return pd.DataFrame({"value": {key: str(value) for key, value in rows.items()}})
 
+    @property
+    def study(self) -> str:
+        """The package of the notebook's study."""
+        return f"snipnb.studies.{self.notebook.split('_', 1)[1]}"
+
+    def _drawing(self, name: str) -> Callable[..., Figure]:
+        module = import_module(f"{self.study}.draw")
+        if not callable(found := getattr(module, name, None)):
+            raise ValueError(
+                f"{module.__name__} has no function {name!r}; a figure is drawn by the function of its name"
+            )
+        return found
+
     def _stem(self, name: str) -> str:
-        return f"{self.notebook.split('_')[0]}_{name}"
+        """Path of a figure or table below the folder, without its ending."""
+        return f"{self.notebook}/{name}"
 
     def _path(self, file: str) -> Path:
         return resource(file) if file.startswith(PUBLISHED) else self.folder / file
@@ -241,11 +254,10 @@ def begin(notebook: str, namespace: Mapping[str, Any]) -> Report:
     """
     root = project_root()
     path = root / "notebooks" / f"{notebook}.ipynb" if root is not None else None
-    names = (
-        declared_parameters(path)
-        if path is not None and path.is_file()
-        else {"profile": "", "threads": 0, "sample": False}
-    )
+    if path is not None and path.is_file():
+        names = declared_parameters(path)
+    else:
+        names = load_profile("default").parameters(notebook)
     parameters = {name: namespace[name] for name in names}
     torch.set_num_threads(parameters["threads"])
     style.use_house_style()

@@ -193,3 +193,10 @@ def largest_relative_difference(first: np.ndarray, second: np.ndarray) -> float:
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     size = np.maximum(np.abs(first), np.abs(second))
     return float(np.max(np.abs(first - second) / np.where(size > 0, size, 1)))
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's rank correlation; ties get their mean rank. NaN where one of them does not vary."""
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return float("nan")
+    return float(stats.spearmanr(first, second).statistic)

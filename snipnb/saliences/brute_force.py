@@ -1,7 +1,7 @@
 """Slow and obviously right: what the fast functions are compared with, in tests and in notebooks.
 
 Everything here does what its definition says, one parameter at a time where need be. None of it is meant to be fast.
-Losses and saliences are taken of a float64 copy of the model in evaluation mode; :func:`plain_training` trains the model
+Losses and saliences are taken of a float64 copy of the model in evaluation mode; :func:`snipnb.training.plain.plain_training` trains the model
 itself, as it is.
 """
 
@@ -9,18 +9,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.optim import lr_scheduler
 
+from snipnb._checks import Loss, Salience, call_with, check_classes, check_examples, float_parameters
 from snipnb._progress import track
-from snipnb.data import Split
-from snipnb.pruning.masks import Mask, check_mask_fits
-from snipnb.saliences.snip import Loss, Salience, call_with, check_classes, check_examples, float_parameters
-from snipnb.training.loop import WARM_UP_SHARE, Recipe, error_rate
 
 CHUNK = 100  # images at once: what fits the processor's cache is several times faster than all in one
 
@@ -132,81 +126,6 @@ def float32_differences(model: nn.Module, images: Tensor, labels: Tensor, parame
     return {name: examples.scaled(name, i, 0.0) - before for name, i in _each(parameters, "one pass per parameter")}
 
 
-def plain_training(
-    model: nn.Module, split: Split, *, mask: Mask | None = None, recipe: Recipe | None = None, data_seed: int = 0
-) -> pd.DataFrame:
-    """Train one network in place by the obvious loop, with PyTorch's own gradients, optimisers and learning-rate schedules.
-
-    **Definition.** As :func:`snipnb.training.loop.train_together`, for a network by itself: pruned parameters start at zero and
-    their gradients are masked before every step; mean cross-entropy of a batch; the same images in the same order. Dropout
-    draws from the global random state, so that networks with dropout come out otherwise than there.
-
-    Args:
-        model: Any module that takes images [n, ...] and returns logits [n, classes]; its parameters are changed, and it is
-            left in evaluation mode.
-        split: What to train on and what to score on.
-        mask: What to keep; default everything.
-        recipe: Default ``Recipe()``.
-        data_seed: Draw of the image order.
-
-    Returns:
-        Tidy frame, one row per epoch: ``epoch`` (from 1), ``train_loss`` (mean over the epoch, while training),
-        ``validation_error``, ``test_error`` (fractions wrong; NaN where the split has no such images).
-
-    Raises:
-        ValueError: If there are no training images, or the mask does not fit the model. The model is then unchanged.
-    """
-    recipe = recipe or Recipe()
-    parameters = dict(model.named_parameters())
-    device = next(iter(parameters.values())).device
-    check_examples(split.train_images, split.train_labels, recipe.batch_size)
-    kept: dict[str, Tensor] = {}
-    if mask is not None:
-        check_mask_fits(model, mask)
-        kept = {name: m.to(device) for name, m in mask.items()}
-        with torch.no_grad():
-            for name, m in kept.items():
-                parameters[name].masked_fill_(~m, 0)
-    images, labels = split.train_images.to(device), split.train_labels.to(device)
-    steps = -(-len(labels) // recipe.batch_size)
-    options: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
-    if recipe.optimiser == "adam":
-        optimiser: torch.optim.Optimizer = torch.optim.Adam(parameters.values(), **options)
-    else:
-        optimiser = torch.optim.SGD(parameters.values(), momentum=recipe.momentum, **options)
-    schedule, every_step = _schedule(optimiser, recipe, steps)
-    shuffle = torch.Generator().manual_seed(data_seed)
-    rows = []
-    for epoch in range(1, recipe.epochs + 1):
-        model.train()
-        total = torch.zeros((), dtype=torch.float64, device=device)
-        order = torch.randperm(len(labels), generator=shuffle).to(device)
-        for batch in track(order.split(recipe.batch_size), f"epoch {epoch}/{recipe.epochs}", total=steps):
-            loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
-            optimiser.zero_grad()
-            loss.backward()
-            for name, m in kept.items():
-                gradient = parameters[name].grad
-                if gradient is not None:  # None: frozen, or not used
-                    gradient.mul_(m)
-            optimiser.step()
-            if every_step:
-                schedule.step()
-            total += loss.detach() * len(batch)
-        if not every_step:
-            schedule.step()
-        model.eval()
-        rows.append(
-            {
-                "epoch": epoch,
-                "train_loss": float(total) / len(labels),
-                "validation_error": error_rate(model, split.validation_images, split.validation_labels),
-                "test_error": error_rate(model, split.test_images, split.test_labels),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
 def loss_along_weight(
     model: nn.Module,
     images: Tensor,
@@ -234,27 +153,6 @@ def stratified_sample(model: nn.Module, per_tensor: int, *, seed: int = 0) -> di
 def pick(salience: Salience, parameters: Mapping[str, Tensor]) -> Salience:
     """The entries of a salience at the given flat indices."""
     return {name: salience[name].flatten()[index.to(salience[name].device)] for name, index in parameters.items()}
-
-
-def _schedule(optimiser: torch.optim.Optimizer, recipe: Recipe, steps: int) -> tuple[lr_scheduler.LRScheduler, bool]:
-    """PyTorch's schedule for a recipe with so many steps per epoch, and whether it moves at every step, or every epoch."""
-    if recipe.schedule == "step":
-        return lr_scheduler.StepLR(optimiser, recipe.decay_every, recipe.decay), False
-    if recipe.schedule == "exponential":
-        return lr_scheduler.ExponentialLR(optimiser, recipe.decay), False
-    if recipe.schedule == "cosine":
-        return lr_scheduler.CosineAnnealingLR(optimiser, recipe.epochs * steps), True
-    if recipe.schedule == "one_cycle":
-        cycle = lr_scheduler.OneCycleLR(
-            optimiser,
-            max_lr=recipe.learning_rate,
-            total_steps=recipe.epochs * steps + 1,  # the step after the last is never used
-            pct_start=WARM_UP_SHARE,
-            anneal_strategy="linear",
-            cycle_momentum=False,
-        )
-        return cycle, True
-    return lr_scheduler.LambdaLR(optimiser, lambda _: 1.0), True
 
 
 def _each(parameters: Mapping[str, Tensor], description: str) -> Iterator[tuple[str, Tensor]]:

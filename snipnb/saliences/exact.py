@@ -5,7 +5,7 @@ one layer, so everything before it, and the rest of that layer, stays. For a bat
 once; the changes of one channel under all of its parameters are formed together and carried through the following layers
 as columns of matrix products (``propagation.py``; ``sequential.py`` makes its steps from a model). Where only linear layers
 and ReLUs follow, even that is not needed: the loss is a function of one number per image and unit, known piece by piece
-(``lines.py``). The loss change of each image is taken directly from the change of its logits, never as a difference of two
+(``_engine/unit_lines.py``). The loss change of each image is taken directly from the change of its logits, never as a difference of two
 losses. Convolutions' parameters are done by several workers at once, each with its own images.
 """
 
@@ -16,12 +16,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from snipnb._checks import Salience, check_alike_and_precise, check_classes, check_examples, float_parameters
 from snipnb._engine.propagation import ALL, Gate, Mix, Own, Scratch, Step
 from snipnb._engine.sequential import steps_of
 from snipnb._engine.unit_lines import Head, loss_changes, loss_changes_along_lines
 from snipnb._engine.workers import Crew
 from snipnb._progress import track
-from snipnb.saliences.snip import Salience, check_alike_and_precise, check_classes, check_examples, float_parameters
 
 # How many numbers one temporary holds: on a processor about what its caches do, on a GPU what keeps it busy.
 TEMPORARY = {"cpu": 2**24, "cuda": 2**26}

@@ -6,21 +6,30 @@ dtype. Saliences are signed; masks rank them by magnitude. No function here chan
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from snipnb._checks import (
+    Loss,
+    Salience,
+    batch_starts,
+    call_with,
+    check_alike_and_precise,
+    check_classes,
+    check_examples,
+    float_parameters,
+    in_mode,
+    unchanged,
+)
+from snipnb._engine.ensembles import Stack, check_alike, stacked
+from snipnb._engine.propagation import Scratch
+from snipnb._engine.workers import Crew
 from snipnb._progress import track
 
-Salience = dict[str, Tensor]
-Loss = Callable[[Tensor, Tensor], Tensor]  # (outputs, labels) of a batch -> mean loss, a scalar
-
 AGGREGATES = ("dataset", "batch_magnitude")
-MODES = ("eval", "train")
 
 
 def snip(
@@ -137,122 +146,6 @@ def random_salience(model: nn.Module, *, seed: int = 0) -> Salience:
 # --- shared with the other saliences ----------------------------------------------------------------------------------
 
 
-def float_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Detached parameters by name; an error if there are none or one is not floating point."""
-    parameters = dict(model.named_parameters())
-    if not parameters:
-        raise ValueError(f"the model ({type(model).__name__}) has no parameters; at least one is needed")
-    for name, p in parameters.items():
-        if nn.parameter.is_lazy(p):
-            raise ValueError(f"parameter {name!r} has no shape yet; run the model once on a batch first")
-        if not p.is_floating_point():
-            raise ValueError(f"parameter {name!r} is {p.dtype}; accepted are floating-point parameters")
-    return {name: p.detach() for name, p in parameters.items()}
-
-
-def call_with(model: nn.Module, replaced: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-    """``model(inputs)`` with some parameters or buffers replaced for this call, also where one is used in several places.
-
-    ``torch.func.functional_call`` finds shared tensors by itself, but then leaves a sub-module that stands in two places with
-    the replacement inside. So every place is named here, each sub-module once.
-
-    Args:
-        replaced: Keyed like ``named_parameters()`` and ``named_buffers()``, which name a shared tensor once.
-    """
-    names = {id(t): name for name, t in itertools.chain(model.named_parameters(), model.named_buffers())}
-    places = {}
-    for prefix, module in model.named_modules():
-        for slot, tensor in {**module._parameters, **module._buffers}.items():
-            if tensor is not None and names[id(tensor)] in replaced:
-                places[f"{prefix}.{slot}" if prefix else slot] = replaced[names[id(tensor)]]
-    return functional_call(model, places, (inputs,), tie_weights=False)
-
-
-def check_examples(images: Tensor, labels: Tensor, batch_size: int) -> None:
-    """Raise ValueError unless images and labels are as many, not empty, and the batch size is a positive integer."""
-    for name, given in (("images", images), ("labels", labels)):
-        if not isinstance(given, Tensor) or given.dim() == 0:
-            kind = type(given).__name__ if not isinstance(given, Tensor) else "tensor without dimensions"
-            raise ValueError(f"{name} are a {kind}; tensors [n, ...] are needed")
-    if len(images) != len(labels):
-        raise ValueError(f"{len(images)} images but {len(labels)} labels; as many of both are needed")
-    if len(images) == 0:
-        raise ValueError("the data set is empty: 0 images; at least one is needed")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size!r}; accepted are integers from 1")
-
-
-def check_alike_and_precise(parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """Raise ValueError unless parameters are float32 or float64, of one kind and device, and images are too; gives the first one."""
-    first = next(iter(parameters.values()))
-    for name, p in parameters.items():
-        if p.dtype not in (torch.float32, torch.float64) or p.dtype != first.dtype or p.device != first.device:
-            raise ValueError(
-                f"parameter {name!r} is {p.dtype} on {p.device}; accepted are float32 or float64, all alike"
-            )
-    if images.dtype != first.dtype:
-        raise ValueError(f"images are {images.dtype}, the model's parameters {first.dtype}; convert one of them")
-    return first
-
-
-def check_classes(outputs: Tensor, labels: Tensor) -> None:
-    """Raise ValueError unless outputs are logits [n, C] and labels are integers [n] in [0, C)."""
-    if not isinstance(outputs, Tensor):
-        raise ValueError(f"the model's output is a {type(outputs).__name__}; give a loss of your own that takes it")
-    if outputs.dim() != 2:
-        raise ValueError(
-            f"the model's output has shape {tuple(outputs.shape)}; cross-entropy takes logits [n, classes]"
-        )
-    if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; accepted are integers [n]")
-    labels = labels.long()  # not every integer type has a minimum
-    lowest, highest, classes = int(labels.min()), int(labels.max()), outputs.shape[1]
-    if lowest < 0 or highest >= classes:
-        raise ValueError(
-            f"labels range from {lowest} to {highest}; the model's {classes} outputs accept 0 to {classes - 1}"
-        )
-
-
-@contextmanager
-def in_mode(model: nn.Module, mode: str) -> Iterator[None]:
-    """Put a model in ``"eval"`` or ``"train"`` mode, then every sub-module back as it was."""
-    if mode not in MODES:
-        raise ValueError(f"mode is {mode!r}; accepted are {', '.join(MODES)}")
-    before = [(module, module.training) for module in model.modules()]
-    try:
-        model.train(mode == "train")
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
-
-
-def batch_starts(number: int, batch_size: int, description: str) -> Iterator[slice]:
-    """Slices that cover ``number`` examples, with progress."""
-    starts = range(0, number, batch_size)
-    for start in track(starts, description, total=len(starts)):
-        yield slice(start, start + batch_size)
-
-
-@contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Put back, afterwards, what a forward pass may leave in a model: buffers, tensors set by hooks, ``requires_grad``."""
-    buffers = [(b, b.clone()) for b in model.buffers()]
-    hooked = [(m, {k: v for k, v in m.__dict__.items() if isinstance(v, Tensor)}) for m in model.modules()]
-    frozen = [(p, p.requires_grad) for p in model.parameters()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, before in buffers:
-                if not torch.equal(buffer, before):
-                    buffer.copy_(before)
-        for module, tensors in hooked:
-            module.__dict__.update(tensors)
-        for p, requires_grad in frozen:
-            p.requires_grad_(requires_grad)
-
-
 def _check_loss(loss: Tensor) -> None:
     if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.requires_grad:
         given = (
@@ -316,3 +209,76 @@ def _batch_gradients(
                     )
             found = zip(leaves.items(), gradients, strict=False)
             yield len(x), {name: torch.zeros_like(leaf) if g is None else g for (name, leaf), g in found}
+
+
+NETWORKS = 16  # that are taken together: fixed, so that results do not depend on the number of workers
+
+
+IMAGES = {"cpu": 64, "cuda": 1000}
+
+
+def snip_together(models: Sequence[nn.Module], images: Tensor, labels: Tensor) -> list[Salience]:
+    """:func:`snipnb.snip` of several networks over the same images, some times faster than one by one.
+
+    **Definition.** As for :func:`snipnb.snip` with its default options: w_j dL/dw_j, signed, L the mean cross-entropy over
+    all images, networks in evaluation mode. Gradients of 64 images (1,000 on a GPU) are summed in the parameters' dtype, those sums in
+    float64. On a processor as many workers as PyTorch has threads take some networks each; their number changes nothing.
+
+    Args:
+        models: Networks (``nn.Sequential`` of the layers that :func:`snipnb.exact_salience` covers), alike but for their
+            values; not changed.
+        images: Inputs [n, ...] in the models' dtype, on any device.
+        labels: Classes, integers [n] in [0, C).
+
+    Returns:
+        One salience per model, in its dtype and on its device.
+
+    Raises:
+        ValueError: If there are no models, models are not covered or not alike, or the examples do not fit.
+
+    Example:
+        >>> import snipnb
+        >>> images, labels = snipnb.load_mnist("test", sample=True)
+        >>> models = [snipnb.lenet5(seed=seed) for seed in range(3)]
+        >>> saliences = snipnb.snip_together(models, images[:100], labels[:100])
+        >>> len(saliences), saliences[0]["conv1.weight"].shape
+        (3, torch.Size([6, 1, 5, 5]))
+    """
+    if not models:
+        raise ValueError("no models are given; at least one is needed")
+    for model in models:
+        check_alike(model, models[0])
+    check_examples(images, labels, 1)
+    device = check_alike_and_precise(float_parameters(models[0]), images).device
+    size = IMAGES.get(device.type, IMAGES["cuda"])
+    Stack(models[0])  # an error if it is not covered, before anything is done
+    images, labels = images.to(device), labels.to(device)
+
+    def salience(some: Sequence[nn.Module], scratch: Scratch) -> list[Salience]:
+        return _some(some, images, labels, size)
+
+    jobs = [models[k : k + NETWORKS] for k in range(0, len(models), NETWORKS)]
+    found: list[Salience] = []
+    with Crew(1 if device.type != "cpu" else min(len(jobs), torch.get_num_threads())) as crew:
+        for part in track(crew.map(salience, jobs), "saliences, networks", total=len(jobs)):
+            found += part
+    return found
+
+
+@torch.enable_grad()
+def _some(models: Sequence[nn.Module], images: Tensor, labels: Tensor, size: int) -> list[Salience]:
+    stack = Stack(models[0])
+    parameters = stacked([dict(m.named_parameters()) for m in models])
+    buffers = stacked([dict(m.named_buffers()) for m in models])
+    leaves = {name: p.clone().requires_grad_() for name, p in parameters.items()}
+    precise = torch.float32 if images.device.type == "mps" else torch.float64
+    sums = {name: torch.zeros_like(p, dtype=precise) for name, p in parameters.items()}
+    for k, (x, y) in enumerate(zip(images.split(size), labels.split(size), strict=True)):
+        logits = stack.logits(stack.inputs(x), leaves, buffers, x.shape[1:])
+        if k == 0:
+            check_classes(logits[0].T, labels)
+        loss = F.cross_entropy(logits, y.long().expand(len(logits), -1), reduction="sum")
+        for name, gradient in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
+            sums[name] += gradient
+    total = {name: (p * sums[name] / len(images)).to(p.dtype) for name, p in parameters.items()}
+    return [{name: t[k].clone() for name, t in total.items()} for k in range(len(models))]

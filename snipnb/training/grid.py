@@ -10,7 +10,6 @@ trained on one processor thread, so the number of processors does not matter eit
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import tempfile
@@ -19,7 +18,6 @@ import time
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -29,132 +27,22 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from snipnb._checks import Salience
 from snipnb._progress import note, progress_stream
-from snipnb.data import Split, data_checksum, load_split
-from snipnb.networks import INITIALISATIONS, MODELS, set_running_statistics
+from snipnb.data import Split, load_split
+from snipnb.networks import MODELS, set_running_statistics
 from snipnb.pruning.criteria import CRITERIA, Criterion, Start, mask_for, ranked_by, salience_for
 from snipnb.pruning.masks import Mask, collapsed_layers, num_kept
-from snipnb.saliences.snip import Salience
 from snipnb.training.loop import Checkpoint, Recipe, one_thread, train_together
 from snipnb.training.provenance import trained_by
-from snipnb.training.store import FORMAT, Store, StoreError
+from snipnb.training.runs import GROUP_SIZE, SHIPPED, RunConfig, group_name, groups_of, is_kept, run_key, short_digest
+from snipnb.training.store import Store, StoreError
 
-# The version of what training computes. Raised, in a commit of its own that says what moved, when the golden numbers
-# (tests/golden/) move for another reason than rounding: kept runs of another version are not used.
-NUMERICS = 1
-# The fields that identities had from the beginning. One that is added to RunConfig or Recipe later counts only where it is not at
-# its default, which means what was done before there was a choice and never changes: so kept runs stay found.
-FIRST_FIELDS = {
-    "RunConfig": {
-        "criterion",
-        "sparsity",
-        "init_seed",
-        "data_seed",
-        "model",
-        "init",
-        "split",
-        "sample",
-        "salience_images",
-        "recipe",
-    },
-    "Recipe": {
-        "epochs",
-        "batch_size",
-        "optimiser",
-        "learning_rate",
-        "schedule",
-        "weight_decay",
-        "momentum",
-        "decay",
-        "decay_every",
-    },
-}
-GROUP_SIZE = 16
-MOST = 2**32  # seeds; generators take a little more, and other networks' seeds follow from these
-_SHIPPED = dict(CRITERIA)
 _said: set[str] = set()  # criteria of which it was said that their runs are not kept
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    """One network: how it starts, what is pruned, how it is trained.
-
-    Attributes:
-        criterion: Name in :data:`snipnb.CRITERIA`; saliences come from the split's training images only.
-        sparsity: Share of parameters removed at the start, in [0, 1); ties are broken so that the count is exact.
-        init_seed: Draw of the initial weights, and of random saliences.
-        data_seed: Draw of the image order; default ``init_seed``. Runs that share both are compared pair by pair.
-        model: Name in ``models.MODELS``.
-        init: One of ``INITIALISATIONS``.
-        split: ``"standard"`` or ``"published"``.
-        sample: The shipped sample instead of all of MNIST.
-        salience_images: The first so many training images are used for saliences; default all.
-        recipe: How it is trained.
-
-    Example:
-        >>> import snipnb
-        >>> config = snipnb.RunConfig(criterion="random", sparsity=0.95, init_seed=3, salience_images=100)
-        >>> config.data_seed, config.salience_images  # random saliences take no images
-        (3, None)
-    """
-
-    criterion: str = "snip"
-    sparsity: float = 0.9
-    init_seed: int = 0
-    data_seed: int | None = None
-    model: str = "lenet5"
-    init: str = "pytorch"
-    split: str = "standard"
-    sample: bool = False
-    salience_images: int | None = None
-    recipe: Recipe = field(default_factory=Recipe)
-
-    def __post_init__(self) -> None:
-        if self.data_seed is None:
-            object.__setattr__(self, "data_seed", self.init_seed)
-        choices: dict[str, Collection[str]] = {
-            "criterion": CRITERIA,
-            "model": MODELS,
-            "init": INITIALISATIONS,
-            "split": ("standard", "published"),
-        }
-        for name, accepted in choices.items():
-            if not isinstance(getattr(self, name), str) or getattr(self, name) not in accepted:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; accepted are {', '.join(accepted)}")
-        least = {"init_seed": 0, "data_seed": 0} | ({} if self.salience_images is None else {"salience_images": 1})
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value < MOST:
-                raise ValueError(f"{name} is {value!r}; accepted are integers from {smallest} and below {MOST:,}")
-        if isinstance(self.sparsity, bool) or not isinstance(self.sparsity, (int, float)) or not 0 <= self.sparsity < 1:
-            raise ValueError(f"sparsity is {self.sparsity!r}; accepted are numbers from 0 and below 1")
-        object.__setattr__(self, "sparsity", float(self.sparsity))
-        if not isinstance(self.sample, bool) or not isinstance(self.recipe, Recipe):
-            raise ValueError(f"sample is {self.sample!r}, recipe {self.recipe!r}; accepted are a bool and a Recipe")
-        if not CRITERIA[self.criterion].uses_images:
-            object.__setattr__(self, "salience_images", None)
-
-
-def grid(*, criteria: Iterable[str], sparsities: Iterable[float], seeds: Iterable[int], **common) -> list[RunConfig]:
-    """Every criterion at every sparsity for every seed; ``common`` goes to each :class:`RunConfig`.
-
-    Example:
-        >>> import snipnb
-        >>> configs = snipnb.grid(criteria=["snip", "random"], sparsities=[0.9, 0.95, 0.98], seeds=range(4), sample=True)
-        >>> len(configs), configs[0].criterion, configs[0].sparsity
-        (24, 'snip', 0.9)
-    """
-    criteria, sparsities = list(criteria), list(sparsities)
-    return [
-        RunConfig(criterion=criterion, sparsity=sparsity, init_seed=seed, **common)
-        for seed in seeds
-        for criterion in criteria
-        for sparsity in sparsities
-    ]
-
-
 def run_grid(
-    configs: Sequence[RunConfig],
+    configs: Sequence[RunConfig] | Mapping[str, Sequence[RunConfig]],
     *,
     store: str | os.PathLike[str] | None = None,
     jobs: int | None = None,
@@ -164,7 +52,7 @@ def run_grid(
     """Train every configured network, or look it up where that was done before.
 
     Args:
-        configs: The runs; equal ones are trained once.
+        configs: The runs, or name -> runs; equal ones are trained once.
         store: Folder that keeps finished runs and the state of unfinished ones; default none is kept.
         jobs: Groups at a time, spread by joblib. Default: what ``joblib.parallel_config`` says; without it one process per
             processor, or one in all on a GPU.
@@ -176,7 +64,7 @@ def run_grid(
         ``kept`` (parameters), ``collapsed`` (weight tensors of which nothing is kept), ``epoch``, ``train_loss``,
         ``validation_error``, ``test_error`` (fractions; NaN where there are no such images). ``attrs["trained_by"]`` lists who trained the
         runs: commit, versions, device and processor, with runs and seconds. A warning says if devices or minor versions of PyTorch
-        are mixed, and if runs of a criterion without a version are not kept.
+        are mixed, and if runs of a criterion without a version are not kept. Of named runs, ``name`` is added.
 
     Raises:
         ValueError: If something among ``configs`` is not a RunConfig.
@@ -190,6 +78,10 @@ def run_grid(
         >>> runs[["criterion", "sparsity", "kept", "epoch"]].values.tolist()
         [['magnitude', 0.5, 30853, 1], ['magnitude', 0.9, 6171, 1]]
     """
+    names = None
+    if isinstance(configs, Mapping):
+        names = [name for name, some in configs.items() for _ in some]
+        configs = [config for some in configs.values() for config in some]
     configs = list(configs)
     for config in configs:
         if not isinstance(config, RunConfig):
@@ -205,7 +97,10 @@ def run_grid(
         if some:
             with _folder(place) as folder:
                 rows |= _runs_of(some, Store(folder), jobs, group_size, device)
-    return _table(configs, rows)
+    table = _table(configs, rows)
+    if names is None:
+        return table
+    return table.assign(name=[name for name, c in zip(names, configs, strict=True) for _ in range(c.recipe.epochs)])
 
 
 def _runs_of(
@@ -217,7 +112,7 @@ def _runs_of(
     tasks: dict[str, list[RunConfig]] = {}
     for group in groups_of(configs, group_size):
         if missing := [config for config in group if keys[config] not in finished]:
-            tasks[_group_name(missing)] = missing
+            tasks[group_name(missing)] = missing
     if tasks:
         _train_all(tasks, place, jobs, device)
         finished = place.runs()
@@ -227,57 +122,6 @@ def _runs_of(
 
 
 # --- identity ---------------------------------------------------------------------------------------------------------
-
-
-def run_key(config: RunConfig) -> str:
-    """The identity of a run: what its result follows from, as far as anything is declared.
-
-    **Definition.** Model, split, criterion, sparsity and seed, and a SHA-256 of the fields of ``config`` and its recipe (those not in
-    :data:`FIRST_FIELDS` only where they are not at their default), :data:`NUMERICS`, the versions of the criterion and of the one whose
-    salience it takes, and the checksum of the images. Neither the text of the code nor versions of packages are in it.
-
-    Example:
-        >>> import snipnb
-        >>> from snipnb.training.grid import run_key
-        >>> run_key(snipnb.RunConfig(criterion="random", sparsity=0.95))[:34]
-        'lenet5-standard-random-0.95-seed0-'
-    """
-    content = {
-        "config": _declared(config),
-        "numerics": NUMERICS,
-        "criterion": _versions(config.criterion),
-        "data": data_checksum(sample=config.sample),
-    }
-    return f"{config.model}-{config.split}-{config.criterion}-{config.sparsity:g}-seed{config.init_seed}-{_short_digest(content)}"
-
-
-def is_kept(config: RunConfig) -> bool:
-    """Whether a run has an identity that outlives the process: its criterion, and the one whose salience it takes, have versions."""
-    return all(version is not None for version in _versions(config.criterion))
-
-
-def _declared(value: RunConfig | Recipe) -> dict[str, Any]:
-    """The fields of a configuration that its identity takes; numbers as they are declared, so that 1 and 1.0 are one."""
-    content: dict[str, Any] = {}
-    for f in dataclasses.fields(value):
-        found = getattr(value, f.name)
-        if f.name in FIRST_FIELDS[type(value).__name__] or found != f.default:
-            if isinstance(found, Recipe):
-                found = _declared(found)
-            elif f.type == "float":
-                found = float(found)
-            content[f.name] = found
-    return content
-
-
-def _versions(criterion: str) -> list[int | str | None]:
-    """The versions of a criterion and of the one whose salience it takes; marked where they do not come with the package."""
-    found: list[int | str | None] = []
-    for name in dict.fromkeys((criterion, ranked_by(criterion))):
-        version = CRITERIA[name].version
-        shipped = CRITERIA[name] is _SHIPPED.get(name)
-        found.append(version if shipped or version is None else f"own {version}")
-    return found
 
 
 def _say_what_is_not_kept(criteria: set[str]) -> None:
@@ -290,37 +134,11 @@ def _say_what_is_not_kept(criteria: set[str]) -> None:
         )
 
 
-def _short_digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def groups_of(configs: Iterable[RunConfig], group_size: int = GROUP_SIZE) -> list[list[RunConfig]]:
-    """The groups that a grid falls into, fixed by the whole grid: neither its order nor what is finished matters."""
-    alike: dict[tuple, list[RunConfig]] = {}
-    for c in dict.fromkeys(configs):
-        common = (c.recipe.epochs, c.recipe.batch_size)
-        alike.setdefault((c.model, c.init, c.init_seed, c.data_seed, c.split, c.sample, common), []).append(c)
-    groups = []
-    for runs in alike.values():
-        recipes = list(dict.fromkeys(c.recipe for c in runs))
-        runs.sort(key=lambda c: (recipes.index(c.recipe), c.criterion, c.sparsity, c.salience_images or 0))
-        number = -(-len(runs) // group_size)
-        groups += [runs[i * len(runs) // number : (i + 1) * len(runs) // number] for i in range(number)]
-    return groups
-
-
-def _group_name(group: Sequence[RunConfig]) -> str:
-    """Of the record and the checkpoint of runs that are trained together."""
-    first = group[0]
-    digest = _short_digest([FORMAT, *(run_key(config) for config in group)])
-    return f"{first.model}-{first.split}-seed{first.init_seed}-{digest}"
-
-
 def _own_criteria(group: Iterable[RunConfig]) -> list[str]:
     """Criteria of some runs that do not come with the package, and those whose saliences they take."""
     names = {c.criterion for c in group}
     names |= {ranked_by(name) for name in names}
-    return sorted(name for name in names if CRITERIA[name] is not _SHIPPED.get(name))
+    return sorted(name for name in names if CRITERIA[name] is not SHIPPED.get(name))
 
 
 @contextmanager
@@ -418,7 +236,7 @@ def masks_of(group: Sequence[RunConfig], place: Store, device: str) -> list[Mask
 def _salience(config: RunConfig, place: Store, device: str) -> Salience:
     if not CRITERIA[config.criterion].uses_images:
         return salience_for(config.criterion, _start(config, device))
-    name = f"salience-{_short_digest(run_key(config))}"
+    name = f"salience-{short_digest(run_key(config))}"
     if (found := _kept_salience(name, place)) is not None:
         return found
     with place.lock(name):
@@ -493,7 +311,7 @@ def _train_quietly(caller: int, own: Mapping[str, Criterion], *task, **options) 
     os.environ["SNIPNB_PROGRESS"] = "0"
     if os.getpid() != caller:
         CRITERIA.clear()
-        CRITERIA.update(_SHIPPED | dict(own))
+        CRITERIA.update(SHIPPED | dict(own))
     _train_group(*task, **options)
 
 

@@ -1,6 +1,6 @@
 """Training of masked networks, many at once, in which pruned weights are exactly zero at every step.
 
-Networks of one architecture that see the same images in the same order are trained together (``stacked.py``): they share the
+Networks of one architecture that see the same images in the same order are trained together (``_engine/ensembles.py``): they share the
 copies that the first convolution needs, and their matrix products are one. What each of them computes is what it would
 alone. On a processor, pruned weights take no time where most of a layer is pruned (``kernels.py``).
 """
@@ -18,12 +18,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from snipnb._checks import check_alike_and_precise, check_classes, check_examples, float_parameters
 from snipnb._engine.ensembles import Kept, Stack, Stacked, check_alike, stacked
 from snipnb._engine.sequential import layers_of
 from snipnb._progress import track
 from snipnb.data import Split
 from snipnb.pruning.masks import Mask, check_mask_fits
-from snipnb.saliences.snip import check_alike_and_precise, check_classes, check_examples, float_parameters, in_mode
 
 OPTIMISERS = ("adam", "sgd")
 SCHEDULES = ("one_cycle", "constant", "step", "exponential", "cosine")
@@ -443,47 +443,3 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
         lowest = 1 / 25 / 10_000
         return rate * (1 + (lowest - 1) * (step - peak) / (total - peak))
     return rate
-
-
-@torch.no_grad()
-def error_rate(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Fraction of images whose largest logit is not at their label, in evaluation mode; NaN for no images.
-
-    Example:
-        >>> import snipnb
-        >>> images, labels = snipnb.load_mnist("test", sample=True)
-        >>> 0.5 < snipnb.error_rate(snipnb.lenet5(), images, labels) <= 1  # before training
-        True
-    """
-    if len(labels) == 0:
-        return float("nan")
-    check_examples(images, labels, SCORING_BATCH)
-    if labels.dim() != 1:
-        raise ValueError(f"labels have shape {tuple(labels.shape)}; accepted are classes [n]")
-    device = next(model.parameters()).device
-    wrong = 0
-    with in_mode(model, "eval"):
-        for k, (x, y) in enumerate(zip(images.split(SCORING_BATCH), labels.split(SCORING_BATCH), strict=True)):
-            logits = model(x.to(device))
-            if k == 0:
-                check_classes(logits, labels)
-            wrong += int((logits.argmax(dim=1) != y.to(device)).sum())
-    return wrong / len(labels)
-
-
-def error_rates(history: pd.DataFrame) -> dict[str, float]:
-    """The three error rates of a run, all on the test images.
-
-    Returns:
-        ``error_rate``: at the last epoch. ``best_error_rate``: the smallest over epochs, which looks at the images it is
-        scored on (the published, optimistic choice). ``selected_error_rate``: at the epoch of smallest validation error,
-        the earliest if several; NaN without validation images.
-
-    Example:
-        >>> import pandas as pd, snipnb
-        >>> snipnb.error_rates(pd.DataFrame({"validation_error": [0.03, 0.02, 0.04], "test_error": [0.02, 0.03, 0.04]}))
-        {'error_rate': 0.04, 'best_error_rate': 0.02, 'selected_error_rate': 0.03}
-    """
-    validation, test = history["validation_error"], history["test_error"]
-    selected = float("nan") if validation.isna().all() else float(test[validation.idxmin()])
-    return {"error_rate": float(test.iloc[-1]), "best_error_rate": float(test.min()), "selected_error_rate": selected}

@@ -29,8 +29,11 @@ def made_by() -> dict[str, str]:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """File name -> SHA-256 of every CSV in a folder."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.csv"))}
+    """Path -> SHA-256 of every CSV of the notebooks' folders."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.glob("*/*.csv"))
+    }
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from snipnb._files import resource
-from snipnb.publish import ledger
+from snipnb.publish import ledger, published
 
 IDS = [f"C{i}" for i in range(1, 36)]
 
@@ -82,13 +82,13 @@ def test_too_little_evidence_is_weak_or_untested():
 
 
 def test_settings_are_the_numbers_of_the_rules_words():
-    assert ledger.setting("C25", "sparsities") == [0.75, 0.85, 0.9, 0.93, 0.96]
+    assert ledger.settings("C25")["sparsities"] == [0.75, 0.85, 0.9, 0.93, 0.96]
     rule = ledger.load_claims()["C25"]["rule"]
-    assert ", ".join(f"{s:.2f}" for s in ledger.setting("C25", "sparsities")) in rule
-    assert f"the larger of {ledger.setting('C25', 'smallest_margin'):g} points" in rule
-    assert set(ledger.setting("C25", "sparsities")) <= set(ledger.reported("figure1")["sparsity"])
-    with pytest.raises(ValueError, match="rule of C25 has no setting 'n'; it has sparsities, smallest_margin"):
-        ledger.setting("C25", "n")
+    assert ", ".join(f"{s:.2f}" for s in ledger.settings("C25")["sparsities"]) in rule
+    assert f"the larger of {ledger.settings('C25')['smallest_margin']:g} points" in rule
+    assert set(ledger.settings("C25")["sparsities"]) <= set(published.reported("figure1")["sparsity"])
+    with pytest.raises(ValueError, match="there is no claim 'C99'; the claims are C1, C2"):
+        ledger.settings("C99")
 
 
 def test_bad_claims_are_named():
@@ -134,7 +134,7 @@ def measured_entry():
         profile="default",
         n=4,
         intervals={"largest_error": (1e-14, 5e-14)},
-        figure="01_linearity.png",
+        figure="01_salience_derivation/linearity.png",
     )
 
 

@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+import snipnb
 from snipnb._files import write_atomically
-from snipnb.publish import captions, ledger, report, style
+from snipnb.publish import captions, published, report, style
+from snipnb.studies.salience_derivation import draw
 
 
 @pytest.fixture
@@ -36,7 +38,9 @@ SEEN = []  # what was drawn
 
 @pytest.fixture
 def captioned(written, monkeypatch):
-    monkeypatch.setattr(captions, "load_captions", lambda: {"01_salience_derivation": CAPTIONS})
+    monkeypatch.setattr(captions, "load_captions", lambda study: CAPTIONS)
+    monkeypatch.setattr(draw, "small_one", small_figure, raising=False)
+    monkeypatch.setattr(draw, "small_two", two_frames, raising=False)
     SEEN.clear()
     return written
 
@@ -63,13 +67,13 @@ def test_begin_knows_the_parameters(written):
 def test_a_figure_is_drawn_from_its_csv_in_three_forms_with_its_alternative_text(captioned):
     current, folder = captioned
     frame = pd.DataFrame({"x": [0.1, 1 / 3], "n": [1, 2]})
-    picture = current.figure(small_figure, "small_one", frame, top=1.25)
-    assert (folder / "01_small_one.csv").read_text() == "x,n\n0.1,1\n0.33333333,2\n"
+    picture = current.figure("small_one", frame, top=1.25)
+    assert (folder / "01_salience_derivation" / "small_one.csv").read_text() == "x,n\n0.1,1\n0.33333333,2\n"
     (drawn,), note, settings = SEEN[-1]
     assert list(drawn["x"]) == [0.1, 0.33333333]
     assert (note, settings) == ("5 images; 1.2; profile smoke", {"top": 1.25})
-    assert b"A falling line." in (folder / "01_small_one.png").read_bytes()
-    assert "A falling line." in (folder / "01_small_one.svg").read_text()
+    assert b"A falling line." in (folder / "01_salience_derivation" / "small_one.png").read_bytes()
+    assert "A falling line." in (folder / "01_salience_derivation" / "small_one.svg").read_text()
     data, metadata = picture._repr_mimebundle_()
     assert data["image/png"].startswith(b"\x89PNG")
     assert metadata["image/png"]["alt"] == data["text/plain"] == "A falling line."
@@ -81,15 +85,15 @@ def test_further_frames_are_taken_from_where_they_stand(captioned):
     frame, table = pd.DataFrame({"x": [1.0, 2.0]}), pd.DataFrame({"y": [1 / 3]})
     current.table(table, "numbers")
     for other, file in (
-        (table, "01_numbers.csv"),
-        (ledger.reported("figure1"), "reported/figure1_reported.csv"),
-        (pd.DataFrame({"z": [0]}), "01_small_two_other.csv"),
+        (table, "01_salience_derivation/numbers.csv"),
+        (published.reported("figure1"), "reported/figure1_reported.csv"),
+        (pd.DataFrame({"z": [0]}), "01_salience_derivation/small_two_other.csv"),
     ):
-        current.figure(two_frames, "small_two", frame, other, caption={"seeds": 1000})
-        assert current.drawn["figures"]["small_two"]["frames"] == ["01_small_two.csv", file]
+        current.figure("small_two", frame, other, caption={"seeds": 1000})
+        assert current.drawn["figures"]["small_two"]["frames"] == ["01_salience_derivation/small_two.csv", file]
         assert list(SEEN[-1][0][1]) == list(other)
     assert SEEN[-1][1] == "1,000 seeds"
-    assert len(list(folder.glob("*.csv"))) == 3
+    assert len(list(folder.rglob("*.csv"))) == 3
 
 
 def test_a_table_comes_back_from_its_csv_as_it_was(written):
@@ -105,19 +109,24 @@ def test_a_table_comes_back_from_its_csv_as_it_was(written):
         }
     )
     current.data(frame, "types")
-    back = current._read("01_types.csv")
+    back = current._read("01_salience_derivation/types.csv")
     pd.testing.assert_frame_equal(back, frame, rtol=1e-7)
 
 
-def test_a_caption_has_a_value_for_each_field_and_a_field_for_each_value(captioned):
+def test_a_caption_has_a_value_for_each_field_and_a_field_for_each_value(captioned, monkeypatch):
     current, _ = captioned
     frame = pd.DataFrame({"x": [1]})
-    with pytest.raises(ValueError, match="the caption of 'small_two' in 01_salience_derivation has no value for seeds"):
-        current.figure(small_figure, "small_two", frame)
+    with pytest.raises(ValueError, match=r"the caption of 'small_two' in .*salience_derivation has no value for seeds"):
+        current.figure("small_two", frame, frame)
     with pytest.raises(ValueError, match=r"the caption of 'small_one' in .* has no field seeds"):
-        current.figure(small_figure, "small_one", frame, top=1, caption={"seeds": 3})
-    with pytest.raises(ValueError, match=r"captions\.yaml has no figure 'small_three' of 01_salience_derivation"):
-        current.figure(small_figure, "small_three", frame)
+        current.figure("small_one", frame, top=1, caption={"seeds": 3})
+    with pytest.raises(
+        ValueError, match=r"salience_derivation\.draw has no function 'small_three'; a figure is drawn by"
+    ):
+        current.figure("small_three", frame)
+    monkeypatch.delitem(CAPTIONS, "small_two")
+    with pytest.raises(ValueError, match=r"captions\.yaml of .*salience_derivation has no figure 'small_two'"):
+        current.figure("small_two", frame, frame)
 
 
 def test_figures_are_byte_stable(tmp_path):
@@ -160,21 +169,21 @@ def test_a_table_keeps_whole_numbers_whole(written):
     current, folder = written
     frame = pd.DataFrame({"layer": ["a", "b"], "m": [61_706, 6], "p": [0.000123456, 23_456.7], "ok": [True, False]})
     assert current.table(frame, "numbers", digits=3) is frame
-    rows = (folder / "01_numbers.md").read_text().splitlines()
+    rows = (folder / "01_salience_derivation" / "numbers.md").read_text().splitlines()
     assert [cell.strip() for cell in rows[2].strip("|").split("|")] == ["a", "61706", "0.000123", "True"]
     assert [cell.strip() for cell in rows[3].strip("|").split("|")] == ["b", "6", "23457", "False"]
-    paper = (folder / "01_numbers.tex").read_text().splitlines()
+    paper = (folder / "01_salience_derivation" / "numbers.tex").read_text().splitlines()
     assert paper[0].startswith("% needs")
     assert paper[1:4] == [r"\begin{tabular}{lrrr}", r"\toprule", r"layer & m & p & ok \\"]
     assert paper[5:7] == [r"a & 61706 & 0.000123 & True \\", r"b & 6 & 23457 & False \\"]
     assert current.data(frame, "long_one").shape == (2, 4)
-    assert not (folder / "01_long_one.md").exists()
+    assert not (folder / "01_salience_derivation" / "long_one.md").exists()
 
 
 def test_latex_escapes_what_it_would_read(written):
     current, folder = written
     current.table(pd.DataFrame({"error_%": ["a_b & c", "{x}^2 ~ 50 %"]}), "special")
-    text = (folder / "01_special.tex").read_text()
+    text = (folder / "01_salience_derivation" / "special.tex").read_text()
     assert r"error\_\%" in text
     assert r"a\_b \& c" in text
     assert r"\{x\}\textasciicircum 2 \textasciitilde \space 50 \%" in text
@@ -190,7 +199,9 @@ def test_names_are_stems(written):
 
 def test_verdicts_need_every_claim_and_existing_figures(written):
     current, folder = written
-    with pytest.raises(ValueError, match=r"points at 01_nothing\.png, which this notebook has not written"):
+    with pytest.raises(
+        ValueError, match=r"points at 01_salience_derivation/nothing\.png, which this notebook has not written"
+    ):
         current.claim("C23", {"largest_error": 0.0}, figure="nothing.png")
     current.claim("C23", {"largest_error": 1.0})
     current.claim("C23", {"largest_error": 0.0})  # said again: replaced
@@ -215,7 +226,7 @@ def test_verdicts_need_every_claim_and_existing_figures(written):
 
 def test_provenance_names_versions_and_parameters_but_no_time(written):
     current, folder = written
-    frame = current.provenance()
+    frame = current.provenance(images="0123456789abcdef01")
     assert frame.loc["parameter num_images", "value"] == "5"
     assert frame.loc["torch", "value"]
     assert "sample" in frame.loc["images", "value"]
@@ -226,26 +237,27 @@ def test_provenance_names_versions_and_parameters_but_no_time(written):
 def test_what_was_drawn_is_kept_so_that_it_can_be_drawn_again(captioned):
     current, folder = captioned
     limits = {0.1: 1 / 3, 0.95: 2}
-    current.figure(small_figure, "small_one", pd.DataFrame({"x": [1]}), top=np.float64(1.5), limits=limits)
+    current.figure("small_one", pd.DataFrame({"x": [1]}), top=np.float64(1.5), limits=limits)
     current.table(pd.DataFrame({"x": [1]}), "numbers", digits=2)
     current.bound("C23", "largest_error")
-    current.provenance()
+    current.provenance(images="0123456789abcdef01")
     kept = json.loads((folder / "drawn" / "01_salience_derivation.json").read_text())
     parameters = kept.pop("parameters")
     assert parameters == current.parameters
     assert (kept["tables"], kept["bounds"], kept["settings"]) == ({"numbers": 2}, {"C23 largest_error": 1e-10}, {})
     again = report.Report(current.notebook, parameters, folder, drawn=kept)
-    files = {path: path.read_bytes() for path in folder.glob("01_*")}
+    files = {path: path.read_bytes() for path in folder.glob("01_*/*")}
     assert again.draw("small_one") == current.draw("small_one")
     assert SEEN[-1][2] == {"top": 1.5, "limits": limits}
     again.render("numbers")
-    assert {path: path.read_bytes() for path in folder.glob("01_*")} == files
+    assert {path: path.read_bytes() for path in folder.glob("01_*/*")} == files
 
 
-def test_unknown_criterion_has_no_look():
+def test_every_criterion_has_a_look_of_its_own_and_an_unknown_one_is_grey():
+    assert set(style.LOOKS) == set(snipnb.CRITERIA)
+    assert len({look.label for look in style.LOOKS.values()}) == len(style.LOOKS)
     assert style.look("snip").label == "SNIP"
-    with pytest.raises(ValueError, match="no look for criterion 'grasp'; there are snip, exact"):
-        style.look("grasp")
+    assert (style.look("mine").label, style.look("mine").colour) == ("mine", style.NEUTRAL)
 
 
 def test_house_style_ignores_the_users_own(monkeypatch):

@@ -279,7 +279,7 @@ def _read_only(site: Site) -> Tries:
 @_fault("a folder where a file is to go, a file where a folder is to go; then neither", f"{SAID}; then {SAME}")
 def _in_the_way(site: Site) -> Tries:
     run = site.fresh("folder-in-place")
-    name = next(file.name for file in sorted(site.quiet.published.glob("03_*.png")))
+    name = next(file.relative_to(site.quiet.published) for file in sorted(site.quiet.published.glob("03_*/*.png")))
     (run.published / name).mkdir(parents=True)
     problems = site.refused(run, "a folder stands in its place")
     (run.published / name).rmdir()

@@ -22,9 +22,9 @@ from snipnb._files import project_root
 from snipnb.pruning import densities
 from snipnb.publish import profiles
 from snipnb.saliences import brute_force, taylor
-from snipnb.training import store
-from snipnb.training.grid import groups_of, run_key
+from snipnb.training import plain, store
 from snipnb.training.loop import SCHEDULES
+from snipnb.training.runs import groups_of, run_key
 
 MORE = int(os.environ.get("SNIPNB_FUZZ", "1"))
 LARGEST = 90  # parameters: brute force takes a pass for each
@@ -108,7 +108,9 @@ def networks(draw, *, norms=True):
                     if draw(st.booleans()):
                         layers.append(nn.MaxPool2d(kernel, stride, padding))
                     else:
-                        inside = draw(st.booleans())
+                        inside = draw(st.booleans()) or any(
+                            padding
+                        )  # without, the exact salience refuses it, and says so
                         layers.append(nn.AvgPool2d(kernel, stride, padding, count_include_pad=inside))
         layers += [nn.Dropout(0.3)] * draw(st.integers(0, 1)) + [nn.Flatten()]
         features = channels * math.prod(size)
@@ -131,10 +133,10 @@ def networks(draw, *, norms=True):
     return model, images, labels
 
 
-def worst(found, expected):
-    """Largest difference, relative to the largest magnitude of all."""
+def worst(found, expected, *, least=1e-12):
+    """Largest difference, relative to the largest magnitude of all, or to the least one that counts."""
     assert found.keys() == expected.keys()
-    largest = max([float(e.abs().max()) for e in expected.values()] + [1e-12])
+    largest = max([float(e.abs().max()) for e in expected.values()] + [least])
     return max(float((found[n] - e).abs().max()) / largest for n, e in expected.items())
 
 
@@ -143,7 +145,8 @@ def worst(found, expected):
 def test_the_exact_salience_is_that_of_brute_force(network):
     model, images, labels = network
     found = snipnb.exact_salience(model, images, labels)
-    assert worst(found, brute_force.ablation_salience(model, images, labels)) < 1e-9
+    resolved = 2e-16  # by a difference of two losses in float64: where all changes are smaller, brute force finds zeros
+    assert worst(found, brute_force.ablation_salience(model, images, labels), least=resolved / 1e-9) < 1e-9
 
 
 @fuzz(25)
@@ -214,7 +217,7 @@ def test_training_together_is_training_alone(network, data):
     alone = [copy.deepcopy(m) for m in models]
     histories = snipnb.train_together(models, split, masks=masks, recipe=recipes)
     for one, other, mask, recipe, history in zip(models, alone, masks, recipes, histories, strict=True):
-        expected = brute_force.plain_training(other, split, mask=mask, recipe=recipe)
+        expected = plain.plain_training(other, split, mask=mask, recipe=recipe)
         assert worst(one.state_dict(), other.state_dict()) < 1e-8
         assert history["train_loss"].to_numpy() == pytest.approx(expected["train_loss"].to_numpy(), rel=1e-8)
 

@@ -123,7 +123,7 @@ def test_an_attempt_that_ends_by_itself_says_how(copy):
 
 def test_what_cannot_be_soaked_is_said(capsys):
     assert cli.main(["soak", "--kills", "0"]) == 1
-    assert "snipnb: --kills is 0; accepted are integers from 1" in capsys.readouterr().err
+    assert "--kills is 0; accepted are integers from 1" in capsys.readouterr().err
     assert cli.main(["soak", "--profile", "quick"]) == 1
     assert "there is no profile 'quick'" in capsys.readouterr().err
 

@@ -10,7 +10,7 @@ from small_networks import SEQUENTIAL, sequential, tiny, tiny_examples
 from torch import nn
 
 import snipnb
-from snipnb._engine import unit_lines
+from snipnb._engine import curvature, unit_lines
 from snipnb.saliences import brute_force, taylor
 
 SOME = ["linear, no bias", "norms around ReLUs", "LeNet in small", "overlapping, uneven pool", "VGG in small"]
@@ -204,7 +204,7 @@ def test_orders_three_and_four_agree_with_nested_derivatives(name):
 
 def test_the_factor_of_the_covariance_holds_at_both_ends():
     """Relative to the standard deviations, however small they are."""
-    rule = taylor._Variance(gradient=False)
+    rule = curvature.Variance(gradient=False)
     for logits in ([0.1, -0.3, 2.0, 0.0], [60.0, 0.0, -5.0, 1.0], [0.0, 1.0, 0.0, 90.0], [0.0, 0.0, -70.0, -80.0]):
         z = torch.tensor([logits], dtype=torch.float64)
         p = z.softmax(1)[0]
@@ -233,7 +233,7 @@ def test_the_linear_region_agrees_with_its_definition(name, spread):
 @pytest.mark.parametrize("longest", [0.0, 1e-3, 0.1, 1.0])
 def test_series_and_exponentials_agree(longest, monkeypatch):
     model, images, labels = sequential("three ReLUs deep", spread=2.0)
-    monkeypatch.setattr(taylor, "LONGEST", longest)
+    monkeypatch.setattr(curvature, "LONGEST", longest)
     found = snipnb.taylor_salience(model, images, labels, order="linear-region")
     expected = region_by_definition(model, images, labels)
     assert furthest(found, expected) < 1e-13 * largest(expected)
@@ -241,7 +241,7 @@ def test_series_and_exponentials_agree(longest, monkeypatch):
 
 def test_the_series_has_all_its_digits_up_to_where_it_ends():
     """Two classes nearly even, whose series has the radius pi; the parameter is as large as a series takes."""
-    w = taylor.LONGEST
+    w = curvature.LONGEST
     model = nn.Sequential(nn.Linear(2, 2, bias=False)).double()
     model[0].weight.data.copy_(torch.tensor([[w, -w], [0.0, 0.0]]))
     images, labels = torch.ones(1, 2, dtype=torch.float64), torch.tensor([1])
@@ -370,14 +370,14 @@ def test_blocks_do_not_matter(name, monkeypatch):
     few_at_once = snipnb.diagonal_hessian(model, images, labels, batch_size=2)
     assert furthest(few_at_once, whole[0]) < 1e-14 * largest(whole[0])
     for limit in (1, 100, 700):
-        monkeypatch.setitem(taylor.TEMPORARY, "cpu", limit)
+        monkeypatch.setitem(curvature.TEMPORARY, "cpu", limit)
         for one, other in zip(everything(), whole, strict=True):
             assert furthest(one, other) < 1e-13 * largest(other)
 
 
 def test_threads_do_not_matter(monkeypatch):
     model, images, labels = sequential("LeNet in small")
-    monkeypatch.setitem(taylor.TEMPORARY, "cpu", 1000)
+    monkeypatch.setitem(curvature.TEMPORARY, "cpu", 1000)
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 3):

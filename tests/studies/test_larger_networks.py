@@ -47,11 +47,11 @@ def test_batch_norm_gets_its_statistics_first(examples):
 
 def test_slopes_are_per_layer_and_over_seeds(examples):
     images, labels = (t[:40] for t in examples)
-    families = {
-        "deeper": {n: larger.FAMILIES["fully connected layers more"][n] for n in (0, 2)},
-        "wider": {n: larger.FAMILIES["times as wide"][n] for n in (0.5, 1)},
+    networks = {
+        "deeper": {n: larger.families((0, 2))["fully connected layers more"][n] for n in (0, 2)},
+        "wider": {n: larger.families(())["times as wide"][n] for n in (0.5, 1)},
     }
-    swept = larger.sweep(images, labels, seeds=range(2), per_tensor=20, families=families)
+    swept = larger.sweep(images, labels, seeds=range(2), per_tensor=20, networks=networks)
     assert swept.groupby("family")["layers"].unique().map(list).to_dict() == {"deeper": [5, 7], "wider": [5]}
     fits = larger.slopes(swept).set_index("family")
     part = swept[swept["family"] == "deeper"].pivot(index="seed", columns="layers", values="spearman")
@@ -78,6 +78,6 @@ def test_vgg_tables():
             "kept_percent": [10.0, 1.0, 5.0, 0.0, 0.0, 2.0],
         }
     )
-    plotting_larger.vgg_layers(layers, sparsity=0.99, note="n")
-    plotting_larger.vgg_by_depth(sample, depth, note="n")
+    plotting_larger.layers(layers, sparsity=0.99, note="n")
+    plotting_larger.vgg(sample, depth, note="n")
     plt.close("all")

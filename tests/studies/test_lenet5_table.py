@@ -3,13 +3,14 @@ import pytest
 
 import snipnb
 from snipnb.publish.report import reported
+from snipnb.studies import shared
 from snipnb.studies.lenet5_table import measure as structure
 
 
 @pytest.fixture(scope="module")
 def counts():
     images, labels = snipnb.load_mnist("train", sample=True)
-    return structure.kept_counts(structure.ensemble(images[:500], labels[:500], seeds=range(5)), sparsities=[0.5, 0.95])
+    return shared.kept_counts(shared.ensemble(images[:500], labels[:500], seeds=range(5)), sparsities=[0.5, 0.95])
 
 
 def test_published_values_are_complete_and_add_up():
@@ -34,7 +35,7 @@ def test_counts_are_those_of_the_mask(counts):
 
 
 def test_each_published_count_is_placed(counts):
-    placement, fit = structure.place_reported(counts, reported("figure2"))
+    placement, fit = shared.place_reported(counts, reported("figure2"))
     assert len(placement) == 20
     assert (placement["low"] <= placement["smallest"].clip(upper=placement["mean"])).mean() > 0.5
     assert (placement["inside"] == placement["reported"].between(placement["low"], placement["high"])).all()
@@ -45,9 +46,9 @@ def test_each_published_count_is_placed(counts):
 def test_a_table_of_another_network_is_refused(counts):
     table = reported("figure2")
     with pytest.raises(ValueError, match="'conv 3'"):
-        structure.place_reported(counts, table.replace({"layer": {"conv 1": "conv 3"}}))
+        shared.place_reported(counts, table.replace({"layer": {"conv 1": "conv 3"}}))
     with pytest.raises(ValueError, match="gives 'conv 1' 151 parameters; the network has 150"):
-        structure.place_reported(counts, table.replace({"params": {150: 151}}))
+        shared.place_reported(counts, table.replace({"params": {150: 151}}))
 
 
 def test_tables_beside_each_other(counts):
@@ -69,8 +70,8 @@ def test_rounding_is_that_of_the_published_table():
 def test_controls_are_other_rankings():
     images, labels = snipnb.load_mnist("train", sample=True)
     images, labels = images[:200], labels[:200]
-    networks = structure.ensemble(images, labels, seeds=range(20))
-    counts = structure.kept_counts(networks, sparsities=[0.5, 0.95], rankings=list(structure.RANKINGS), ties="stable")
+    networks = shared.ensemble(images, labels, seeds=range(20))
+    counts = shared.kept_counts(networks, sparsities=[0.5, 0.95], rankings=list(shared.RANKINGS), ties="stable")
     model = snipnb.lenet5(seed=1)
     own = counts[(counts["seed"] == 1) & (counts["sparsity"] == 0.5)].set_index(["ranking", "layer"])["kept"]
     magnitude = snipnb.layer_table(snipnb.keep_mask(snipnb.magnitude_salience(model), 0.5, ties="stable"))
@@ -83,7 +84,7 @@ def test_controls_are_other_rankings():
     assert controls.loc["magnitude", "rejected"] == 20  # quite another structure is noticed every time
     assert controls.loc["snip", "rejected"] <= 3  # SNIP's own tables hardly ever are
     with pytest.raises(ValueError, match=r"no rankings \['grasp'\]; accepted are snip, gradient"):
-        structure.kept_counts(networks, sparsities=[0.5], rankings=["grasp"])
+        shared.kept_counts(networks, sparsities=[0.5], rankings=["grasp"])
 
 
 def test_totals(counts):
@@ -96,7 +97,7 @@ def test_totals(counts):
 
 
 def test_percent_for_plotting(counts):
-    placement, _ = structure.place_reported(counts, reported("figure2"))
+    placement, _ = shared.place_reported(counts, reported("figure2"))
     points, cells = structure.kept_percent(counts, placement)
     assert len(points) == 5 * 2 * 10
     assert cells.loc[0, "kept_percent"] == pytest.approx(100 * 143 / 150)
@@ -106,7 +107,7 @@ def test_percent_for_plotting(counts):
 
 def test_lenet_300_100_goes_the_same_way():
     images, labels = snipnb.load_mnist("test", sample=True)
-    networks = structure.ensemble(images[:100], labels[:100], seeds=[0], network=snipnb.lenet_300_100)
-    counts = structure.kept_counts(networks, sparsities=[0.9], ties="stable")
+    networks = shared.ensemble(images[:100], labels[:100], seeds=[0], network=snipnb.lenet_300_100)
+    counts = shared.kept_counts(networks, sparsities=[0.9], ties="stable")
     assert counts["kept"].sum() == 26_661
     assert counts["label"].tolist() == ["full 1", "bias full 1", "full 2", "bias full 2", "full 3", "bias full 3"]

@@ -9,10 +9,9 @@ from scipy.stats import spearmanr
 from torch import nn
 
 import snipnb
-from snipnb.studies import grids
-from snipnb.studies._shared import WAYS
 from snipnb.studies.second_order import draw as plotting_orders
 from snipnb.studies.second_order import measure as orders
+from snipnb.training.scores import WAYS
 
 
 @pytest.fixture(scope="module")
@@ -111,15 +110,9 @@ def test_a_gain_is_what_the_other_criterion_loses():
 
 
 def test_runs_are_the_exact_criterion_and_its_approximations():
-    runs = grids.second_order(
-        num_runs=2,
-        salience_images=0,
-        split_name="standard",
-        epochs=1,
-        learning_rate=0.01,
-        schedule="one_cycle",
-        sample=True,
-    )
+    parameters = {"num_runs": 2, "salience_images": 0, "split_name": "standard", "sample": True}
+    recipe = {"epochs": 1, "learning_rate": 0.01, "schedule": "one_cycle"}
+    (runs,) = orders.grids({**parameters, **recipe}).values()
     assert len(runs) == 12
     assert {run.criterion for run in runs} == {*orders.APPROXIMATIONS, "exact"} - {"slope"}
     assert {(run.sparsity, run.salience_images) for run in runs} == {(0.95, None)}
@@ -129,7 +122,7 @@ def test_figures_draw_what_they_are_given(compared):
     figures = [plotting_orders.orders(compared, orders.APPROXIMATIONS, note="n")]
     assert [t.get_text() for t in figures[0].axes[2].get_xticklabels()] == list(orders.APPROXIMATIONS.values())
     frame = orders.quadratic_loss()
-    figures.append(plotting_orders.formulas(frame, orders.formula_errors(frame), note="n"))
+    figures.append(plotting_orders.quadratic(frame, orders.formula_errors(frame), note="n"))
     assert "rank correlation 1.000" in figures[1].axes[0].get_title() + figures[1].axes[0].get_title("left")
     for figure in figures:
         plt.close(figure)

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import snipnb
-from snipnb.studies.lenet5_table import measure as structure
+from snipnb.studies import shared
 from snipnb.studies.seed_consistency import measure as consistency
 
 
 @pytest.fixture(scope="module")
 def networks():
     images, labels = snipnb.load_mnist("train", sample=True)
-    return structure.ensemble(images[:400], labels[:400], seeds=range(24))
+    return shared.ensemble(images[:400], labels[:400], seeds=range(24))
 
 
 def counts_of(kept, parameters=100):
@@ -58,7 +58,7 @@ def test_overlap_and_chance_are_counted_by_tensor():
 
 
 def test_chance_is_what_shuffled_masks_have(networks):
-    kept = structure.masks(networks, 0.9)
+    kept = shared.masks(networks, 0.9)
     draw = torch.Generator().manual_seed(0)
     shuffled = {
         n: m.flatten(1).gather(1, torch.rand(m.flatten(1).shape, generator=draw).argsort(1)) for n, m in kept.items()
@@ -73,8 +73,8 @@ def test_chance_is_what_shuffled_masks_have(networks):
 
 def test_more_images_come_closer_to_all():
     images, labels = snipnb.load_mnist("train", sample=True)
-    some = {n: structure.ensemble(images[:n], labels[:n], seeds=range(6)) for n in (50, 800)}
-    found = consistency.image_effect(some, structure.ensemble(images, labels, seeds=range(6)), sparsities=[0.9])
+    some = {n: shared.ensemble(images[:n], labels[:n], seeds=range(6)) for n in (50, 800)}
+    found = consistency.image_effect(some, shared.ensemble(images, labels, seeds=range(6)), sparsities=[0.9])
     assert found["images"].tolist() == [50, 800]
     assert found["overlap"].iloc[0] < found["overlap"].iloc[1] < 1
     assert (found["largest_shift"] >= found["typical_shift"]).all()
@@ -84,9 +84,9 @@ def test_more_images_come_closer_to_all():
 
 def test_initialisations_are_told_apart(networks):
     images, labels = snipnb.load_mnist("train", sample=True)
-    xavier = structure.ensemble(images[:400], labels[:400], seeds=range(24), init="xavier_normal")
+    xavier = shared.ensemble(images[:400], labels[:400], seeds=range(24), init="xavier_normal")
     counts = {
-        init: structure.kept_counts(one, sparsities=[0.5, 0.95])
+        init: shared.kept_counts(one, sparsities=[0.5, 0.95])
         for init, one in (("pytorch", networks), ("xavier_normal", xavier))
     }
     published = counts["xavier_normal"].query("seed == 3").rename(columns={"label": "layer", "layer": "name"})
@@ -111,7 +111,7 @@ def test_places_are_averaged_over_everything_else():
 
 
 def test_units_are_ordered_and_shuffling_keeps_their_sum(networks):
-    kept = structure.masks(networks, 0.9)
+    kept = shared.masks(networks, 0.9)
     found = consistency.unit_counts(kept, ["full1.weight"])
     assert len(found) == 120
     assert (found["mean"].diff().dropna() <= 1e-9).all()
@@ -121,7 +121,7 @@ def test_units_are_ordered_and_shuffling_keeps_their_sum(networks):
 
 
 def test_magnitudes_before_and_after(networks):
-    kept = structure.masks(networks, 0.5)
+    kept = shared.masks(networks, 0.5)
     histograms = consistency.weight_histograms(networks, kept)
     sums = histograms.groupby("layer")[["before", "kept"]].sum()
     assert sums.loc["full2.weight"].tolist() == [24 * 10_080, int(kept["full2.weight"].sum())]
@@ -139,7 +139,7 @@ def test_magnitudes_before_and_after(networks):
 
 
 def test_curves_over_sparsity(networks):
-    counts = structure.kept_counts(networks, sparsities=[0.2, 0.8], ties="stable")
+    counts = shared.kept_counts(networks, sparsities=[0.2, 0.8], ties="stable")
     curves = consistency.density_curves(counts)
     assert len(curves) == 20
     own = counts[(counts["layer"] == "conv2.weight") & (counts["sparsity"] == 0.8)]["kept"] / 2400

@@ -8,11 +8,14 @@ import scipy.stats
 from snipnb.data import Split
 from snipnb.publish import ledger
 from snipnb.publish.stats import equivalence_test
-from snipnb.studies import _shared as errors
+from snipnb.studies import shared as errors
+from snipnb.studies.lenet5_table import measure as lenet5_table
+from snipnb.studies.snip_vs_exact import measure as snip_vs_exact
+from snipnb.training import scores
 from snipnb.training.loop import Recipe
 
-JUDGED = ledger.setting("C25", "sparsities")
-LAST, BEST = errors.WAYS["error_rate"], errors.WAYS["best_error_rate"]
+JUDGED = ledger.settings("C25")["sparsities"]
+LAST, BEST = scores.WAYS["error_rate"], scores.WAYS["best_error_rate"]
 
 
 def runs(rates, *, criterion="snip"):
@@ -43,22 +46,22 @@ def many(offsets, *, spread=0.0, seeds=5, seed=0):
 
 
 def test_every_way_of_every_run():
-    table = errors.error_table(runs({(0, 0.5): [0.3, 0.1, 0.2], (1, 0.5): [0.2, 0.2, 0.1]}))
+    table = scores.error_table(runs({(0, 0.5): [0.3, 0.1, 0.2], (1, 0.5): [0.2, 0.2, 0.1]}))
     assert len(table) == 6
     assert table.loc[(table["seed"] == 0) & (table["way"] == LAST), "error_percent"].item() == pytest.approx(20)
     assert table.loc[(table["seed"] == 0) & (table["way"] == BEST), "error_percent"].item() == pytest.approx(10)
     unvalidated = runs({(0, 0.5): [0.3, 0.1]}).assign(validation_error=float("nan"))
-    assert len(errors.error_table(unvalidated)) == 2
+    assert len(scores.error_table(unvalidated)) == 2
 
 
 def test_curves_hold_mean_and_range():
-    table = errors.error_table(runs({(0, 0.5): [0.1], (1, 0.5): [0.2], (2, 0.5): [0.6]}))
-    row = errors.curves(table, way=LAST).iloc[0]
+    table = scores.error_table(runs({(0, 0.5): [0.1], (1, 0.5): [0.2], (2, 0.5): [0.6]}))
+    row = snip_vs_exact.curves(table, way=LAST).iloc[0]
     assert (row["n"], row["mean"], row["smallest"], row["largest"]) == pytest.approx((3, 30, 10, 60))
 
 
 def test_differences_are_taken_between_runs_of_one_seed_and_sparsity():
-    table = errors.error_table(many({"exact": 0.0, "snip": 0.05, "random": 2.0}))
+    table = scores.error_table(many({"exact": 0.0, "snip": 0.05, "random": 2.0}))
     shuffled = table.sample(frac=1, random_state=1)
     pairs = errors.differences(shuffled, way=LAST)
     assert set(pairs["criterion"]) == {"snip", "random"}
@@ -68,9 +71,12 @@ def test_differences_are_taken_between_runs_of_one_seed_and_sparsity():
         errors.differences(table[~((table["criterion"] == "exact") & (table["seed"] == 2))], way=LAST)
 
 
+RULE = ledger.settings("C25")
+
+
 def test_the_rule_of_c25():
-    table = errors.error_table(many({"exact": 0.0, "snip": 0.02, "random": 1.0}, spread=0.05))
-    tests, margin = errors.equivalence(table, way=LAST)
+    table = scores.error_table(many({"exact": 0.0, "snip": 0.02, "random": 1.0}, spread=0.05))
+    tests, margin = snip_vs_exact.equivalence(table, **RULE)
     tests = tests.set_index("criterion")
     exact = table.loc[(table["criterion"] == "exact") & (table["way"] == LAST), "error_percent"].mean()
     assert margin == pytest.approx(max(0.1, exact / 10))
@@ -79,8 +85,8 @@ def test_the_rule_of_c25():
     assert tests.loc["snip", "power"] > 0.9
     # other sparsities are not judged
     low = runs({(s, 0.05): [0.5 if s else 0.01] for s in range(5)})
-    other = pd.concat([table, errors.error_table(low.assign(criterion="snip"))], ignore_index=True)
-    pd.testing.assert_frame_equal(errors.equivalence(other, way=LAST)[0].set_index("criterion"), tests)
+    other = pd.concat([table, scores.error_table(low.assign(criterion="snip"))], ignore_index=True)
+    pd.testing.assert_frame_equal(snip_vs_exact.equivalence(other, **RULE)[0].set_index("criterion"), tests)
 
 
 def test_the_equivalence_test_is_two_t_tests():
@@ -109,11 +115,13 @@ def test_its_level_and_power_are_as_said(spread, n):
 
 
 def test_where_criteria_part():
-    table = errors.error_table(many({"exact": 0.0, "snip": 0.01, "random": 1.0}, spread=0.02))
-    apart = errors.parting(errors.differences(table, way=LAST), 0.1)
+    table = scores.error_table(many({"exact": 0.0, "snip": 0.01, "random": 1.0}, spread=0.02))
+    apart = snip_vs_exact.parting(errors.differences(table, way=LAST), 0.1)
     assert set(apart.loc[apart["apart"], "criterion"]) == {"random"}
     assert len(apart) == 2 * len(JUDGED)
-    below = errors.parting(errors.differences(errors.error_table(many({"exact": 2.0, "snip": 0.0})), way=LAST), 0.1)
+    below = snip_vs_exact.parting(
+        errors.differences(scores.error_table(many({"exact": 2.0, "snip": 0.0})), way=LAST), 0.1
+    )
     assert below["apart"].all()
 
 
@@ -121,7 +129,7 @@ def test_levels_beside_the_published_ones():
     reported = pd.DataFrame(
         {"criterion": ["snip", "snip"], "sparsity": [0.75, 0.9], "error_percent": [1.0, float("nan")]}
     )
-    found = errors.place_levels(errors.error_table(many({"snip": 0.0})), reported, num_scored=10_500)
+    found = snip_vs_exact.place_levels(scores.error_table(many({"snip": 0.0})), reported, num_scored=10_500)
     assert found["sparsity"].tolist() == [0.75]
     assert found["difference"].item() == pytest.approx(found["mean"].item() - 1.0)
     binomial = 1.96 * (100**2 * 0.01 * 0.99 * 2 / 10_500) ** 0.5
@@ -131,8 +139,8 @@ def test_levels_beside_the_published_ones():
 def test_only_the_published_protocol_counts_as_such():
     empty = (None,) * 6
     recipe = Recipe(epochs=80, learning_rate=0.0012, schedule="step")
-    assert errors.follows_published_protocol(Split("published", *empty), recipe)
-    assert not errors.follows_published_protocol(Split("standard", *empty), recipe)
+    assert lenet5_table.follows_published_protocol(Split("published", *empty), recipe)
+    assert not lenet5_table.follows_published_protocol(Split("standard", *empty), recipe)
     for change in (
         {"epochs": 3},
         {"learning_rate": 0.01},
@@ -140,7 +148,9 @@ def test_only_the_published_protocol_counts_as_such():
         {"schedule": "constant"},
         {"optimiser": "sgd"},
     ):
-        assert not errors.follows_published_protocol(Split("published", *empty), dataclasses.replace(recipe, **change))
+        assert not lenet5_table.follows_published_protocol(
+            Split("published", *empty), dataclasses.replace(recipe, **change)
+        )
 
 
 # --- beside the published table ---------------------------------------------------------------------------------------
@@ -157,20 +167,20 @@ def test_error_tables_hold_three_ways_of_every_run():
             "test_error": [0.4, 0.5] * 4,
         }
     )
-    table = errors.error_table(runs)
+    table = scores.error_table(runs)
     assert len(table) == 4 * 3
     assert table["error_percent"].tolist() == [50, 40, 50] * 4
     reported = pd.DataFrame({"sparsity": [0.0, 0.5], "error_percent": [0.65, 0.55]})
-    summary = errors.error_summary(table, reported)
+    summary = lenet5_table.error_summary(table, reported)
     assert summary["n"].tolist() == [2] * 6
     assert summary["reported"].tolist() == [0.65] * 3 + [0.55] * 3
 
 
 def test_published_errors_are_placed_by_spread_and_binomial_variance():
-    way = errors.WAYS["best_error_rate"]
+    way = scores.WAYS["best_error_rate"]
     table = pd.DataFrame({"sparsity": [0.0] * 4, "way": [way] * 4, "error_percent": [1.0, 1.1, 0.9, 1.0]})
     reported = pd.DataFrame({"sparsity": [0.0], "error_percent": [1.2]})
-    placed = errors.place_errors(table, reported, num_scored=10_000).iloc[0]
+    placed = lenet5_table.place_errors(table, reported, num_scored=10_000).iloc[0]
     # s^2 = 0.02 / 3; binomial 99 (1/10000 + 1/10500); degrees 3 ((spread + binomial) / spread)^2
     spread, binomial = 0.02 / 3 * 1.25, 99 * (1 / 10_000 + 1 / 10_500)
     degrees = 3 * ((spread + binomial) / spread) ** 2
@@ -179,21 +189,21 @@ def test_published_errors_are_placed_by_spread_and_binomial_variance():
     assert placed["inside"]
     for value, inside in ((1 + half - 0.001, True), (1 + half + 0.001, False), (1 - half - 0.001, False)):
         shifted = reported.assign(error_percent=value)
-        assert errors.place_errors(table, shifted, num_scored=10_000)["inside"].tolist() == [inside]
+        assert lenet5_table.place_errors(table, shifted, num_scored=10_000)["inside"].tolist() == [inside]
     three = pd.concat([reported.assign(sparsity=s) for s in (0.0, 0.5, 0.95)])
-    wider = errors.place_errors(
+    wider = lenet5_table.place_errors(
         pd.concat([table.assign(sparsity=s) for s in (0.0, 0.5, 0.95)]), three, num_scored=10_000
     )
     assert (wider["high"] > placed["high"]).all()  # three intervals that hold jointly
     with pytest.raises(ValueError, match="1 runs at sparsity 0; an interval for one more needs at least 2"):
-        errors.place_errors(table[:1], reported, num_scored=10_000)
+        lenet5_table.place_errors(table[:1], reported, num_scored=10_000)
 
 
 def test_runs_without_spread_are_placed_by_the_binomial_variance_alone():
-    way = errors.WAYS["best_error_rate"]
+    way = scores.WAYS["best_error_rate"]
     table = pd.DataFrame({"sparsity": [0.0] * 3, "way": [way] * 3, "error_percent": [1.0] * 3})
     reported = pd.DataFrame({"sparsity": [0.0], "error_percent": [1.0]})
-    placed = errors.place_errors(table, reported, num_scored=10_000).iloc[0]
+    placed = lenet5_table.place_errors(table, reported, num_scored=10_000).iloc[0]
     assert placed["high"] - 1 == pytest.approx(1.95996 * (99 * (1 / 10_000 + 1 / 10_500)) ** 0.5, rel=1e-4)
 
 
@@ -214,7 +224,7 @@ def test_recipes_are_placed_one_by_one():
     ]
     runs = pd.DataFrame(rows).assign(validation_error=float("nan"), train_loss=0.5)
     reported = pd.DataFrame({"sparsity": [0.0, 0.5, 0.95], "error_percent": [1.0, 9.0, 3.95]})
-    levels = errors.recipe_levels(runs, reported, num_scored=10_000)
+    levels = lenet5_table.recipe_levels(runs, reported, num_scored=10_000)
     assert levels[["recipe", "sparsity"]].values.tolist() == [
         ["one", 0.0],
         ["one", 0.95],
@@ -240,7 +250,7 @@ def test_recipes_are_placed_one_by_one():
         "inside",
     ]
     assert levels["inside"].tolist() == [True, False, False, True]
-    alone = errors.recipe_levels(runs[runs["name"] == "other"], reported, num_scored=10_000)
+    alone = lenet5_table.recipe_levels(runs[runs["name"] == "other"], reported, num_scored=10_000)
     pd.testing.assert_frame_equal(alone, levels[levels["recipe"] == "other"].reset_index(drop=True))
 
 
@@ -255,7 +265,7 @@ def test_a_split_without_validation_has_no_selected_epoch():
             "test_error": [0.2, 0.3],
         }
     )
-    table = errors.error_table(runs)
+    table = scores.error_table(runs)
     assert table["way"].tolist() == ["last epoch", "best epoch on scored images"]
     assert table["error_percent"].tolist() == [30, 20]
-    assert errors.same_in_every_way(table) == 0
+    assert lenet5_table.same_in_every_way(table) == 0

@@ -4,7 +4,10 @@ import pytest
 import torch
 
 import snipnb
+from snipnb import networks
+from snipnb.publish import stats
 from snipnb.saliences import brute_force
+from snipnb.studies import shared
 from snipnb.studies.snip_vs_exact import measure as agreement
 
 EXACT = {"full1.weight": torch.tensor([[1.0, -2.0], [0.0, 4.0]]), "full1.bias": torch.tensor([8.0, 0.0])}
@@ -13,12 +16,12 @@ SNIP = {"full1.weight": torch.tensor([[-1.0, 2.0], [3.0, -2.0]]), "full1.bias": 
 
 def test_agreement_by_hand():
     frame = agreement.agreement(EXACT, SNIP).set_index("layer")
-    assert list(frame.index) == [agreement.WHOLE, "full 1", "bias full 1"]
+    assert list(frame.index) == [networks.WHOLE, "full 1", "bias full 1"]
     assert list(frame["parameters"]) == [6, 4, 2]
     assert frame["zero_in_both"].tolist() == [1, 0, 1]
     assert frame["zero_in_exact_only"].tolist() == [1, 1, 0]
     assert frame["zero_in_snip_only"].tolist() == [0, 0, 0]
-    assert frame.loc[agreement.WHOLE, "typical_factor"] == 1.0  # of 1, 1, 2, 1 the median
+    assert frame.loc[networks.WHOLE, "typical_factor"] == 1.0  # of 1, 1, 2, 1 the median
     assert frame.loc["bias full 1", "spearman"] == pytest.approx(1.0)
     assert frame.loc["bias full 1", "pearson"] == pytest.approx(1.0)  # SNIP's sign is turned
     same = agreement.agreement(EXACT, {name: -s for name, s in EXACT.items()})
@@ -27,15 +30,15 @@ def test_agreement_by_hand():
 
 
 def test_overlaps_by_hand_and_by_chance():
-    frame = agreement.overlaps(EXACT, SNIP, [0.0, 0.5])
-    whole = frame[frame["layer"] == agreement.WHOLE].set_index("sparsity")
+    frame = shared.overlaps(EXACT, SNIP, [0.0, 0.5])
+    whole = frame[frame["layer"] == networks.WHOLE].set_index("sparsity")
     assert whole.loc[0.0, "overlap"] == 1.0
     assert whole.loc[0.0, "chance"] == 1.0
     assert whole.loc[0.5, "overlap"] == 0.5  # {8, 4, 2} against {8, 3, 2}
     assert whole.loc[0.5, "chance"] == pytest.approx(1.5 / 4.5)
     many = 20_000
     draws = [{"w": torch.rand(many, generator=torch.Generator().manual_seed(i))} for i in range(2)]
-    row = agreement.overlaps(*draws, [0.8]).iloc[0]
+    row = shared.overlaps(*draws, [0.8]).iloc[0]
     assert row["overlap"] == pytest.approx(row["chance"], abs=0.01)
 
 
@@ -63,7 +66,7 @@ def test_networks_seeds_and_batches(examples):
     facts = alike[["init", "seed", "images"]].drop_duplicates().to_numpy().tolist()
     expected = [["pytorch", 0, 200], ["pytorch", 1, 30], ["xavier_normal", 0, 30], ["xavier_normal", 1, 30]]
     assert facts == expected
-    judged = alike[alike["layer"] == agreement.WHOLE]
+    judged = alike[alike["layer"] == networks.WHOLE]
     assert judged["spearman"].between(0.9, 1).all()  # a broken engine or a wrong sign would not
     assert judged["pearson"].between(0.5, 1).all()
     assert len(kept) == 4 * 2 * 11
@@ -97,7 +100,7 @@ def test_float32_differences_are_steps_of_the_loss(examples):
         snipnb.exact_salience(model, images[:64], labels[:64]), brute, brute_force.stratified_sample(model, 8)
     )
     assert table["largest_error"].max() < 1e-5
-    assert table["layer"].iloc[-1] == agreement.WHOLE
+    assert table["layer"].iloc[-1] == networks.WHOLE
     quantities = agreement.resolution(found, step).set_index("quantity")["value"]
     assert 0 < quantities["share whose exact salience is below one step"] < 1
     kept = agreement.resolution_overlaps(found, [0.0, 0.5, 0.9])
@@ -113,7 +116,7 @@ def test_saliences_of_different_networks_are_refused():
 
 
 def test_rank_correlation_of_what_does_not_vary_is_undefined():
-    assert np.isnan(agreement.rank_correlation(np.ones(3), np.arange(3.0)))
+    assert np.isnan(stats.rank_correlation(np.ones(3), np.arange(3.0)))
 
 
 def test_cost_puts_both_benchmarks_in_one_table():

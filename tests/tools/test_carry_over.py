@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from snipnb import _files
-from snipnb.training import grid
+from snipnb.training.runs import run_key
 from snipnb.training.store import Store
 
 ROOT = _files.project_root()
@@ -79,7 +79,7 @@ def test_numbers_stay_and_keys_are_todays(tool, tmp_path):
     kept = into.runs()
     for run in runs:
         config = tool.RunConfig(**run["config"] | {"recipe": tool.Recipe(**run["config"]["recipe"])})
-        found = kept[grid.run_key(config)]
+        found = kept[run_key(config)]
         assert found["history"]["test_error"] == [0.1, 1 / 3]
         assert found["history"]["validation_error"] == [None, None]
         assert (found["kept"], found["config"]) == (6171, run["config"])
@@ -91,9 +91,9 @@ def test_a_run_that_is_kept_already_stays(tool, tmp_path):
     path, runs = old_record(tool, tmp_path)
     into = Store(tmp_path / "new")
     config = tool.RunConfig(**runs[0]["config"] | {"recipe": tool.Recipe(**runs[0]["config"]["recipe"])})
-    into.finish("first", {grid.run_key(config): {"kept": 1}}, {"commit": "another"})
+    into.finish("first", {run_key(config): {"kept": 1}}, {"commit": "another"})
     assert tool.carry_over(path, into) == 1
-    assert into.runs()[grid.run_key(config)]["kept"] == 1
+    assert into.runs()[run_key(config)]["kept"] == 1
 
 
 def test_what_other_code_made_is_refused(tool, tmp_path, monkeypatch):
@@ -126,4 +126,4 @@ def test_kept_runs_have_the_identity_that_they_are_found_under():
     from tools.verify_runs import config_of
 
     for key, run in kept.items():
-        assert grid.run_key(config_of(run)) == key
+        assert run_key(config_of(run)) == key

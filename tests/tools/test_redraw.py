@@ -76,18 +76,18 @@ def test_drawn_again_is_the_same_to_the_byte(root, capsys):
 
 
 def test_a_lost_picture_is_drawn_again(root, capsys):
-    lost = root / "build" / "smoke" / "01_linearity.png"
+    lost = root / "build" / "smoke" / f"{NOTEBOOK}/linearity.png"
     before = lost.read_bytes()
     lost.write_bytes(b"")
     changed, done, _ = again(root, capsys)
-    assert (changed, done, lost.read_bytes()) == ({"01_linearity.png"}, True, before)
+    assert (changed, done, lost.read_bytes()) == ({f"{NOTEBOOK}/linearity.png"}, True, before)
 
 
 def test_a_changed_caption_changes_its_picture_alone(root, capsys, monkeypatch):
-    changed = copy.deepcopy(captions.load_captions())
-    changed[NOTEBOOK]["linearity"]["alt"] = "Otherwise said."
-    monkeypatch.setattr(captions, "load_captions", lambda: changed)
-    assert again(root, capsys)[:2] == ({"01_linearity.png", "01_linearity.svg", EXECUTED}, True)
+    changed = copy.deepcopy(captions.load_captions("snipnb.studies.salience_derivation"))
+    changed["linearity"]["alt"] = "Otherwise said."
+    monkeypatch.setattr(captions, "load_captions", lambda study: changed)
+    assert again(root, capsys)[:2] == ({f"{NOTEBOOK}/linearity.png", f"{NOTEBOOK}/linearity.svg", EXECUTED}, True)
     outputs = [
         o for c in json.loads((root / "build/smoke" / EXECUTED).read_text())["cells"] for o in c.get("outputs", [])
     ]
@@ -97,7 +97,7 @@ def test_a_changed_caption_changes_its_picture_alone(root, capsys, monkeypatch):
 
 def test_a_changed_colour_changes_the_pictures_that_have_it(root, capsys, monkeypatch):
     monkeypatch.setattr(style, "PALETTE", ["#123456", *style.PALETTE[1:]])
-    assert again(root, capsys)[:2] == ({"01_linearity.png", "01_linearity.svg", EXECUTED}, True)
+    assert again(root, capsys)[:2] == ({f"{NOTEBOOK}/linearity.png", f"{NOTEBOOK}/linearity.svg", EXECUTED}, True)
 
 
 def test_a_changed_rule_is_judged_by(root, capsys, monkeypatch):
@@ -126,19 +126,21 @@ def test_other_changes_stay_to_be_run(root, capsys):
     edit(root / "notebooks" / f"{NOTEBOOK}.ipynb", "Ranked by magnitude they compete", "By magnitude they compete")
     state = root / "build" / ".smoke" / "state" / f"{NOTEBOOK}.json"
     edit(state, '"library": "', '"library": "0')
-    edit(root / "build" / "smoke" / "01_linearity.csv", "LeNet", "lenet")
+    edit(root / "build" / "smoke" / f"{NOTEBOOK}/linearity.csv", "LeNet", "lenet")
     said = again(root, capsys)[2]
     assert said.startswith(f"{NOTEBOOK}: 9 drawn again; to be run for the rest: ")
-    assert {"prose", "library", "01_linearity.csv"} <= set(stale(root).removesuffix(" changed").split(", "))
+    assert {"prose", "library", f"{NOTEBOOK}/linearity.csv"} <= set(stale(root).removesuffix(" changed").split(", "))
 
 
 def test_changed_code_needs_a_run(root, capsys):
-    edit(root / "notebooks" / f"{NOTEBOOK}.ipynb", "report.provenance()", "report.provenance()  # the end")
+    edit(root / "notebooks" / f"{NOTEBOOK}.ipynb", "report.provenance(images", "report.provenance( images")
     message = f"its code is not the one that was run; make {NOTEBOOK} PROFILE=smoke runs it"
     assert again(root, capsys) == (set(), False, f"{NOTEBOOK}: {message}")
 
 
-@pytest.mark.parametrize("name", ["01_linearity.csv", "01_steps.csv", f"drawn/{NOTEBOOK}.json", EXECUTED, VERDICTS])
+@pytest.mark.parametrize(
+    "name", [f"{NOTEBOOK}/linearity.csv", f"{NOTEBOOK}/steps.csv", f"drawn/{NOTEBOOK}.json", EXECUTED, VERDICTS]
+)
 def test_a_missing_file_is_named(root, capsys, name):
     path = root / "build" / "smoke" / name
     path.unlink()

@@ -37,7 +37,8 @@ def project(tmp_path_factory):
     (figures / "notebooks").mkdir(parents=True)
     figure, axis = plt.subplots()
     axis.plot([1, 2])
-    style.save(figure, figures / "02_figure1.png", alt="Two points & a line")
+    (figures / "02_snip_vs_exact").mkdir()
+    style.save(figure, figures / "02_snip_vs_exact" / "figure1.png", alt="Two points & a line")
     plt.close(figure)
     table = '<div>\n<style scoped>\n  .x {}\n</style>\n<table border="1" class="dataframe"><thead><tr style="text-align: right;"><th></th><th>a</th></tr></thead><tbody><tr><th>0</th><td>1</td></tr></tbody></table>\n</div>'
     cells = [
@@ -58,7 +59,11 @@ def project(tmp_path_factory):
     notebook = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     (figures / "notebooks" / "02_snip_vs_exact.ipynb").write_text(json.dumps(notebook))
     measured = ledger.entry(
-        "C9", {"cost_in_gradients": 1.01}, notebook="02_snip_vs_exact", profile="default", figure="02_figure1.png"
+        "C9",
+        {"cost_in_gradients": 1.01},
+        notebook="02_snip_vs_exact",
+        profile="default",
+        figure="02_snip_vs_exact/figure1.png",
     )
     ledger.write_ledger(figures, ledger.assemble([measured], existing=["02_snip_vs_exact"]))
     return root
@@ -78,7 +83,7 @@ def test_the_ledger_stands_first_and_leads_to_everything(report):
         assert f'id="{claim}"' in text
     assert "cost in gradients 1.01" in text
     files = {a["href"].split("#")[0] for a in page.all("a") if a.get("href", "").split("#")[0]}
-    assert {"02_snip_vs_exact.html", "figures/02_figure1.png"} <= files
+    assert {"02_snip_vs_exact.html", "figures/02_snip_vs_exact/figure1.png"} <= files
     assert not [file for file in files if not (report / file).is_file()]
     assert text.index('id="verdicts"') < text.index('id="figures"')
     assert [i["alt"] for i in page.all("img")] == ["Two points & a line"]
@@ -121,9 +126,10 @@ def test_a_claim_that_a_stronger_profile_decided_leads_to_its_notebook_and_figur
     default, seeds = project / "figures", tmp_path / "figures" / "seeds"
     shutil.copytree(default, tmp_path / "figures")
     shutil.copytree(default / "notebooks", seeds / "notebooks")
-    shutil.copy(default / "02_figure1.png", seeds)
+    (seeds / "02_snip_vs_exact").mkdir()
+    shutil.copy(default / "02_snip_vs_exact" / "figure1.png", seeds / "02_snip_vs_exact")
     measured = {"equivalence_p": 0.001, "random_equivalence_p": 0.9, "random_excess_low": 2.0}
-    own = {"notebook": "02_snip_vs_exact", "profile": "seeds", "figure": "02_figure1.png"}
+    own = {"notebook": "02_snip_vs_exact", "profile": "seeds", "figure": "02_snip_vs_exact/figure1.png"}
     decided = ledger.entry("C25", measured, n=10, **own)
     ledger.write_ledger(seeds, ledger.assemble([decided], existing=["02_snip_vs_exact"]))
     site.make(tmp_path, tmp_path / "report", reference=False)
@@ -131,10 +137,13 @@ def test_a_claim_that_a_stronger_profile_decided_leads_to_its_notebook_and_figur
     articles = {text.split('"')[0]: text for text in index.split('<article class="claim" id="')[1:]}
     assert "profile seeds" in articles["C25"]
     linked = {a["href"] for a in Page(articles["C25"]).all("a")}
-    assert linked == {"seeds-02_snip_vs_exact.html", "figures/seeds/02_figure1.png"}
+    assert linked == {"seeds-02_snip_vs_exact.html", "figures/seeds/02_snip_vs_exact/figure1.png"}
     assert all((tmp_path / "report" / file).is_file() for file in linked)
     assert "profile default" in articles["C9"]
-    assert {a["href"] for a in Page(articles["C9"]).all("a")} == {"02_snip_vs_exact.html", "figures/02_figure1.png"}
+    assert {a["href"] for a in Page(articles["C9"]).all("a")} == {
+        "02_snip_vs_exact.html",
+        "figures/02_snip_vs_exact/figure1.png",
+    }
 
 
 def test_what_is_missing_is_said(tmp_path, capsys):

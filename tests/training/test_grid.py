@@ -18,9 +18,10 @@ from snipnb import networks as models
 from snipnb.pruning import criteria, densities
 from snipnb.publish import profiles
 from snipnb.publish.stats import overlap
-from snipnb.studies import grids
+from snipnb.studies import grids_of
 from snipnb.training import grid
-from snipnb.training.grid import RunConfig, groups_of
+from snipnb.training import runs as identity
+from snipnb.training.runs import RunConfig, group_name, groups_of, run_key
 from snipnb.training.store import Store
 
 RECIPE = snipnb.Recipe(epochs=2, batch_size=500, learning_rate=0.01)
@@ -150,7 +151,7 @@ def test_killed_again_and_again_it_ends_in_the_same_table(quiet, tmp_path):
 
 
 def group_names():
-    return [grid._group_name(group) for group in groups_of(small_grid(), 2)]
+    return [group_name(group) for group in groups_of(small_grid(), 2)]
 
 
 def reached(store):
@@ -213,7 +214,7 @@ def test_a_grid_that_grows_trains_what_is_new_alone(quiet, tmp_path, monkeypatch
 
 def test_a_run_that_is_kept_stays_as_it_is(quiet, tmp_path):
     """Two grids that overlap, trained side by side: what was finished first counts, and no run is kept twice."""
-    place, first = Store(tmp_path), grid.run_key(small_grid()[0])
+    place, first = Store(tmp_path), run_key(small_grid()[0])
     place.finish(
         "a-first", {first: {"config": {}, "kept": 1, "collapsed": [], "history": {"epoch": [1]}}}, {"seconds": 1}
     )
@@ -226,11 +227,11 @@ def test_a_run_that_is_kept_stays_as_it_is(quiet, tmp_path):
 
 def test_the_identity_of_a_run_is_what_is_declared():
     config = RunConfig(criterion="snip", sparsity=0.9, init_seed=3, sample=True, recipe=RECIPE)
-    key = grid.run_key(config)
+    key = run_key(config)
     assert key.startswith("lenet5-standard-snip-0.9-seed3-")
-    assert key == grid.run_key(dataclasses.replace(config))
+    assert key == run_key(dataclasses.replace(config))
     same = dataclasses.replace(config, recipe=dataclasses.replace(RECIPE, weight_decay=0))  # 0 is 0.0
-    assert key == grid.run_key(same)
+    assert key == run_key(same)
     others = [
         dataclasses.replace(config, **change)
         for change in (
@@ -260,26 +261,26 @@ def test_the_identity_of_a_run_is_what_is_declared():
             "decay_every": 9,
         }.items()
     ]
-    assert len({key, *map(grid.run_key, others)}) == 1 + len(others) == 20
+    assert len({key, *map(run_key, others)}) == 1 + len(others) == 20
 
 
 def test_every_field_of_today_counts():
     """Whoever adds a field adds it nowhere else: FIRST_FIELDS stay what they were when identities were first declared."""
-    assert {name: len(fields) for name, fields in grid.FIRST_FIELDS.items()} == {"RunConfig": 10, "Recipe": 9}
+    assert {name: len(fields) for name, fields in identity.FIRST_FIELDS.items()} == {"RunConfig": 10, "Recipe": 9}
     for kind in (RunConfig, snipnb.Recipe):
-        assert grid.FIRST_FIELDS[kind.__name__] <= {f.name for f in dataclasses.fields(kind)}
+        assert identity.FIRST_FIELDS[kind.__name__] <= {f.name for f in dataclasses.fields(kind)}
 
 
 def test_versions_count(monkeypatch):
     configs = [RunConfig(criterion=name) for name in ("snip", "snip_shuffled", "random")]
-    before = [grid.run_key(c) for c in configs]
-    monkeypatch.setattr(grid, "NUMERICS", 2)
-    assert not set(before) & {grid.run_key(c) for c in configs}
+    before = [run_key(c) for c in configs]
+    monkeypatch.setattr(identity, "NUMERICS", 2)
+    assert not set(before) & {run_key(c) for c in configs}
     monkeypatch.undo()
     raised = dataclasses.replace(criteria.CRITERIA["snip"], version=2)
     monkeypatch.setitem(criteria.CRITERIA, "snip", raised)
-    monkeypatch.setitem(grid._SHIPPED, "snip", raised)
-    after = [grid.run_key(c) for c in configs]
+    monkeypatch.setitem(identity.SHIPPED, "snip", raised)
+    after = [run_key(c) for c in configs]
     assert [a == b for a, b in zip(before, after, strict=True)] == [
         False,
         False,
@@ -295,7 +296,7 @@ def test_a_table_of_several_machines_says_so(quiet, tmp_path):
     assert maker["seconds"] > 0
     snipnb.run_grid(small_grid()[:4], store=tmp_path, jobs=1)
     place = Store(tmp_path)
-    others = {grid.run_key(c): {} for c in small_grid()[4:]}
+    others = {run_key(c): {} for c in small_grid()[4:]}
     some = next(iter(place.runs().values()))
     run = {name: some[name] for name in ("config", "kept", "collapsed", "history")}
     elsewhere = some["trained_by"] | {"device": "NVIDIA", "torch": "2.11.0"}
@@ -422,7 +423,7 @@ def test_a_criterion_of_your_own_runs_like_the_others(jobs, tmp_path, monkeypatc
     def lowest_index(start):
         return {n: -torch.arange(p.numel()).view(p.shape) - 1.0 for n, p in start.model.named_parameters()}
 
-    mine = snipnb.Criterion("mine", "#000000", "o", "-", salience=lowest_index)
+    mine = snipnb.Criterion(lowest_index)
     monkeypatch.setitem(criteria.CRITERIA, "mine", mine)
     monkeypatch.setattr(grid, "_said", set())
     configs = [
@@ -437,7 +438,7 @@ def test_a_criterion_of_your_own_runs_like_the_others(jobs, tmp_path, monkeypatc
     snipnb.run_grid(configs[:1], jobs=1, store=tmp_path)  # said once
     monkeypatch.setitem(criteria.CRITERIA, "mine", dataclasses.replace(mine, version=1))
     pd.testing.assert_frame_equal(snipnb.run_grid(configs, jobs=jobs, store=tmp_path), runs)
-    assert set(Store(tmp_path).runs()) == {grid.run_key(c) for c in configs}
+    assert set(Store(tmp_path).runs()) == {run_key(c) for c in configs}
     groups = trained(monkeypatch)
     snipnb.run_grid(configs, jobs=1, store=tmp_path)
     assert not groups
@@ -448,13 +449,13 @@ def test_a_criterion_of_your_own_runs_like_the_others(jobs, tmp_path, monkeypatc
 
 def test_a_criterion_of_your_own_under_a_shipped_name_is_not_taken_for_it(monkeypatch):
     config = RunConfig(criterion="snip")
-    before = grid.run_key(config)
-    monkeypatch.setitem(criteria.CRITERIA, "snip", dataclasses.replace(criteria.CRITERIA["random"], label="mine"))
-    assert grid.run_key(config) != before
-    follows = snipnb.Criterion("follows", "#000000", "o", "-", salience_of="mine", version=1)
-    monkeypatch.setitem(criteria.CRITERIA, "mine", snipnb.Criterion("mine", "#000000", "o", "-", lambda start: {}))
+    before = run_key(config)
+    monkeypatch.setitem(criteria.CRITERIA, "snip", dataclasses.replace(criteria.CRITERIA["random"], uses_images=True))
+    assert run_key(config) != before
+    follows = snipnb.Criterion(salience_of="mine", version=1)
+    monkeypatch.setitem(criteria.CRITERIA, "mine", snipnb.Criterion(lambda start: {}))
     monkeypatch.setitem(criteria.CRITERIA, "follows", follows)
-    assert not grid.is_kept(RunConfig(criterion="follows"))
+    assert not identity.is_kept(RunConfig(criterion="follows"))
 
 
 def test_a_worker_forgets_what_it_was_given_before(monkeypatch):
@@ -482,17 +483,31 @@ def test_every_criterion_ranks_every_parameter(name, examples):
     assert all(torch.equal(masks[0][n], masks[1][n]) for n in shapes)
 
 
+def test_names_stand_beside_their_runs():
+    recipe = snipnb.Recipe(epochs=2, batch_size=500)
+    configs = {
+        "a": snipnb.grid(criteria=["random"], sparsities=[0.5, 0.9], seeds=[0], sample=True, recipe=recipe),
+        "b": snipnb.grid(criteria=["magnitude"], sparsities=[0.5], seeds=[0], sample=True, recipe=recipe),
+    }
+    runs = snipnb.run_grid(configs, jobs=1)
+    assert runs.groupby("name")["criterion"].unique().map(list).to_dict() == {"a": ["random"], "b": ["magnitude"]}
+    assert runs["name"].tolist() == ["a"] * 4 + ["b"] * 2
+
+
+TRAINING = ["02_snip_vs_exact", "03_lenet5_table", "05_second_order", "06_rules_of_thumb"]
+
+
 @pytest.mark.parametrize("profile", profiles.available_profiles())
-@pytest.mark.parametrize("notebook", grids.GRIDS)
+@pytest.mark.parametrize("notebook", TRAINING)
 def test_every_profile_makes_the_grids_of_the_notebooks(profile, notebook):
     found = profiles.load_profile(profile)
-    wanted = grids.of_notebook(notebook, found.parameters(notebook))
+    wanted = grids_of(notebook, found.parameters(notebook))
     assert wanted
     for configs in wanted:
         assert len(configs) == len(set(configs))
         assert {c.sample for c in configs} == {found.common["sample"]}
-    with pytest.raises(ValueError, match="trains nothing"):
-        grids.name_of("01")
+    with pytest.raises(ValueError, match="notebook 01_salience_derivation trains nothing"):
+        grids_of("01_salience_derivation", {})
 
 
 def test_every_long_run_that_the_full_profile_asks_for_is_kept():
@@ -501,9 +516,9 @@ def test_every_long_run_that_the_full_profile_asks_for_is_kept():
     if root is None:
         pytest.skip("needs the runs of a checkout")
     kept, full = Store(root / "figures/full/runs").runs(), profiles.load_profile("full")
-    for notebook in grids.GRIDS:
-        for configs in grids.of_notebook(notebook, full.parameters(notebook)):
-            missing = [c for c in configs if grid.run_key(c) not in kept]
+    for notebook in TRAINING:
+        for configs in grids_of(notebook, full.parameters(notebook)):
+            missing = [c for c in configs if run_key(c) not in kept]
             assert not missing, (
                 f"{len(missing)} of {len(configs)} runs of {notebook} are not kept, the first is {missing[0]}"
             )

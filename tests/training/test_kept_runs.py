@@ -17,7 +17,7 @@ COUNT = """
 import dataclasses, json, sys
 sys.path.insert(0, sys.argv[1])
 import snipnb
-from snipnb.training.grid import RunConfig, run_key
+from snipnb.training.runs import RunConfig, run_key
 from snipnb.training.store import Store
 from snipnb.training.loop import Recipe
 assert snipnb.__file__.startswith(sys.argv[1]), snipnb.__file__
@@ -54,16 +54,16 @@ def found(package, **changes):
 
 def test_improvements_lose_no_run(package):
     folder, edit = package
-    edit("criteria.py", "#0173b2", "#0173b3")  # SNIP's colour
-    edit("criteria.py", '"SNIP, shuffled within layers"', '"SNIP (shuffled)"')  # a label
-    edit("training.py", r'"""Fraction of images whose', '"""The fraction of images whose')  # a docstring
-    edit("stacked.py", r"\b_columns\b", "_patches")  # a private name
-    edit("masks.py", "accepted", "allowed")  # error messages
+    edit("publish/style.py", "#0173b2", "#0173b3")  # SNIP's colour
+    edit("publish/style.py", '"SNIP, shuffled within layers"', '"SNIP (shuffled)"')  # a label
+    edit("training/scores.py", r'"""Fraction of images whose', '"""The fraction of images whose')  # a docstring
+    edit("_engine/ensembles.py", r"\b_columns\b", "_patches")  # a private name
+    edit("pruning/masks.py", "accepted", "allowed")  # error messages
     edit("data.py", r"^MIRROR_TIMEOUT_SECONDS = .*", "MIRROR_TIMEOUT_SECONDS = 77")
     edit(
-        "experiments.py", r"^    sample: bool = False$", "    sample: bool = False\n    augmented: bool = False"
+        "training/runs.py", r"^    sample: bool = False$", "    sample: bool = False\n    augmented: bool = False"
     )  # a field
-    edit("training.py", r"^    decay_every: int = 15$", "    decay_every: int = 15\n    nesterov: bool = False")
+    edit("training/loop.py", r"^    decay_every: int = 15$", "    decay_every: int = 15\n    nesterov: bool = False")
     assert found(folder) == 1
 
 
@@ -73,11 +73,11 @@ def test_another_recipe_is_another_run(package):
 
 def test_other_numerics_are_other_runs(package):
     folder, edit = package
-    edit("experiments.py", r"^NUMERICS = 1$", "NUMERICS = 2")
+    edit("training/runs.py", r"^NUMERICS = 1$", "NUMERICS = 2")
     assert found(folder) == 0
 
 
 def test_another_version_of_a_criterion_is_another_run(package):
     folder, edit = package
-    edit("criteria.py", "version=1", "version=2")
+    edit("pruning/criteria.py", "version=1", "version=2")
     assert found(folder) == 0

@@ -9,8 +9,7 @@ from torch import nn
 
 import snipnb
 from snipnb.data import Split
-from snipnb.saliences import brute_force
-from snipnb.training import loop
+from snipnb.training import loop, plain
 from snipnb.training.loop import train_together
 
 
@@ -122,7 +121,7 @@ def assert_each_as_alone(models, masks, split, recipe, *, data_seed=0, tolerance
     recipes = [recipe] * len(models) if isinstance(recipe, snipnb.Recipe) else recipe
     for model, other, mask, own, history in zip(models, alone, masks, recipes, histories, strict=True):
         before = state_of(other)
-        expected = brute_force.plain_training(other, split, mask=mask, recipe=own, data_seed=data_seed)
+        expected = plain.plain_training(other, split, mask=mask, recipe=own, data_seed=data_seed)
         assert furthest(model, other) < tolerance
         pd.testing.assert_frame_equal(history, expected, rtol=0, atol=tolerance)
         assert any(not torch.equal(t, before[name]) for name, t in other.state_dict().items())
@@ -241,7 +240,7 @@ def test_softmax_regression_by_hand():
         velocity = 0.9 * velocity + (p - onehot).T @ x / 4 * kept + 0.1 * w
         w = w - 0.3 * velocity
     by_loop = copy.deepcopy(model)
-    for one, train in ((model, snipnb.train), (by_loop, brute_force.plain_training)):
+    for one, train in ((model, snipnb.train), (by_loop, plain.plain_training)):
         history = train(one, split, mask=mask, recipe=recipe, data_seed=3)
         found = torch.cat([one[0].weight.detach(), one[0].bias.detach()[:, None]], 1)
         torch.testing.assert_close(found, w, rtol=1e-12, atol=1e-14)
@@ -280,11 +279,11 @@ def test_lenets_in_float32_come_close_to_each_alone(split):
     recipe = snipnb.Recipe(epochs=2, batch_size=50, learning_rate=0.003)
     together = train_together(models, split, masks=masks, recipe=recipe)
     for k, history in enumerate(together):
-        plain = brute_force.plain_training(alone[k], split, mask=masks[k], recipe=recipe)
-        best = brute_force.plain_training(exact[k], in_double(split), mask=masks[k], recipe=recipe)
+        alone_history = plain.plain_training(alone[k], split, mask=masks[k], recipe=recipe)
+        best = plain.plain_training(exact[k], in_double(split), mask=masks[k], recipe=recipe)
         assert history["train_loss"].to_numpy() == pytest.approx(best["train_loss"].to_numpy(), rel=3e-6)
         for way in ("validation_error", "test_error"):
-            assert (history[way] - plain[way]).abs().max() <= 1 / 60 + 1e-9  # one image
+            assert (history[way] - alone_history[way]).abs().max() <= 1 / 60 + 1e-9  # one image
         assert furthest(models[k], exact[k]) < 1e-3
 
 
@@ -326,7 +325,7 @@ def rates_of(recipe, steps):
 
 def rates_of_pytorch(recipe, steps):
     optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=recipe.learning_rate)
-    schedule, every_step = brute_force._schedule(optimiser, recipe, steps)
+    schedule, every_step = plain._schedule(optimiser, recipe, steps)
     rates = []
     for step in range(recipe.epochs * steps):
         rates.append(optimiser.param_groups[0]["lr"])
@@ -595,7 +594,7 @@ def test_the_given_models_get_the_values_in_their_own_tensors_and_evaluation_mod
         assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("train", [snipnb.train, brute_force.plain_training])
+@pytest.mark.parametrize("train", [snipnb.train, plain.plain_training])
 def test_rows_of_a_split_without_validation(train):
     split = random_split((1, 6, 6), 3)
     split = dataclasses.replace(split, validation_images=split.test_images[:0], validation_labels=split.test_labels[:0])
@@ -689,7 +688,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_changes(name):
         assert model.training
 
 
-@pytest.mark.parametrize("train", [snipnb.train, brute_force.plain_training])
+@pytest.mark.parametrize("train", [snipnb.train, plain.plain_training])
 def test_a_mask_that_does_not_fit_is_refused_before_anything_changes(split, train):
     model = snipnb.lenet5()
     before = state_of(model)
@@ -698,7 +697,7 @@ def test_a_mask_that_does_not_fit_is_refused_before_anything_changes(split, trai
     assert_same_state(model.state_dict(), before)
 
 
-@pytest.mark.parametrize("train", [snipnb.train, brute_force.plain_training])
+@pytest.mark.parametrize("train", [snipnb.train, plain.plain_training])
 @pytest.mark.parametrize(
     ("images", "labels", "message"), [(0, 0, "the data set is empty"), (26, 20, "26 images but 20 labels")]
 )
@@ -713,7 +712,7 @@ def test_training_images_that_do_not_do_are_refused(train, images, labels, messa
     assert_same_state(model.state_dict(), before)
 
 
-@pytest.mark.parametrize("train", [snipnb.train, brute_force.plain_training])
+@pytest.mark.parametrize("train", [snipnb.train, plain.plain_training])
 def test_batch_norm_of_a_single_value_is_refused_as_pytorch_does(train):
     (model,) = built(lambda: nn.Linear(6, 4), lambda: nn.BatchNorm1d(4), lambda: nn.Linear(4, 3), number=1)
     with pytest.raises(ValueError, match="more than 1 value per channel"):

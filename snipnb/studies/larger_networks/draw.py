@@ -58,7 +58,7 @@ def sweep(frame: pd.DataFrame, fits: pd.DataFrame, *, note: str) -> Figure:
     return figure
 
 
-def vgg_by_depth(sample: pd.DataFrame, depth: pd.DataFrame, *, note: str) -> Figure:
+def vgg(sample: pd.DataFrame, depth: pd.DataFrame, *, note: str) -> Figure:
     """VGG16: SNIP against exact salience of the drawn weights (left), and the typical difference by layer (right).
 
     Args:
@@ -105,7 +105,7 @@ def vgg_by_depth(sample: pd.DataFrame, depth: pd.DataFrame, *, note: str) -> Fig
     return figure
 
 
-def vgg_layers(frame: pd.DataFrame, *, sparsity: float, note: str) -> Figure:
+def layers(frame: pd.DataFrame, *, sparsity: float, note: str) -> Figure:
     """What SNIP keeps of each weight tensor of VGG16, by how batch norm acts while it is computed.
 
     Args:

@@ -15,24 +15,27 @@ from torch import Tensor, nn
 from snipnb._progress import track
 from snipnb.networks import lenet_variant, set_running_statistics, vgg16_mnist
 from snipnb.pruning.masks import LayerCollapseWarning, keep_mask, layer_table
-from snipnb.publish.ledger import setting
-from snipnb.publish.stats import mean_interval
+from snipnb.publish.stats import mean_interval, rank_correlation
 from snipnb.saliences.brute_force import pick, stratified_sample
 from snipnb.saliences.exact import exact_salience
 from snipnb.saliences.snip import snip
-from snipnb.studies.snip_vs_exact.measure import rank_correlation
 
 RESAMPLES = 500
 Network = Callable[..., nn.Sequential]
-MORE = tuple(setting("C27", "layers_more"))
-# Family -> label of the network -> function of init and seed. The first family is the one that C27 judges.
-FAMILIES: dict[str, dict[int | float, Network]] = {
-    "fully connected layers more": {n: partial(lenet_variant, extra_full=n) for n in MORE},
-    "convolutions more": {n: partial(lenet_variant, extra_conv=n) for n in MORE},
-    "fully connected, Xavier": {n: partial(lenet_variant, extra_full=n, init="xavier_uniform") for n in MORE},
-    "fully connected, batch norm": {n: partial(lenet_variant, extra_full=n, batch_norm=True) for n in MORE},
-    "times as wide": {n: partial(lenet_variant, width=n) for n in (0.5, 1, 2, 4)},
-}
+WIDTHS = (0.5, 1, 2, 4)
+
+
+def families(layers_more: Sequence[int]) -> dict[str, dict[int | float, Network]]:
+    """Family -> label of the network -> function of seed: so many layers more than LeNet-5, several ways, and other widths."""
+    return {
+        "fully connected layers more": {n: partial(lenet_variant, extra_full=n) for n in layers_more},
+        "convolutions more": {n: partial(lenet_variant, extra_conv=n) for n in layers_more},
+        "fully connected, Xavier": {
+            n: partial(lenet_variant, extra_full=n, init="xavier_uniform") for n in layers_more
+        },
+        "fully connected, batch norm": {n: partial(lenet_variant, extra_full=n, batch_norm=True) for n in layers_more},
+        "times as wide": {n: partial(lenet_variant, width=n) for n in WIDTHS},
+    }
 
 
 def num_layers(model: nn.Module) -> int:
@@ -136,19 +139,25 @@ def sweep(
     *,
     seeds: Sequence[int],
     per_tensor: int,
-    families: Mapping[str, Mapping[int | float, Network]] | None = None,
+    networks: Mapping[str, Mapping[int | float, Network]],
 ) -> pd.DataFrame:
     """Agreement of SNIP and exact salience over families of networks.
+
+    Args:
+        images: [n, 1, 28, 28].
+        labels: [n].
+        seeds: Initialisations of each network.
+        per_tensor: Parameters drawn from every tensor, at most.
+        networks: As from :func:`families`.
 
     Returns:
         One row per family, network and seed: ``family``, ``value``, ``layers`` (convolutions and linear ones), ``parameters``, ``seed``, and the columns
         of :func:`agreement` for SNIP in evaluation mode (without intervals), and ``train_mode_spearman``.
     """
-    families = FAMILIES if families is None else families
-    jobs = [(f, v, seed) for f, members in families.items() for v in members for seed in seeds]
+    jobs = [(f, v, seed) for f, members in networks.items() for v in members for seed in seeds]
     rows = []
     for family, value, seed in track(jobs, "deeper and wider networks"):
-        model = families[family][value](seed=seed)
+        model = networks[family][value](seed=seed)
         sample = compare(model, images, labels, per_tensor=per_tensor, seed=seed)
         both = agreement(sample, resamples=0).set_index("salience")
         row = {"family": family, "value": value, "layers": num_layers(model)}

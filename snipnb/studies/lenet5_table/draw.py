@@ -1,10 +1,7 @@
-"""Figures of notebook 04: what is kept where, over many initialisations. In the house style of ``plotting.py``."""
+"""Figures of notebook 03."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -12,352 +9,122 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from snipnb.networks import published_label
-from snipnb.publish.style import NEUTRAL, PALETTE, footnote, sparsity_axis
-
-LAYER_COLOURS = {
-    "conv1": PALETTE[3],
-    "conv2": PALETTE[1],
-    "full1": PALETTE[0],
-    "full2": PALETTE[4],
-    "full3": PALETTE[2],
-}
+from snipnb.publish.style import NEUTRAL, PALETTE, REPORTED, footnote, look
 
 
-LEAST_KEPT = 0.2  # percent, where axes of kept shares begin
-
-
-def _percent(axis: Axes, ticks: Sequence[float], *, along: str = "x") -> None:
-    """A log axis of percentages with plain numbers."""
-    which = axis.xaxis if along == "x" else axis.yaxis
-    (axis.set_xscale if along == "x" else axis.set_yscale)("log")
-    which.set_major_locator(FixedLocator(ticks))
-    which.set_minor_locator(NullLocator())
-    which.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def kept_under_controls(counts: pd.DataFrame, shares: pd.DataFrame, *, whole: float, note: str) -> Figure:
-    """Kept share of every parameter tensor, a dot a seed, a panel for each way to rank.
+def figure2(frame: pd.DataFrame, reported: pd.DataFrame, *, note: str) -> Figure:
+    """Kept share of each layer over seeds, with prediction intervals, beside the published counts.
 
     Args:
-        counts: ``condition``, ``seed``, ``label``, ``kept_percent``.
-        shares: ``condition``, ``share`` (of the variance between tensors).
-        whole: Kept share of the whole network, in percent.
+        frame: One row per seed, sparsity and layer: ``label``, ``sparsity``, ``kept_percent``.
+        reported: One row per sparsity and layer: ``label``, ``sparsity``, ``kept_percent``, ``low_percent``,
+            ``high_percent`` (ends of the prediction interval), ``inside``.
         note: Small print.
     """
-    conditions, labels = list(dict.fromkeys(counts["condition"])), list(dict.fromkeys(counts["label"]))
+    labels, sparsities = list(dict.fromkeys(frame["label"])), sorted(frame["sparsity"].unique())
     figure, axes = plt.subplots(
-        1, len(conditions), figsize=(2.15 * len(conditions) + 0.8, 4.3), sharey=True, layout="constrained"
+        1, len(sparsities), figsize=(4.6 * len(sparsities), 4.6), sharey=True, layout="constrained"
     )
-    draw, floor = np.random.RandomState(0), 0.25
-    for i, (axis, condition) in enumerate(zip(np.atleast_1d(axes), conditions, strict=True)):
-        part = counts[counts["condition"] == condition]
+    draw = np.random.RandomState(0)
+    for axis, sparsity in zip(np.atleast_1d(axes), sparsities, strict=True):
         for row, label in enumerate(labels):
-            kept = part.loc[part["label"] == label, "kept_percent"].clip(lower=floor).to_numpy()
-            place = row + draw.uniform(-0.28, 0.28, len(kept))
-            colour = PALETTE[0] if i == 0 else NEUTRAL
-            axis.plot(kept, place, ".", ms=3, mew=0, alpha=0.6, color=colour, zorder=2, rasterized=True)
-            axis.plot([np.median(kept)] * 2, [row - 0.36, row + 0.36], color="black", lw=1.3, zorder=3)
-        axis.axvline(whole, color=NEUTRAL, lw=1, ls=":", zorder=0)
-        _percent(axis, [floor, 1, 5, 20, 100])
-        axis.set_xticklabels(["0", "1", "5", "20", "100"])
-        axis.set_xlim(floor / 1.4, 140)
-        share = shares.loc[shares["condition"] == condition, "share"].iloc[0]
-        axis.set_title(f"{condition}\n{100 * share:.1f} % of variance\nbetween tensors", fontsize=8.5)
-        axis.set_xlabel("kept, % (log)")
-    first = np.atleast_1d(axes)[0]
+            own = (frame["sparsity"] == sparsity) & (frame["label"] == label)
+            kept = frame.loc[own, "kept_percent"].to_numpy()
+            cell = reported[(reported["sparsity"] == sparsity) & (reported["label"] == label)].iloc[0]
+            low, high = cell["low_percent"], cell["high_percent"]
+            axis.plot(
+                [low, high], [row, row], color=look("snip").colour, alpha=0.25, lw=11, solid_capstyle="butt", zorder=1
+            )
+            axis.plot(
+                kept,
+                row + draw.uniform(-0.2, 0.2, len(kept)),
+                ".",
+                color=look("snip").colour,
+                ms=4.5,
+                mew=0,
+                alpha=0.7,
+                zorder=2,
+                rasterized=True,
+            )
+            axis.plot(cell["kept_percent"], row, **(REPORTED | {"markersize": 7.5, "markeredgewidth": 1.4}), zorder=3)
+            if not cell["inside"]:
+                axis.annotate(
+                    "outside",
+                    (cell["kept_percent"], row),
+                    xytext=(0, 8),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=7,
+                    color="black",
+                )
+        axis.axvline(100 * (1 - sparsity), color=NEUTRAL, lw=1, ls=":", zorder=0)
+        axis.annotate(
+            f"whole network: {100 * (1 - sparsity):.0f} %",
+            (100 * (1 - sparsity), 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, 2),
+            textcoords="offset points",
+            fontsize=7.5,
+            color=NEUTRAL,
+        )
+        axis.set_title(f"sparsity {sparsity:g}", pad=14)
+        axis.set_xlabel("parameters kept, %" + (" (log scale)" if sparsity > 0.9 else ""))
+        if sparsity > 0.9:
+            axis.set_xscale("log")
+            axis.set_xlim(1, 130)
+            axis.xaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100]))
+            axis.xaxis.set_minor_locator(NullLocator())
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        else:
+            axis.set_xlim(0, 104)
+    first: Axes = np.atleast_1d(axes)[0]
     first.set_yticks(range(len(labels)), labels)
     first.set_ylim(len(labels) - 0.4, -0.6)
+    handles = [
+        plt.Line2D([], [], ls="none", marker=".", ms=7, color=look("snip").colour, label="one seed"),
+        plt.Line2D(
+            [], [], color=look("snip").colour, alpha=0.25, lw=9, label="95 % prediction interval for one more seed"
+        ),
+        plt.Line2D([], [], **REPORTED, markersize=7, markeredgewidth=1.4, label="published"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3)
     footnote(figure, note)
     return figure
 
 
-def overlaps(summary: pd.DataFrame, *, note: str) -> Figure:
-    """Overlap of pairs of masks by tensor: a colour for what differs between the two, a hollow mark for chance.
+def errors(frame: pd.DataFrame, reported: pd.DataFrame, *, note: str) -> Figure:
+    """Three ways to state the error rate of the same runs, per sparsity, beside the published values.
 
     Args:
-        summary: ``comparison``, ``layer``, ``mean``, ``smallest``, ``largest``, ``chance``.
+        frame: One row per run and way: ``sparsity``, ``way``, ``error_percent``.
+        reported: ``sparsity``, ``error_percent``.
         note: Small print.
     """
-    comparisons, layers = list(dict.fromkeys(summary["comparison"])), list(dict.fromkeys(summary["layer"]))
-    figure, axis = plt.subplots(figsize=(8.2, 0.43 * len(layers) + 1.6), layout="constrained")
-    for i, comparison in enumerate(comparisons):
-        part = summary[summary["comparison"] == comparison].set_index("layer").loc[layers]
-        y = np.arange(len(layers)) + 0.2 * (i - (len(comparisons) - 1) / 2)
-        bars = [part["mean"] - part["smallest"], part["largest"] - part["mean"]]
-        axis.errorbar(
-            part["mean"], y, xerr=bars, fmt="osD^"[i], ms=5, lw=1.4, color=PALETTE[(0, 1, 2, 4)[i]], label=comparison
+    sparsities, ways = sorted(frame["sparsity"].unique()), list(dict.fromkeys(frame["way"]))
+    figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    colours = dict(zip(ways, (PALETTE[0], PALETTE[3], PALETTE[4]), strict=False))
+    for column, sparsity in enumerate(sparsities):
+        for place, way in enumerate(ways):
+            errors = frame.loc[(frame["sparsity"] == sparsity) & (frame["way"] == way), "error_percent"].to_numpy()
+            x = column + 0.22 * (place - (len(ways) - 1) / 2)
+            axis.plot([x, x], [errors.min(), errors.max()], color=colours[way], lw=1.2, zorder=1)
+            axis.plot(np.full(len(errors), x), errors, "o", color=colours[way], ms=4, alpha=0.6, mew=0, zorder=2)
+            axis.plot([x - 0.07, x + 0.07], [errors.mean()] * 2, color=colours[way], lw=2.5, zorder=3)
+        value = reported.loc[reported["sparsity"] == sparsity, "error_percent"].iloc[0]
+        axis.plot(column + 0.42, value, **(REPORTED | {"markersize": 7, "markeredgewidth": 1.4}))
+        axis.annotate(
+            f"{value:.2f}", (column + 0.42, value), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=7.5
         )
-        axis.plot(
-            part["chance"],
-            y,
-            "|",
-            ms=9,
-            mew=1.6,
-            color="black",
-            label="by chance, given the counts" if i == 0 else None,
-        )
-    axis.set_yticks(range(len(layers)), [published_label(layer) for layer in layers])
-    axis.set_ylim(len(layers) - 0.5, -0.5)
-    axis.set_xlim(-0.02, 1.03)
-    axis.set_xlabel("overlap of the kept sets (intersection over union)")
-    figure.legend(loc="outside upper center", ncols=2)
-    footnote(figure, note)
-    return figure
-
-
-def beside_initialisations(cells: pd.DataFrame, scores: pd.DataFrame, *, note: str) -> Figure:
-    """Counts that each initialisation makes likely, relative to the published ones.
-
-    Args:
-        cells: ``init``, ``sparsity``, ``label``, ``reported``, ``low``, ``high`` (prediction interval), ``mean``.
-        scores: ``init``, ``p_value``.
-        note: Small print.
-    """
-    inits, labels = list(dict.fromkeys(cells["init"])), list(dict.fromkeys(cells["label"]))
-    sparsities, floor = sorted(cells["sparsity"].unique()), 0.1
-    figure, axes = plt.subplots(
-        1, len(sparsities), figsize=(4.9 * len(sparsities), 5.2), sharey=True, layout="constrained"
+    axis.set_xticks(range(len(sparsities)), [f"{s:g}" for s in sparsities])
+    axis.set_xlim(-0.5, len(sparsities) - 0.4)
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("sparsity")
+    axis.set_ylabel("error rate on scored images, %")
+    axis.grid(axis="x", visible=False)
+    handles = [plt.Line2D([], [], color=colours[way], marker="o", ms=4, lw=1.5, label=way) for way in ways]
+    handles.append(
+        plt.Line2D([], [], **REPORTED, markersize=7, markeredgewidth=1.4, label="published (best of 80 epochs)")
     )
-    for axis, sparsity in zip(axes, sparsities, strict=True):
-        for i, init in enumerate(inits):
-            part = cells[(cells["init"] == init) & (cells["sparsity"] == sparsity)].set_index("label").loc[labels]
-            y = np.arange(len(labels)) + 0.15 * (i - (len(inits) - 1) / 2)
-            colour = PALETTE[(0, 1, 2, 9, 4)[i]]
-            ratio = {key: (part[key] / part["reported"]).clip(lower=floor) for key in ("low", "high", "mean")}
-            axis.hlines(y, ratio["low"], ratio["high"], color=colour, lw=2.2, alpha=0.75)
-            p = scores.loc[scores["init"] == init, "p_value"].iloc[0]
-            name = f"{init.replace('_', ' ')} (p = {p:.2f})"
-            axis.plot(ratio["mean"], y, "o", ms=3.2, color=colour, label=name if axis is axes[0] else None)
-        axis.axvline(1, color="black", lw=1)
-        _percent(axis, [floor, 0.2, 0.5, 1, 2, 5])
-        axis.set_xticklabels(["0", "0.2", "0.5", "1", "2", "5"])
-        axis.set_xlim(floor / 1.15, max(3.0, 1.1 * (cells["high"] / cells["reported"]).max()))
-        axis.set_title(f"sparsity {sparsity:g}")
-        axis.set_xlabel("kept, relative to the published count (log)")
-    axes[0].set_yticks(range(len(labels)), labels)
-    axes[0].set_ylim(len(labels) - 0.5, -0.5)
-    figure.legend(loc="outside upper center", ncols=3)
-    footnote(figure, note)
-    return figure
-
-
-def place_maps(maps: pd.DataFrame, *, note: str) -> Figure:
-    """How often each place is kept, relative to its tensor's mean: a column per tensor, a row per sparsity.
-
-    Args:
-        maps: ``title``, ``sparsity``, ``row``, ``column``, ``kept``.
-        note: Small print.
-    """
-    titles, sparsities = list(dict.fromkeys(maps["title"])), sorted(maps["sparsity"].unique())
-    figure, axes = plt.subplots(
-        len(sparsities),
-        len(titles),
-        figsize=(2.35 * len(titles) + 0.6, 2.3 * len(sparsities) + 0.6),
-        layout="constrained",
-        squeeze=False,
-    )
-    norm = mpl.colors.TwoSlopeNorm(1, 0, 3)
-    for (title, sparsity), part in maps.groupby(["title", "sparsity"], sort=False):
-        axis = axes[sparsities.index(sparsity), titles.index(title)]
-        grid = part.pivot(index="row", columns="column", values="kept").to_numpy()
-        picture = axis.imshow(grid / grid.mean(), cmap="RdBu", norm=norm, interpolation="nearest")
-        if grid.size <= 49:
-            for (row, column), value in np.ndenumerate(grid):
-                dark = abs(norm(value / grid.mean()) - 0.5) > 0.33
-                colour = "white" if dark else "black"
-                axis.text(
-                    column,
-                    row,
-                    f"{100 * value:.0f}" if value >= 0.0995 else f"{100 * value:.1f}",
-                    ha="center",
-                    va="center",
-                    fontsize=7,
-                    color=colour,
-                )
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.grid(visible=False)
-        for spine in axis.spines.values():
-            spine.set_visible(False)
-        axis.set_xlabel(f"mean {100 * grid.mean():.3g} % kept", fontsize=8)
-        if sparsity == sparsities[0]:
-            axis.set_title(title, fontsize=9)
-        if title == titles[0]:
-            axis.set_ylabel(f"sparsity {sparsity:g}", fontsize=9.5, fontweight="bold")
-    bar = figure.colorbar(picture, ax=axes, shrink=0.6, pad=0.02, label="kept, relative to the tensor's mean")
-    bar.set_ticks([0, 0.5, 1, 2, 3], labels=["0", "0.5", "1", "2", "3 or more"])
-    footnote(figure, note)
-    return figure
-
-
-def unit_ranks(frame: pd.DataFrame, *, note: str) -> Figure:
-    """Kept weights into each unit, units in descending order, against the same number at random places of the tensor.
-
-    Args:
-        frame: ``layer``, ``rank``, ``mean``, ``smallest``, ``largest``, ``shuffled``.
-        note: Small print.
-    """
-    layers = list(dict.fromkeys(frame["layer"]))
-    figure, axes = plt.subplots(1, len(layers), figsize=(3.1 * len(layers), 3.1), layout="constrained")
-    for axis, layer in zip(np.atleast_1d(axes), layers, strict=True):
-        part = frame[frame["layer"] == layer]
-        colour = LAYER_COLOURS[layer.split(".")[0]]
-        axis.fill_between(part["rank"], part["smallest"], part["largest"], color=colour, alpha=0.2, lw=0)
-        axis.plot(part["rank"], part["mean"], color=colour, label="SNIP")
-        axis.plot(part["rank"], part["shuffled"], color="black", ls=":", label="shuffled within the tensor")
-        axis.set_title(published_label(layer))
-        axis.set_xlabel("unit, by rank")
-        axis.set_ylim(bottom=0)
-    first = np.atleast_1d(axes)[0]
-    first.set_ylabel("kept weights into a unit")
-    np.atleast_1d(axes)[-1].legend(loc="upper right")
-    footnote(figure, note)
-    return figure
-
-
-def weights_before_and_after(histograms: pd.DataFrame, tenths: pd.DataFrame, *, bound: float, note: str) -> Figure:
-    """Weights before and after pruning, by tensor (columns) and initialisation (rows); last row: kept share by magnitude.
-
-    Args:
-        histograms: ``init``, ``layer``, ``value``, ``before``, ``kept``.
-        tenths: ``init``, ``layer``, ``tenth``, ``kept``, ``low``, ``high``.
-        bound: What C34 asks the lowest tenth to stay below, as a share of the middle eight.
-        note: Small print.
-    """
-    inits, layers = list(dict.fromkeys(histograms["init"])), list(dict.fromkeys(histograms["layer"]))
-    figure, axes = plt.subplots(
-        len(inits) + 1,
-        len(layers),
-        figsize=(2.2 * len(layers), 1.75 * len(inits) + 2.4),
-        layout="constrained",
-        squeeze=False,
-    )
-    for (init, layer), part in histograms.groupby(["init", "layer"], sort=False):
-        axis = axes[inits.index(init), layers.index(layer)]
-        width, top = np.diff(part["value"]).mean(), part["before"].max()
-        axis.bar(part["value"], part["before"] / top, width, color="#d0d0d0", lw=0, label="before")
-        axis.bar(
-            part["value"],
-            part["kept"] / part["kept"].max(),
-            width * 0.9,
-            color=PALETTE[0],
-            alpha=0.55,
-            lw=0,
-            label="kept",
-        )
-        axis.set_yticks([])
-        axis.set_xticks([-1, 0, 1])
-        axis.grid(visible=False)
-        if init == inits[0]:
-            axis.set_title(published_label(layer))
-        if layer == layers[0]:
-            axis.set_ylabel(f"{init.replace('_', ' ')}\nweights", fontsize=8.5)
-    for column, layer in enumerate(layers):
-        axis = axes[-1, column]
-        for i, init in enumerate(inits):
-            part = tenths[(tenths["layer"] == layer) & (tenths["init"] == init)]
-            bars = [part["kept"] - part["low"], part["high"] - part["kept"]]
-            colour = (PALETTE[0], PALETTE[1])[i % 2]
-            axis.errorbar(
-                part["tenth"] + 0.15 * i,
-                100 * part["kept"],
-                yerr=[100 * b for b in bars],
-                fmt="os"[i % 2],
-                ms=3,
-                lw=1,
-                color=colour,
-                ls="-",
-                label=init.replace("_", " "),
-            )
-            if i == 0:
-                middle = 100 * part["kept"].to_numpy()[1:-1].mean()
-                axis.plot([0.6, 1.6], [bound * middle] * 2, color="black", lw=1.2, ls="--")
-        axis.set_ylim(bottom=0)
-        axis.set_xticks([1, 5, 10])
-        axis.set_xlabel("tenth of magnitude")
-    axes[-1, 0].set_ylabel("kept, %")
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    more, others = axes[-1, 0].get_legend_handles_labels()
-    figure.legend([*handles, *more], [*names, *others], loc="outside upper center", ncols=4)
-    footnote(figure, note)
-    return figure
-
-
-def density_curves(curves: pd.DataFrame, *, note: str) -> Figure:
-    """Kept share of each tensor against sparsity, a panel per network: mean and range of the seeds, prediction dashed.
-
-    Args:
-        curves: ``network``, ``layer``, ``sparsity``, ``mean``, ``smallest``, ``largest``, and, if there is a prediction, ``predicted``.
-        note: Small print.
-    """
-    networks = list(dict.fromkeys(curves["network"]))
-    figure, axes = plt.subplots(1, len(networks), figsize=(4.9 * len(networks), 4.2), sharey=True, layout="constrained")
-    for axis, network in zip(np.atleast_1d(axes), networks, strict=True):
-        part = curves[curves["network"] == network]
-        sparsities = sorted(part["sparsity"].unique())
-        for layer, one in part.groupby("layer", sort=False):
-            if not layer.endswith("weight"):
-                continue
-            colour, x = LAYER_COLOURS[layer.split(".")[0]], 1 - one["sparsity"]
-            axis.fill_between(x, 100 * one["smallest"], 100 * one["largest"], color=colour, alpha=0.2, lw=0)
-            axis.plot(x, 100 * one["mean"], color=colour)
-            last = one.loc[one["sparsity"].idxmax()]
-            axis.annotate(  # at the end of its line, or where that leaves the axes
-                published_label(layer),
-                (1 - last["sparsity"], max(100 * last["mean"], LEAST_KEPT)),
-                xytext=(5, 0),
-                textcoords="offset points",
-                va="bottom" if 100 * last["mean"] < LEAST_KEPT else "center",
-                color=colour,
-            )
-            if "predicted" in one:
-                axis.plot(x, 100 * one["predicted"], color=colour, ls=(0, (3, 2)), lw=1.2)
-        axis.plot([1 - s for s in sparsities], [100 * (1 - s) for s in sparsities], color=NEUTRAL, ls=":", lw=1)
-        sparsity_axis(
-            axis, sparsities, unlabelled=[s for s in sparsities if s not in (0.05, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)]
-        )
-        _percent(axis, [0.1, 0.3, 1, 3, 10, 30, 100], along="y")
-        axis.set_title(network)
-    np.atleast_1d(axes)[0].set_ylabel("weights kept, % (log)")
-    np.atleast_1d(axes)[0].set_ylim(LEAST_KEPT, 130)
-    footnote(figure, note)
-    return figure
-
-
-def predicted_densities(frame: pd.DataFrame, *, note: str) -> Figure:
-    """Densities that shapes alone predict against measured ones, a panel per rule.
-
-    Args:
-        frame: ``rule``, ``network``, ``layer``, ``measured``, ``predicted`` (fractions), ``fitted`` (whether constants saw the network).
-        note: Small print.
-    """
-    rules = list(dict.fromkeys(frame["rule"]))
-    networks = list(dict.fromkeys(frame["network"]))
-    figure, axes = plt.subplots(1, len(rules), figsize=(3.5 * len(rules), 3.9), sharey=True, layout="constrained")
-    ends = [0.1, 110]
-    for axis, rule in zip(np.atleast_1d(axes), rules, strict=True):
-        axis.plot(ends, ends, color="black", lw=0.8, ls=":")
-        for i, network in enumerate(networks):
-            part = frame[(frame["rule"] == rule) & (frame["network"] == network)]
-            face = PALETTE[i % 10] if part["fitted"].any() else "none"
-            axis.plot(
-                (100 * part["predicted"]).clip(lower=ends[0]),
-                (100 * part["measured"]).clip(lower=ends[0]),
-                "osD^vXP*<>"[i % 10],
-                ms=5,
-                mfc=face,
-                mec=PALETTE[i % 10],
-                label=network,
-                ls="none",
-            )
-        for along in ("x", "y"):
-            _percent(axis, [0.1, 1, 10, 100], along=along)
-        axis.set_title(rule)
-        axis.set_xlabel("predicted density, % (log)")
-        axis.set_aspect("equal")
-    np.atleast_1d(axes)[0].set_ylabel("SNIP's density, % (log)")
-    handles, names = np.atleast_1d(axes)[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=4)
+    axis.legend(handles=handles, loc="upper left")
     footnote(figure, note)
     return figure

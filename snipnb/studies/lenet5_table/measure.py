@@ -2,161 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor, nn
 
-from snipnb._engine.ensembles import stacked
-from snipnb._progress import track
-from snipnb.networks import lenet5, published_label
-from snipnb.pruning.masks import LayerCollapseWarning, Mask, keep_mask, num_removed
-from snipnb.publish.stats import LEVEL, TableFit, prediction_interval, table_fit
-from snipnb.saliences.snip import Salience, magnitude_salience
-from snipnb.saliences.together import snip_together
-
-AT_ONCE = 64  # networks that are built and measured together
-
-
-@dataclass(frozen=True)
-class Ensemble:
-    """Networks that differ in their seed alone: what they start with, and their SNIP saliences.
-
-    Attributes:
-        seeds: Of the initialisations.
-        weights: Parameter name -> [seeds, ...].
-        saliences: Parameter name -> [seeds, ...], signed.
-    """
-
-    seeds: tuple[int, ...]
-    weights: dict[str, Tensor]
-    saliences: dict[str, Tensor]
-
-
-def ensemble(
-    images: Tensor,
-    labels: Tensor,
-    *,
-    seeds: Iterable[int],
-    network: Callable[..., nn.Module] = lenet5,
-    init: str = "pytorch",
-) -> Ensemble:
-    """Initial weights and SNIP saliences of a network, for many initialisations.
-
-    Args:
-        images: [n, 1, 28, 28]; saliences are taken over all of them.
-        labels: [n].
-        seeds: Initialisations.
-        network: Function of ``init`` and ``seed``.
-        init: Initialisation.
-    """
-    seeds = tuple(seeds)
-    weights: list[Mapping[str, Tensor]] = []
-    saliences: list[Salience] = []
-    for first in range(0, len(seeds), AT_ONCE):
-        models = [network(init=init, seed=seed) for seed in seeds[first : first + AT_ONCE]]
-        saliences += snip_together(models, images, labels)
-        weights += [magnitude_salience(model) for model in models]
-    return Ensemble(seeds, stacked(weights), stacked(saliences))
-
-
-RANKINGS: dict[str, Callable[[Salience, Salience, int], Salience]] = {
-    "snip": lambda salience, weights, seed: salience,
-    "gradient": lambda salience, weights, seed: {
-        k: s / weights[k].where(weights[k] != 0, 1) for k, s in salience.items()
-    },
-    "signed salience": lambda salience, weights, seed: _above_zero(salience),
-    "magnitude": lambda salience, weights, seed: weights,
-    "random": lambda salience, weights, seed: _shuffled(salience, seed),
-}
-
-
-def masks(networks: Ensemble, sparsity: float, *, ranking: str = "snip", ties: str = "remove") -> Mask:
-    """What each network of an ensemble keeps: parameter name -> bool [seeds, ...].
-
-    Args:
-        networks: From :func:`ensemble`.
-        sparsity: Fraction removed.
-        ranking: What parameters are ranked by, of :data:`RANKINGS`: SNIP, and controls that cost nothing more: the gradient
-            alone, the salience with its sign, the weights' magnitude, a random order.
-        ties: See :func:`snipnb.keep_mask`.
-
-    Raises:
-        ValueError: If the ranking is unknown.
-    """
-    if ranking not in RANKINGS:
-        raise ValueError(f"there are no rankings {[ranking]}; accepted are {', '.join(RANKINGS)}")
-    found = []
-    for k, seed in enumerate(networks.seeds):
-        salience, weights = ({n: t[k] for n, t in s.items()} for s in (networks.saliences, networks.weights))
-        with warnings.catch_warnings():
-            if (
-                ranking != "snip" or sparsity > 0.98
-            ):  # that a control, or an extreme, cuts the network shows in its counts
-                warnings.simplefilter("ignore", LayerCollapseWarning)
-            found.append(keep_mask(RANKINGS[ranking](salience, weights, seed), sparsity, ties=ties))
-    return stacked(found)
-
-
-def kept_counts(
-    networks: Ensemble, *, sparsities: Sequence[float], ties: str = "remove", rankings: Sequence[str] = ("snip",)
-) -> pd.DataFrame:
-    """How many parameters are kept in each layer, for each initialisation.
-
-    Args:
-        networks: From :func:`ensemble`.
-        sparsities: Fractions removed.
-        ties: See :func:`snipnb.keep_mask`.
-        rankings: See :func:`masks`.
-
-    Returns:
-        Tidy frame, one row per seed, ranking, sparsity and parameter tensor: ``seed``, ``ranking``, ``sparsity``, ``layer``,
-        ``label`` (the write-up's name), ``parameters``, ``kept``, ``removed_percent``.
-
-    Raises:
-        ValueError: If a ranking is unknown.
-    """
-    frames = []
-    for ranking, sparsity in track(list(itertools.product(rankings, sparsities)), "masks"):
-        for layer, kept in masks(networks, sparsity, ranking=ranking, ties=ties).items():
-            size = kept[0].numel()
-            frame = pd.DataFrame({"seed": networks.seeds, "kept": kept.flatten(1).sum(1).tolist()})
-            facts = {"ranking": ranking, "sparsity": sparsity, "layer": layer, "parameters": size}
-            removed = 100 * (size - frame["kept"]) / size
-            frames.append(frame.assign(**facts, label=published_label(layer), removed_percent=removed))
-    columns = ["seed", "ranking", "sparsity", "layer", "label", "parameters", "kept", "removed_percent"]
-    return pd.concat(frames, ignore_index=True)[columns]
-
-
-def _of_snip(counts: pd.DataFrame) -> pd.DataFrame:
-    """The counts of SNIP itself, without the controls."""
-    return counts[counts["ranking"] == "snip"]
-
-
-def _above_zero(salience: Salience) -> Salience:
-    """Shifted so that ranking by magnitude is ranking by the signed value."""
-    lowest = min(float(s.min()) for s in salience.values())
-    return {name: s.double() - lowest for name, s in salience.items()}
-
-
-def _shuffled(salience: Salience, seed: int) -> Salience:
-    """Every order of the parameters equally likely."""
-    sizes = [s.numel() for s in salience.values()]
-    order = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(seed)).double() + 1
-    return {name: o.view(s.shape) for (name, s), o in zip(salience.items(), order.split(sizes), strict=True)}
+from snipnb.data import Split
+from snipnb.pruning.masks import num_removed
+from snipnb.publish.published import reported
+from snipnb.publish.stats import LEVEL, mean_interval, t_quantile, table_fit
+from snipnb.studies.shared import PUBLISHED_NUM_SCORED, of_snip, protocol
+from snipnb.training.loop import Recipe
+from snipnb.training.runs import grid
+from snipnb.training.scores import WAYS, error_table
 
 
 def rejected_controls(counts: pd.DataFrame, *, level: float = LEVEL) -> pd.DataFrame:
     """Would the rule for a whole table notice another procedure? Each seed's table by another ranking against SNIP's.
 
     Args:
-        counts: As from :func:`kept_counts`, with the ranking ``snip`` and others.
+        counts: As from :func:`snipnb.studies.shared.kept_counts`, with the ranking ``snip`` and others.
 
     Returns:
         One row per ranking: ``ranking``, ``n``, ``rejected`` (tables with p-value at most 1 - ``level``), ``median_p``,
@@ -185,62 +52,13 @@ def rejected_controls(counts: pd.DataFrame, *, level: float = LEVEL) -> pd.DataF
     return pd.DataFrame(rows)
 
 
-def place_reported(counts: pd.DataFrame, reported: pd.DataFrame) -> tuple[pd.DataFrame, TableFit]:
-    """Where each published count falls among those of the seeds.
-
-    Args:
-        counts: As from :func:`kept_counts`.
-        reported: ``layer`` (the write-up's name), ``params``, ``sparsity``, ``kept``.
-
-    Returns:
-        One row per published count: ``label``, ``parameters``, ``sparsity``, ``reported``, ``mean``, ``smallest``,
-        ``largest``, ``low`` and ``high`` (95 % prediction interval of one more seed), ``mid_p``, ``inside``; and the
-        fit of the whole table (:func:`snipnb.publish.stats.table_fit`).
-
-    Raises:
-        ValueError: If a published layer or its size is not one of the network's.
-    """
-    counts = _of_snip(counts)
-    wide = counts.pivot(index="seed", columns=["sparsity", "label"], values="kept")
-    sizes = counts.drop_duplicates("label").set_index("label")["parameters"]
-    cells = list(zip(reported["sparsity"], reported["layer"], strict=True))
-    if unknown := [cell for cell in cells if cell not in wide.columns]:
-        raise ValueError(
-            f"the published table has {unknown[0]}, which was not measured; measured are {list(wide.columns)}"
-        )
-    for label, size in zip(reported["layer"], reported["params"], strict=True):
-        if sizes[label] != size:
-            raise ValueError(f"the published table gives {label!r} {size} parameters; the network has {sizes[label]}")
-    fit = table_fit(reported["kept"].to_numpy(), wide[cells].to_numpy())
-    rows = []
-    for (sparsity, label), value, p in zip(cells, reported["kept"], fit.cell_p, strict=True):
-        kept = wide[sparsity, label].to_numpy()
-        low, high = prediction_interval(kept, int(sizes[label]))
-        rows.append(
-            {
-                "label": label,
-                "parameters": int(sizes[label]),
-                "sparsity": sparsity,
-                "reported": int(value),
-                "mean": float(kept.mean()),
-                "smallest": int(kept.min()),
-                "largest": int(kept.max()),
-                "low": low,
-                "high": high,
-                "mid_p": float(p),
-                "inside": bool(low <= value <= high),
-            }
-        )
-    return pd.DataFrame(rows), fit
-
-
 def beside_reported(counts: pd.DataFrame, reported: pd.DataFrame, *, seed: int) -> pd.DataFrame:
     """The write-up's table and that of one seed side by side, one row per layer and a total.
 
     Returns:
         ``layer``, ``params``, and for each sparsity ``reported <s>`` and ``seed <n> <s>`` as "kept (removed %)".
     """
-    measured = _of_snip(counts[counts["seed"] == seed])
+    measured = of_snip(counts[counts["seed"] == seed])
     sizes = reported.drop_duplicates("layer").set_index("layer")["params"]
     table = pd.DataFrame({"layer": [*sizes.index, "total"], "params": [*sizes, sizes.sum()]})
     for sparsity in sorted(reported["sparsity"].unique()):
@@ -261,14 +79,14 @@ def kept_percent(counts: pd.DataFrame, placement: pd.DataFrame) -> tuple[pd.Data
     """Counts as shares of each layer, for plotting: those of the seeds, and the published ones with their intervals.
 
     Args:
-        counts: As from :func:`kept_counts`.
+        counts: As from :func:`snipnb.studies.shared.kept_counts`.
         placement: As from :func:`place_reported`.
 
     Returns:
         ``seed``, ``sparsity``, ``label``, ``kept_percent``; and ``sparsity``, ``label``, ``kept_percent``,
         ``low_percent``, ``high_percent``, ``inside``.
     """
-    counts = _of_snip(counts)
+    counts = of_snip(counts)
     points = counts[["seed", "sparsity", "label"]].assign(kept_percent=100 * counts["kept"] / counts["parameters"])
     cells = placement[["sparsity", "label", "inside"]].copy()
     for column, source in (("kept_percent", "reported"), ("low_percent", "low"), ("high_percent", "high")):
@@ -284,7 +102,7 @@ def totals(counts: pd.DataFrame, reported: pd.DataFrame) -> pd.DataFrame:
         nearest integer for a rank would leave), ``published``, ``smallest`` and ``largest`` total over seeds,
         ``seeds_with_another_total`` (than the published one).
     """
-    own = _of_snip(counts).groupby(["sparsity", "seed"])["kept"].sum()
+    own = of_snip(counts).groupby(["sparsity", "seed"])["kept"].sum()
     rows = []
     for sparsity, cells in reported.groupby("sparsity"):
         count, published = int(cells["params"].sum()), int(cells["kept"].sum())
@@ -301,3 +119,153 @@ def totals(counts: pd.DataFrame, reported: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def error_summary(errors: pd.DataFrame, reported: pd.DataFrame) -> pd.DataFrame:
+    """Error rates over runs, with 95 % t intervals of the mean over seeds, beside the published ones.
+
+    Args:
+        errors: As from :func:`snipnb.error_table`.
+        reported: ``sparsity``, ``error_percent``.
+
+    Returns:
+        One row per sparsity and way: ``sparsity``, ``way``, ``n``, ``mean``, ``mean_low95``, ``mean_high95`` (seeds only, same
+        images; empty under 3 runs), ``smallest``, ``largest``, ``reported``; errors in percent.
+    """
+    published = reported.set_index("sparsity")["error_percent"]
+    rows = []
+    for (sparsity, way), values in errors.groupby(["sparsity", "way"], sort=False)["error_percent"]:
+        mean, low, high = mean_interval(values.to_numpy())
+        enough = len(values) >= 3
+        rows.append(
+            {
+                "sparsity": sparsity,
+                "way": way,
+                "n": len(values),
+                "mean": mean,
+                "mean_low95": low if enough else float("nan"),
+                "mean_high95": high if enough else float("nan"),
+                "smallest": values.min(),
+                "largest": values.max(),
+                "reported": published[sparsity],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def place_errors(errors: pd.DataFrame, reported: pd.DataFrame, *, num_scored: int) -> pd.DataFrame:
+    """Where each published error rate lies beside the prediction interval of one more run's best epoch.
+
+    **Definition.** Mean of the runs plus or minus the t quantile times the root of s^2 (1 + 1/n) plus the binomial variance
+    of both sets of scored images, ours and the published one; degrees of freedom by Welch and Satterthwaite, since the
+    binomial part is known; level 1 - 0.05/k for k rates, so that all hold jointly with 95 %. Conservative: s^2 already
+    holds part of what the choice of images adds.
+
+    Args:
+        errors: As from :func:`snipnb.error_table`, at least two runs per sparsity.
+        reported: ``sparsity``, ``error_percent``.
+        num_scored: Images that our runs were scored on.
+
+    Returns:
+        One row per sparsity: ``sparsity``, ``n``, ``mean``, ``low``, ``high``, ``reported``, ``inside``; in percent.
+
+    Raises:
+        ValueError: If there are fewer than two runs of a sparsity.
+    """
+    best = errors[errors["way"] == WAYS["best_error_rate"]]
+    rows = []
+    for sparsity, published in zip(reported["sparsity"], reported["error_percent"], strict=True):
+        values = best.loc[best["sparsity"] == sparsity, "error_percent"].to_numpy()
+        n = len(values)
+        if n < 2:
+            raise ValueError(f"{n} runs at sparsity {sparsity:g}; an interval for one more needs at least 2")
+        share = values.mean() / 100
+        binomial = 100**2 * share * (1 - share) * (1 / num_scored + 1 / PUBLISHED_NUM_SCORED)
+        spread = values.var(ddof=1) * (1 + 1 / n)
+        degrees = (n - 1) * ((spread + binomial) / spread) ** 2 if spread > 0 else 1e9
+        half = t_quantile(degrees, level=1 - 0.05 / len(reported)) * (spread + binomial) ** 0.5
+        low, high = values.mean() - half, values.mean() + half
+        row = {"sparsity": sparsity, "n": n, "mean": values.mean(), "low": low, "high": high, "reported": published}
+        rows.append(row | {"inside": bool(low <= published <= high)})
+    return pd.DataFrame(rows)
+
+
+def recipe_levels(runs: pd.DataFrame, reported: pd.DataFrame, *, num_scored: int) -> pd.DataFrame:
+    """Published error rates beside those of networks that were trained by several recipes.
+
+    Args:
+        runs: As from :func:`snipnb.run_grid`, with a column ``name``: that of the recipe; at least two runs of a name and sparsity.
+        reported: ``sparsity``, ``error_percent``; sparsities without runs are left out.
+        num_scored: Images that our runs were scored on.
+
+    Returns:
+        One row per recipe and sparsity: ``recipe``, ``sparsity``, ``n``, ``last_epoch`` (mean), and of the best epoch ``best_epoch`` (mean),
+        ``smallest``, ``largest``, and from :func:`place_errors` ``low``, ``high``, ``reported``, ``inside``; in percent.
+    """
+    tables = []
+    for name, own in runs.groupby("name", sort=False):
+        rates = error_table(own)
+        last, best = (
+            rates[rates["way"] == WAYS[way]].groupby("sparsity")["error_percent"]
+            for way in ("error_rate", "best_error_rate")
+        )
+        placed = place_errors(rates, reported[reported["sparsity"].isin(own["sparsity"])], num_scored=num_scored)
+        placed = placed.rename(columns={"mean": "best_epoch"})
+        placed.insert(0, "recipe", name)
+        found = {"last_epoch": last.mean(), "smallest": best.min(), "largest": best.max()}
+        for place, (column, values) in zip((3, 5, 6), found.items(), strict=True):
+            placed.insert(place, column, values.loc[placed["sparsity"]].to_numpy())
+        tables.append(placed)
+    return pd.concat(tables, ignore_index=True)
+
+
+def follows_published_protocol(split: Split, recipe: Recipe) -> bool:
+    """Whether a run is trained and scored as the published ones were: C33's rule asks for it."""
+    published = Recipe(epochs=80, batch_size=128, optimiser="adam", learning_rate=0.0012)
+    falls = recipe.schedule in ("step", "exponential", "cosine")
+    alike = all(
+        getattr(recipe, f) == getattr(published, f) for f in ("epochs", "batch_size", "optimiser", "learning_rate")
+    )
+    return split.name == "published" and falls and alike and recipe.weight_decay == 0
+
+
+def same_in_every_way(errors: pd.DataFrame) -> int:
+    """In how many runs all ways of stating the error rate give the same number."""
+    return int((errors.groupby(["criterion", "seed", "sparsity"])["error_percent"].nunique() == 1).sum())
+
+
+# What the published training may have been, besides the recipe that is followed. The text says Adam at a falling rate, not how it falls; the first is how the
+# published code lets it fall unless told otherwise, the last is the training of its sample notebook.
+RECIPES: dict[str, dict[str, Any]] = {
+    "Adam, times 0.99 every epoch": {"learning_rate": 0.0012, "schedule": "exponential", "decay": 0.99},
+    "Adam, times 0.95 every epoch": {"learning_rate": 0.0012, "schedule": "exponential", "decay": 0.95},
+    "Adam, cosine": {"learning_rate": 0.0012, "schedule": "cosine"},
+    "momentum, weight decay, times 0.1 every 40 epochs": {
+        "optimiser": "sgd",
+        "learning_rate": 0.1,
+        "weight_decay": 0.0005,
+        "schedule": "step",
+        "decay": 0.1,
+        "decay_every": 40,
+    },
+}
+
+
+def grids(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Training runs of the notebook with these parameters; saliences are taken over all images to train on.
+
+    Returns:
+        ``figure2``: SNIP at sparsity 0 and those of Figure 2; ``recipes``: by name in :data:`RECIPES`, runs at sparsity 0 and the largest.
+    """
+    sparsities, common = sorted(reported("figure2")["sparsity"].unique()), protocol(parameters)
+    others = {name: Recipe(epochs=parameters["epochs"], **options) for name, options in RECIPES.items()}
+    few, seeds = [0.0, sparsities[-1]], range(parameters["num_recipe_runs"])
+    return {
+        "figure2": grid(
+            criteria=["snip"], sparsities=[0.0, *sparsities], seeds=range(parameters["num_runs"]), **common
+        ),
+        "recipes": {
+            name: grid(criteria=["snip"], sparsities=few, seeds=seeds, **{**common, "recipe": recipe})
+            for name, recipe in others.items()
+        },
+    }

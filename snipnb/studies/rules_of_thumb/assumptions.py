@@ -13,15 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from snipnb._checks import Salience, float_parameters
 from snipnb._progress import track
 from snipnb.data import Split
+from snipnb.networks import WHOLE
 from snipnb.pruning.criteria import Start, mask_for, salience_for
 from snipnb.pruning.masks import LayerCollapseWarning, Mask, keep_mask, num_removed
+from snipnb.publish.stats import rank_correlation
 from snipnb.saliences.brute_force import mean_loss
 from snipnb.saliences.exact import exact_salience
-from snipnb.saliences.snip import Salience, float_parameters, snip
-from snipnb.studies.snip_vs_exact.measure import WHOLE, rank_correlation
-from snipnb.training.loop import error_rate
+from snipnb.saliences.snip import snip
+from snipnb.training.scores import error_rate
 
 SETS_AT_ONCE = 64  # what a processor's caches hold
 START = "at initialisation"  # the state that the rule of C4 is about

@@ -14,7 +14,7 @@ from snipnb.networks import published_label
 from snipnb.publish.style import NEUTRAL, PALETTE, footnote, look, sparsity_axis
 
 
-def against_snip(pairs: pd.DataFrame, compared: pd.DataFrame, *, note: str) -> Figure:
+def controls(pairs: pd.DataFrame, compared: pd.DataFrame, *, note: str) -> Figure:
     """Error rate less SNIP's for every control and rule, a panel per sparsity; grey: the margin of equivalence.
 
     Args:
@@ -126,7 +126,7 @@ def optimisers(table: pd.DataFrame, *, limits: Mapping[float, float], note: str)
     return figure
 
 
-def joint_changes(changes: pd.DataFrame, *, note: str) -> Figure:
+def joint(changes: pd.DataFrame, *, note: str) -> Figure:
     """Loss change of removing a set at once beside the sum of single changes: a column per state, a row per criterion, two lines
     per network.
 
@@ -192,7 +192,7 @@ def greedy(summary: pd.DataFrame, *, note: str) -> Figure:
     return figure
 
 
-def trained_removal(errors: pd.DataFrame, by_layer: pd.DataFrame, *, sparsity: float, top: float, note: str) -> Figure:
+def trained(errors: pd.DataFrame, by_layer: pd.DataFrame, *, sparsity: float, top: float, note: str) -> Figure:
     """Trained networks without what rankings put last: error against sparsity (left), and layer by layer at one (right).
 
     Args:

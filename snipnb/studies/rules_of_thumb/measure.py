@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from torch import Tensor
@@ -11,13 +12,14 @@ from torch import Tensor
 from snipnb.networks import lenet5
 from snipnb.pruning.criteria import Start, mask_for, salience_for
 from snipnb.pruning.masks import layer_table
-from snipnb.publish.ledger import setting
 from snipnb.publish.stats import equivalence_test, mean_interval, non_inferiority_test
-from snipnb.studies import grids
-from snipnb.studies._shared import WAYS, differences, error_table, margin_of, paired
-from snipnb.training.grid import RunConfig, run_grid
+from snipnb.studies.shared import differences, margin_of, paired, protocol
+from snipnb.training.grid import run_grid
+from snipnb.training.loop import Recipe
+from snipnb.training.runs import RunConfig, grid
+from snipnb.training.scores import LAST, error_table
 
-LAST = WAYS["error_rate"]
+JUDGED = 0.95  # the sparsity that rules are about
 # What each control asks, in the order in which the notebook answers.
 QUESTIONS = {
     "snip_shuffled": "Does it matter which parameters of a layer are kept?",
@@ -31,20 +33,21 @@ QUESTIONS = {
 }
 
 
-def _margin(rates: pd.DataFrame, sparsity: float) -> float:
+def _margin(rates: pd.DataFrame, sparsity: float, smallest: float) -> float:
     own = rates[(rates["sparsity"] == sparsity) & (rates["way"] == LAST)]
-    return margin_of(own, reference="snip", smallest=setting("C35", "smallest_margin"))
+    return margin_of(own, reference="snip", smallest=smallest)
 
 
-def against_snip(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def against_snip(runs: pd.DataFrame, *, smallest_margin: float) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every criterion against SNIP, pair by pair: same initial weights, same image order.
 
     **Definition.** ``difference``: error rate at the last epoch less SNIP's, in points. ``outcome``, from 95 % t intervals and one-sided tests
-    at 5 %: *as good* if equivalent within the margin (the rule of C35), *better* or *worse* if the interval lies beyond 0 and it is not
+    at 5 %: *as good* if equivalent within the margin, *better* or *worse* if the interval lies beyond 0 and it is not
     equivalent, *no worse* if only the non-inferiority test holds, else *undecided*.
 
     Args:
         runs: As from :func:`snipnb.run_grid`, with the criterion ``snip``.
+        smallest_margin: In points; the margin is a tenth of SNIP's mean error rate, at least this.
 
     Returns:
         One row per criterion and sparsity: ``criterion``, ``sparsity``, ``n``, ``error_percent``, ``mean``, ``low95``, ``high95`` (of the
@@ -56,7 +59,7 @@ def against_snip(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     cut = runs[runs["collapsed"] > 0].groupby(["criterion", "sparsity"])["init_seed"].nunique()
     rows = []
     for (criterion, sparsity), part in pairs.groupby(["criterion", "sparsity"], sort=False):
-        values, margin = part["difference"].to_numpy(), _margin(rates, sparsity)
+        values, margin = part["difference"].to_numpy(), _margin(rates, sparsity, smallest_margin)
         test, below = equivalence_test(values, margin), non_inferiority_test(values, margin)
         chosen = (rates["criterion"] == criterion) & (rates["sparsity"] == sparsity) & (rates["way"] == LAST)
         rows.append(
@@ -89,7 +92,7 @@ def _outcome(low: float, high: float, equivalence_p: float, non_inferiority_p: f
 
 
 def paired_at(runs: pd.DataFrame, first: str, second: str, *, sparsity: float) -> tuple[float, float, float]:
-    """:func:`snipnb.studies._shared.paired` at the last epoch, of runs at one sparsity."""
+    """:func:`snipnb.studies.shared.paired` at the last epoch, of runs at one sparsity."""
     rates = error_table(runs)
     return paired(rates[rates["sparsity"] == sparsity], first, second, way=LAST)
 
@@ -130,17 +133,12 @@ def _said(row: pd.Series) -> str:
 # --- optimisers and schedules -------------------------------------------------------------------------------------------
 
 
-def run_named(configs: Mapping[str, Sequence[RunConfig]], **options) -> pd.DataFrame:
-    """:func:`snipnb.run_grid` of several lists of runs in one go; ``name`` tells whose a row is."""
-    flat = [config for some in configs.values() for config in some]
-    names = [name for name, some in configs.items() for config in some for _ in range(config.recipe.epochs)]
-    return run_grid(flat, **options).assign(name=names)
-
-
-def choose_rates(
-    *, optimiser_epochs: int, split_name: str, sample: bool, store: str | os.PathLike[str] | None = None
-) -> pd.DataFrame:
+def choose_rates(parameters: Mapping[str, Any], *, store: str | os.PathLike[str] | None = None) -> pd.DataFrame:
     """Validation error of a dense network for every optimiser and learning rate, and which rate is taken.
+
+    Args:
+        parameters: Of the notebook.
+        store: See :func:`snipnb.run_grid`.
 
     Returns:
         One row per optimiser and rate: ``name``, ``rate``, ``validation_error_percent`` (last epoch), ``chosen`` (smallest error, of equal ones the
@@ -149,11 +147,13 @@ def choose_rates(
     Raises:
         ValueError: If the split has no validation images.
     """
-    configs = grids.tuning(optimiser_epochs=optimiser_epochs, split_name=split_name, sample=sample)
-    runs = run_named({f"{name}|{rate}": [config] for (name, rate), config in configs.items()}, store=store)
-    last = runs[runs["epoch"] == optimiser_epochs].set_index("name")["validation_error"]
+    configs = tuning(parameters)
+    runs = run_grid({f"{name}|{rate}": [config] for (name, rate), config in configs.items()}, store=store)
+    last = runs[runs["epoch"] == parameters["optimiser_epochs"]].set_index("name")["validation_error"]
     if last.isna().any():
-        raise ValueError(f"split {split_name!r} has no validation images, by which learning rates are chosen")
+        raise ValueError(
+            f"split {parameters['split_name']!r} has no validation images, by which learning rates are chosen"
+        )
     rows = [
         {"name": name, "rate": rate, "validation_error_percent": 100 * last[f"{name}|{rate}"]} for name, rate in configs
     ]
@@ -172,7 +172,7 @@ def increases(runs: pd.DataFrame) -> pd.DataFrame:
     """By how much pruning raises the error rate under each optimiser, against its own dense networks, seed by seed.
 
     Args:
-        runs: As from :func:`run_named`, with sparsity 0.
+        runs: As from :func:`snipnb.run_grid`, with sparsity 0.
 
     Returns:
         One row per name and sparsity above 0: ``name``, ``sparsity``, ``n``, ``dense_percent``, ``error_percent`` (means, last epoch), ``increase``,
@@ -191,8 +191,12 @@ def increases(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def excess(table: pd.DataFrame) -> pd.DataFrame:
-    """The statistic of C13: largest increase less twice that of the best optimiser and what the rule allows; per sparsity.
+def excess(table: pd.DataFrame, *, allowed: float) -> pd.DataFrame:
+    """Largest increase less twice that of the best optimiser and what is allowed beside; per sparsity.
+
+    Args:
+        table: As from :func:`increases`.
+        allowed: In points.
 
     Returns:
         ``sparsity``, ``best`` (smallest error rate), ``its_increase``, ``worst`` (largest increase), ``largest_increase``, ``excess``.
@@ -200,7 +204,74 @@ def excess(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for sparsity, part in table.groupby("sparsity"):
         best, worst = part.loc[part["error_percent"].idxmin()], part.loc[part["increase"].idxmax()]
-        over = worst["increase"] - (2 * best["increase"] + setting("C13", "allowed"))
+        over = worst["increase"] - (2 * best["increase"] + allowed)
         row = {"sparsity": sparsity, "best": best["name"], "its_increase": best["increase"]}
         rows.append(row | {"worst": worst["name"], "largest_increase": worst["increase"], "excess": over})
     return pd.DataFrame(rows)
+
+
+RULES_OF_THUMB = (
+    "snip",
+    "snip_shuffled",
+    "snip_redrawn",
+    "snip_densities",
+    "closed_form",
+    "erdos_renyi_kernel",
+    "uniform",
+    "magnitude",
+    "snip_inverted",
+)
+
+
+# What is tried of optimisers and schedules: name -> recipe but for epochs, and the learning rates to choose from.
+OPTIMISERS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
+    "Adam, one-cycle": ({"optimiser": "adam", "schedule": "one_cycle"}, (0.003, 0.01, 0.03)),
+    "Adam, constant": ({"optimiser": "adam", "schedule": "constant"}, (0.0005, 0.0012, 0.003)),
+    "momentum, one-cycle": ({"optimiser": "sgd", "schedule": "one_cycle"}, (0.03, 0.1, 0.3)),
+    "momentum, constant": ({"optimiser": "sgd", "schedule": "constant"}, (0.003, 0.01, 0.03)),
+    "SGD, one-cycle": ({"optimiser": "sgd", "schedule": "one_cycle", "momentum": 0.0}, (0.1, 0.3, 1.0)),
+    "SGD, constant": ({"optimiser": "sgd", "schedule": "constant", "momentum": 0.0}, (0.03, 0.1, 0.3)),
+}
+
+
+TUNING_SEED = 1000  # its networks are in no comparison
+
+
+def grids(parameters: Mapping[str, Any]) -> dict[str, list[RunConfig]]:
+    """Training runs of the notebook with these parameters: ``rules_of_thumb``, SNIP, its controls, and masks by rules for layer densities."""
+    options = {"sparsities": sorted({*parameters["sparsities"], JUDGED}), "seeds": range(parameters["num_runs"])}
+    return {"rules_of_thumb": grid(criteria=RULES_OF_THUMB, **options, **protocol(parameters))}
+
+
+def tuning(parameters: Mapping[str, Any]) -> dict[tuple[str, float], RunConfig]:
+    """Dense networks of a seed of their own, from whose validation error the learning rate of each optimiser is chosen."""
+    return {
+        (name, rate): RunConfig(
+            criterion="random",
+            sparsity=0.0,
+            init_seed=TUNING_SEED,
+            split=parameters["split_name"],
+            sample=parameters["sample"],
+            recipe=Recipe(epochs=parameters["optimiser_epochs"], learning_rate=rate, **options),
+        )
+        for name, (options, rates) in OPTIMISERS.items()
+        for rate in rates
+    }
+
+
+def optimisers(
+    parameters: Mapping[str, Any], rates: Mapping[str, float], *, sparsities: Sequence[float]
+) -> dict[str, list[RunConfig]]:
+    """Runs by optimiser: SNIP at these sparsities, and dense networks.
+
+    Args:
+        parameters: Of the notebook.
+        rates: Name in :data:`OPTIMISERS` -> learning rate.
+        sparsities: Fractions removed.
+    """
+    seeds, common, epochs = range(parameters["num_runs"]), protocol(parameters), parameters["optimiser_epochs"]
+    recipes = {name: Recipe(epochs=epochs, learning_rate=rate, **OPTIMISERS[name][0]) for name, rate in rates.items()}
+    return {
+        name: grid(criteria=["snip"], sparsities=[0.0, *sparsities], seeds=seeds, **{**common, "recipe": recipe})
+        for name, recipe in recipes.items()
+    }

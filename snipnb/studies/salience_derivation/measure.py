@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from snipnb._checks import Loss, Salience
 from snipnb.networks import published_label
 from snipnb.pruning.masks import keep_mask, standardise
 from snipnb.publish.stats import largest_relative_difference, overlap
 from snipnb.saliences import brute_force
-from snipnb.saliences.snip import Loss, Salience, snip
+from snipnb.saliences.snip import snip
 
 
 def compare_indicators(model: nn.Module, images: Tensor, labels: Tensor) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Figures of notebook 05: orders of approximation. In the house style of ``plotting.py``."""
+"""Figures of notebook 05: orders of approximation."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from snipnb.networks import published_label
-from snipnb.publish.style import NEUTRAL, PALETTE, footnote
-from snipnb.studies.lenet5_table.draw import LAYER_COLOURS
-from snipnb.studies.snip_vs_exact.measure import WHOLE
+from snipnb.networks import WHOLE, published_label
+from snipnb.publish.style import LAYER_COLOURS, NEUTRAL, PALETTE, footnote
 
 
-def formulas(frame: pd.DataFrame, errors: pd.DataFrame, *, note: str) -> Figure:
+def quadratic(frame: pd.DataFrame, errors: pd.DataFrame, *, note: str) -> Figure:
     """Two formulas against the exact salience where the loss is quadratic in each parameter.
 
     Args:
@@ -143,7 +141,7 @@ def orders(frame: pd.DataFrame, names: Mapping[str, str], *, note: str) -> Figur
     return figure
 
 
-def error_by_criterion(pairs: pd.DataFrame, names: Mapping[str, str], *, sparsity: float, note: str) -> Figure:
+def errors(pairs: pd.DataFrame, names: Mapping[str, str], *, sparsity: float, note: str) -> Figure:
     """Error rate after training of masks by different orders: a line joins the networks of one seed.
 
     Args:

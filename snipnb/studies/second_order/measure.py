@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from snipnb._checks import Salience, call_with, float_parameters
 from snipnb._progress import track
-from snipnb.networks import published_label
+from snipnb.networks import WHOLE, published_label
+from snipnb.publish.stats import rank_correlation
 from snipnb.saliences import brute_force
 from snipnb.saliences.exact import exact_salience
-from snipnb.saliences.snip import Salience, call_with, float_parameters
 from snipnb.saliences.taylor import derivatives, diagonal_hessian, row_sum_hessian, taylor_salience
-from snipnb.studies._shared import paired
-from snipnb.studies.snip_vs_exact.measure import WHOLE, log_bins, overlaps, rank_correlation
+from snipnb.studies.shared import log_bins, overlaps, paired, protocol
+from snipnb.training.runs import RunConfig, grid
+from snipnb.training.scores import LAST
 
 # Criterion (or, for the slope alone, none) -> how notebook 05 calls it; in the order of what they take into account.
 APPROXIMATIONS: dict[str, str] = {
@@ -323,13 +326,13 @@ def switching(compared: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def gains(rates: pd.DataFrame, *, way: str, than: str) -> pd.DataFrame:
+def gains(rates: pd.DataFrame, *, than: str, way: str = LAST) -> pd.DataFrame:
     """By how much each criterion's error rate lies below another's, paired over seeds.
 
     Args:
-        rates: As from :func:`snipnb.studies._shared.error_table`, at one sparsity.
-        way: One of the values of ``errors.WAYS``.
+        rates: As from :func:`snipnb.error_table`, at one sparsity.
         than: The other criterion.
+        way: One of the values of :data:`snipnb.training.scores.WAYS`.
 
     Returns:
         One row per criterion: ``criterion``, ``n``, ``error_percent`` (mean), ``mean``, ``low95``, ``high95`` (of the gain, in points).
@@ -341,3 +344,12 @@ def gains(rates: pd.DataFrame, *, way: str, than: str) -> pd.DataFrame:
         facts = {"n": len(own), "error_percent": own.mean(), "mean": mean, "low95": low, "high95": high}
         rows.append({"criterion": criterion} | facts)
     return pd.DataFrame(rows)
+
+
+SECOND_ORDER = ("snip", "exact", "second_order", "third_order", "linear_region", "printed_second_order")
+
+
+def grids(parameters: Mapping[str, Any]) -> dict[str, list[RunConfig]]:
+    """Training runs of the notebook with these parameters: ``second_order``, the exact criterion and its approximations at 0.95."""
+    seeds, common = range(parameters["num_runs"]), protocol(parameters)
+    return {"second_order": grid(criteria=SECOND_ORDER, sparsities=[0.95], seeds=seeds, **common)}

@@ -1,6 +1,6 @@
 """What stays the same over initialisations and what does not: counts, masks, places in kernels, magnitudes.
 
-Networks come as :class:`snipnb.studies.lenet5_table.measure.Ensemble`, stacked masks as name -> bool [seeds, ...]; results are tidy frames.
+Networks come as :class:`snipnb.studies.shared.Ensemble`, stacked masks as name -> bool [seeds, ...]; results are tidy frames.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from snipnb.networks import WHOLE
 from snipnb.pruning.masks import Mask
 from snipnb.publish.stats import LEVEL, TableFit, table_fit
-from snipnb.studies.lenet5_table.measure import Ensemble, kept_counts, masks, place_reported
-from snipnb.studies.snip_vs_exact.measure import WHOLE
+from snipnb.studies.shared import Ensemble, kept_counts, masks, place_reported
 
 RESAMPLES = 2000
 BINS = 10  # of magnitude, each with as many weights
@@ -30,7 +30,7 @@ def variance_split(counts: pd.DataFrame, *, by: Sequence[str], level: float = LE
     is the bootstrap's over seeds (percentiles of 2,000 resamples, seed 0).
 
     Args:
-        counts: As from :func:`snipnb.studies.lenet5_table.measure.kept_counts`, with the columns ``by``.
+        counts: As from :func:`snipnb.studies.shared.kept_counts`, with the columns ``by``.
         by: Columns that tell the conditions apart.
         level: Of the interval.
 
@@ -147,7 +147,7 @@ def score_initialisations(counts: Mapping[str, pd.DataFrame], reported: pd.DataF
     """A published table of counts against the seeds of several initialisations, by :func:`snipnb.publish.stats.table_fit`.
 
     Args:
-        counts: Initialisation -> frame as from :func:`snipnb.studies.lenet5_table.measure.kept_counts`.
+        counts: Initialisation -> frame as from :func:`snipnb.studies.shared.kept_counts`.
         reported: ``layer`` (the write-up's name), ``sparsity``, ``kept``.
 
     Returns:
@@ -327,7 +327,7 @@ def under_conditions(networks: Mapping[str, tuple[Ensemble, str]], *, sparsity: 
 
 
 def placed_by_initialisation(counts: Mapping[str, pd.DataFrame], reported: pd.DataFrame) -> pd.DataFrame:
-    """:func:`snipnb.studies.lenet5_table.measure.place_reported` for each initialisation, with the column ``init``."""
+    """:func:`snipnb.studies.shared.place_reported` for each initialisation, with the column ``init``."""
     return by_initialisation(
         {init: (frame, reported) for init, frame in counts.items()}, lambda *args: place_reported(*args)[0]
     )

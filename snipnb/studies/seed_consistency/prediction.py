@@ -17,7 +17,7 @@ from snipnb.networks import lenet5, lenet_300_100, lenet_variant
 from snipnb.pruning.closed_form import FITTED, IMAGE_SHAPE, Constants, predicted_densities
 from snipnb.pruning.densities import Rule, rules
 from snipnb.pruning.masks import LayerCollapseWarning
-from snipnb.studies.lenet5_table.measure import ensemble, kept_counts
+from snipnb.studies.shared import ensemble, kept_counts
 
 SPARSITIES = (0.5, 0.9, 0.95, 0.99)
 FITTING_NETWORKS: dict[str, Callable[..., nn.Sequential]] = {
@@ -91,7 +91,7 @@ def fit_constants(
     Args:
         measured: As from :func:`measure_densities`, from at least two seeds.
         networks: What the names in it stand for.
-        image_shape: As :func:`predicted_scales`.
+        image_shape: As ``predicted_scales``.
         start: Where the search begins; default in the middle.
 
     Raises:

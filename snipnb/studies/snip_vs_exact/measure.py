@@ -4,38 +4,43 @@ from __future__ import annotations
 
 import copy
 import itertools
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
+from snipnb._checks import Salience
 from snipnb._progress import track
-from snipnb.networks import lenet5, published_label
-from snipnb.pruning.masks import LayerCollapseWarning, keep_mask
-from snipnb.publish.stats import mean_interval, overlap
+from snipnb.networks import WHOLE, lenet5, published_label
+from snipnb.publish.published import reported
+from snipnb.publish.stats import equivalence_test, mean_interval, rank_correlation
 from snipnb.saliences import brute_force
 from snipnb.saliences.exact import exact_salience
-from snipnb.saliences.snip import Salience, snip
+from snipnb.saliences.snip import snip
+from snipnb.studies.shared import (
+    PER_DECADE,
+    PUBLISHED_NUM_SCORED,
+    PUBLISHED_RUNS,
+    check_same,
+    differences,
+    log_bins,
+    margin_of,
+    overlaps,
+    parts_of,
+    protocol,
+)
+from snipnb.training.runs import RunConfig, grid
+from snipnb.training.scores import LAST, WAYS, error_table
 
-WHOLE = "whole network"
-PER_DECADE = 4  # bins of the density
 SLICES = (0.0, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)  # of the ranking by exact salience, from the bottom
 
 
 def magnitudes(salience: Salience) -> np.ndarray:
     """All magnitudes as one float64 vector, in the model's order."""
     return np.abs(_values(salience, salience))
-
-
-def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's rank correlation; ties get their mean rank. NaN where one of them does not vary."""
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return float("nan")
-    return float(stats.spearmanr(first, second).statistic)
 
 
 def agreement(exact: Salience, first_order: Salience) -> pd.DataFrame:
@@ -53,9 +58,9 @@ def agreement(exact: Salience, first_order: Salience) -> pd.DataFrame:
         One row per part: ``layer``, ``parameters``, ``spearman``, ``pearson``, ``typical_factor``, ``zero_in_both``,
         ``zero_in_snip_only``, ``zero_in_exact_only``.
     """
-    _check_same(exact, first_order)
+    check_same(exact, first_order)
     rows = []
-    for label, names in _parts(exact).items():
+    for label, names in parts_of(exact).items():
         e, s = _values(exact, names), -_values(first_order, names)
         both = (e != 0) & (s != 0)
         factors = np.abs(np.log(np.abs(e[both]) / np.abs(s[both])))
@@ -74,30 +79,6 @@ def agreement(exact: Salience, first_order: Salience) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def overlaps(first: Salience, second: Salience, sparsities: Sequence[float]) -> pd.DataFrame:
-    """Overlap of the sets that two saliences keep, at exact counts, for the whole network and each tensor.
-
-    **Definition.** Intersection over union. ``chance``: what two random sets of these sizes would have, about: expected
-    intersection over expected union.
-
-    Returns:
-        One row per sparsity and part: ``sparsity``, ``layer``, ``overlap``, ``chance``.
-    """
-    _check_same(first, second)
-    rows = []
-    for sparsity in sparsities:
-        with warnings.catch_warnings():  # these sets are compared, not trained
-            warnings.simplefilter("ignore", LayerCollapseWarning)
-            one, other = (keep_mask(s, sparsity, ties="stable") for s in (first, second))
-        for label, names in _parts(one).items():
-            a, b = {name: one[name] for name in names}, {name: other[name] for name in names}
-            count, kept = sum(m.numel() for m in a.values()), [sum(int(m.sum()) for m in x.values()) for x in (a, b)]
-            common = kept[0] * kept[1] / count
-            chance = common / (sum(kept) - common) if sum(kept) else 1.0
-            rows.append({"sparsity": sparsity, "layer": label, "overlap": overlap(a, b), "chance": chance})
-    return pd.DataFrame(rows)
-
-
 def against_brute_force(fast: Salience, brute: Salience, chosen: Mapping[str, Tensor]) -> pd.DataFrame:
     """The engine's saliences against brute force on a sample of parameters.
 
@@ -113,7 +94,7 @@ def against_brute_force(fast: Salience, brute: Salience, chosen: Mapping[str, Te
     picked = brute_force.pick(fast, chosen)
     scale = magnitudes(fast).max()
     rows = []
-    for label, names in _parts(chosen, whole_last=True).items():
+    for label, names in parts_of(chosen, whole_last=True).items():
         one, other = _values(picked, names), _values(brute, names)
         rows.append(
             {
@@ -221,7 +202,7 @@ def density(exact: Salience, first_order: Salience) -> pd.DataFrame:
     Returns:
         One row per tensor and filled bin: ``layer``, ``log10_exact``, ``log10_snip`` (centres of the bin), ``parameters``.
     """
-    _check_same(exact, first_order)
+    check_same(exact, first_order)
     rows = []
     for name in exact:
         e, s = (np.abs(_values(x, [name])) for x in (exact, first_order))
@@ -229,13 +210,6 @@ def density(exact: Salience, first_order: Salience) -> pd.DataFrame:
         for (i, j), count in zip(*log_bins(e[both], s[both]), strict=True):
             rows.append({"layer": published_label(name), "log10_exact": i, "log10_snip": j, "parameters": int(count)})
     return pd.DataFrame(rows)
-
-
-def log_bins(*values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points that fall into the same bins of all axes, by log10: centres of the filled bins [bins, axes], and how many [bins]."""
-    bins = [np.floor(np.log10(x) * PER_DECADE).astype(int) for x in values]
-    found, counts = np.unique(np.stack(bins, 1), axis=0, return_counts=True)
-    return (found + 0.5) / PER_DECADE, counts
 
 
 def where_they_part(exact: Salience, first_order: Salience) -> pd.DataFrame:
@@ -247,7 +221,7 @@ def where_they_part(exact: Salience, first_order: Salience) -> pd.DataFrame:
         One row per slice of the ranking, largest first: ``slice``, ``parameters``, ``median_relative_difference``,
         ``off_by_half_percent`` (of the slice: those with a relative difference above 0.5), ``other_sign_percent``.
     """
-    _check_same(exact, first_order)
+    check_same(exact, first_order)
     e, s = _values(exact, exact), _values(first_order, first_order)
     order = np.argsort(np.abs(e), kind="stable")
     rows = []
@@ -419,12 +393,148 @@ def _values(salience: Salience, names: Iterable[str]) -> np.ndarray:
     return torch.cat([salience[name].flatten() for name in names]).double().cpu().numpy()
 
 
-def _parts(names: Iterable[str], *, whole_last: bool = False) -> dict[str, list[str]]:
-    """What tables have a row for: label -> names, the whole network and each tensor."""
-    tensors, whole = {published_label(name): [name] for name in names}, {WHOLE: list(names)}
-    return tensors | whole if whole_last else whole | tensors
+def curves(errors: pd.DataFrame, *, way: str = LAST) -> pd.DataFrame:
+    """Mean, smallest and largest error rate of the seeds, per criterion and sparsity.
+
+    Args:
+        errors: As from :func:`snipnb.error_table`.
+        way: One of the values of ``WAYS``.
+
+    Returns:
+        ``criterion``, ``sparsity``, ``n``, ``mean``, ``smallest``, ``largest``; in percent.
+    """
+    groups = errors[errors["way"] == way].groupby(["criterion", "sparsity"], sort=False)["error_percent"]
+    return groups.agg(n="count", mean="mean", smallest="min", largest="max").reset_index()
 
 
-def _check_same(first: Salience, second: Salience) -> None:
-    if first.keys() != second.keys():
-        raise ValueError(f"the saliences have different parameters: {sorted(first.keys() ^ second.keys())}")
+def equivalence(
+    errors: pd.DataFrame,
+    *,
+    sparsities: Sequence[float],
+    smallest_margin: float,
+    way: str = LAST,
+    reference: str = "exact",
+) -> tuple[pd.DataFrame, float]:
+    """The test of equivalence of every criterion with the reference.
+
+    **Definition.** Per seed, the mean difference over the sparsities that are judged; two one-sided t tests over seeds; margin the
+    larger of the smallest one and a tenth of the reference's mean error rate there.
+
+    Args:
+        errors: As from :func:`snipnb.training.scores.error_table`.
+        sparsities: Those that are judged.
+        smallest_margin: In points.
+        way: One of the values of ``WAYS``.
+        reference: A criterion.
+
+    Returns:
+        One row per criterion: ``criterion``, ``n``, ``mean_difference``, ``low95``, ``high95``, ``equivalence_p``, ``power``; and the
+        margin, in points.
+    """
+    judged = errors[errors["sparsity"].isin(sparsities) & (errors["way"] == way)]
+    margin = margin_of(judged, reference=reference, smallest=smallest_margin)
+    rows = []
+    pairs = differences(judged, way=way, reference=reference)
+    for criterion, part in pairs.groupby("criterion", sort=False):
+        test = equivalence_test(part.groupby("seed")["difference"].mean().to_numpy(), margin)
+        row = {"criterion": criterion, "n": part["seed"].nunique(), "mean_difference": test.mean, "low95": test.low}
+        rows.append(row | {"high95": test.high, "equivalence_p": test.p_value, "power": test.power})
+    return pd.DataFrame(rows), margin
+
+
+def short_equivalence(runs: pd.DataFrame, *, sparsities: Sequence[float], smallest_margin: float) -> pd.DataFrame:
+    """:func:`equivalence` over runs of a short protocol, at their last epoch: a second row of evidence.
+
+    Args:
+        runs: As from :func:`snipnb.run_grid`; may be empty.
+        sparsities: Those that are judged.
+        smallest_margin: In points.
+
+    Returns:
+        As from :func:`equivalence`, with a column ``margin``; without rows if there are no runs.
+    """
+    if runs.empty:
+        columns = ["criterion", "n", "mean_difference", "low95", "high95", "equivalence_p", "power", "margin"]
+        return pd.DataFrame(columns=columns)
+    tests, margin = equivalence(error_table(runs), sparsities=sparsities, smallest_margin=smallest_margin)
+    return tests.assign(margin=margin)
+
+
+def short_statistics(tests: pd.DataFrame) -> dict[str, float]:
+    """The statistics of SNIP that the ledger shows with C25, from :func:`short_equivalence`; empty if fewer than two seeds ran."""
+    if len(tests) == 0 or tests["n"].min() < 2:
+        return {}
+    snip = tests.set_index("criterion").loc["snip"]
+    return {
+        "short_n": float(snip["n"]),
+        "short_mean_difference": float(snip["mean_difference"]),
+        "short_equivalence_p": float(snip["equivalence_p"]),
+    }
+
+
+def parting(pairs: pd.DataFrame, margin: float) -> pd.DataFrame:
+    """Sparsity by sparsity, where criteria part from the reference; descriptive, no test is corrected for their number.
+
+    Args:
+        pairs: As from :func:`differences`.
+        margin: In points.
+
+    Returns:
+        ``criterion``, ``sparsity``, ``n``, ``mean``, ``low95``, ``high95`` (t interval over seeds), ``apart``: the interval lies beyond the
+        margin.
+    """
+    rows = []
+    for (criterion, sparsity), part in pairs.groupby(["criterion", "sparsity"], sort=False):
+        mean, low, high = mean_interval(part["difference"].to_numpy())
+        row = {"criterion": criterion, "sparsity": sparsity, "n": len(part), "mean": mean, "low95": low, "high95": high}
+        rows.append(row | {"apart": bool(low > margin or high < -margin)})
+    return pd.DataFrame(rows)
+
+
+def place_levels(errors: pd.DataFrame, reported: pd.DataFrame, *, num_scored: int) -> pd.DataFrame:
+    """Our levels beside the published curves of Figure 1: best epoch against best epoch.
+
+    Returns:
+        One row per criterion and sparsity that was published: ``criterion``, ``sparsity``, ``n``, ``mean``, ``reported``, ``difference``, and
+        ``expected_difference``: 1.96 standard deviations of the difference between two such means from seeds (as found) and from both sets
+        of scored images (binomial); in percent.
+    """
+    best = errors[errors["way"] == WAYS["best_error_rate"]]
+    published = reported.dropna(subset=["error_percent"]).set_index(["criterion", "sparsity"])["error_percent"]
+    rows = []
+    for (criterion, sparsity), values in best.groupby(["criterion", "sparsity"], sort=False)["error_percent"]:
+        if (criterion, sparsity) not in published.index:
+            continue
+        share = values.mean() / 100
+        binomial = 100**2 * share * (1 - share) * (1 / num_scored + 1 / PUBLISHED_NUM_SCORED)
+        seeds = values.var(ddof=1) * (1 / len(values) + 1 / PUBLISHED_RUNS) if len(values) > 1 else float("nan")
+        there = published[criterion, sparsity]
+        row = {"criterion": criterion, "sparsity": sparsity, "n": len(values), "mean": values.mean(), "reported": there}
+        row |= {"difference": values.mean() - there, "expected_difference": 1.96 * (binomial + seeds) ** 0.5}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+FIGURE_1 = ("exact", "snip", "random")  # and magnitude, in fewer runs
+SHORT = {"split_name": "standard", "epochs": 3, "learning_rate": 0.01, "schedule": "one_cycle"}
+
+
+def grids(parameters: Mapping[str, Any]) -> dict[str, list[RunConfig]]:
+    """Training runs of the notebook with these parameters, at Figure 1's twelve sparsities.
+
+    Returns:
+        ``figure1``: its three criteria, and weight magnitude for some seeds; ``short``: its three criteria by the protocol of the default
+        profile, as a second row of evidence.
+    """
+    sparsities = sorted(reported("figure1")["sparsity"].unique())
+    common = {"sparsities": sparsities, **protocol(parameters)}
+    short = protocol(
+        {**SHORT, "sample": parameters["sample"], "salience_images": 200 if parameters["sample"] else 5000}
+    )
+    num_runs = parameters["num_runs"]
+    controls = range(min(parameters["num_magnitude_runs"], num_runs))
+    main = grid(criteria=FIGURE_1, seeds=range(num_runs), **common)
+    return {
+        "figure1": main + grid(criteria=["magnitude"], seeds=controls, **common),
+        "short": grid(criteria=FIGURE_1, sparsities=sparsities, seeds=range(parameters["num_short_runs"]), **short),
+    }

@@ -1,0 +1,138 @@
+"""What every function on a network needs: checks of its arguments, calls with other parameters, and a model left as it was found."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from snipnb._progress import track
+
+
+def float_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Detached parameters by name; an error if there are none or one is not floating point."""
+    parameters = dict(model.named_parameters())
+    if not parameters:
+        raise ValueError(f"the model ({type(model).__name__}) has no parameters; at least one is needed")
+    for name, p in parameters.items():
+        if nn.parameter.is_lazy(p):
+            raise ValueError(f"parameter {name!r} has no shape yet; run the model once on a batch first")
+        if not p.is_floating_point():
+            raise ValueError(f"parameter {name!r} is {p.dtype}; accepted are floating-point parameters")
+    return {name: p.detach() for name, p in parameters.items()}
+
+
+def call_with(model: nn.Module, replaced: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    """``model(inputs)`` with some parameters or buffers replaced for this call, also where one is used in several places.
+
+    ``torch.func.functional_call`` finds shared tensors by itself, but then leaves a sub-module that stands in two places with
+    the replacement inside. So every place is named here, each sub-module once.
+
+    Args:
+        replaced: Keyed like ``named_parameters()`` and ``named_buffers()``, which name a shared tensor once.
+    """
+    names = {id(t): name for name, t in itertools.chain(model.named_parameters(), model.named_buffers())}
+    places = {}
+    for prefix, module in model.named_modules():
+        for slot, tensor in {**module._parameters, **module._buffers}.items():
+            if tensor is not None and names[id(tensor)] in replaced:
+                places[f"{prefix}.{slot}" if prefix else slot] = replaced[names[id(tensor)]]
+    return functional_call(model, places, (inputs,), tie_weights=False)
+
+
+def check_examples(images: Tensor, labels: Tensor, batch_size: int) -> None:
+    """Raise ValueError unless images and labels are as many, not empty, and the batch size is a positive integer."""
+    for name, given in (("images", images), ("labels", labels)):
+        if not isinstance(given, Tensor) or given.dim() == 0:
+            kind = type(given).__name__ if not isinstance(given, Tensor) else "tensor without dimensions"
+            raise ValueError(f"{name} are a {kind}; tensors [n, ...] are needed")
+    if len(images) != len(labels):
+        raise ValueError(f"{len(images)} images but {len(labels)} labels; as many of both are needed")
+    if len(images) == 0:
+        raise ValueError("the data set is empty: 0 images; at least one is needed")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}; accepted are integers from 1")
+
+
+def check_alike_and_precise(parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    """Raise ValueError unless parameters are float32 or float64, of one kind and device, and images are too; gives the first one."""
+    first = next(iter(parameters.values()))
+    for name, p in parameters.items():
+        if p.dtype not in (torch.float32, torch.float64) or p.dtype != first.dtype or p.device != first.device:
+            raise ValueError(
+                f"parameter {name!r} is {p.dtype} on {p.device}; accepted are float32 or float64, all alike"
+            )
+    if images.dtype != first.dtype:
+        raise ValueError(f"images are {images.dtype}, the model's parameters {first.dtype}; convert one of them")
+    return first
+
+
+def check_classes(outputs: Tensor, labels: Tensor) -> None:
+    """Raise ValueError unless outputs are logits [n, C] and labels are integers [n] in [0, C)."""
+    if not isinstance(outputs, Tensor):
+        raise ValueError(f"the model's output is a {type(outputs).__name__}; give a loss of your own that takes it")
+    if outputs.dim() != 2:
+        raise ValueError(
+            f"the model's output has shape {tuple(outputs.shape)}; cross-entropy takes logits [n, classes]"
+        )
+    if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; accepted are integers [n]")
+    labels = labels.long()  # not every integer type has a minimum
+    lowest, highest, classes = int(labels.min()), int(labels.max()), outputs.shape[1]
+    if lowest < 0 or highest >= classes:
+        raise ValueError(
+            f"labels range from {lowest} to {highest}; the model's {classes} outputs accept 0 to {classes - 1}"
+        )
+
+
+@contextmanager
+def in_mode(model: nn.Module, mode: str) -> Iterator[None]:
+    """Put a model in ``"eval"`` or ``"train"`` mode, then every sub-module back as it was."""
+    if mode not in MODES:
+        raise ValueError(f"mode is {mode!r}; accepted are {', '.join(MODES)}")
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        model.train(mode == "train")
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+def batch_starts(number: int, batch_size: int, description: str) -> Iterator[slice]:
+    """Slices that cover ``number`` examples, with progress."""
+    starts = range(0, number, batch_size)
+    for start in track(starts, description, total=len(starts)):
+        yield slice(start, start + batch_size)
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Put back, afterwards, what a forward pass may leave in a model: buffers, tensors set by hooks, ``requires_grad``."""
+    buffers = [(b, b.clone()) for b in model.buffers()]
+    hooked = [(m, {k: v for k, v in m.__dict__.items() if isinstance(v, Tensor)}) for m in model.modules()]
+    frozen = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
+        for module, tensors in hooked:
+            module.__dict__.update(tensors)
+        for p, requires_grad in frozen:
+            p.requires_grad_(requires_grad)
+
+
+MODES = ("eval", "train")
+
+
+Salience = dict[str, Tensor]
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # (outputs, labels) of a batch -> mean loss, a scalar

@@ -1,0 +1,311 @@
+"""What several studies use: the protocol of a notebook's training, paired differences, ensembles of networks, kept counts, overlaps."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from snipnb._checks import Salience
+from snipnb._engine.ensembles import stacked
+from snipnb._progress import track
+from snipnb.networks import WHOLE, lenet5, published_label
+from snipnb.pruning.masks import LayerCollapseWarning, Mask, keep_mask
+from snipnb.publish.stats import (
+    TableFit,
+    mean_interval,
+    overlap,
+    prediction_interval,
+    table_fit,
+)
+from snipnb.saliences.snip import magnitude_salience, snip_together
+from snipnb.training.loop import Recipe
+from snipnb.training.scores import LAST
+
+PUBLISHED_NUM_SCORED = 10_500  # 15 % of MNIST's 70,000 images
+PUBLISHED_RUNS = 10  # behind each point of Figure 1
+
+
+def protocol(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What all runs of a notebook have in common, for :func:`snipnb.grid`.
+
+    Args:
+        parameters: Of the notebook: ``split_name``, ``sample``, ``epochs``, ``learning_rate``, ``schedule``, and where saliences take fewer
+            images than there are to train on ``salience_images``.
+    """
+    names = ("epochs", "learning_rate", "schedule")
+    return {
+        "split": parameters["split_name"],
+        "sample": parameters["sample"],
+        "salience_images": parameters.get("salience_images") or None,
+        "recipe": Recipe(**{name: parameters[name] for name in names}),
+    }
+
+
+def differences(errors: pd.DataFrame, *, way: str = LAST, reference: str = "exact") -> pd.DataFrame:
+    """Error rate less that of the reference criterion, pair by pair: same initial weights, same image order.
+
+    Returns:
+        ``criterion``, ``sparsity``, ``seed``, ``difference`` in points; one row per pair.
+
+    Raises:
+        ValueError: If a run has no partner.
+    """
+    one = errors[errors["way"] == way]
+    with_reference = one[one["criterion"] == reference].set_index(["sparsity", "seed"])["error_percent"]
+    other = one[one["criterion"] != reference]
+    partner = with_reference.reindex(pd.MultiIndex.from_frame(other[["sparsity", "seed"]]))
+    if partner.isna().any():
+        raise ValueError(f"some runs have no partner of criterion {reference!r} with the same seed and sparsity")
+    found = other.assign(difference=other["error_percent"].to_numpy() - partner.to_numpy())
+    return found[["criterion", "sparsity", "seed", "difference"]].reset_index(drop=True)
+
+
+def margin_of(errors: pd.DataFrame, *, reference: str, smallest: float) -> float:
+    """What counts as no difference, in points: a tenth of the reference criterion's mean error rate, at least ``smallest``."""
+    return max(smallest, float(errors.loc[errors["criterion"] == reference, "error_percent"].mean()) / 10)
+
+
+def paired(errors: pd.DataFrame, first: str, second: str, *, way: str = LAST) -> tuple[float, float, float]:
+    """Mean difference in error rate, first criterion less second, pair by pair, in points, and its 95 % t interval.
+
+    Args:
+        errors: As from :func:`snipnb.error_table`, at one sparsity.
+        first: A criterion.
+        second: Another.
+        way: One of the values of ``WAYS``.
+    """
+    some = errors[errors["criterion"].isin([first, second])]
+    return mean_interval(differences(some, way=way, reference=second)["difference"].to_numpy())
+
+
+AT_ONCE = 64  # networks that are built and measured together
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Networks that differ in their seed alone: what they start with, and their SNIP saliences.
+
+    Attributes:
+        seeds: Of the initialisations.
+        weights: Parameter name -> [seeds, ...].
+        saliences: Parameter name -> [seeds, ...], signed.
+    """
+
+    seeds: tuple[int, ...]
+    weights: dict[str, Tensor]
+    saliences: dict[str, Tensor]
+
+
+def ensemble(
+    images: Tensor,
+    labels: Tensor,
+    *,
+    seeds: Iterable[int],
+    network: Callable[..., nn.Module] = lenet5,
+    init: str = "pytorch",
+) -> Ensemble:
+    """Initial weights and SNIP saliences of a network, for many initialisations.
+
+    Args:
+        images: [n, 1, 28, 28]; saliences are taken over all of them.
+        labels: [n].
+        seeds: Initialisations.
+        network: Function of ``init`` and ``seed``.
+        init: Initialisation.
+    """
+    seeds = tuple(seeds)
+    weights: list[Mapping[str, Tensor]] = []
+    saliences: list[Salience] = []
+    for first in range(0, len(seeds), AT_ONCE):
+        models = [network(init=init, seed=seed) for seed in seeds[first : first + AT_ONCE]]
+        saliences += snip_together(models, images, labels)
+        weights += [magnitude_salience(model) for model in models]
+    return Ensemble(seeds, stacked(weights), stacked(saliences))
+
+
+RANKINGS: dict[str, Callable[[Salience, Salience, int], Salience]] = {
+    "snip": lambda salience, weights, seed: salience,
+    "gradient": lambda salience, weights, seed: {
+        k: s / weights[k].where(weights[k] != 0, 1) for k, s in salience.items()
+    },
+    "signed salience": lambda salience, weights, seed: _above_zero(salience),
+    "magnitude": lambda salience, weights, seed: weights,
+    "random": lambda salience, weights, seed: _shuffled(salience, seed),
+}
+
+
+def masks(networks: Ensemble, sparsity: float, *, ranking: str = "snip", ties: str = "remove") -> Mask:
+    """What each network of an ensemble keeps: parameter name -> bool [seeds, ...].
+
+    Args:
+        networks: From :func:`ensemble`.
+        sparsity: Fraction removed.
+        ranking: What parameters are ranked by, of :data:`RANKINGS`: SNIP, and controls that cost nothing more: the gradient
+            alone, the salience with its sign, the weights' magnitude, a random order.
+        ties: See :func:`snipnb.keep_mask`.
+
+    Raises:
+        ValueError: If the ranking is unknown.
+    """
+    if ranking not in RANKINGS:
+        raise ValueError(f"there are no rankings {[ranking]}; accepted are {', '.join(RANKINGS)}")
+    found = []
+    for k, seed in enumerate(networks.seeds):
+        salience, weights = ({n: t[k] for n, t in s.items()} for s in (networks.saliences, networks.weights))
+        with warnings.catch_warnings():
+            if (
+                ranking != "snip" or sparsity > 0.98
+            ):  # that a control, or an extreme, cuts the network shows in its counts
+                warnings.simplefilter("ignore", LayerCollapseWarning)
+            found.append(keep_mask(RANKINGS[ranking](salience, weights, seed), sparsity, ties=ties))
+    return stacked(found)
+
+
+def kept_counts(
+    networks: Ensemble, *, sparsities: Sequence[float], ties: str = "remove", rankings: Sequence[str] = ("snip",)
+) -> pd.DataFrame:
+    """How many parameters are kept in each layer, for each initialisation.
+
+    Args:
+        networks: From :func:`ensemble`.
+        sparsities: Fractions removed.
+        ties: See :func:`snipnb.keep_mask`.
+        rankings: See :func:`masks`.
+
+    Returns:
+        Tidy frame, one row per seed, ranking, sparsity and parameter tensor: ``seed``, ``ranking``, ``sparsity``, ``layer``,
+        ``label`` (the write-up's name), ``parameters``, ``kept``, ``removed_percent``.
+
+    Raises:
+        ValueError: If a ranking is unknown.
+    """
+    frames = []
+    for ranking, sparsity in track(list(itertools.product(rankings, sparsities)), "masks"):
+        for layer, kept in masks(networks, sparsity, ranking=ranking, ties=ties).items():
+            size = kept[0].numel()
+            frame = pd.DataFrame({"seed": networks.seeds, "kept": kept.flatten(1).sum(1).tolist()})
+            facts = {"ranking": ranking, "sparsity": sparsity, "layer": layer, "parameters": size}
+            removed = 100 * (size - frame["kept"]) / size
+            frames.append(frame.assign(**facts, label=published_label(layer), removed_percent=removed))
+    columns = ["seed", "ranking", "sparsity", "layer", "label", "parameters", "kept", "removed_percent"]
+    return pd.concat(frames, ignore_index=True)[columns]
+
+
+def of_snip(counts: pd.DataFrame) -> pd.DataFrame:
+    """The counts of SNIP itself, without the controls."""
+    return counts[counts["ranking"] == "snip"]
+
+
+def _above_zero(salience: Salience) -> Salience:
+    """Shifted so that ranking by magnitude is ranking by the signed value."""
+    lowest = min(float(s.min()) for s in salience.values())
+    return {name: s.double() - lowest for name, s in salience.items()}
+
+
+def _shuffled(salience: Salience, seed: int) -> Salience:
+    """Every order of the parameters equally likely."""
+    sizes = [s.numel() for s in salience.values()]
+    order = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(seed)).double() + 1
+    return {name: o.view(s.shape) for (name, s), o in zip(salience.items(), order.split(sizes), strict=True)}
+
+
+def place_reported(counts: pd.DataFrame, reported: pd.DataFrame) -> tuple[pd.DataFrame, TableFit]:
+    """Where each published count falls among those of the seeds.
+
+    Args:
+        counts: As from :func:`kept_counts`.
+        reported: ``layer`` (the write-up's name), ``params``, ``sparsity``, ``kept``.
+
+    Returns:
+        One row per published count: ``label``, ``parameters``, ``sparsity``, ``reported``, ``mean``, ``smallest``,
+        ``largest``, ``low`` and ``high`` (95 % prediction interval of one more seed), ``mid_p``, ``inside``; and the
+        fit of the whole table (:func:`snipnb.publish.stats.table_fit`).
+
+    Raises:
+        ValueError: If a published layer or its size is not one of the network's.
+    """
+    counts = of_snip(counts)
+    wide = counts.pivot(index="seed", columns=["sparsity", "label"], values="kept")
+    sizes = counts.drop_duplicates("label").set_index("label")["parameters"]
+    cells = list(zip(reported["sparsity"], reported["layer"], strict=True))
+    if unknown := [cell for cell in cells if cell not in wide.columns]:
+        raise ValueError(
+            f"the published table has {unknown[0]}, which was not measured; measured are {list(wide.columns)}"
+        )
+    for label, size in zip(reported["layer"], reported["params"], strict=True):
+        if sizes[label] != size:
+            raise ValueError(f"the published table gives {label!r} {size} parameters; the network has {sizes[label]}")
+    fit = table_fit(reported["kept"].to_numpy(), wide[cells].to_numpy())
+    rows = []
+    for (sparsity, label), value, p in zip(cells, reported["kept"], fit.cell_p, strict=True):
+        kept = wide[sparsity, label].to_numpy()
+        low, high = prediction_interval(kept, int(sizes[label]))
+        rows.append(
+            {
+                "label": label,
+                "parameters": int(sizes[label]),
+                "sparsity": sparsity,
+                "reported": int(value),
+                "mean": float(kept.mean()),
+                "smallest": int(kept.min()),
+                "largest": int(kept.max()),
+                "low": low,
+                "high": high,
+                "mid_p": float(p),
+                "inside": bool(low <= value <= high),
+            }
+        )
+    return pd.DataFrame(rows), fit
+
+
+PER_DECADE = 4  # bins of the density
+
+
+def overlaps(first: Salience, second: Salience, sparsities: Sequence[float]) -> pd.DataFrame:
+    """Overlap of the sets that two saliences keep, at exact counts, for the whole network and each tensor.
+
+    **Definition.** Intersection over union. ``chance``: what two random sets of these sizes would have, about: expected
+    intersection over expected union.
+
+    Returns:
+        One row per sparsity and part: ``sparsity``, ``layer``, ``overlap``, ``chance``.
+    """
+    check_same(first, second)
+    rows = []
+    for sparsity in sparsities:
+        with warnings.catch_warnings():  # these sets are compared, not trained
+            warnings.simplefilter("ignore", LayerCollapseWarning)
+            one, other = (keep_mask(s, sparsity, ties="stable") for s in (first, second))
+        for label, names in parts_of(one).items():
+            a, b = {name: one[name] for name in names}, {name: other[name] for name in names}
+            count, kept = sum(m.numel() for m in a.values()), [sum(int(m.sum()) for m in x.values()) for x in (a, b)]
+            common = kept[0] * kept[1] / count
+            chance = common / (sum(kept) - common) if sum(kept) else 1.0
+            rows.append({"sparsity": sparsity, "layer": label, "overlap": overlap(a, b), "chance": chance})
+    return pd.DataFrame(rows)
+
+
+def log_bins(*values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points that fall into the same bins of all axes, by log10: centres of the filled bins [bins, axes], and how many [bins]."""
+    bins = [np.floor(np.log10(x) * PER_DECADE).astype(int) for x in values]
+    found, counts = np.unique(np.stack(bins, 1), axis=0, return_counts=True)
+    return (found + 0.5) / PER_DECADE, counts
+
+
+def check_same(first: Salience, second: Salience) -> None:
+    if first.keys() != second.keys():
+        raise ValueError(f"the saliences have different parameters: {sorted(first.keys() ^ second.keys())}")
+
+
+def parts_of(names: Iterable[str], *, whole_last: bool = False) -> dict[str, list[str]]:
+    """What tables have a row for: label -> names, the whole network and each tensor."""
+    tensors, whole = {published_label(name): [name] for name in names}, {WHOLE: list(names)}
+    return tensors | whole if whole_last else whole | tensors

@@ -1,0 +1,213 @@
+"""What a training run is: its configuration, its identity, and the group it is trained in."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from snipnb.data import data_checksum
+from snipnb.networks import INITIALISATIONS, MODELS
+from snipnb.pruning.criteria import CRITERIA, ranked_by
+from snipnb.training.loop import Recipe
+from snipnb.training.store import FORMAT
+
+# The version of what training computes. Raised, in a commit of its own that says what moved, when the golden numbers
+# (tests/golden/) move for another reason than rounding: kept runs of another version are not used.
+NUMERICS = 1
+
+
+# The fields that identities had from the beginning. One that is added to RunConfig or Recipe later counts only where it is not at
+# its default, which means what was done before there was a choice and never changes: so kept runs stay found.
+FIRST_FIELDS = {
+    "RunConfig": {
+        "criterion",
+        "sparsity",
+        "init_seed",
+        "data_seed",
+        "model",
+        "init",
+        "split",
+        "sample",
+        "salience_images",
+        "recipe",
+    },
+    "Recipe": {
+        "epochs",
+        "batch_size",
+        "optimiser",
+        "learning_rate",
+        "schedule",
+        "weight_decay",
+        "momentum",
+        "decay",
+        "decay_every",
+    },
+}
+
+
+GROUP_SIZE = 16
+
+
+MOST = 2**32  # seeds; generators take a little more, and other networks' seeds follow from these
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One network: how it starts, what is pruned, how it is trained.
+
+    Attributes:
+        criterion: Name in :data:`snipnb.CRITERIA`; saliences come from the split's training images only.
+        sparsity: Share of parameters removed at the start, in [0, 1); ties are broken so that the count is exact.
+        init_seed: Draw of the initial weights, and of random saliences.
+        data_seed: Draw of the image order; default ``init_seed``. Runs that share both are compared pair by pair.
+        model: Name in ``models.MODELS``.
+        init: One of ``INITIALISATIONS``.
+        split: ``"standard"`` or ``"published"``.
+        sample: The shipped sample instead of all of MNIST.
+        salience_images: The first so many training images are used for saliences; default all.
+        recipe: How it is trained.
+
+    Example:
+        >>> import snipnb
+        >>> config = snipnb.RunConfig(criterion="random", sparsity=0.95, init_seed=3, salience_images=100)
+        >>> config.data_seed, config.salience_images  # random saliences take no images
+        (3, None)
+    """
+
+    criterion: str = "snip"
+    sparsity: float = 0.9
+    init_seed: int = 0
+    data_seed: int | None = None
+    model: str = "lenet5"
+    init: str = "pytorch"
+    split: str = "standard"
+    sample: bool = False
+    salience_images: int | None = None
+    recipe: Recipe = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        if self.data_seed is None:
+            object.__setattr__(self, "data_seed", self.init_seed)
+        choices: dict[str, Collection[str]] = {
+            "criterion": CRITERIA,
+            "model": MODELS,
+            "init": INITIALISATIONS,
+            "split": ("standard", "published"),
+        }
+        for name, accepted in choices.items():
+            if not isinstance(getattr(self, name), str) or getattr(self, name) not in accepted:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; accepted are {', '.join(accepted)}")
+        least = {"init_seed": 0, "data_seed": 0} | ({} if self.salience_images is None else {"salience_images": 1})
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value < MOST:
+                raise ValueError(f"{name} is {value!r}; accepted are integers from {smallest} and below {MOST:,}")
+        if isinstance(self.sparsity, bool) or not isinstance(self.sparsity, (int, float)) or not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity is {self.sparsity!r}; accepted are numbers from 0 and below 1")
+        object.__setattr__(self, "sparsity", float(self.sparsity))
+        if not isinstance(self.sample, bool) or not isinstance(self.recipe, Recipe):
+            raise ValueError(f"sample is {self.sample!r}, recipe {self.recipe!r}; accepted are a bool and a Recipe")
+        if not CRITERIA[self.criterion].uses_images:
+            object.__setattr__(self, "salience_images", None)
+
+
+def grid(*, criteria: Iterable[str], sparsities: Iterable[float], seeds: Iterable[int], **common) -> list[RunConfig]:
+    """Every criterion at every sparsity for every seed; ``common`` goes to each :class:`RunConfig`.
+
+    Example:
+        >>> import snipnb
+        >>> configs = snipnb.grid(criteria=["snip", "random"], sparsities=[0.9, 0.95, 0.98], seeds=range(4), sample=True)
+        >>> len(configs), configs[0].criterion, configs[0].sparsity
+        (24, 'snip', 0.9)
+    """
+    criteria, sparsities = list(criteria), list(sparsities)
+    return [
+        RunConfig(criterion=criterion, sparsity=sparsity, init_seed=seed, **common)
+        for seed in seeds
+        for criterion in criteria
+        for sparsity in sparsities
+    ]
+
+
+def run_key(config: RunConfig) -> str:
+    """The identity of a run: what its result follows from, as far as anything is declared.
+
+    **Definition.** Model, split, criterion, sparsity and seed, and a SHA-256 of the fields of ``config`` and its recipe (those not in
+    :data:`FIRST_FIELDS` only where they are not at their default), :data:`NUMERICS`, the versions of the criterion and of the one whose
+    salience it takes, and the checksum of the images. Neither the text of the code nor versions of packages are in it.
+
+    Example:
+        >>> import snipnb
+        >>> from snipnb.training.grid import run_key
+        >>> run_key(snipnb.RunConfig(criterion="random", sparsity=0.95))[:34]
+        'lenet5-standard-random-0.95-seed0-'
+    """
+    content = {
+        "config": _declared(config),
+        "numerics": NUMERICS,
+        "criterion": _versions(config.criterion),
+        "data": data_checksum(sample=config.sample),
+    }
+    return f"{config.model}-{config.split}-{config.criterion}-{config.sparsity:g}-seed{config.init_seed}-{short_digest(content)}"
+
+
+def is_kept(config: RunConfig) -> bool:
+    """Whether a run has an identity that outlives the process: its criterion, and the one whose salience it takes, have versions."""
+    return all(version is not None for version in _versions(config.criterion))
+
+
+def _declared(value: RunConfig | Recipe) -> dict[str, Any]:
+    """The fields of a configuration that its identity takes; numbers as they are declared, so that 1 and 1.0 are one."""
+    content: dict[str, Any] = {}
+    for f in dataclasses.fields(value):
+        found = getattr(value, f.name)
+        if f.name in FIRST_FIELDS[type(value).__name__] or found != f.default:
+            if isinstance(found, Recipe):
+                found = _declared(found)
+            elif f.type == "float":
+                found = float(found)
+            content[f.name] = found
+    return content
+
+
+def _versions(criterion: str) -> list[int | str | None]:
+    """The versions of a criterion and of the one whose salience it takes; marked where they do not come with the package."""
+    found: list[int | str | None] = []
+    for name in dict.fromkeys((criterion, ranked_by(criterion))):
+        version = CRITERIA[name].version
+        shipped = CRITERIA[name] is SHIPPED.get(name)
+        found.append(version if shipped or version is None else f"own {version}")
+    return found
+
+
+def short_digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def groups_of(configs: Iterable[RunConfig], group_size: int = GROUP_SIZE) -> list[list[RunConfig]]:
+    """The groups that a grid falls into, fixed by the whole grid: neither its order nor what is finished matters."""
+    alike: dict[tuple, list[RunConfig]] = {}
+    for c in dict.fromkeys(configs):
+        common = (c.recipe.epochs, c.recipe.batch_size)
+        alike.setdefault((c.model, c.init, c.init_seed, c.data_seed, c.split, c.sample, common), []).append(c)
+    groups = []
+    for runs in alike.values():
+        recipes = list(dict.fromkeys(c.recipe for c in runs))
+        runs.sort(key=lambda c: (recipes.index(c.recipe), c.criterion, c.sparsity, c.salience_images or 0))
+        number = -(-len(runs) // group_size)
+        groups += [runs[i * len(runs) // number : (i + 1) * len(runs) // number] for i in range(number)]
+    return groups
+
+
+def group_name(group: Sequence[RunConfig]) -> str:
+    """Of the record and the checkpoint of runs that are trained together."""
+    first = group[0]
+    digest = short_digest([FORMAT, *(run_key(config) for config in group)])
+    return f"{first.model}-{first.split}-seed{first.init_seed}-{digest}"
+
+
+SHIPPED = dict(CRITERIA)
