@@ -80,7 +80,7 @@ def kept_percent(counts: pd.DataFrame, placement: pd.DataFrame) -> tuple[pd.Data
 
     Args:
         counts: As from :func:`snipnb.studies.shared.kept_counts`.
-        placement: As from :func:`place_reported`.
+        placement: As from :func:`snipnb.studies.shared.place_reported`.
 
     Returns:
         ``seed``, ``sparsity``, ``label``, ``kept_percent``; and ``sparsity``, ``label``, ``kept_percent``,

@@ -91,7 +91,7 @@ def fit_constants(
     Args:
         measured: As from :func:`measure_densities`, from at least two seeds.
         networks: What the names in it stand for.
-        image_shape: As ``predicted_scales``.
+        image_shape: As :func:`snipnb.pruning.closed_form.predicted_scales`.
         start: Where the search begins; default in the middle.
 
     Raises:
