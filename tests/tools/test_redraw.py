@@ -29,7 +29,7 @@ def ran(tmp_path_factory):
 @pytest.fixture
 def root(ran, tmp_path, monkeypatch):
     """A copy of what one run has published; no salience can be computed here."""
-    for name in ("salience.snip", "exact.exact_salience", "derivation.snip", "derivation.exact_salience"):
+    for name in ("saliences.snip.snip", "saliences.exact.exact_salience", "studies.salience_derivation.measure.snip"):
         monkeypatch.setattr(f"snipnb.{name}", None, raising=False)
     return shutil.copytree(ran, tmp_path / "root")
 
