@@ -12,6 +12,10 @@ from torch.func import functional_call
 
 from snipnb._progress import track
 
+MODES = ("eval", "train")
+Salience = dict[str, Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]  # (outputs, labels) of a batch -> mean loss, a scalar
+
 
 def float_parameters(model: nn.Module) -> dict[str, Tensor]:
     """Detached parameters by name; an error if there are none or one is not floating point."""
@@ -127,12 +131,3 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             module.__dict__.update(tensors)
         for p, requires_grad in frozen:
             p.requires_grad_(requires_grad)
-
-
-MODES = ("eval", "train")
-
-
-Salience = dict[str, Tensor]
-
-
-Loss = Callable[[Tensor, Tensor], Tensor]  # (outputs, labels) of a batch -> mean loss, a scalar

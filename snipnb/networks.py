@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from snipnb._checks import batch_starts, check_examples
 
+WHOLE = "whole network"
+
 _WEIGHT_INITIALISERS: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] = {
     "pytorch": None,  # what the layers do by themselves
     "xavier_uniform": nn.init.xavier_uniform_,
@@ -296,6 +298,3 @@ MODELS: dict[str, Callable[..., nn.Sequential]] = {
     "lenet_300_100": lenet_300_100,
     "vgg16_mnist": vgg16_mnist,
 }
-
-
-WHOLE = "whole network"

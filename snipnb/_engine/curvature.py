@@ -19,9 +19,8 @@ from snipnb._engine.workers import Crew
 from snipnb._progress import track
 
 TEMPORARY = {"cpu": 2**22, "cuda": 2**26}  # numbers that one temporary holds
-
-
 LONGEST = 1.0  # of abs(w x) (max J - min J) that a series takes; it converges up to pi
+IMAGES = 1000  # images per batch, at most
 
 
 @torch.no_grad()
@@ -381,6 +380,3 @@ def _derivatives_of(state: _State, slopes: Tensor, order: int) -> list[Tensor]:
 
 def slices(number: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, number, size)]
-
-
-IMAGES = 1000  # images per batch, at most

@@ -31,6 +31,14 @@ REPORTED: dict[str, Any] = {
 NEUTRAL = "#5a5a5a"
 PNG_DPI = 200
 MOST_LOST = 0.08  # of 255, on average over a picture, for fewer colours
+LAYER_COLOURS = {
+    "conv1": PALETTE[3],
+    "conv2": PALETTE[1],
+    "full1": PALETTE[0],
+    "full2": PALETTE[4],
+    "full3": PALETTE[2],
+}
+LEAST_KEPT = 0.2  # percent, where axes of kept shares begin
 
 
 @dataclass(frozen=True)
@@ -151,18 +159,6 @@ def sparsity_axis(axis: Axes, sparsities: Sequence[float], *, unlabelled: Sequen
     axis.set_xticks([1 - s for s in shown], [f"{s:g}" for s in shown])
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xlabel("sparsity (axis: log of the share kept)")
-
-
-LAYER_COLOURS = {
-    "conv1": PALETTE[3],
-    "conv2": PALETTE[1],
-    "full1": PALETTE[0],
-    "full2": PALETTE[4],
-    "full3": PALETTE[2],
-}
-
-
-LEAST_KEPT = 0.2  # percent, where axes of kept shares begin
 
 
 def percent_axis(axis: Axes, ticks: Sequence[float], *, along: str = "x") -> None:

@@ -29,6 +29,9 @@ from snipnb._engine.propagation import Scratch
 from snipnb._engine.workers import Crew
 from snipnb._progress import track
 
+NETWORKS = 16  # that are taken together: fixed, so that results do not depend on the number of workers
+IMAGES = {"cpu": 64, "cuda": 1000}
+
 AGGREGATES = ("dataset", "batch_magnitude")
 
 
@@ -209,12 +212,6 @@ def _batch_gradients(
                     )
             found = zip(leaves.items(), gradients, strict=False)
             yield len(x), {name: torch.zeros_like(leaf) if g is None else g for (name, leaf), g in found}
-
-
-NETWORKS = 16  # that are taken together: fixed, so that results do not depend on the number of workers
-
-
-IMAGES = {"cpu": 64, "cuda": 1000}
 
 
 def snip_together(models: Sequence[nn.Module], images: Tensor, labels: Tensor) -> list[Salience]:

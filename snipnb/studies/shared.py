@@ -29,6 +29,9 @@ from snipnb.saliences.snip import magnitude_salience, snip_together
 from snipnb.training.loop import Recipe
 from snipnb.training.scores import LAST
 
+AT_ONCE = 64  # networks that are built and measured together
+PER_DECADE = 4  # bins of the density
+
 PUBLISHED_NUM_SCORED = 10_500  # 15 % of MNIST's 70,000 images
 PUBLISHED_RUNS = 10  # behind each point of Figure 1
 
@@ -84,9 +87,6 @@ def paired(errors: pd.DataFrame, first: str, second: str, *, way: str = LAST) ->
     """
     some = errors[errors["criterion"].isin([first, second])]
     return mean_interval(differences(some, way=way, reference=second)["difference"].to_numpy())
-
-
-AT_ONCE = 64  # networks that are built and measured together
 
 
 @dataclass(frozen=True)
@@ -264,9 +264,6 @@ def place_reported(counts: pd.DataFrame, reported: pd.DataFrame) -> tuple[pd.Dat
             }
         )
     return pd.DataFrame(rows), fit
-
-
-PER_DECADE = 4  # bins of the density
 
 
 def overlaps(first: Salience, second: Salience, sparsities: Sequence[float]) -> pd.DataFrame:

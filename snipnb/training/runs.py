@@ -19,7 +19,6 @@ from snipnb.training.store import FORMAT
 # (tests/golden/) move for another reason than rounding: kept runs of another version are not used.
 NUMERICS = 1
 
-
 # The fields that identities had from the beginning. One that is added to RunConfig or Recipe later counts only where it is not at
 # its default, which means what was done before there was a choice and never changes: so kept runs stay found.
 FIRST_FIELDS = {
@@ -47,12 +46,9 @@ FIRST_FIELDS = {
         "decay_every",
     },
 }
-
-
 GROUP_SIZE = 16
-
-
 MOST = 2**32  # seeds; generators take a little more, and other networks' seeds follow from these
+SHIPPED = dict(CRITERIA)
 
 
 @dataclass(frozen=True)
@@ -208,6 +204,3 @@ def group_name(group: Sequence[RunConfig]) -> str:
     first = group[0]
     digest = short_digest([FORMAT, *(run_key(config) for config in group)])
     return f"{first.model}-{first.split}-seed{first.init_seed}-{digest}"
-
-
-SHIPPED = dict(CRITERIA)

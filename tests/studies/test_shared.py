@@ -10,7 +10,7 @@ from snipnb.publish import ledger
 from snipnb.publish.stats import equivalence_test
 from snipnb.studies import shared as errors
 from snipnb.studies.lenet5_table import measure as lenet5_table
-from snipnb.studies.snip_vs_exact import measure as snip_vs_exact
+from snipnb.studies.snip_vs_exact import trained
 from snipnb.training import scores
 from snipnb.training.loop import Recipe
 
@@ -56,7 +56,7 @@ def test_every_way_of_every_run():
 
 def test_curves_hold_mean_and_range():
     table = scores.error_table(runs({(0, 0.5): [0.1], (1, 0.5): [0.2], (2, 0.5): [0.6]}))
-    row = snip_vs_exact.curves(table, way=LAST).iloc[0]
+    row = trained.curves(table, way=LAST).iloc[0]
     assert (row["n"], row["mean"], row["smallest"], row["largest"]) == pytest.approx((3, 30, 10, 60))
 
 
@@ -76,7 +76,7 @@ RULE = ledger.settings("C25")
 
 def test_the_rule_of_c25():
     table = scores.error_table(many({"exact": 0.0, "snip": 0.02, "random": 1.0}, spread=0.05))
-    tests, margin = snip_vs_exact.equivalence(table, **RULE)
+    tests, margin = trained.equivalence(table, **RULE)
     tests = tests.set_index("criterion")
     exact = table.loc[(table["criterion"] == "exact") & (table["way"] == LAST), "error_percent"].mean()
     assert margin == pytest.approx(max(0.1, exact / 10))
@@ -86,7 +86,7 @@ def test_the_rule_of_c25():
     # other sparsities are not judged
     low = runs({(s, 0.05): [0.5 if s else 0.01] for s in range(5)})
     other = pd.concat([table, scores.error_table(low.assign(criterion="snip"))], ignore_index=True)
-    pd.testing.assert_frame_equal(snip_vs_exact.equivalence(other, **RULE)[0].set_index("criterion"), tests)
+    pd.testing.assert_frame_equal(trained.equivalence(other, **RULE)[0].set_index("criterion"), tests)
 
 
 def test_the_equivalence_test_is_two_t_tests():
@@ -116,12 +116,10 @@ def test_its_level_and_power_are_as_said(spread, n):
 
 def test_where_criteria_part():
     table = scores.error_table(many({"exact": 0.0, "snip": 0.01, "random": 1.0}, spread=0.02))
-    apart = snip_vs_exact.parting(errors.differences(table, way=LAST), 0.1)
+    apart = trained.parting(errors.differences(table, way=LAST), 0.1)
     assert set(apart.loc[apart["apart"], "criterion"]) == {"random"}
     assert len(apart) == 2 * len(JUDGED)
-    below = snip_vs_exact.parting(
-        errors.differences(scores.error_table(many({"exact": 2.0, "snip": 0.0})), way=LAST), 0.1
-    )
+    below = trained.parting(errors.differences(scores.error_table(many({"exact": 2.0, "snip": 0.0})), way=LAST), 0.1)
     assert below["apart"].all()
 
 
@@ -129,7 +127,7 @@ def test_levels_beside_the_published_ones():
     reported = pd.DataFrame(
         {"criterion": ["snip", "snip"], "sparsity": [0.75, 0.9], "error_percent": [1.0, float("nan")]}
     )
-    found = snip_vs_exact.place_levels(scores.error_table(many({"snip": 0.0})), reported, num_scored=10_500)
+    found = trained.place_levels(scores.error_table(many({"snip": 0.0})), reported, num_scored=10_500)
     assert found["sparsity"].tolist() == [0.75]
     assert found["difference"].item() == pytest.approx(found["mean"].item() - 1.0)
     binomial = 1.96 * (100**2 * 0.01 * 0.99 * 2 / 10_500) ** 0.5

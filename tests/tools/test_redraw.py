@@ -7,7 +7,8 @@ import shutil
 import pytest
 
 from snipnb._files import project_root
-from snipnb.publish import captions, ledger, profiles, style
+from snipnb.publish import captions, ledger, profiles
+from snipnb.studies.salience_derivation import draw
 from tools import redraw, runner
 
 ROOT = project_root()
@@ -96,7 +97,7 @@ def test_a_changed_caption_changes_its_picture_alone(root, capsys, monkeypatch):
 
 
 def test_a_changed_colour_changes_the_pictures_that_have_it(root, capsys, monkeypatch):
-    monkeypatch.setattr(style, "PALETTE", ["#123456", *style.PALETTE[1:]])
+    monkeypatch.setattr(draw, "PALETTE", ["#123456", *draw.PALETTE[1:]])
     assert again(root, capsys)[:2] == ({f"{NOTEBOOK}/linearity.png", f"{NOTEBOOK}/linearity.svg", EXECUTED}, True)
 
 

@@ -18,6 +18,22 @@ from snipnb.training.loop import Recipe
 from snipnb.training.runs import grid
 from snipnb.training.scores import WAYS, error_table
 
+# What the published training may have been, besides the recipe that is followed. The text says Adam at a falling rate, not how it falls; the first is how the
+# published code lets it fall unless told otherwise, the last is the training of its sample notebook.
+RECIPES: dict[str, dict[str, Any]] = {
+    "Adam, times 0.99 every epoch": {"learning_rate": 0.0012, "schedule": "exponential", "decay": 0.99},
+    "Adam, times 0.95 every epoch": {"learning_rate": 0.0012, "schedule": "exponential", "decay": 0.95},
+    "Adam, cosine": {"learning_rate": 0.0012, "schedule": "cosine"},
+    "momentum, weight decay, times 0.1 every 40 epochs": {
+        "optimiser": "sgd",
+        "learning_rate": 0.1,
+        "weight_decay": 0.0005,
+        "schedule": "step",
+        "decay": 0.1,
+        "decay_every": 40,
+    },
+}
+
 
 def rejected_controls(counts: pd.DataFrame, *, level: float = LEVEL) -> pd.DataFrame:
     """Would the rule for a whole table notice another procedure? Each seed's table by another ranking against SNIP's.
@@ -232,23 +248,6 @@ def follows_published_protocol(split: Split, recipe: Recipe) -> bool:
 def same_in_every_way(errors: pd.DataFrame) -> int:
     """In how many runs all ways of stating the error rate give the same number."""
     return int((errors.groupby(["criterion", "seed", "sparsity"])["error_percent"].nunique() == 1).sum())
-
-
-# What the published training may have been, besides the recipe that is followed. The text says Adam at a falling rate, not how it falls; the first is how the
-# published code lets it fall unless told otherwise, the last is the training of its sample notebook.
-RECIPES: dict[str, dict[str, Any]] = {
-    "Adam, times 0.99 every epoch": {"learning_rate": 0.0012, "schedule": "exponential", "decay": 0.99},
-    "Adam, times 0.95 every epoch": {"learning_rate": 0.0012, "schedule": "exponential", "decay": 0.95},
-    "Adam, cosine": {"learning_rate": 0.0012, "schedule": "cosine"},
-    "momentum, weight decay, times 0.1 every 40 epochs": {
-        "optimiser": "sgd",
-        "learning_rate": 0.1,
-        "weight_decay": 0.0005,
-        "schedule": "step",
-        "decay": 0.1,
-        "decay_every": 40,
-    },
-}
 
 
 def grids(parameters: Mapping[str, Any]) -> dict[str, Any]:

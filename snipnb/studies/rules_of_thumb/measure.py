@@ -19,6 +19,28 @@ from snipnb.training.loop import Recipe
 from snipnb.training.runs import RunConfig, grid
 from snipnb.training.scores import LAST, error_table
 
+RULES_OF_THUMB = (
+    "snip",
+    "snip_shuffled",
+    "snip_redrawn",
+    "snip_densities",
+    "closed_form",
+    "erdos_renyi_kernel",
+    "uniform",
+    "magnitude",
+    "snip_inverted",
+)
+# What is tried of optimisers and schedules: name -> recipe but for epochs, and the learning rates to choose from.
+OPTIMISERS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
+    "Adam, one-cycle": ({"optimiser": "adam", "schedule": "one_cycle"}, (0.003, 0.01, 0.03)),
+    "Adam, constant": ({"optimiser": "adam", "schedule": "constant"}, (0.0005, 0.0012, 0.003)),
+    "momentum, one-cycle": ({"optimiser": "sgd", "schedule": "one_cycle"}, (0.03, 0.1, 0.3)),
+    "momentum, constant": ({"optimiser": "sgd", "schedule": "constant"}, (0.003, 0.01, 0.03)),
+    "SGD, one-cycle": ({"optimiser": "sgd", "schedule": "one_cycle", "momentum": 0.0}, (0.1, 0.3, 1.0)),
+    "SGD, constant": ({"optimiser": "sgd", "schedule": "constant", "momentum": 0.0}, (0.03, 0.1, 0.3)),
+}
+TUNING_SEED = 1000  # its networks are in no comparison
+
 JUDGED = 0.95  # the sparsity that rules are about
 # What each control asks, in the order in which the notebook answers.
 QUESTIONS = {
@@ -208,33 +230,6 @@ def excess(table: pd.DataFrame, *, allowed: float) -> pd.DataFrame:
         row = {"sparsity": sparsity, "best": best["name"], "its_increase": best["increase"]}
         rows.append(row | {"worst": worst["name"], "largest_increase": worst["increase"], "excess": over})
     return pd.DataFrame(rows)
-
-
-RULES_OF_THUMB = (
-    "snip",
-    "snip_shuffled",
-    "snip_redrawn",
-    "snip_densities",
-    "closed_form",
-    "erdos_renyi_kernel",
-    "uniform",
-    "magnitude",
-    "snip_inverted",
-)
-
-
-# What is tried of optimisers and schedules: name -> recipe but for epochs, and the learning rates to choose from.
-OPTIMISERS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
-    "Adam, one-cycle": ({"optimiser": "adam", "schedule": "one_cycle"}, (0.003, 0.01, 0.03)),
-    "Adam, constant": ({"optimiser": "adam", "schedule": "constant"}, (0.0005, 0.0012, 0.003)),
-    "momentum, one-cycle": ({"optimiser": "sgd", "schedule": "one_cycle"}, (0.03, 0.1, 0.3)),
-    "momentum, constant": ({"optimiser": "sgd", "schedule": "constant"}, (0.003, 0.01, 0.03)),
-    "SGD, one-cycle": ({"optimiser": "sgd", "schedule": "one_cycle", "momentum": 0.0}, (0.1, 0.3, 1.0)),
-    "SGD, constant": ({"optimiser": "sgd", "schedule": "constant", "momentum": 0.0}, (0.03, 0.1, 0.3)),
-}
-
-
-TUNING_SEED = 1000  # its networks are in no comparison
 
 
 def grids(parameters: Mapping[str, Any]) -> dict[str, list[RunConfig]]:

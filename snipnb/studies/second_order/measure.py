@@ -22,6 +22,8 @@ from snipnb.studies.shared import log_bins, overlaps, paired, protocol
 from snipnb.training.runs import RunConfig, grid
 from snipnb.training.scores import LAST
 
+SECOND_ORDER = ("snip", "exact", "second_order", "third_order", "linear_region", "printed_second_order")
+
 # Criterion (or, for the slope alone, none) -> how notebook 05 calls it; in the order of what they take into account.
 APPROXIMATIONS: dict[str, str] = {
     "slope": "|L'| alone",
@@ -344,9 +346,6 @@ def gains(rates: pd.DataFrame, *, than: str, way: str = LAST) -> pd.DataFrame:
         facts = {"n": len(own), "error_percent": own.mean(), "mean": mean, "low95": low, "high95": high}
         rows.append({"criterion": criterion} | facts)
     return pd.DataFrame(rows)
-
-
-SECOND_ORDER = ("snip", "exact", "second_order", "third_order", "linear_region", "printed_second_order")
 
 
 def grids(parameters: Mapping[str, Any]) -> dict[str, list[RunConfig]]:
