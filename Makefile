@@ -25,7 +25,7 @@ NOTEBOOKS := $(sort $(basename $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb)
 
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP MPLBACKEND JUPYTER_PATH JUPYTER_PREFER_ENV_PATH
 .DEFAULT_GOAL := help
-.PHONY: help env env-test data figures redraw smoke verify-runs bench soak test test-lab test-torch audit lint format lab report readme lock clean distclean $(NOTEBOOKS)
+.PHONY: help env env-test data figures redraw smoke verify-runs bench robustness test test-lab test-torch audit lint format lab report readme lock clean distclean $(NOTEBOOKS)
 
 help:  ## this list
 	@echo "make figures regenerates every figure, table and verdict; make test runs every test."
@@ -79,8 +79,8 @@ verify-runs: env data  ## train the first epoch of kept runs again, compare with
 bench: env-test data  ## measure speed, side by side, into figures/bench/ (20 minutes; on an otherwise idle machine)
 	@$(PY) -m tools bench
 
-soak: env  ## kill `make figures` ten times in a copy, let it finish, compare; then other faults (PROFILE=smoke, KILLS=10, ONLY=)
-	@$(PY) -m tools soak --profile "$(if $(filter file,$(origin PROFILE)),smoke,$(PROFILE))" --kills "$(KILLS)" $(if $(ONLY),--only "$(ONLY)")
+robustness: env-test  ## kill `make figures` at random moments, fill its disk, damage its files ... into figures/robustness.md (KILLS=10, ONLY=)
+	@KILLS="$(KILLS)" $(PY) -m pytest -m robustness $(if $(ONLY),-k "$(ONLY)")
 
 test: env-test lint  ## all tests, the notebooks' smoke runs included; no network, no data needed
 	@$(PY) -m pytest

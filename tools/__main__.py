@@ -22,13 +22,6 @@ def main(arguments: list[str] | None = None) -> int:
     bench.add_argument("--threads", type=int, default=2, help="processor threads (default: 2)")
     bench.add_argument("--only", help="one table alone, e.g. training")
     bench.add_argument("--sample", action="store_true", help="a quick look on the shipped sample, into build/bench/")
-    soak = commands.add_parser(
-        "soak", help="kill `figures` again and again in a copy, try other faults; compare with quiet runs"
-    )
-    soak.add_argument("--profile", default="smoke", help="profile name or path of a YAML file (default: smoke)")
-    soak.add_argument("--kills", type=int, default=10, help="how many times (default: 10)")
-    soak.add_argument("--seed", type=int, default=0, help="draw of the moments (default: 0)")
-    soak.add_argument("--only", help="kills alone, faults alone, or some faults by words of their descriptions")
     report = commands.add_parser("report", help="ledger, executed notebooks and reference as static pages")
     report.add_argument("--profile", default="default", help="whose published figures (default: default)")
     report.add_argument("--output", help="folder for the pages (default: build/report)")
@@ -71,12 +64,6 @@ def _bench(given: argparse.Namespace) -> int:
     return 0
 
 
-def _soak(given: argparse.Namespace) -> int:
-    from tests.robustness import soak
-
-    return 0 if soak.run(given.profile, kills=given.kills, seed=given.seed, only=given.only) else 1
-
-
 def _readme(given: argparse.Namespace) -> int:
     from tools import readme
 
@@ -96,7 +83,7 @@ def _report(given: argparse.Namespace) -> int:
     return site.main(root, target, profile=given.profile)
 
 
-_COMMANDS = {"figures": _figures, "bench": _bench, "soak": _soak, "report": _report, "readme": _readme}
+_COMMANDS = {"figures": _figures, "bench": _bench, "report": _report, "readme": _readme}
 
 if __name__ == "__main__":
     sys.exit(main())
