@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +19,50 @@ Salience = dict[str, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]  # (outputs, labels) of a batch -> mean loss, a scalar
 
 
+# --- single arguments -------------------------------------------------------------------------------------------------
+
+
+def check_choice(name: str, value: object, accepted: Iterable[object]) -> None:
+    """Raise ValueError unless a value is one of those accepted."""
+    accepted = list(accepted)
+    if value not in accepted:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}; got {value!r}")
+
+
+def check_type(name: str, value: object, kind: type) -> None:
+    """Raise ValueError unless a value is of a type."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must be a {kind.__name__}; got {value!r}")
+
+
+def check_integer(name: str, value: object, least: float = -math.inf, below: float = math.inf) -> None:
+    """Raise ValueError unless a value is an integer (True and False are none) of at least ``least`` and less than ``below``."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < below:
+        interval = "" if least == -math.inf else f" in [{least}, {below})"
+        raise ValueError(f"{name} must be an integer{interval}; got {value!r}")
+
+
+def check_number(name: str, value: Any, interval: str) -> None:
+    """Raise ValueError unless a value is a number (True and False are none) in an interval, such as ``"[0, 1)"`` or ``"(0, inf)"``."""
+    low, high = map(float, interval[1:-1].split(","))
+    excluded = {end for end, bracket in ((low, interval[0]), (high, interval[-1])) if bracket in "()"}
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high or value in excluded:
+        raise ValueError(f"{name} must be a number in {interval}; got {value!r}")
+
+
+# --- models and examples ----------------------------------------------------------------------------------------------
+
+
 def float_parameters(model: nn.Module) -> dict[str, Tensor]:
     """Detached parameters by name; an error if there are none or one is not floating point."""
     parameters = dict(model.named_parameters())
     if not parameters:
-        raise ValueError(f"the model ({type(model).__name__}) has no parameters; at least one is needed")
+        raise ValueError(f"the model ({type(model).__name__}) has no parameters; it needs at least one")
     for name, p in parameters.items():
         if nn.parameter.is_lazy(p):
             raise ValueError(f"parameter {name!r} has no shape yet; run the model once on a batch first")
         if not p.is_floating_point():
-            raise ValueError(f"parameter {name!r} is {p.dtype}; accepted are floating-point parameters")
+            raise ValueError(f"parameter {name!r} must be floating-point; got {p.dtype}")
     return {name: p.detach() for name, p in parameters.items()}
 
 
@@ -52,14 +88,13 @@ def check_examples(images: Tensor, labels: Tensor, batch_size: int) -> None:
     """Raise ValueError unless images and labels are as many, not empty, and the batch size is a positive integer."""
     for name, given in (("images", images), ("labels", labels)):
         if not isinstance(given, Tensor) or given.dim() == 0:
-            kind = type(given).__name__ if not isinstance(given, Tensor) else "tensor without dimensions"
-            raise ValueError(f"{name} are a {kind}; tensors [n, ...] are needed")
+            kind = "0-dimensional tensor" if isinstance(given, Tensor) else type(given).__name__
+            raise ValueError(f"{name} must be a tensor [n, ...]; got a {kind}")
     if len(images) != len(labels):
-        raise ValueError(f"{len(images)} images but {len(labels)} labels; as many of both are needed")
+        raise ValueError(f"{len(images)} images but {len(labels)} labels; there must be one label per image")
     if len(images) == 0:
-        raise ValueError("the data set is empty: 0 images; at least one is needed")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size!r}; accepted are integers from 1")
+        raise ValueError("the data set is empty; it needs at least one image")
+    check_integer("batch_size", batch_size, 1)
 
 
 def check_alike_and_precise(parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
@@ -67,9 +102,8 @@ def check_alike_and_precise(parameters: Mapping[str, Tensor], images: Tensor) ->
     first = next(iter(parameters.values()))
     for name, p in parameters.items():
         if p.dtype not in (torch.float32, torch.float64) or p.dtype != first.dtype or p.device != first.device:
-            raise ValueError(
-                f"parameter {name!r} is {p.dtype} on {p.device}; accepted are float32 or float64, all alike"
-            )
+            given = f"{p.dtype} on {p.device} for {name!r}"
+            raise ValueError(f"parameters must be all float32 or all float64, on one device; got {given}")
     if images.dtype != first.dtype:
         raise ValueError(f"images are {images.dtype}, the model's parameters {first.dtype}; convert one of them")
     return first
@@ -78,13 +112,13 @@ def check_alike_and_precise(parameters: Mapping[str, Tensor], images: Tensor) ->
 def check_classes(outputs: Tensor, labels: Tensor) -> None:
     """Raise ValueError unless outputs are logits [n, C] and labels are integers [n] in [0, C)."""
     if not isinstance(outputs, Tensor):
-        raise ValueError(f"the model's output is a {type(outputs).__name__}; give a loss of your own that takes it")
+        raise ValueError(f"the model's output is a {type(outputs).__name__}; only a loss of your own can take it")
     if outputs.dim() != 2:
         raise ValueError(
             f"the model's output has shape {tuple(outputs.shape)}; cross-entropy takes logits [n, classes]"
         )
     if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; accepted are integers [n]")
+        raise ValueError(f"labels must be integers [n]; got {labels.dtype} of shape {tuple(labels.shape)}")
     labels = labels.long()  # not every integer type has a minimum
     lowest, highest, classes = int(labels.min()), int(labels.max()), outputs.shape[1]
     if lowest < 0 or highest >= classes:
@@ -93,11 +127,25 @@ def check_classes(outputs: Tensor, labels: Tensor) -> None:
         )
 
 
+def check_names(kind: str, names: Collection[str], model: nn.Module) -> None:
+    """Raise ValueError unless names are exactly those of the model's parameters; ``kind`` says what they are keys of."""
+    parameters = [name for name, _ in model.named_parameters()]
+    unknown, missing = [n for n in names if n not in parameters], [n for n in parameters if n not in names]
+    if unknown or missing:
+        hint = " (the model is pruned already)" if any(n.endswith("_orig") for n in missing) else ""
+        raise ValueError(
+            f"the names of {kind} and model differ{hint}: {unknown} only in the {kind}, {missing} only in the model; "
+            "there must be an entry for every parameter"
+        )
+
+
+# --- calls that leave a model as it was -------------------------------------------------------------------------------
+
+
 @contextmanager
 def in_mode(model: nn.Module, mode: str) -> Iterator[None]:
     """Put a model in ``"eval"`` or ``"train"`` mode, then every sub-module back as it was."""
-    if mode not in MODES:
-        raise ValueError(f"mode is {mode!r}; accepted are {', '.join(MODES)}")
+    check_choice("mode", mode, MODES)
     before = [(module, module.training) for module in model.modules()]
     try:
         model.train(mode == "train")

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snipnb._checks import check_choice, check_integer
 from snipnb._files import data_dir, resource, write_atomically
 from snipnb._progress import note
 
@@ -33,6 +34,7 @@ from snipnb._progress import note
 PIXEL_MEAN = 1_567_298_545 / (60_000 * 784) / 255
 PIXEL_STD = (342_590_800_147 / (60_000 * 784) / 255**2 - PIXEL_MEAN**2) ** 0.5
 
+SPLITS = ("standard", "published")
 NUM_VALIDATION = 5_000
 PUBLISHED_TEST_SHARE = 0.15
 SAMPLE_SIZES = {"train": 4_000, "validation": 1_000, "test": 1_000}
@@ -109,8 +111,7 @@ def load_mnist(
         >>> images.shape, labels[:5].tolist()
         (torch.Size([1000, 1, 28, 28]), [9, 4, 4, 4, 6])
     """
-    if part not in _PREFIX:
-        raise ValueError(f"part is {part!r}; accepted are 'train' and 'test'")
+    check_choice("part", part, _PREFIX)
     if sample:
         pixels, labels = _sample_pixels(part)
     else:
@@ -144,12 +145,10 @@ def load_split(
         >>> len(split.train_labels), len(split.validation_labels), len(split.test_labels)
         (5100, 0, 900)
     """
-    if split not in ("standard", "published"):
-        raise ValueError(f"split is {split!r}; accepted are 'standard' and 'published'")
+    check_choice("split", split, SPLITS)
+    check_integer("seed", seed, 0)
     images, labels = load_mnist("train", sample=sample, root=root)
     test_images, test_labels = load_mnist("test", sample=sample, root=root)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed is {seed!r}; accepted are integers from 0")
     if split == "published":
         images, labels = torch.cat([images, test_images]), torch.cat([labels, test_labels])
         train, test = published_indices(len(labels), seed)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from snipnb._checks import batch_starts, check_examples
+from snipnb._checks import batch_starts, check_choice, check_examples, check_integer, check_number, in_mode
 
 WHOLE = "whole network"
 
@@ -121,16 +121,13 @@ def lenet_variant(
         >>> [tuple(p.shape) for p in lenet_variant("lenet_300_100", width=0.5, extra_full=1).parameters() if p.dim() == 2]
         [(150, 784), (50, 150), (50, 50), (10, 50)]
     """
-    if base not in _HIDDEN:
-        raise ValueError(f"base is {base!r}; accepted are {', '.join(_HIDDEN)}")
-    if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 < width < float("inf"):
-        raise ValueError(f"width is {width!r}; accepted are finite numbers above 0")
-    for name, extra in (("extra_conv", extra_conv), ("extra_full", extra_full)):
-        if isinstance(extra, bool) or not isinstance(extra, int) or extra < 0:
-            raise ValueError(f"{name} is {extra!r}; accepted are integers from 0")
+    check_choice("base", base, _HIDDEN)
+    check_number("width", width, "(0, inf)")
+    check_integer("extra_conv", extra_conv, 0)
+    check_integer("extra_full", extra_full, 0)
     channels, units = ([max(1, round(width * size)) for size in sizes] for sizes in _HIDDEN[base])
     if extra_conv and not channels:
-        raise ValueError(f"extra_conv is {extra_conv} for {base}, which has no convolutions; accepted is 0")
+        raise ValueError(f"extra_conv must be 0 for {base}, which has no convolutions; got {extra_conv}")
     units += units[-1:] * extra_full
     return _build(lambda: _variant(channels, extra_conv, units, batch_norm), init, seed)
 
@@ -198,7 +195,7 @@ def set_running_statistics(model: nn.Module, images: Tensor, *, batch_size: int 
         The same model.
 
     Raises:
-        ValueError: If a batch would hold one image only, whose variance is none.
+        ValueError: If a batch would hold a single image, which has no variance.
 
     Example:
         >>> import snipnb
@@ -213,25 +210,20 @@ def set_running_statistics(model: nn.Module, images: Tensor, *, batch_size: int 
     if not norms:
         return model
     if min(batch_size, len(images)) < 2 or len(images) % batch_size == 1:
-        raise ValueError(
-            f"{len(images)} images in batches of {batch_size} leave a batch of one; at least two are needed"
-        )
-    modes = [(m, m.training) for m in model.modules()]
+        raise ValueError(f"{len(images)} images in batches of {batch_size} leave a batch of one, which has no variance")
     momenta = [m.momentum for m in norms]
     device = next(model.parameters()).device
-    try:
-        model.eval()
-        for norm in norms:
-            norm.train()
-            norm.reset_running_stats()
-            norm.momentum = None  # the plain average over batches
-        for batch in batch_starts(len(images), batch_size, "running statistics"):
-            model(images[batch].to(device))
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, training in modes:
-            module.training = training
+    with in_mode(model, "eval"):
+        try:
+            for norm in norms:
+                norm.train()
+                norm.reset_running_stats()
+                norm.momentum = None  # the plain average over batches
+            for batch in batch_starts(len(images), batch_size, "running statistics"):
+                model(images[batch].to(device))
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
     return model
 
 
@@ -279,8 +271,7 @@ def _variant(channels: list[int], extra_conv: int, units: list[int], batch_norm:
 
 
 def _build(layers: Callable[[], OrderedDict[str, nn.Module]], init: str, seed: int) -> nn.Sequential:
-    if init not in INITIALISATIONS:
-        raise ValueError(f"init is {init!r}; accepted are {', '.join(INITIALISATIONS)}")
+    check_choice("init", init, INITIALISATIONS)
     with _drawing, torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)  # not torch.manual_seed, which would seed CUDA too
         model = nn.Sequential(layers())

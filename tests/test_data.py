@@ -83,11 +83,11 @@ def test_published_split_has_the_published_sizes():
 
 
 def test_unknown_names_are_said():
-    with pytest.raises(ValueError, match="'valid'; accepted are 'train' and 'test'"):
+    with pytest.raises(ValueError, match="part must be one of 'train', 'test'; got 'valid'"):
         snipnb.load_mnist("valid", sample=True)
-    with pytest.raises(ValueError, match="'random'; accepted are 'standard' and 'published'"):
+    with pytest.raises(ValueError, match="split must be one of 'standard', 'published'; got 'random'"):
         snipnb.load_split("random", sample=True)
-    with pytest.raises(ValueError, match=r"seed is 1\.5; accepted are integers"):
+    with pytest.raises(ValueError, match=r"seed must be an integer in \[0, inf\); got 1\.5"):
         snipnb.load_split("published", sample=True, seed=1.5)
 
 

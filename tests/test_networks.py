@@ -68,7 +68,7 @@ def test_xavier_keeps_the_biases_of_pytorch_and_zero_bias_clears_them():
 
 
 def test_unknown_initialisation_is_named():
-    with pytest.raises(ValueError, match="'he'; accepted are pytorch, xavier_uniform"):
+    with pytest.raises(ValueError, match=r"init must be one of 'pytorch', 'xavier_uniform', .*; got 'he'"):
         snipnb.lenet5(init="he")
 
 
@@ -109,13 +109,16 @@ def test_variants_are_wider_and_deeper(examples):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"base": "vgg"}, "base is 'vgg'; accepted are lenet5, lenet_300_100"),
-        ({"width": 0}, "width is 0; accepted are finite numbers above 0"),
-        ({"width": float("inf")}, "width is inf"),
-        ({"extra_full": -1}, "extra_full is -1; accepted are integers from 0"),
-        ({"extra_conv": 1.0}, r"extra_conv is 1\.0; accepted are integers"),
-        ({"base": "lenet_300_100", "extra_conv": 1}, "extra_conv is 1 for lenet_300_100, which has no convolutions"),
-        ({"init": "he"}, "init is 'he'"),
+        ({"base": "vgg"}, "base must be one of 'lenet5', 'lenet_300_100'; got 'vgg'"),
+        ({"width": 0}, r"width must be a number in \(0, inf\); got 0"),
+        ({"width": float("inf")}, "width .*; got inf"),
+        ({"extra_full": -1}, r"extra_full must be an integer in \[0, inf\); got -1"),
+        ({"extra_conv": 1.0}, r"extra_conv must be an integer .*; got 1\.0"),
+        (
+            {"base": "lenet_300_100", "extra_conv": 1},
+            "extra_conv must be 0 for lenet_300_100, which has no convolutions; got 1",
+        ),
+        ({"init": "he"}, "init .*; got 'he'"),
     ],
 )
 def test_variants_that_cannot_be_are_named(arguments, message):

@@ -15,6 +15,7 @@ import numpy as np
 from scipy import integrate, optimize, special, stats
 from torch import nn
 
+from snipnb._checks import check_choice, check_number
 from snipnb._engine.sequential import Pool, layers_of, padding_of
 from snipnb.networks import INITIALISATIONS
 from snipnb.pruning.masks import num_removed
@@ -169,6 +170,7 @@ def _predict(
     model: nn.Sequential, image_shape: Sequence[int], init: str, constants: Constants
 ) -> dict[str, tuple[float, np.ndarray, bool]]:
     """Per parameter tensor: scale of the salience, logarithms of its spread over pairs of units, and whether normal."""
+    check_choice("init", init, INITIALISATIONS)
     _check_constants(constants)
     layers = _mixings(model, tuple(image_shape), init, constants)
     classes = layers[-1].units
@@ -192,7 +194,7 @@ def _mixings(model: nn.Module, shape: tuple[int, ...], init: str, constants: Con
     moments = np.array([1, constants.within, constants.between])
     unit_moments = moments[1:, None]
     if len(shape) not in (1, 3) or min(shape) < 1:
-        raise ValueError(f"images have shape {shape}; accepted are (channels, height, width) and (features,)")
+        raise ValueError(f"image_shape must be (channels, height, width) or (features,); got {shape}")
     mixings: list[_Mixing] = []
     positions = 1
     for name, layer in layers_of(model):
@@ -235,7 +237,7 @@ def _mixings(model: nn.Module, shape: tuple[int, ...], init: str, constants: Con
             shape = (math.prod(shape),)
         elif isinstance(layer, nn.ReLU) or (isinstance(layer, Pool) and layer.kind == "max" and layer.relu):
             if not mixings:
-                raise ValueError(f"layer {name!r} stands before any weights; accepted is a Conv2d or Linear first")
+                raise ValueError(f"layer {name!r} stands before any weights; the first must be a Conv2d or Linear")
             kernel = 1
             if isinstance(layer, Pool):
                 kernel = layer.kernel[0] * layer.kernel[1]
@@ -246,10 +248,10 @@ def _mixings(model: nn.Module, shape: tuple[int, ...], init: str, constants: Con
         else:
             kind = "pooling without ReLU or by the mean" if isinstance(layer, Pool) else type(layer).__name__
             raise ValueError(
-                f"layer {name!r} is {kind}; accepted are Conv2d, Linear, ReLU, MaxPool2d beside a ReLU, Flatten, Dropout"
+                f"layer {name!r} must be Conv2d, Linear, ReLU, MaxPool2d beside a ReLU, Flatten or Dropout; got {kind}"
             )
     if not mixings or len(shape) != 1 or mixings[-1].gates[0] != 1:
-        raise ValueError("the model does not end in logits; accepted is a Linear as the last layer")
+        raise ValueError("the model does not end in logits; its last layer must be a Linear")
     return mixings
 
 
@@ -322,8 +324,6 @@ def _tail(normal: bool, log_threshold: np.ndarray) -> np.ndarray:
 
 def _variances(init: str, inputs: int, outputs: int) -> tuple[float, float]:
     """Of weights and of biases."""
-    if init not in INITIALISATIONS:
-        raise ValueError(f"init is {init!r}; accepted are {', '.join(INITIALISATIONS)}")
     weights = 2 / (inputs + outputs) if init.startswith("xavier") else 1 / (3 * inputs)
     return weights, 0.0 if init.endswith("_zero_bias") else 1 / (3 * inputs)
 
@@ -349,6 +349,6 @@ def _need_shape(name: str, layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...])
 def _check_constants(constants: Constants) -> None:
     within, between, neighbours, contrast = astuple(constants)
     if not 0 < between < within < 1:
-        raise ValueError(f"constants are {constants}; accepted are 0 < between < within < 1")
-    if not 0 <= neighbours <= 1 or not 0 <= contrast < float("inf"):
-        raise ValueError(f"constants are {constants}; accepted are neighbours from 0 to 1 and contrast from 0")
+        raise ValueError(f"constants must have 0 < between < within < 1; got {constants}")
+    check_number("neighbours", neighbours, "[0, 1]")
+    check_number("contrast", contrast, "[0, inf)")

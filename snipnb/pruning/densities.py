@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from snipnb._checks import float_parameters
+from snipnb._checks import check_choice, check_integer, check_names, float_parameters
 from snipnb.pruning.closed_form import FITTED, IMAGE_SHAPE, Constants, predicted_densities
 from snipnb.pruning.masks import LayerCollapseWarning, Mask, collapsed_layers, layer_table, num_removed
 
@@ -48,8 +48,7 @@ def erdos_renyi_kernel_densities(model: nn.Module, sparsity: float, *, biases: s
     Raises:
         ValueError: If an option is unknown or the sparsity no number in [0, 1).
     """
-    if biases not in BIASES:
-        raise ValueError(f"biases is {biases!r}; accepted are {', '.join(BIASES)}")
+    check_choice("biases", biases, BIASES)
     sizes, kept = _sizes_and_kept(model, sparsity)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     ratios = {}
@@ -108,15 +107,11 @@ def mask_of_densities(model: nn.Module, densities: Densities, *, num_kept: int |
         LayerCollapseWarning: If a weight tensor keeps nothing.
     """
     parameters = float_parameters(model)
-    if set(densities) != set(parameters):
-        raise ValueError(
-            f"densities and model differ in names: the densities alone have {sorted(set(densities) - set(parameters))}, "
-            f"the model alone has {sorted(set(parameters) - set(densities))}"
-        )
-    if wrong := [name for name, density in densities.items() if not 0 <= density <= 1]:
-        raise ValueError(f"density of {wrong[0]!r} is {densities[wrong[0]]!r}; accepted are numbers from 0 to 1")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"seed is {seed!r}; accepted are integers")
+    check_names("densities", densities, model)
+    for name, density in densities.items():
+        if not 0 <= density <= 1:
+            raise ValueError(f"density of {name!r} must be a number in [0, 1]; got {density!r}")
+    check_integer("seed", seed)
     counts = _rounded({name: densities[name] * p.numel() for name, p in parameters.items()}, num_kept)
     draw = torch.Generator().manual_seed(seed)
     mask = {}
@@ -137,9 +132,10 @@ def _rounded(quotas: dict[str, float], total: int | None) -> dict[str, int]:
     remainders = {name: quotas[name] - count for name, count in counts.items()}
     up = [name for name in sorted(counts, key=lambda name: -remainders[name]) if remainders[name] > 1e-9]
     lowest = sum(counts.values())
-    if isinstance(asked, bool) or not isinstance(asked, int) or not lowest <= asked <= lowest + len(up):
+    check_integer("num_kept", asked)
+    if not lowest <= asked <= lowest + len(up):
         raise ValueError(
-            f"num_kept is {asked!r}; these densities, rounded down or up, keep integers from {lowest} to {lowest + len(up)}"
+            f"num_kept must be from {lowest} to {lowest + len(up)}, the densities rounded down or up; got {asked}"
         )
     for name in up[: asked - lowest]:
         counts[name] += 1

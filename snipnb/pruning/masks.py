@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from snipnb._checks import Salience
+from snipnb._checks import Salience, check_choice, check_names
 
 Mask = dict[str, Tensor]
 TIES = ("remove", "stable")
@@ -40,15 +40,13 @@ def num_removed(count: int, sparsity: float) -> int:
         >>> snipnb.num_removed(61_706, 0.95), snipnb.num_removed(100, 0.29)
         (58620, 29)
     """
-    accepted = "accepted are numbers from 0 up to, but not including, 1: the fraction of parameters that is removed"
-    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float, np.number, Decimal, Fraction)):
-        raise ValueError(f"sparsity is {sparsity!r}; {accepted}")
+    is_number = isinstance(sparsity, (int, float, np.number, Decimal, Fraction)) and not isinstance(sparsity, bool)
     try:
-        fraction = Fraction(str(sparsity))
-    except ValueError:  # not a number, infinite or complex
-        raise ValueError(f"sparsity is {sparsity!r}; {accepted}") from None
-    if not 0 <= fraction < 1:
-        raise ValueError(f"sparsity is {sparsity!r}; {accepted}")
+        fraction = Fraction(str(sparsity)) if is_number else None
+    except ValueError:  # nan, infinite or complex
+        fraction = None
+    if fraction is None or not 0 <= fraction < 1:
+        raise ValueError(f"sparsity must be a number in [0, 1), the fraction of parameters removed; got {sparsity!r}")
     return math.floor(fraction * count)
 
 
@@ -81,8 +79,7 @@ def keep_mask(salience: Salience, sparsity: float, *, ties: str = "remove") -> M
         >>> snipnb.keep_mask({"w": torch.tensor([0.1, -0.4, 0.2, 0.3])}, 0.5)
         {'w': tensor([False,  True, False,  True])}
     """
-    if ties not in TIES:
-        raise ValueError(f"ties is {ties!r}; accepted are {', '.join(TIES)}")
+    check_choice("ties", ties, TIES)
     magnitudes = _flat_magnitudes(salience)
     removed = num_removed(magnitudes.numel(), sparsity)
     if removed == 0:
@@ -199,17 +196,12 @@ def apply_mask(model: nn.Module, mask: Mask) -> nn.Module:
 def check_mask_fits(model: nn.Module, mask: Mask) -> None:
     """Raise ValueError unless the mask has exactly the model's parameters, in their shapes."""
     _check_mask(mask)
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    unknown, missing = [n for n in mask if n not in shapes], [n for n in shapes if n not in mask]
-    if unknown or missing:
-        hint = " (the model is pruned already)" if any(n.endswith("_orig") for n in missing) else ""
-        raise ValueError(
-            f"mask and model differ in names{hint}: the mask alone has {unknown or 'none'}, the model alone has "
-            f"{missing or 'none'}; a mask needs an entry for every parameter, all True for one that stays whole"
-        )
-    for name, m in mask.items():
-        if tuple(m.shape) != shapes[name]:
-            raise ValueError(f"mask of {name!r} has shape {tuple(m.shape)}; the parameter has {shapes[name]}")
+    check_names("mask", mask, model)
+    for name, p in model.named_parameters():
+        if mask[name].shape != p.shape:
+            raise ValueError(
+                f"mask of {name!r} must have the parameter's shape {tuple(p.shape)}; got {tuple(mask[name].shape)}"
+            )
 
 
 def _check_places(model: nn.Module) -> None:
@@ -232,12 +224,12 @@ def _check_places(model: nn.Module) -> None:
 def _flat_magnitudes(salience: Salience) -> Tensor:
     """All magnitudes in one vector, in the order of the dictionary; an error for an empty or non-finite salience."""
     if others := [name for name, s in salience.items() if not isinstance(s, Tensor)]:
-        raise ValueError(f"salience of {others[0]!r} is a {type(salience[others[0]]).__name__}; tensors are needed")
+        raise ValueError(f"salience of {others[0]!r} must be a tensor; got a {type(salience[others[0]]).__name__}")
     if not salience or sum(s.numel() for s in salience.values()) == 0:
         raise ValueError("the salience is empty; it needs at least one parameter")
     for name, s in salience.items():
         if not s.is_floating_point():
-            raise ValueError(f"salience of {name!r} is {s.dtype}; accepted are floating-point tensors")
+            raise ValueError(f"salience of {name!r} must be floating-point; got {s.dtype}")
         if not bool(torch.isfinite(s).all()):
             bad = int((~torch.isfinite(s)).sum())
             raise ValueError(
@@ -253,7 +245,7 @@ def _check_mask(mask: Mask) -> None:
     for name, m in mask.items():
         kind = m.dtype if isinstance(m, Tensor) else type(m).__name__
         if kind != torch.bool:
-            raise ValueError(f"mask of {name!r} is {kind}; accepted is torch.bool, True keeps")
+            raise ValueError(f"mask of {name!r} must be a tensor of torch.bool (True keeps); got {kind}")
 
 
 def _is_weight(name: str, tensor: Tensor) -> bool:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from snipnb._checks import Salience
+from snipnb._checks import Salience, check_integer, check_type
 from snipnb._progress import note, progress_stream
 from snipnb.data import Split, load_split
 from snipnb.networks import MODELS, set_running_statistics
@@ -84,11 +84,9 @@ def run_grid(
         configs = [config for some in configs.values() for config in some]
     configs = list(configs)
     for config in configs:
-        if not isinstance(config, RunConfig):
-            raise ValueError(f"every run must be a RunConfig, got {config!r}")
-    for name, value in (("group_size", group_size), ("jobs", 1 if jobs is None else jobs)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        check_type("every run", config, RunConfig)
+    check_integer("group_size", group_size, 1)
+    check_integer("jobs", 1 if jobs is None else jobs, 1)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     passing = [c for c in configs if not is_kept(c)]
     _say_what_is_not_kept({c.criterion for c in passing})

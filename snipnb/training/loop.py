@@ -8,7 +8,7 @@ alone. On a processor, pruned weights take no time where most of a layer is prun
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,7 +18,16 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from snipnb._checks import check_alike_and_precise, check_classes, check_examples, float_parameters
+from snipnb._checks import (
+    check_alike_and_precise,
+    check_choice,
+    check_classes,
+    check_examples,
+    check_integer,
+    check_number,
+    check_type,
+    float_parameters,
+)
 from snipnb._engine.ensembles import Kept, Stack, Stacked, check_alike, stacked
 from snipnb._engine.sequential import layers_of
 from snipnb._progress import track
@@ -68,24 +77,13 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for field in ("epochs", "batch_size", "decay_every"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field} is {value!r}; accepted are integers from 1")
-        ranges: dict[str, tuple[Callable[[float], bool], str]] = {
-            "learning_rate": (lambda value: value > 0, "numbers above 0"),
-            "weight_decay": (lambda value: value >= 0, "numbers from 0"),
-            "momentum": (lambda value: 0 <= value < 1, "numbers from 0 and below 1"),
-            "decay": (lambda value: 0 < value <= 1, "numbers above 0, up to 1"),
-        }
-        for field, (accepts, accepted) in ranges.items():
-            value = getattr(self, field)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not abs(value) < math.inf or not accepts(value):
-                raise ValueError(f"{field} is {value!r}; accepted are {accepted}")
-        if self.optimiser not in OPTIMISERS:
-            raise ValueError(f"optimiser is {self.optimiser!r}; accepted are {', '.join(OPTIMISERS)}")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule is {self.schedule!r}; accepted are {', '.join(SCHEDULES)}")
+            check_integer(field, getattr(self, field), 1)
+        check_number("learning_rate", self.learning_rate, "(0, inf)")
+        check_number("weight_decay", self.weight_decay, "[0, inf)")
+        check_number("momentum", self.momentum, "[0, 1)")
+        check_number("decay", self.decay, "(0, 1]")
+        check_choice("optimiser", self.optimiser, OPTIMISERS)
+        check_choice("schedule", self.schedule, SCHEDULES)
 
 
 def train(
@@ -239,26 +237,24 @@ class _Group:
         self, models: Sequence[nn.Module], masks: Sequence[Mask | None] | None, recipes: Sequence[Recipe]
     ) -> None:
         if not models:
-            raise ValueError("no models are given; at least one is needed")
+            raise ValueError("no models are given; there must be at least one")
         masks = masks if masks is not None else [None] * len(models)
         for model in models:
             float_parameters(model)  # an error if there are none
             layers_of(model)
         places = [t.data_ptr() for m in models for t in (*m.parameters(), *m.buffers()) if t.numel()]
         if len(set(places)) < len(places):
-            raise ValueError("two models share a tensor, or one is given twice; each needs tensors of its own")
+            raise ValueError("two models share a tensor, or one is given twice; each must have tensors of its own")
         if len(masks) != len(models):
-            raise ValueError(f"{len(masks)} masks are given for {len(models)} models; one each is needed, or None")
-        if wrong := [r for r in recipes if not isinstance(r, Recipe)]:
-            raise ValueError(f"{wrong[0]!r} is given as a recipe; accepted are Recipe")
+            raise ValueError(f"there must be a mask, or None, for each of the {len(models)} models; got {len(masks)}")
+        for recipe in recipes:
+            check_type("every recipe", recipe, Recipe)
         if len(recipes) != len(models):
             raise ValueError(
-                f"{len(recipes)} recipes are given for {len(models)} models; one for all is needed, or one each"
+                f"there must be one recipe, or one for each of the {len(models)} models; got {len(recipes)}"
             )
         if len(common := {(r.epochs, r.batch_size) for r in recipes}) > 1:
-            raise ValueError(
-                f"recipes have {sorted(common)} epochs and images per batch; networks trained together have them in common"
-            )
+            raise ValueError(f"recipes must have epochs and batch_size in common; got {sorted(common)}")
         self.models, self.stack = models, Stack(models[0])
         first = dict(models[0].named_parameters())
         self.device = next(iter(first.values())).device

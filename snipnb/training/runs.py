@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from snipnb.data import data_checksum
+from snipnb._checks import check_choice, check_integer, check_number, check_type
+from snipnb.data import SPLITS, data_checksum
 from snipnb.networks import INITIALISATIONS, MODELS
 from snipnb.pruning.criteria import CRITERIA, ranked_by
 from snipnb.training.loop import Recipe
@@ -88,25 +89,18 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.data_seed is None:
             object.__setattr__(self, "data_seed", self.init_seed)
-        choices: dict[str, Collection[str]] = {
-            "criterion": CRITERIA,
-            "model": MODELS,
-            "init": INITIALISATIONS,
-            "split": ("standard", "published"),
-        }
-        for name, accepted in choices.items():
-            if not isinstance(getattr(self, name), str) or getattr(self, name) not in accepted:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; accepted are {', '.join(accepted)}")
-        least = {"init_seed": 0, "data_seed": 0} | ({} if self.salience_images is None else {"salience_images": 1})
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value < MOST:
-                raise ValueError(f"{name} is {value!r}; accepted are integers from {smallest} and below {MOST:,}")
-        if isinstance(self.sparsity, bool) or not isinstance(self.sparsity, (int, float)) or not 0 <= self.sparsity < 1:
-            raise ValueError(f"sparsity is {self.sparsity!r}; accepted are numbers from 0 and below 1")
+        check_choice("criterion", self.criterion, CRITERIA)
+        check_choice("model", self.model, MODELS)
+        check_choice("init", self.init, INITIALISATIONS)
+        check_choice("split", self.split, SPLITS)
+        check_integer("init_seed", self.init_seed, 0, MOST)
+        check_integer("data_seed", self.data_seed, 0, MOST)
+        if self.salience_images is not None:
+            check_integer("salience_images", self.salience_images, 1, MOST)
+        check_number("sparsity", self.sparsity, "[0, 1)")
+        check_type("sample", self.sample, bool)
+        check_type("recipe", self.recipe, Recipe)
         object.__setattr__(self, "sparsity", float(self.sparsity))
-        if not isinstance(self.sample, bool) or not isinstance(self.recipe, Recipe):
-            raise ValueError(f"sample is {self.sample!r}, recipe {self.recipe!r}; accepted are a bool and a Recipe")
         if not CRITERIA[self.criterion].uses_images:
             object.__setattr__(self, "salience_images", None)
 

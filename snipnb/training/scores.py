@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from snipnb._checks import check_classes, check_examples, in_mode
+from snipnb._checks import check_choice, check_classes, check_examples, in_mode
 from snipnb.training.loop import SCORING_BATCH
 
 WAYS = {
@@ -37,16 +37,13 @@ def error_table(runs: pd.DataFrame, *, way: str | None = None) -> pd.DataFrame:
         >>> snipnb.error_table(snipnb.run_grid(configs, jobs=1), way="last epoch")[["criterion", "seed", "sparsity"]].values.tolist()
         [['random', 0, 0.5], ['random', 1, 0.5]]
     """
-    if way not in (None, *WAYS.values()):
-        raise ValueError(f"way is {way!r}; accepted are {', '.join(WAYS.values())}")
+    check_choice("way", way, (None, *WAYS.values()))
     rows = []
     for (criterion, seed, sparsity), history in runs.groupby(["criterion", "init_seed", "sparsity"], sort=False):
         run = {"criterion": criterion, "seed": seed, "sparsity": sparsity}
         for name, value in error_rates(history.reset_index(drop=True)).items():
-            if value == value and way in (
-                None,
-                WAYS[name],
-            ):  # the published split has no validation images to select on
+            # NaN: the published split has no validation images to select on
+            if value == value and way in (None, WAYS[name]):
                 rows.append(run | {"way": WAYS[name], "error_percent": 100 * value})
     return pd.DataFrame(rows)
 
@@ -65,7 +62,7 @@ def error_rate(model: nn.Module, images: Tensor, labels: Tensor) -> float:
         return float("nan")
     check_examples(images, labels, SCORING_BATCH)
     if labels.dim() != 1:
-        raise ValueError(f"labels have shape {tuple(labels.shape)}; accepted are classes [n]")
+        raise ValueError(f"labels must be classes [n]; got shape {tuple(labels.shape)}")
     device = next(model.parameters()).device
     wrong = 0
     with in_mode(model, "eval"):

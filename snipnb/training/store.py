@@ -201,7 +201,7 @@ class Store:
 def _checked(name: str) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(
-            f"name must be 1 to 120 of the characters a-z 0-9 . _ -, the first of them not a dot, got {name!r}"
+            f"name must be 1 to 120 of the characters a-z 0-9 . _ -, the first of them not a dot; got {name!r}"
         )
     return name
 
@@ -290,7 +290,7 @@ def _pack_state(arrays: Mapping[str, np.ndarray], facts: Mapping) -> bytes:
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "biufc":
             kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-            raise ValueError(f"array {name!r} must be a numpy array of booleans or numbers, got {kind}")
+            raise ValueError(f"array {name!r} must be a NumPy array of booleans or numbers; got {kind}")
     head = np.frombuffer(json.dumps({"facts": facts, "names": list(arrays)}).encode(), dtype=np.uint8)
     buffer = io.BytesIO()
     np.savez(buffer, head, *arrays.values())

@@ -347,9 +347,9 @@ anything = (
 
 
 def accepted(make, **options):
-    """What is made, or None where the error says what is accepted."""
+    """What is made, or None where the error says what it must be."""
     made, error = outcome(lambda: make(**options))
-    assert made is not None or "accepted" in error
+    assert made is not None or "must be" in error
     return made
 
 

@@ -352,7 +352,7 @@ def test_other_modules_and_sharing_are_refused():
 
 def test_bad_examples_are_refused():
     model = nn.Sequential(nn.Linear(4, 3))
-    refuses(model.half(), "accepted are float32 or float64", (4,))
+    refuses(model.half(), "must be all float32 or all float64", (4,))
     refuses(model.double(), "images are torch.float32, the model's parameters torch.float64", (4,))
     model = model.float()
     refuses(model, r"shape \(2, 2\); accepted are", (2, 2))

@@ -332,14 +332,14 @@ def test_a_table_of_several_machines_says_so(quiet, tmp_path):
     ],
 )
 def test_bad_configurations_are_named(field, value):
-    with pytest.raises(ValueError, match=f"{field} .*accepted"):
+    with pytest.raises(ValueError, match=f"{field} must be .*; got"):
         RunConfig(**{field: value})
 
 
 def test_what_is_no_run_is_refused():
     with pytest.raises(ValueError, match="must be a RunConfig"):
         snipnb.run_grid([{"criterion": "snip"}])
-    with pytest.raises(ValueError, match="group_size must be an integer of at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"group_size must be an integer in \[1, inf\); got 0"):
         snipnb.run_grid(small_grid(), group_size=0)
     assert len(snipnb.run_grid([])) == 0
 

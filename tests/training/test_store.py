@@ -181,7 +181,7 @@ def test_bad_names_are_named(results, name):
 
 @pytest.mark.parametrize("array", [[1, 2], np.array(["a"]), np.array([None]), 3])
 def test_what_is_no_array_of_numbers_is_refused(results, array):
-    with pytest.raises(ValueError, match="array 'x' must be a numpy array of booleans or numbers"):
+    with pytest.raises(ValueError, match="array 'x' must be a NumPy array of booleans or numbers"):
         results.save_state("a", {"x": array}, {})
 
 
