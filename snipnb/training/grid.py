@@ -17,8 +17,9 @@ import threading
 import time
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from snipnb._checks import Salience, check_integer, check_type
-from snipnb._progress import note, progress_stream
+from snipnb._progress import DELAY_SECONDS, note, progress_stream
 from snipnb.data import Split, load_split
 from snipnb.networks import MODELS, set_running_statistics
 from snipnb.pruning.criteria import CRITERIA, Criterion, Start, mask_for, ranked_by, salience_for
@@ -93,7 +94,7 @@ def run_grid(
     rows: dict[RunConfig, Mapping] = {}
     for some, place in (([c for c in configs if is_kept(c)], store), (passing, None)):
         if some:
-            with _folder(place) as folder:
+            with tempfile.TemporaryDirectory(prefix="snipnb-") if place is None else nullcontext(place) as folder:
                 rows |= _runs_of(some, Store(folder), jobs, group_size, device)
     table = _table(configs, rows)
     if names is None:
@@ -139,16 +140,9 @@ def _own_criteria(group: Iterable[RunConfig]) -> list[str]:
     return sorted(name for name in names if CRITERIA[name] is not SHIPPED.get(name))
 
 
-@contextmanager
-def _folder(store: str | os.PathLike[str] | None) -> Iterator[Path]:
-    if store is not None:
-        yield Path(store)
-        return
-    with tempfile.TemporaryDirectory(prefix="snipnb-") as temporary:
-        yield Path(temporary)
-
-
 def _table(configs: Sequence[RunConfig], rows: Mapping[RunConfig, Mapping]) -> pd.DataFrame:
+    if not configs:
+        return pd.DataFrame()
     frames = []
     for config in configs:
         run, fields = rows[config], dataclasses.asdict(config)
@@ -156,8 +150,6 @@ def _table(configs: Sequence[RunConfig], rows: Mapping[RunConfig, Mapping]) -> p
         history = pd.DataFrame(run["history"])
         history = history.astype({column: float for column in history if column != "epoch"})  # None is NaN
         frames.append(history.assign(**fields, kept=run["kept"], collapsed=len(run["collapsed"])))
-    if not frames:
-        return pd.DataFrame()
     columns = [*fields, "kept", "collapsed", *history.columns]
     table = pd.concat(frames, ignore_index=True)[columns]
     table.attrs["trained_by"] = _provenance([rows[config] for config in dict.fromkeys(configs)])
@@ -216,18 +208,10 @@ def _drawn(name: str, init: str, images: Tensor, device: str, seed: int) -> nn.M
 def masks_of(group: Sequence[RunConfig], place: Store, device: str) -> list[Mask]:
     """What every run of a group keeps; saliences that take images are kept in the store."""
     masks: list[Mask] = []
-    known: dict[RunConfig, Salience] = {}
-    starts: dict[RunConfig, Start] = {}
-    for config in group:
-        source = _source(config)
-        if source not in known:
-            known.clear()  # the last one only: runs are in the order of criteria
-            known[source] = _salience(source, place, device)
-        alone = dataclasses.replace(config, sparsity=0.0, recipe=Recipe())
-        if alone not in starts:
-            starts.clear()
-            starts[alone] = _start(config, device)
-        masks.append(mask_for(config.criterion, starts[alone], known[source], config.sparsity))
+    # what a mask follows from but for its sparsity; runs are in the order of criteria
+    for alone, runs in groupby(group, lambda c: dataclasses.replace(c, sparsity=0.0, recipe=Recipe())):
+        start, salience = _start(alone, device), _salience(_source(alone), place, device)
+        masks += [mask_for(c.criterion, start, salience, c.sparsity) for c in runs]
     return masks
 
 
@@ -380,21 +364,20 @@ def _progress(tasks: Mapping[str, list[RunConfig]], place: Store) -> Iterator[No
     if stream is None:
         yield
         return
-    epochs = {name: group[0].recipe.epochs for name, group in tasks.items()}
-    total = sum(len(group) * epochs[name] for name, group in tasks.items())
+    total = sum(config.recipe.epochs for group in tasks.values() for config in group)
     done = threading.Event()
 
     def reached() -> int:
-        finished = place.runs()
-        rows = {
-            name: epochs[name] if _is_finished(group, finished) else len((place.facts(name) or {"rows": []})["rows"])
-            for name, group in tasks.items()
-        }
-        return sum(len(group) * rows[name] for name, group in tasks.items())
+        finished, epochs = place.runs(), 0
+        for name, group in tasks.items():
+            if _is_finished(group, finished):
+                epochs += len(group) * group[0].recipe.epochs
+            elif (facts := place.facts(name)) is not None:
+                epochs += len(group) * len(facts["rows"])
+        return epochs
 
-    with tqdm(
-        total=total, initial=reached(), desc="training, networks x epochs", file=stream, leave=False, delay=2.0
-    ) as bar:
+    title = "training, networks x epochs"
+    with tqdm(total=total, initial=reached(), desc=title, file=stream, leave=False, delay=DELAY_SECONDS) as bar:
 
         def watch() -> None:
             while not done.wait(1.0):

@@ -86,6 +86,17 @@ class Recipe:
         check_choice("schedule", self.schedule, SCHEDULES)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch's operations take one processor thread, then as many as before."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def train(
     model: nn.Module, split: Split, *, mask: Mask | None = None, recipe: Recipe | None = None, data_seed: int = 0
 ) -> pd.DataFrame:
@@ -116,6 +127,7 @@ def train(
     return train_together([model], split, masks=[mask], recipe=recipe, data_seed=data_seed)[0]
 
 
+@one_thread()
 def train_together(
     models: Sequence[nn.Module],
     split: Split,
@@ -159,18 +171,6 @@ def train_together(
         [1, 1]
     """
     recipes = [recipe or Recipe()] * len(models) if recipe is None or isinstance(recipe, Recipe) else list(recipe)
-    with one_thread():
-        return _train_together(models, split, masks, recipes, data_seed, checkpoint)
-
-
-def _train_together(
-    models: Sequence[nn.Module],
-    split: Split,
-    masks: Sequence[Mask | None] | None,
-    recipes: Sequence[Recipe],
-    data_seed: int,
-    checkpoint: Checkpoint | None,
-) -> list[pd.DataFrame]:
     group = _Group(models, masks, recipes)
     epochs, batch_size = recipes[0].epochs, recipes[0].batch_size
     group.check(split.train_images, split.train_labels)
@@ -209,17 +209,6 @@ def _train_together(
     ]
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch's operations take one processor thread, then as many as before."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 class Checkpoint(Protocol):
     """Where :func:`train_together` keeps its state after each epoch."""
 
@@ -238,7 +227,7 @@ class _Group:
     ) -> None:
         if not models:
             raise ValueError("no models are given; there must be at least one")
-        masks = masks if masks is not None else [None] * len(models)
+        masks = [None] * len(models) if masks is None else masks
         for model in models:
             float_parameters(model)  # an error if there are none
             layers_of(model)
@@ -273,7 +262,8 @@ class _Group:
                 self.kept[name] = torch.stack([m.to(self.device) for m in kept])
                 p.masked_fill_(~self.kept[name], 0)
         self.trained = {name: p for name, p in self.parameters.items() if first[name].requires_grad}
-        self.parts = [_Part(some, recipe, self.trained) for some, recipe in _neighbours(recipes)]
+        self.gradients = {name: torch.zeros_like(p) for name, p in self.trained.items()}
+        self.parts = [_Part(some, recipe, self.trained, self.gradients) for some, recipe in _neighbours(recipes)]
         self.networks = NETWORKS[self.device.type]  # at once
         self.kept_of = {b.start: Kept({n: kept[b] for n, kept in self.kept.items()}) for b in self._blocks()}
         self.images = recipes[0].batch_size if self.stack.mixes_images else IMAGES[self.device.type]
@@ -284,11 +274,15 @@ class _Group:
         check_examples(images, labels, 1)
         check_alike_and_precise(dict(self.models[0].named_parameters()), images)
         x = images[:1].to(self.device)
-        parameters, buffers = ({n: t[:1] for n, t in s.items()} for s in (self.parameters, self.buffers))
-        check_classes(self.stack.logits(self.stack.inputs(x), parameters, buffers, x.shape[1:])[0].T, labels)
+        logits = self.stack.logits(self.stack.inputs(x), *self._tensors_of(slice(1)), x.shape[1:])
+        check_classes(logits[0].T, labels)
 
     def _blocks(self) -> list[slice]:
         return [slice(k, k + self.networks) for k in range(0, len(self.models), self.networks)]
+
+    def _tensors_of(self, some: slice) -> tuple[Stacked, Stacked]:
+        """Parameters, detached, and buffers of some networks."""
+        return {n: p[some].detach() for n, p in self.parameters.items()}, {n: b[some] for n, b in self.buffers.items()}
 
     def set_rates(self, step: int, steps_per_epoch: int) -> None:
         for part in self.parts:
@@ -298,30 +292,30 @@ class _Group:
     def step(self, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
         """One step of every network on one batch; returns their mean losses before it [networks]."""
         losses = torch.zeros(len(self.models), dtype=torch.float64, device=self.device)
-        for p in self.trained.values():
-            _gradient(p).zero_()
+        for gradient in self.gradients.values():
+            gradient.zero_()
         for part, (x, y) in enumerate(zip(images.split(self.images), labels.split(self.images), strict=True)):
             inputs = self.stack.inputs(x)
             for some in self._blocks():
-                parameters = {name: p[some].detach() for name, p in self.parameters.items()}
-                leaves = {name: parameters[name].requires_grad_() for name in self.trained}
+                parameters, buffers = self._tensors_of(some)
+                leaves = [parameters[name].requires_grad_() for name in self.trained]
                 logits = self.stack.logits(
                     inputs,
                     parameters,
-                    {name: b[some] for name, b in self.buffers.items()},
+                    buffers,
                     x.shape[1:],
                     training=True,
                     generator=self._generator(seed, part),
                     kept=self.kept_of[some.start],
                 )
                 loss = nn.functional.cross_entropy(logits, y.expand(len(logits), -1), reduction="none").sum(1)
-                gradients = torch.autograd.grad(loss.sum() / len(labels), list(leaves.values()))
-                for name, gradient in zip(leaves, gradients, strict=True):
-                    _gradient(self.trained[name])[some] += gradient
+                gradients = torch.autograd.grad(loss.sum() / len(labels), leaves)
+                for total, gradient in zip(self.gradients.values(), gradients, strict=True):
+                    total[some] += gradient
                 losses[some] += loss.detach()
-        for name, kept in self.kept.items():
-            if name in self.trained:
-                _gradient(self.trained[name]).mul_(kept)
+        for name, gradient in self.gradients.items():
+            if name in self.kept:
+                gradient.mul_(self.kept[name])
         for each in self.parts:
             each.optimiser.step()
         return losses / len(labels)
@@ -341,47 +335,48 @@ class _Group:
         for x, y in zip(images.split(size), labels.split(size), strict=True):
             inputs = self.stack.inputs(x)
             for some in self._blocks():
-                parameters, buffers = ({n: t[some] for n, t in s.items()} for s in (self.parameters, self.buffers))
-                logits = self.stack.logits(inputs, parameters, buffers, x.shape[1:], kept=self.kept_of[some.start])
+                kept = self.kept_of[some.start]
+                logits = self.stack.logits(inputs, *self._tensors_of(some), x.shape[1:], kept=kept)
                 wrong[some] += (logits.argmax(1) != y).sum(1)
         return (wrong.double() / len(labels)).tolist()
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next epoch depends on, but the number of epochs."""
-        state = {f"parameter {name}": p for name, p in self.parameters.items()}
-        state |= {f"buffer {name}": b for name, b in self.buffers.items()}
+        state = self._named()
         for part in self.parts:
             state |= part.state()
         return {key: tensor.detach().to("cpu", copy=True) for key, tensor in state.items()}
 
+    def _named(self) -> dict[str, Tensor]:
+        """Parameters and buffers by their names in a state."""
+        kinds = {"parameter": self.parameters, "buffer": self.buffers}
+        return {f"{kind} {name}": tensor for kind, tensors in kinds.items() for name, tensor in tensors.items()}
+
     def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
         """Go on from a state after so many steps."""
-        for name, p in self.parameters.items():
-            p.copy_(state[f"parameter {name}"])
-        for name, b in self.buffers.items():
-            b.copy_(state[f"buffer {name}"])
+        for key, tensor in self._named().items():
+            tensor.copy_(state[key])
         for part in self.parts:
             part.restore(state, steps)
 
     @torch.no_grad()
     def write_back(self) -> None:
         """Give every model its values."""
+        values = self.parameters | self.buffers
         for k, model in enumerate(self.models):
-            for name, p in model.named_parameters():
-                p.copy_(self.parameters[name][k])
-            for name, b in model.named_buffers():
-                b.copy_(self.buffers[name][k])
+            for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+                tensor.copy_(values[name][k])
             model.eval()
 
 
 class _Part:
     """Networks of a group that are next to each other and have one recipe, and their optimiser."""
 
-    def __init__(self, some: slice, recipe: Recipe, trained: Stacked) -> None:
+    def __init__(self, some: slice, recipe: Recipe, trained: Stacked, gradients: Stacked) -> None:
         self.recipe, self.first = recipe, some.start
         self.trained = {name: p[some] for name, p in trained.items()}  # views: what changes is the group's
         for name, p in self.trained.items():
-            p.grad = _gradient(trained[name])[some]
+            p.grad = gradients[name][some]
         options: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": True}
         self.kinds: tuple[str, ...] = ()  # of tensors that the optimiser keeps
         if recipe.optimiser == "adam":
@@ -403,13 +398,6 @@ class _Part:
             self.optimiser.state[p] = {kind: state[f"{kind} {self.first} {name}"].to(p) for kind in self.kinds}
             if self.recipe.optimiser == "adam":
                 self.optimiser.state[p]["step"] = torch.tensor(float(steps), device=p.device)
-
-
-def _gradient(p: Tensor) -> Tensor:
-    """Where gradients of a parameter are summed up."""
-    if p.grad is None:
-        p.grad = torch.zeros_like(p)
-    return p.grad
 
 
 def _neighbours(recipes: Sequence[Recipe]) -> list[tuple[slice, Recipe]]:
