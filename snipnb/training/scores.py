@@ -64,14 +64,10 @@ def error_rate(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     if labels.dim() != 1:
         raise ValueError(f"labels must be classes [n]; got shape {tuple(labels.shape)}")
     device = next(model.parameters()).device
-    wrong = 0
     with in_mode(model, "eval"):
-        for k, (x, y) in enumerate(zip(images.split(SCORING_BATCH), labels.split(SCORING_BATCH), strict=True)):
-            logits = model(x.to(device))
-            if k == 0:
-                check_classes(logits, labels)
-            wrong += int((logits.argmax(dim=1) != y.to(device)).sum())
-    return wrong / len(labels)
+        logits = torch.cat([model(x.to(device)) for x in images.split(SCORING_BATCH)])
+    check_classes(logits, labels)
+    return int((logits.argmax(dim=1) != labels.to(device)).sum()) / len(labels)
 
 
 def error_rates(history: pd.DataFrame) -> dict[str, float]:

@@ -15,7 +15,7 @@ import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,14 +65,11 @@ class Store:
         known: dict[str, tuple[tuple[int, int], dict[str, dict]]] = {}
         for name in names:
             path = self.folder / name
-            with _os_errors_named(path):
-                try:
-                    status = path.stat()
-                except FileNotFoundError:
-                    continue
-            mark = (status.st_mtime_ns, status.st_size)
-            before = self._read_before.get(name)
-            known[name] = before if before is not None and before[0] == mark else (mark, self._runs_in(path))
+            with _os_errors_named(path), suppress(FileNotFoundError):
+                status = path.stat()
+                mark = (status.st_mtime_ns, status.st_size)
+                before = self._read_before.get(name)
+                known[name] = before if before is not None and before[0] == mark else (mark, self._runs_in(path))
         self._read_before = known
         return {key: run for name in reversed(known) for key, run in known[name][1].items()}
 
@@ -186,11 +183,9 @@ class Store:
 
     @staticmethod
     def _names(folder: Path) -> list[str]:
-        with _os_errors_named(folder):
-            try:
-                return os.listdir(folder)
-            except (FileNotFoundError, NotADirectoryError):
-                return []
+        with _os_errors_named(folder), suppress(FileNotFoundError, NotADirectoryError):
+            return os.listdir(folder)
+        return []
 
     @staticmethod
     def _write(path: Path, content: bytes) -> None:

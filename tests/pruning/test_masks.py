@@ -127,8 +127,8 @@ def test_bad_sparsity_is_named(sparsity):
     [
         ({}, "the salience is empty"),
         ({"w": torch.zeros(0)}, "the salience is empty"),
-        ({"w": torch.tensor([1.0, float("nan")])}, "salience of 'w' is not finite in 1 of 2"),
-        ({"w": torch.ones(2), "v": torch.tensor([float("inf")])}, "salience of 'v' is not finite"),
+        ({"w": torch.tensor([1.0, float("nan")])}, "salience of 'w' must be finite; 1 of 2 entries are not"),
+        ({"w": torch.ones(2), "v": torch.tensor([float("inf")])}, "salience of 'v' must be finite"),
         ({"w": torch.tensor([-128, 3], dtype=torch.int8)}, r"salience of 'w' must be floating-point; got torch\.int8"),
         ({"w": torch.ones(2, dtype=torch.complex64)}, "must be floating-point; got torch.complex64"),
         ({"w": [1.0, 2.0]}, "salience of 'w' must be a tensor; got a list"),
