@@ -234,14 +234,11 @@ class _Group:
         places = [t.data_ptr() for m in models for t in (*m.parameters(), *m.buffers()) if t.numel()]
         if len(set(places)) < len(places):
             raise ValueError("two models share a tensor, or one is given twice; each must have tensors of its own")
-        if len(masks) != len(models):
-            raise ValueError(f"there must be a mask, or None, for each of the {len(models)} models; got {len(masks)}")
         for recipe in recipes:
             check_type("every recipe", recipe, Recipe)
-        if len(recipes) != len(models):
-            raise ValueError(
-                f"there must be one recipe, or one for each of the {len(models)} models; got {len(recipes)}"
-            )
+        for name, given in (("masks", masks), ("recipes", recipes)):
+            if len(given) != len(models):
+                raise ValueError(f"there must be one of the {name} for each model; got {len(given)} for {len(models)}")
         if len(common := {(r.epochs, r.batch_size) for r in recipes}) > 1:
             raise ValueError(f"recipes must have epochs and batch_size in common; got {sorted(common)}")
         self.models, self.stack = models, Stack(models[0])

@@ -61,8 +61,6 @@ def error_rate(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     if len(labels) == 0:
         return float("nan")
     check_examples(images, labels, SCORING_BATCH)
-    if labels.dim() != 1:
-        raise ValueError(f"labels must be classes [n]; got shape {tuple(labels.shape)}")
     device = next(model.parameters()).device
     with in_mode(model, "eval"):
         logits = torch.cat([model(x.to(device)) for x in images.split(SCORING_BATCH)])
