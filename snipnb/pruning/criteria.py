@@ -65,7 +65,7 @@ class Start:
     def others(self, number: int) -> list[nn.Module]:
         """Networks alike but for their initial weights, in evaluation mode."""
         if self.draw is None:
-            raise ValueError("this criterion draws other networks; a Start with draw, a function of a seed, is needed")
+            raise ValueError("this criterion draws other networks; its Start must have draw, a function of a seed")
         seeds = range(OTHER_SEEDS + number * self.seed, OTHER_SEEDS + number * (self.seed + 1))
         device = next(self.model.parameters()).device
         return [self.draw(seed).to(device).eval() for seed in seeds]

@@ -238,7 +238,7 @@ class _Group:
             check_type("every recipe", recipe, Recipe)
         for name, given in (("masks", masks), ("recipes", recipes)):
             if len(given) != len(models):
-                raise ValueError(f"there must be one of the {name} for each model; got {len(given)} for {len(models)}")
+                raise ValueError(f"there must be as many {name} as models; got {len(given)} for {len(models)}")
         if len(common := {(r.epochs, r.batch_size) for r in recipes}) > 1:
             raise ValueError(f"recipes must have epochs and batch_size in common; got {sorted(common)}")
         self.models, self.stack = models, Stack(models[0])

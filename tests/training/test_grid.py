@@ -407,7 +407,7 @@ def test_mean_densities_are_those_of_other_networks(beginning):
     ]
     for name, number in kept.items():
         assert abs(number - sum(int(m[name].sum()) for m in masks) / 5) < 1
-    with pytest.raises(ValueError, match="a Start with draw"):
+    with pytest.raises(ValueError, match="its Start must have draw"):
         criteria.CRITERIA["snip_densities"].salience(dataclasses.replace(beginning, draw=None))
 
 

@@ -406,8 +406,8 @@ def test_pruned_parameters_are_exactly_zero_at_every_step(split, optimiser):
     [
         ([snipnb.Recipe(), snipnb.Recipe(epochs=1)], "in common"),
         ([snipnb.Recipe(), snipnb.Recipe(batch_size=1)], "in common"),
-        ([snipnb.Recipe()] * 3, "recipes for each model; got 3 for 2"),
-        ([], "recipes for each model; got 0 for 2"),
+        ([snipnb.Recipe()] * 3, "recipes as models; got 3 for 2"),
+        ([], "recipes as models; got 0 for 2"),
         ("adam", "every recipe must be a Recipe"),
         ([snipnb.Recipe(), None], "every recipe must be a Recipe"),
     ],
@@ -653,9 +653,9 @@ REFUSED = {
     "too few masks": (
         lambda: small(number=2),
         lambda models: random_masks(models[:1]),
-        "masks for each model; got 1 for 2",
+        "masks as models; got 1 for 2",
     ),
-    "no masks": (lambda: small(number=2), lambda models: [], "masks for each model; got 0 for 2"),
+    "no masks": (lambda: small(number=2), lambda models: [], "masks as models; got 0 for 2"),
     "a mask with a name less": (
         lambda: small(number=2),
         lambda models: [None, {"0.weight": torch.ones(2, 1, 3, 3, dtype=torch.bool)}],
