@@ -9,7 +9,6 @@ from typing import Any as _Any
 
 if _TYPE_CHECKING:
     from snipnb._public import *
-    from snipnb._public import __all__ as __all__
 
 __version__ = "0.1.0"
 
@@ -19,8 +18,13 @@ def __getattr__(name: str) -> _Any:
         raise AttributeError(f"module 'snipnb' has no attribute {name!r}")
     from snipnb import _public
 
-    if name != "__all__" and name not in _public.__all__:
-        raise AttributeError(f"module 'snipnb' has no attribute {name!r}; there are {', '.join(_public.__all__)}")
+    public = [key for key in vars(_public) if not key.startswith("_")]
+    if name == "__all__":
+        return sorted(public, key=lambda key: (not key.isupper(), key))
+    if name not in public:
+        raise AttributeError(
+            f"module 'snipnb' has no attribute {name!r}; there are {', '.join(__getattr__('__all__'))}"
+        )
     return getattr(_public, name)
 
 

@@ -1,67 +1,42 @@
-"""The public names of the package, for its ``__getattr__``."""
+"""The public names of the package, for its ``__getattr__``; ``as`` tells type checkers that a name is public."""
 
-from snipnb._checks import Salience
-from snipnb.data import DataUnavailableError, Split, data_checksum, load_mnist, load_split
-from snipnb.networks import INITIALISATIONS, lenet5, lenet_300_100, published_label, set_running_statistics, vgg16_mnist
-from snipnb.pruning.criteria import CRITERIA, Criterion, Start
-from snipnb.pruning.masks import (
-    LayerCollapseWarning,
-    Mask,
-    apply_mask,
-    collapsed_layers,
-    keep_mask,
-    layer_table,
-    num_kept,
-    num_removed,
-    standardise,
-)
-from snipnb.saliences.exact import exact_salience
-from snipnb.saliences.snip import magnitude_salience, random_salience, snip, snip_together
-from snipnb.saliences.taylor import diagonal_hessian, taylor_salience
-from snipnb.training.grid import run_grid
-from snipnb.training.loop import Recipe, train, train_together
-from snipnb.training.runs import RunConfig, grid
-from snipnb.training.scores import error_rate, error_rates, error_table
-
-__all__ = [
-    "CRITERIA",
-    "INITIALISATIONS",
-    "Criterion",
-    "DataUnavailableError",
-    "LayerCollapseWarning",
-    "Mask",
-    "Recipe",
-    "RunConfig",
-    "Salience",
-    "Split",
-    "Start",
-    "apply_mask",
-    "collapsed_layers",
-    "data_checksum",
-    "diagonal_hessian",
-    "error_rate",
-    "error_rates",
-    "error_table",
-    "exact_salience",
-    "grid",
-    "keep_mask",
-    "layer_table",
-    "lenet5",
-    "lenet_300_100",
-    "load_mnist",
-    "load_split",
-    "magnitude_salience",
-    "num_kept",
-    "num_removed",
-    "published_label",
-    "random_salience",
-    "run_grid",
-    "set_running_statistics",
-    "snip",
-    "snip_together",
-    "standardise",
-    "taylor_salience",
-    "train",
-    "train_together",
-    "vgg16_mnist",
-]
+from snipnb._checks import Salience as Salience
+from snipnb.data import DataUnavailableError as DataUnavailableError
+from snipnb.data import Split as Split
+from snipnb.data import data_checksum as data_checksum
+from snipnb.data import load_mnist as load_mnist
+from snipnb.data import load_split as load_split
+from snipnb.networks import INITIALISATIONS as INITIALISATIONS
+from snipnb.networks import lenet5 as lenet5
+from snipnb.networks import lenet_300_100 as lenet_300_100
+from snipnb.networks import published_label as published_label
+from snipnb.networks import set_running_statistics as set_running_statistics
+from snipnb.networks import vgg16_mnist as vgg16_mnist
+from snipnb.pruning.criteria import CRITERIA as CRITERIA
+from snipnb.pruning.criteria import Criterion as Criterion
+from snipnb.pruning.criteria import Start as Start
+from snipnb.pruning.masks import LayerCollapseWarning as LayerCollapseWarning
+from snipnb.pruning.masks import Mask as Mask
+from snipnb.pruning.masks import apply_mask as apply_mask
+from snipnb.pruning.masks import collapsed_layers as collapsed_layers
+from snipnb.pruning.masks import keep_mask as keep_mask
+from snipnb.pruning.masks import layer_table as layer_table
+from snipnb.pruning.masks import num_kept as num_kept
+from snipnb.pruning.masks import num_removed as num_removed
+from snipnb.pruning.masks import standardise as standardise
+from snipnb.saliences.exact import exact_salience as exact_salience
+from snipnb.saliences.snip import magnitude_salience as magnitude_salience
+from snipnb.saliences.snip import random_salience as random_salience
+from snipnb.saliences.snip import snip as snip
+from snipnb.saliences.snip import snip_together as snip_together
+from snipnb.saliences.taylor import diagonal_hessian as diagonal_hessian
+from snipnb.saliences.taylor import taylor_salience as taylor_salience
+from snipnb.training.grid import run_grid as run_grid
+from snipnb.training.loop import Recipe as Recipe
+from snipnb.training.loop import train as train
+from snipnb.training.loop import train_together as train_together
+from snipnb.training.runs import RunConfig as RunConfig
+from snipnb.training.runs import grid as grid
+from snipnb.training.scores import error_rate as error_rate
+from snipnb.training.scores import error_rates as error_rates
+from snipnb.training.scores import error_table as error_table
