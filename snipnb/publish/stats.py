@@ -50,12 +50,9 @@ def equivalence_test(differences: np.ndarray, margin: float) -> Equivalence:
     Raises:
         ValueError: If the margin is not above 0.
     """
-    if not margin > 0:
-        raise ValueError(f"margin is {margin!r}; accepted are numbers above 0")
-    differences = np.asarray(differences, dtype=float)
+    differences, error = _paired(differences, margin)
     mean, low, high = mean_interval(differences)
     n = len(differences)
-    error = stats.sem(differences) if n > 1 else float("nan")
     if not error > 0:
         inside = float(abs(mean) >= margin) if error == 0 else float("nan")
         return Equivalence(mean, low, high, inside, 1 - inside)
@@ -74,25 +71,23 @@ def non_inferiority_test(differences: np.ndarray, margin: float) -> float:
     Raises:
         ValueError: If the margin is not above 0.
     """
-    if not margin > 0:
-        raise ValueError(f"margin is {margin!r}; accepted are numbers above 0")
-    differences = np.asarray(differences, dtype=float)
-    n = len(differences)
-    error = stats.sem(differences) if n > 1 else float("nan")
+    differences, error = _paired(differences, margin)
     if error == 0:
         return float(differences[0] >= margin)
-    return float(stats.t.sf((margin - differences.mean()) / error, n - 1))
+    return float(stats.t.sf((margin - differences.mean()) / error, len(differences) - 1))
+
+
+def _paired(differences: np.ndarray, margin: float) -> tuple[np.ndarray, float]:
+    """Paired differences as floats, and the standard error of their mean, NaN for fewer than two; the margin is checked."""
+    if not margin > 0:
+        raise ValueError(f"margin must be above 0; got {margin!r}")
+    differences = np.asarray(differences, dtype=float)
+    return differences, stats.sem(differences) if len(differences) > 1 else float("nan")
 
 
 def t_quantile(degrees: float, *, level: float = LEVEL) -> float:
     """Two-sided quantile of Student's t."""
     return float(stats.t.ppf((1 + level) / 2, degrees))
-
-
-def binomial_interval(events: int, trials: int, *, level: float = LEVEL) -> tuple[float, float]:
-    """Wilson score interval of a proportion."""
-    low, high = stats.binomtest(events, trials).proportion_ci(level, method="wilson")
-    return float(low), float(high)
 
 
 def predictive_mid_p(value: int, reference: np.ndarray) -> float:

@@ -79,8 +79,3 @@ def test_overlap():
 def test_largest_relative_difference():
     assert stats.largest_relative_difference([1.0, 0.0, -2.0], [1.0, 0.0, 2.0]) == 2
     assert stats.largest_relative_difference([4.0, 0.0], [3.0, 0.0]) == 0.25
-
-
-def test_binomial_interval_is_wilsons():
-    low, high = stats.binomial_interval(50, 100)
-    assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-4)

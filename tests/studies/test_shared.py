@@ -100,7 +100,7 @@ def test_the_equivalence_test_is_two_t_tests():
     assert np.isnan(equivalence_test(values[:1], 0.1).p_value)
     assert equivalence_test(np.zeros(4), 0.1).p_value == 0
     assert equivalence_test(np.ones(4), 0.1).p_value == 1
-    with pytest.raises(ValueError, match="margin is 0"):
+    with pytest.raises(ValueError, match="margin must be above 0; got 0"):
         equivalence_test(values, 0)
 
 
