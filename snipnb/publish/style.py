@@ -78,9 +78,7 @@ def look(criterion: str) -> Look:
 
 def use_house_style() -> None:
     """The one style of all figures, whatever the user's own matplotlibrc says."""
-    backend = mpl.rcParams["backend"]
-    mpl.rcParams.update(mpl.rcParamsDefault)
-    mpl.rcParams["backend"] = backend
+    mpl.rcdefaults()
     sns.set_theme(style="ticks", palette=PALETTE)
     mpl.rcParams.update(
         {
@@ -119,11 +117,9 @@ def save(figure: Figure, target: Path | BytesIO, *, alt: str, dpi: int = PNG_DPI
         dpi: Resolution of a PNG.
     """
     kind = target.suffix[1:] if isinstance(target, Path) else "png"
-    metadata = (
-        {"Date": None, "Creator": None, "Description": alt} if kind == "svg" else {"Software": None, "Description": alt}
-    )
+    unsaid = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
     stream = BytesIO()
-    figure.savefig(stream, format=kind, dpi=dpi, metadata=metadata)
+    figure.savefig(stream, format=kind, dpi=dpi, metadata={**unsaid, "Description": alt})
     content = with_palette(stream.getvalue()) if kind == "png" else stream.getvalue()
     if isinstance(target, Path):
         write_atomically(target, content)
