@@ -38,6 +38,7 @@ from snipnb.training.plain import plain_training
 
 PRUNED = 0.95  # sparsity of the networks that are trained together once more
 TOGETHER = "networks together"
+PASSES = "one pass per parameter"
 BATCH = 500  # images per pass, for the loop and for gradients alike
 
 
@@ -79,19 +80,15 @@ def run(
             continue
         note(f"measuring {name}")
         frame = make()
-        made = {name: frame} | ({"projection": projection(frame)} if name == "larger" else {})
-        for stem, table in made.items():
+        for stem, table in {name: frame, **({"projection": projection(frame)} if name == "larger" else {})}.items():
             write_atomically(folder / f"{stem}.csv", table.to_csv(index=False, float_format="%.4g"))
             write_atomically(folder / f"{stem}.md", table.to_markdown(index=False, floatfmt=".4g") + "\n")
             written += [folder / f"{stem}.csv", folder / f"{stem}.md"]
     facts = {**machine, "threads": threads, "torch": torch.__version__, "matmul_gflops": matmul_speed() / 1e9}
-    frame = pd.DataFrame(
-        {"fact": list(facts), "value": [f"{v:.4g}" if isinstance(v, float) else v for v in facts.values()]}
-    )
-    described = folder / (
-        "machine.csv" if only is None else f"machine_{only}.csv"
-    )  # tables measured alone have their own
-    write_atomically(described, frame.to_csv(index=False))
+    values = [f"{value:.4g}" if isinstance(value, float) else value for value in facts.values()]
+    # Tables that are measured alone have a description of their own.
+    described = folder / ("machine.csv" if only is None else f"machine_{only}.csv")
+    write_atomically(described, pd.DataFrame({"fact": list(facts), "value": values}).to_csv(index=False))
     return [*written, described]
 
 
@@ -108,16 +105,19 @@ def matmul_speed(size: int = 1500, repeats: int = 5) -> float:
     return 2 * size**3 / min(seconds(lambda: a @ b) for _ in range(repeats))
 
 
+def interval(values: pd.Series | np.ndarray | list[float], *columns: str) -> dict[str, float]:
+    """Mean of rounds and the ends of its 95 % t interval, under these names."""
+    return dict(zip(columns, mean_interval(np.array(values)), strict=True))
+
+
 # --- what is compared -------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def forward_pass(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """The mean loss, by one plain forward pass over all images."""
-    losses = [
-        F.cross_entropy(model(x), y, reduction="sum")
-        for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True)
-    ]
+    batches = zip(images.split(BATCH), labels.split(BATCH), strict=True)
+    losses = [F.cross_entropy(model(x), y, reduction="sum") for x, y in batches]
     return float(torch.stack(losses).sum() / len(labels))
 
 
@@ -158,9 +158,8 @@ def snip_cost(model: nn.Module, images: Tensor, labels: Tensor, *, rounds: int =
     times = pd.DataFrame([{name: seconds(way) for name, way in ways.items()} for _ in track(range(rounds), "SNIP")])
     rows = []
     for name in ways:
-        ratio, low, high = mean_interval((times[name] / times["one gradient"]).to_numpy())
-        rows.append({"way": name, "rounds": rounds, "images": len(images), "seconds": times[name].mean()})
-        rows[-1] |= {"in_gradients": ratio, "low95": low, "high95": high}
+        row = {"way": name, "rounds": rounds, "images": len(images), "seconds": times[name].mean()}
+        rows.append(row | interval(times[name] / times["one gradient"], "in_gradients", "low95", "high95"))
     return pd.DataFrame(rows)
 
 
@@ -196,16 +195,16 @@ def curvature_cost(
     for taken, number in ((ways, len(images)), (others, min(few, len(images)))):
         x, y = images[:number], labels[:number]
         unit = next(iter(taken))
-        times: dict[str, list[float]] = {name: [] for name in taken}
+        each = []
         for _ in track(range(rounds), "curvature"):
-            each = [(name, seconds(partial(taken[name], x, y))) for name in (*taken, unit)]  # the gradient at both ends
-            for name in taken:
-                times[name].append(float(np.mean([t for n, t in each if n == name])))
-        for name, own in times.items():
-            row = {"way": name.strip(), "rounds": rounds, "images": number, "seconds": np.mean(own)}
+            each.append({name: seconds(partial(way, x, y)) for name, way in taken.items()})
+            each[-1][unit] = (each[-1][unit] + seconds(partial(taken[unit], x, y))) / 2  # the gradient at both ends
+        times = pd.DataFrame(each)
+        for name in taken:
+            row = {"way": name.strip(), "rounds": rounds, "images": number, "seconds": times[name].mean()}
             for column, other in (("in_gradients", unit), ("of_backpack", "diagonal by BackPACK")):
-                ratio = np.array(own) / np.array(times[other]) if other in times else np.full(rounds, np.nan)
-                row |= dict(zip((column, f"{column}_low95", f"{column}_high95"), mean_interval(ratio), strict=True))
+                ratio = times[name] / times.get(other, np.nan)
+                row |= interval(ratio, column, f"{column}_low95", f"{column}_high95")
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -214,9 +213,9 @@ def _backpack_diagonal(model: nn.Module) -> Callable[[Tensor, Tensor], object] |
     """BackPACK's exact diagonal of the same Hessian, or None where it is not installed (it comes with ``make test``)."""
     try:
         import backpack
-        from backpack.extensions import (
-            DiagGGNExact,
-        )  # the Hessian's diagonal too in such networks, and faster than DiagHessian
+
+        # The Hessian's diagonal too in such networks, and faster than DiagHessian.
+        from backpack.extensions import DiagGGNExact
     except ImportError:
         note("BackPACK is not installed: it is left out (make env-test installs it)")
         return None
@@ -252,40 +251,27 @@ def exact_against_loop(model: nn.Module, images: Tensor, labels: Tensor, *, per_
     model = copy.deepcopy(model)
     before = forward_pass(model, images, labels)
     sample = [(name, int(i)) for name, index in stratified_sample(model, per_tensor).items() for i in index]
-    times, changes, found = [], {}, {}
+    times, changes, found = [], [], {}
 
     def passes(some: Sequence[tuple[str, int]]) -> None:
         for name, index in track(some, "one pass per parameter"):
             start = time.perf_counter()
-            changes[name, index] = one_by_one(model, images, labels, name, index) - before
+            changes.append((name, index, one_by_one(model, images, labels, name, index) - before))
             times.append(time.perf_counter() - start)
 
     passes(sample[::2])
     engine = seconds(lambda: found.update(exact_salience(model, images, labels)))
     passes(sample[1::2])
-    each, low, high = mean_interval(np.array(times))
     count = sum(p.numel() for p in model.parameters())
-    differences = [abs(float(found[name].view(-1)[i]) - change) for (name, i), change in changes.items()]
-    return pd.DataFrame(
-        [
-            {
-                "images": len(images),
-                "parameters": count,
-                "engine_seconds": engine,
-                "passes": len(times),
-                "pass_seconds": each,
-                "pass_low95": low,
-                "pass_high95": high,
-                "loop_hours": each * count / 3600,
-                "times_faster": each * count / engine,
-                "times_faster_low95": low * count / engine,
-                "times_faster_high95": high * count / engine,
-                "engine_in_passes": engine / each,
-                "engine_in_passes_over_parameters": engine / each / count,
-                "largest_difference": max(differences),
-            }
-        ]
-    )
+    row = {"images": len(images), "parameters": count, "engine_seconds": engine, "passes": len(times)}
+    row |= interval(times, "pass_seconds", "pass_low95", "pass_high95")
+    each = row["pass_seconds"]
+    row["loop_hours"] = each * count / 3600
+    for end, one in (("", each), ("_low95", row["pass_low95"]), ("_high95", row["pass_high95"])):
+        row[f"times_faster{end}"] = one * count / engine
+    row |= {"engine_in_passes": engine / each, "engine_in_passes_over_parameters": engine / each / count}
+    row["largest_difference"] = max(abs(float(found[name].view(-1)[i]) - change) for name, i, change in changes)
+    return pd.DataFrame([row])
 
 
 def by_layer(model: nn.Module, images: Tensor, labels: Tensor) -> pd.DataFrame:
@@ -293,7 +279,7 @@ def by_layer(model: nn.Module, images: Tensor, labels: Tensor) -> pd.DataFrame:
 
     Returns:
         One row per layer: ``layer``, ``parameters``, ``seconds_per_60000`` (scaled from the images given), ``matmul_tflop`` (in its
-        matrix products, same scaling; ``lines.py`` needs few), ``share_of_matmul_speed``.
+        matrix products, same scaling; linear layers need few), ``share_of_matmul_speed``.
     """
     rows = []
     scale = 60_000 / len(images)
@@ -308,15 +294,8 @@ def by_layer(model: nn.Module, images: Tensor, labels: Tensor) -> pd.DataFrame:
         operations = counter.get_total_flops() * 60_000 / 500
         speed = matmul_speed()
         taken = scale * seconds(partial(exact_salience, model, images, labels, parameters=some))
-        rows.append(
-            {
-                "layer": layer,
-                "parameters": sum(len(i) for i in some.values()),
-                "seconds_per_60000": taken,
-                "matmul_tflop": operations / 1e12,
-                "share_of_matmul_speed": operations / taken / speed,
-            }
-        )
+        row = {"layer": layer, "parameters": sum(len(i) for i in some.values()), "seconds_per_60000": taken}
+        rows.append(row | {"matmul_tflop": operations / 1e12, "share_of_matmul_speed": operations / taken / speed})
     return pd.DataFrame(rows)
 
 
@@ -327,7 +306,7 @@ def training_against_plain(
 
     Once with all parameters, and once pruned by SNIP to :data:`PRUNED`, which a plain loop takes no less time for.
 
-    The plain loop is ``reference.plain_training``: one LeNet-5 after the other, autograd, ``torch.optim.Adam``. Same images, batches of
+    The plain loop is :func:`snipnb.training.plain.plain_training`: one LeNet-5 after the other, autograd, ``torch.optim.Adam``. Same images, batches of
     128, both with an evaluation on 1,000 images, in turn.
 
     Returns:
@@ -360,9 +339,9 @@ def training_against_plain(
     operations, speed = counter.get_total_flops() * len(split.train_labels) / 128, matmul_speed()
     rows = []
     for name, (count, _) in ways.items():
-        ratio, low, high = mean_interval((times[name] / times["plain loop"]).to_numpy())
         row = {"way": name, "networks": count, "images": len(split.train_labels), "rounds": rounds}
-        row |= {"seconds": times[name].mean(), "of_plain": ratio, "low95": low, "high95": high}
+        row["seconds"] = times[name].mean()
+        row |= interval(times[name] / times["plain loop"], "of_plain", "low95", "high95")
         share = operations / times[name].mean() / speed
         rows.append(row | {"share_of_matmul_speed": share if name in ("plain loop", TOGETHER) else float("nan")})
     return pd.DataFrame(rows)
@@ -375,9 +354,6 @@ def _train_group(folder: str, networks: int, recipe: Recipe, masks: list[Mask] |
         images, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
     split = Split("standard", images, labels, images[:0], labels[:0], images[:1000], labels[:1000])
     train_together([lenet5(seed=k) for k in range(networks)], split, masks=masks, recipe=recipe)
-
-
-PASSES = "one pass per parameter"
 
 
 def vgg_cost(
@@ -438,10 +414,10 @@ def vgg_cost(
         times[PASSES].append(float(np.mean(passes)))
     rows = []
     for way, each in times.items():
-        mean, low, high = mean_interval(1000 * np.array(each))
         count = sum(counts.values()) if way == PASSES else counts[way]
-        row = {"way": way, "parameters": count, "rounds": rounds, "milliseconds": mean}
-        row |= {"low95": max(low, 0.0), "high95": high}
+        row = {"way": way, "parameters": count, "rounds": rounds}
+        measured = interval(1000 * np.array(each), "milliseconds", "low95", "high95")
+        row |= measured | {"low95": max(measured["low95"], 0.0)}
         rows.append(row | {"of_pass": float(np.mean(np.array(each) / np.array(times[PASSES])))})
     return pd.DataFrame(rows)
 
