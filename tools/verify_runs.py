@@ -14,6 +14,7 @@ import argparse
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,26 +64,23 @@ def chosen(records: Mapping[str, list[Mapping[str, Any]]], *, everything: bool, 
     """
     if everything:
         return sorted(records)
-    whole = {name: [run["config"] for run in runs] for name, runs in records.items()}
-    some = [c for configs in whole.values() for c in configs if c["criterion"] in CRITERIA and c["sparsity"] > 0]
+    some = [(name, run["config"]) for name, runs in records.items() for run in runs]
+    some = [(name, c) for name, c in some if c["criterion"] in CRITERIA and c["sparsity"] > 0]
     if not some:
         raise ValueError(f"there are no runs of {', '.join(CRITERIA)}; --all does every run")
-    longest = max(c["recipe"]["epochs"] for c in some)
-    some = [c for c in some if c["recipe"]["epochs"] == longest]
-    seeds = sorted({c["init_seed"] for c in some})
+    longest = max(c["recipe"]["epochs"] for _, c in some)
+    some = [(name, c) for name, c in some if c["recipe"]["epochs"] == longest]
+    seeds = sorted({c["init_seed"] for _, c in some})
     seed = seeds[0] if seed is None else seed
     if seed not in seeds:
-        raise ValueError(f"--seed must be one of {', '.join(map(str, seeds))}, got {seed}")
+        raise ValueError(f"--seed must be one of {', '.join(map(str, seeds))}; got {seed}")
     # Of each criterion one record is enough, the one with most of its runs: Figure 1's twelve sparsities.
-    names = []
+    names = set()
     for criterion in CRITERIA:
-        counts = {
-            name: sum(c in some and c["criterion"] == criterion and c["init_seed"] == seed for c in configs)
-            for name, configs in whole.items()
-        }
-        best = max(counts, key=lambda name: (counts[name], name))
-        names += [best] if counts[best] else []
-    return sorted(set(names))
+        counts = Counter(name for name, c in some if (c["criterion"], c["init_seed"]) == (criterion, seed))
+        if counts:
+            names.add(max(counts, key=lambda name: (counts[name], name)))
+    return sorted(names)
 
 
 def config_of(run: Mapping[str, Any]) -> RunConfig:

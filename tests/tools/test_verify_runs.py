@@ -73,4 +73,4 @@ def test_what_cannot_be_chosen_is_said(tool, kept, tmp_path, capsys):
     assert tool.main([str(tmp_path)]) == 1
     assert "there are no kept runs" in capsys.readouterr().err
     assert tool.main([str(kept), "--seed", "7"]) == 1
-    assert "--seed must be one of 0, 1, got 7" in capsys.readouterr().err
+    assert "--seed must be one of 0, 1; got 7" in capsys.readouterr().err
