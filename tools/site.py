@@ -9,13 +9,14 @@ import base64
 import json
 import re
 import shutil
-import struct
 import sys
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from snipnb._files import published_dir, resource
 from snipnb.publish import ledger
@@ -177,22 +178,14 @@ def _pictures(rows: list[dict[str, Any]], stage: Path) -> list[dict[str, Any]]:
     for name in PICTURES:
         row = next((r for r in rows if r["figure"] == name and r["figure_file"] and r["page"]), None)
         if row is not None:
-            data = (stage / row["figure_file"]).read_bytes()
-            width, height = struct.unpack(">II", data[16:24])
-            encoded = base64.b64encode(data).decode("ascii")
-            facts = {"width": width // 2, "height": height // 2, "alt": _description(data)}
+            path = stage / row["figure_file"]
+            encoded = base64.b64encode(path.read_bytes()).decode("ascii")
+            with Image.open(path) as picture:
+                (width, height), alt = picture.size, picture.info.get("Description", "")
+            facts = {"width": width // 2, "height": height // 2, "alt": alt}
             facts |= {"page": row["page"], "notebook": row["notebook"][:2], "profile": row["profile"]}
             found.append({"data": f"data:image/png;base64,{encoded}"} | facts)
     return found
-
-
-def _description(png: bytes) -> str:
-    """The text alternative that plotting stores in a PNG."""
-    from io import BytesIO
-
-    from PIL import Image
-
-    return Image.open(BytesIO(png)).info.get("Description", "")
 
 
 def _footer(figures: Path, profile: str) -> str:
