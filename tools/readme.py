@@ -8,9 +8,10 @@ import re
 from collections.abc import Container
 from pathlib import Path
 
-from snipnb._files import project_root, published_dir, write_atomically
+from snipnb._files import published_dir, write_atomically
 from snipnb.publish.ledger import strongest
 from snipnb.training.store import Store
+from tools import checkout
 
 MARKER = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TRAINED_ON = 55_000  # images of an epoch of the default profile
@@ -29,9 +30,7 @@ def update(*, check: bool = False, root: Path | None = None) -> bool:
     Raises:
         ValueError: If a marker names a part that cannot be generated.
     """
-    root = root or project_root()
-    if root is None:
-        raise ValueError("README.md is part of a checkout of the repository; this package is installed without one")
+    root = root or checkout()
     path = root / "README.md"
     text = path.read_text(encoding="utf-8")
     new = render(text, root / "figures", parts=set(_PARTS) - {"cost"} if check else None)

@@ -22,7 +22,7 @@ from snipnb._files import project_root, write_atomically
 from snipnb.publish import ledger, style
 from snipnb.publish.profiles import load_profile
 from snipnb.publish.report import DRAWN, Picture, Report
-from tools import runner
+from tools import runner, state
 
 REDRAWN = {"drawing", "prose", "claims"}  # the parts of a fingerprint that a redraw brings up to date
 
@@ -51,13 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def redraw(root: Path, profile_name: str, wanted: Sequence[str] = ()) -> bool:
     """Redraw notebooks of a profile, default all published ones, and its ledger, and say what came of each; whether all could be."""
     profile, everything = load_profile(profile_name), runner.find_notebooks(root)
-    chosen, place, failed = runner._choose(everything, wanted), runner.place_of(profile, root), 0
+    chosen, place, failed = runner.choose(everything, wanted), state.place_of(profile, root), 0
     if not wanted:
         chosen = [path for path in everything if (place.published / "notebooks" / path.name).is_file()]
     if not chosen:
         raise ValueError(f"nothing is published in {place.published}; make figures PROFILE={profile_name} does it")
     place.work.mkdir(parents=True, exist_ok=True)
-    with runner._only_one(place):
+    with runner.only_one(place):
         for path in chosen:
             try:
                 files = redraw_one(path, place.published)
@@ -66,7 +66,7 @@ def redraw(root: Path, profile_name: str, wanted: Sequence[str] = ()) -> bool:
                 run = f"; make {path.stem} PROFILE={profile_name} runs it" if isinstance(error, NeedsRunError) else ""
                 print(f"{path.stem}: {error}{run}", flush=True)
                 continue
-            mark = runner.fingerprint(path, runner.parameters_of(path, profile))
+            mark = state.fingerprint(path, runner.parameters_of(path, profile))
             stale = refresh_state(path.stem, mark, place)
             print(f"{path.stem}: {files} drawn again{stale and f'; to be run for the rest: {stale}'}", flush=True)
         if failed < len(chosen):
@@ -100,24 +100,21 @@ def redraw_one(source: Path, published: Path) -> int:
     return len(report.drawn["figures"]) + len(report.drawn["tables"])
 
 
-def refresh_state(notebook: str, mark: Mapping[str, str], place: runner.Place) -> str:
+def refresh_state(notebook: str, mark: Mapping[str, str], place: state.Place) -> str:
     """Note a redrawn notebook as up to date, if no other part has changed since it ran; why it is stale all the same.
 
     Tables and the record of what was drawn are what a redraw starts from: they have to be those of the run.
     """
     try:
-        state = json.loads(place.state(notebook).read_text(encoding="utf-8"))
-        before, files = state["fingerprint"], state["files"]
+        kept = json.loads(place.state(notebook).read_text(encoding="utf-8"))
+        before, files = kept["fingerprint"], kept["files"]
         changed = {part for part in mark if mark[part] != before.get(part)} - REDRAWN
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return runner.why_stale(notebook, mark, place)
-    now = {file: runner._file_hash(place.published / file) for file in files}
-    changed |= {
-        file for file in files if file.endswith((".csv", f"{DRAWN}/{notebook}.json")) and now[file] != files[file]
-    }
-    if not changed:
-        write_atomically(place.state(notebook), json.dumps({"fingerprint": mark, "files": now}, indent=1))
-    return runner.why_stale(notebook, mark, place)
+        return state.why_stale(notebook, mark, place)
+    sources = [file for file in files if file.endswith((".csv", f"{DRAWN}/{notebook}.json"))]
+    if not changed and all(state.file_hash(place.published / file) == files[file] for file in sources):
+        state.record(notebook, mark, files, place)
+    return state.why_stale(notebook, mark, place)
 
 
 def with_prose(executed: dict[str, Any], source: dict[str, Any]) -> dict[str, Any] | None:
@@ -191,17 +188,16 @@ def _judged(report: Report) -> list[dict[str, Any]]:
         found = [_judge(row, protocol_followed=row["id"] in report.drawn["protocol"]) for row in rows]
     except ValueError as error:
         raise NeedsRunError(str(error)) from None
-    if missing := sorted(set(ledger.claims_of(report.notebook)) - {row["id"] for row in found}):
+    if missing := ledger.without_verdict(report.notebook, found):
         raise NeedsRunError(f"it gave no verdict on {', '.join(missing)}")
     return found
 
 
 def _judge(row: Mapping[str, Any], *, protocol_followed: bool) -> dict[str, Any]:
-    needed = {name for outcome in ledger._claim(row["id"])["outcomes"] for name in outcome.get("when", {})}
-    unknown = dict.fromkeys(sorted(needed - row["measured"].keys()), math.nan)  # a row leaves out what is no number
-    kept = {name: row[name] for name in ("notebook", "profile", "n", "figure")}
+    # A row leaves out what is no number.
+    measured = {**row["measured"], **dict.fromkeys(ledger.statistics(row["id"]) - row["measured"].keys(), math.nan)}
     intervals = {name: (row["low"][name], row["high"][name]) for name in row["low"]}
-    measured = {**row["measured"], **unknown}
+    kept = {name: row[name] for name in ("notebook", "profile", "n", "figure")}
     return ledger.entry(row["id"], measured, intervals=intervals, protocol_followed=protocol_followed, **kept)
 
 

@@ -1,54 +1,48 @@
 """Running the notebooks without a browser: what is stale is executed, checked, cleaned and only then published.
 
 A notebook runs in a folder of its own under ``build/``. Its figures, tables and verdicts move to ``figures/`` when every
-cell has run and everything it promises is there; until then what was published before stays as it was. Whether a notebook
-is up to date is decided by content (see :func:`fingerprint`, and the published files themselves), not by file times, which a
-clone or a checkout sets at will; what has changed is said. Needs papermill, which only this module imports.
+cell has run and everything it promises is there; until then what was published before stays as it was. What is stale, and why,
+is said (see :mod:`tools.state`). Needs papermill, which only this module imports.
 """
 
 from __future__ import annotations
 
 import ast
 import errno
-import hashlib
 import json
 import os
-import platform
-import re
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
+from filelock import FileLock, Timeout
 
-import snipnb
-from snipnb._files import data_dir, project_root, published_dir, write_atomically
-from snipnb.data import acquire_mnist, data_checksum
-from snipnb.publish import ledger
-from snipnb.publish.profiles import Profile, check_parameters, complete, declared_parameters, load_profile
+from snipnb._files import data_dir, write_atomically
+from snipnb.data import acquire_mnist
+from snipnb.publish import ledger, profiles
 from snipnb.publish.report import DRAWN, RUN_FILE, versions
 from snipnb.training.provenance import commit, machine
+from tools import checkout
+from tools.state import PACKAGE, Place, fingerprint, place_of, record, why_stale
 
 KERNEL = "python3"
 INJECTED_ID = "injected-parameters"
+# Method of a report -> endings of the files that it writes.
+WRITES = {"figure": ("png", "svg", "csv"), "table": ("md", "tex", "csv"), "data": ("csv",)}
 QUIET_KERNEL = "--IPKernelApp.log_level=50"  # or an interrupted one prints a traceback of its sockets
 SLOW = 5.0  # seconds: cells above are named in the provenance
 SCRATCH = "snipnb-"  # what the names of kernels' temporary folders begin with
-PACKAGE = Path(snipnb.__file__).resolve().parent
 # Variables that would let a user's own set-up into the kernel.
 REMOVED_VARIABLES = [
     "JUPYTER_PATH",
     "JUPYTER_CONFIG_PATH",
     "MPLBACKEND",
     "MATPLOTLIBRC",
-    "PYTHONPATH",
     "PYTHONSTARTUP",
     "PYTHONWARNINGS",
 ]
@@ -58,37 +52,22 @@ class NotebookError(RuntimeError):
     """A notebook did not run through, or did not write what it promises."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """The folders of one profile: where results are published, and where work goes on."""
-
-    published: Path
-    work: Path
-
-    def state(self, notebook: str) -> Path:
-        """The file that says what was published for a notebook, and from what."""
-        return self.work / "state" / f"{notebook}.json"
-
-
 def find_notebooks(root: Path) -> list[Path]:
     """The ordered notebooks of a checkout."""
     found = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     numbers = [path.stem[:2] for path in found]
     if twice := sorted({number for number in numbers if numbers.count(number) > 1}):
-        raise ValueError(f"several notebooks have the number {', '.join(twice)}; each needs its own, commands name it")
+        raise ValueError(
+            f"several notebooks have the number {', '.join(twice)}; each needs its own, as commands call it by that"
+        )
     if not found:
         raise ValueError(f"there are no notebooks NN_slug.ipynb in {root / 'notebooks'}")
     return found
 
 
-def parameters_of(path: Path, profile: Profile) -> dict[str, Any]:
+def parameters_of(path: Path, profile: profiles.Profile) -> dict[str, Any]:
     """All parameters of a notebook: the profile's, else those of its own cell."""
-    return complete(profile, path.stem, declared_parameters(path))
-
-
-def place_of(profile: Profile, root: Path) -> Place:
-    """``figures/`` for the default profile, ``build/smoke`` for smoke, ``figures/<name>`` for any other."""
-    return Place(published_dir(root / "figures", profile.name), root / "build" / f".{profile.name}")
+    return profiles.complete(profile, path.stem, profiles.declared_parameters(path))
 
 
 def run(
@@ -115,20 +94,21 @@ def run(
         ValueError: If profile, parameter or notebook names are unknown; nothing has run then.
         DataUnavailableError: If the images are missing.
     """
-    root = root or project_root()
-    if root is None:
-        raise ValueError("notebooks run from a checkout of the repository; this package is installed without one")
-    profile, everything = load_profile(profile_name), find_notebooks(root)
-    check_parameters(profile, everything)
-    chosen = _choose(everything, notebooks)
+    root = root or checkout()
+    profile, everything = profiles.load_profile(profile_name), find_notebooks(root)
+    profiles.check_parameters(profile, everything)
+    chosen = choose(everything, notebooks)
     parameters = {path: parameters_of(path, profile) for path in chosen}
     place = place_of(profile, root)
     _check_writable(place)
     if not all(given.get("sample") for given in parameters.values()):
         acquire_mnist()
     print(f"profile {profile.name}: {profile.about}" if profile.about else f"profile {profile.name}")
-    with _only_one(place), _runs_in(root / "build" / "fresh" / profile.name if fresh else None):
+    kept = root / "build" / "fresh" / profile.name
+    with only_one(place), _environment({"SNIPNB_RUNS": str(kept)} if fresh else {}):
         _clear_leftovers(place)
+        if fresh and kept.exists():
+            shutil.rmtree(kept)
         _write_font_list(place.work / "matplotlib")
         failures, written, began = {}, [], time.monotonic()
         for number, path in enumerate(chosen, 1):
@@ -165,24 +145,6 @@ def run(
     return not failures
 
 
-@contextmanager
-def _runs_in(folder: Path | None) -> Iterator[None]:
-    """Notebooks keep and look for runs and saliences in this folder, which is emptied first; None: where they always do."""
-    if folder is None:
-        yield
-        return
-    if folder.exists():
-        shutil.rmtree(folder)
-    before = os.environ.get("SNIPNB_RUNS")
-    os.environ["SNIPNB_RUNS"] = str(folder)
-    try:
-        yield
-    finally:
-        os.environ.pop("SNIPNB_RUNS", None)
-        if before is not None:
-            os.environ["SNIPNB_RUNS"] = before
-
-
 def run_one(path: Path, parameters: Mapping[str, Any], place: Place, mark: Mapping[str, str]) -> list[str]:
     """Execute one notebook with these parameters and publish what it wrote; returns the published files, relative to the folder.
 
@@ -212,91 +174,8 @@ def run_one(path: Path, parameters: Mapping[str, Any], place: Place, mark: Mappi
     files = _publish(path.stem, stage, place)
     facts = {"seconds": round(seconds, 1), "slow_cells": slow, **run_facts, "parameters": parameters}
     _write_provenance(place, path.stem, facts)
-    hashes = {file: _file_hash(place.published / file) for file in files}
-    write_atomically(place.state(path.stem), json.dumps({"fingerprint": mark, "files": hashes}, indent=1))
+    record(path.stem, mark, files, place)
     return files
-
-
-def fingerprint(path: Path, parameters: Mapping[str, Any], *, package: Path = PACKAGE) -> dict[str, str]:
-    """SHA-256 of each part of what a notebook's results follow from.
-
-    The library counts as a whole, by its syntax trees, without other notebooks' studies; of claims and benchmarks those that are the
-    notebook's own or that it names.
-    """
-    notebook = json.loads(path.read_text(encoding="utf-8"))
-    cells = [(cell["cell_type"] == "code", "".join(cell["source"])) for cell in notebook["cells"]]
-    code = "\n".join(text for runs, text in cells if runs)
-    tables = re.findall(r"\bbenchmark\(\s*[\"'](\w+)", code)
-    bench, study = path.parent.parent / "figures" / "bench", package / "studies" / path.stem.split("_", 1)[1]
-    drawing = [study / "draw.py", study / "captions.yaml", package / "publish" / "style.py"]
-    others = {file for file in package.glob("studies/*/*") if file.parent != study}
-    library = {*package.rglob("[!.]*.py")} - {*drawing, *others, package / "__main__.py"}
-    parts = {
-        "code": [text for runs, text in cells if runs],
-        "prose": ["" if runs else text for runs, text in cells],  # and where it stands
-        "library": _contents(package, library),
-        "drawing": _contents(package, drawing),
-        "parameters": parameters,
-        "claims": _claims_of(path.stem, code, package / "resources" / "claims.yaml"),
-        "benchmarks": _contents(bench, [bench / f"{name}.csv" for name in tables]),
-        "reported values": _contents(package, package.glob("resources/reported/*.csv")),
-        "data": data_checksum(sample=bool(parameters.get("sample"))),
-        "versions": {"python": platform.python_version(), **versions()},
-    }
-    texts = {part: json.dumps(content, sort_keys=True) for part, content in parts.items()}
-    return {part: hashlib.sha256(text.encode()).hexdigest() for part, text in texts.items()}
-
-
-def _contents(folder: Path, files: Iterable[Path]) -> dict[str, str]:
-    """Name -> text of those files that exist; of modules what they mean."""
-    texts = {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in files if path.is_file()}
-    return {name: _meaning(text) if name.endswith(".py") else text for name, text in texts.items()}
-
-
-@cache
-def _meaning(code: str) -> str:
-    """SHA-256 of a module's syntax tree: comments, layout and docstrings do not count."""
-    tree = ast.parse(code)
-    for node in ast.walk(tree):
-        if isinstance(body := getattr(node, "body", None), list):
-            body[:] = [n for n in body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-
-
-def _claims_of(notebook: str, code: str, file: Path) -> list[dict[str, Any]]:
-    """The claims that are a notebook's own or that its code names, without the history of their rules."""
-    named = set(re.findall(r"\bC\d+\b", code))
-    own = [
-        entry
-        for entry in _read_claims(file.read_text(encoding="utf-8"))
-        if entry["notebook"] == notebook or entry["id"] in named
-    ]
-    return [{field: value for field, value in entry.items() if field != "changed"} for entry in own]
-
-
-@cache
-def _read_claims(text: str) -> list[dict[str, Any]]:
-    return yaml.safe_load(text)
-
-
-def why_stale(notebook: str, mark: Mapping[str, str], place: Place) -> str:
-    """Why a notebook with this fingerprint has to run, in words; empty if it is up to date."""
-    try:
-        state = json.loads(place.state(notebook).read_text(encoding="utf-8"))
-        before, files = {**state["fingerprint"], **state["files"]}, list(state["files"])
-        now = {**mark, **{file: _file_hash(place.published / file) for file in files}}
-    except FileNotFoundError:
-        return "not run yet"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "what was published is of no known state"
-    missing = [file for file in files if now[file] is None]
-    changed = [name for name in {**mark, **before} if name not in missing and before.get(name) != now.get(name)]
-    return "; ".join(f"{_some(names)} {what}" for names, what in ((changed, "changed"), (missing, "missing")) if names)
-
-
-def _some(names: Sequence[str], most: int = 10) -> str:
-    """Names as a list, which ends after so many."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def gather_ledger(place: Place, notebooks: Sequence[Path]) -> list[dict[str, Any]]:
@@ -304,12 +183,10 @@ def gather_ledger(place: Place, notebooks: Sequence[Path]) -> list[dict[str, Any
     entries: list[dict[str, Any]] = []
     for path in notebooks:
         file = place.published / "claims" / f"{path.stem}.json"
-        if file.is_file():
-            rows = _read_json(file, None)
-            if not _are_verdicts(rows):
-                raise ValueError(f"{file} does not hold verdicts; remove it and run {path.stem} again")
-            entries += rows
-    return ledger.assemble(entries, existing=[path.stem for path in notebooks])
+        if (rows := _verdicts(file)) is None:
+            raise ValueError(f"{file} does not hold verdicts; remove it and run {path.stem} again")
+        entries += rows
+    return ledger.assemble(entries)
 
 
 def _slow_cells(executed: Path) -> dict[str, float]:
@@ -376,34 +253,41 @@ def _kernel_environment(stage: Path, *, threads: int) -> Iterator[str]:
 
     Gives a folder for the kernel's own files, which is noted so that the run after one that was killed can remove it.
     """
-    before, work = dict(os.environ), stage.parent.parent
+    work = stage.parent.parent
     with tempfile.TemporaryDirectory(prefix=SCRATCH) as scratch:
+        folders = ["IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"]
+        variables = {name: os.path.join(scratch, name[:3] + str(i)) for i, name in enumerate(folders)}
+        variables |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+        variables |= {
+            "JUPYTER_PREFER_ENV_PATH": "1",
+            "PYTHONHASHSEED": "0",
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+            "MPLCONFIGDIR": str(work / "matplotlib"),  # kept: its list of fonts takes seconds to build
+            "PYTHONPATH": str(PACKAGE.parent),  # this very package, not another
+            "SNIPNB_DATA": str(data_dir()),
+            "SNIPNB_OUTPUT": str(stage),
+            "SNIPNB_PROGRESS": _terminal(),
+        }
+        write_atomically(work / "scratch", scratch)
         try:
-            write_atomically(work / "scratch", scratch)
-            for name in REMOVED_VARIABLES:
-                os.environ.pop(name, None)
-            folders = ["IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"]
-            os.environ.update({name: os.path.join(scratch, name[:3] + str(i)) for i, name in enumerate(folders)})
-            os.environ.update(
-                {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-            )
-            os.environ.update(
-                {
-                    "JUPYTER_PREFER_ENV_PATH": "1",
-                    "PYTHONHASHSEED": "0",
-                    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-                    "MPLCONFIGDIR": str(work / "matplotlib"),  # kept: its list of fonts takes seconds to build
-                    "PYTHONPATH": str(PACKAGE.parent),  # this very package, not another
-                    "SNIPNB_DATA": str(data_dir()),
-                    "SNIPNB_OUTPUT": str(stage),
-                    "SNIPNB_PROGRESS": _terminal(),
-                }
-            )
-            yield scratch
+            with _environment(variables, removed=REMOVED_VARIABLES):
+                yield scratch
         finally:
-            os.environ.clear()
-            os.environ.update(before)
             (work / "scratch").unlink(missing_ok=True)
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str], *, removed: Sequence[str] = ()) -> Iterator[None]:
+    """These variables set, those removed; afterwards all as before."""
+    before = dict(os.environ)
+    try:
+        for name in removed:
+            os.environ.pop(name, None)
+        os.environ.update(variables)
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _terminal() -> str:
@@ -427,37 +311,26 @@ def _check(executed: Path, source: Path, stage: Path) -> dict[str, Any]:
                 raise NotebookError(f"  cell {index}: {output['ename']}: {output['evalue']}")
     if missing := sorted(name for name in promises(source) if not (stage / name).is_file()):
         raise NotebookError(f"  it ran, but did not write {', '.join(missing)}")
-    given = _read_json(stage / "claims" / f"{source.stem}.json", [])
-    if not _are_verdicts(given) or not all(row["notebook"] == source.stem for row in given):
+    given = _verdicts(stage / "claims" / f"{source.stem}.json")
+    if given is None or not all(row["notebook"] == source.stem for row in given):
         raise NotebookError("  it ran, but its verdicts are not those of a ledger; give them by report.claim")
-    if missing := sorted(set(ledger.claims_of(source.stem)) - {row["id"] for row in given}):
+    if missing := ledger.without_verdict(source.stem, given):
         raise NotebookError(f"  it ran, but gave no verdict on {', '.join(missing)}")
-    facts = _read_json(stage / RUN_FILE, {})
-    return facts if isinstance(facts, dict) else {}
-
-
-WRITES = {
-    "figure": ("png", "svg", "csv"),
-    "table": ("md", "tex", "csv"),
-    "data": ("csv",),
-}  # method of a report -> endings
+    return _read_dict(stage / RUN_FILE)
 
 
 def promises(source: Path) -> set[str]:
     """The files that the calls of ``report`` in a notebook say that it writes."""
     cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     found = set()
-    for node in ast.walk(
-        ast.parse("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"))
-    ):
+    for node in ast.walk(ast.parse(code)):
         match node:
-            case ast.Call(ast.Attribute(ast.Name("report"), "figure"), [ast.Constant(str(name)), *_]):
-                found |= {f"{name}.{ending}" for ending in WRITES["figure"]}
             case ast.Call(
-                ast.Attribute(ast.Name("report"), ("table" | "data") as kind), [_, ast.Constant(str(name)), *_]
-            ):
-                found |= {f"{name}.{ending}" for ending in WRITES[kind]}
-    return {f"{source.stem}/{file}" for file in found}
+                ast.Attribute(ast.Name("report"), "figure" as kind), [ast.Constant(str(name)), *_]
+            ) | ast.Call(ast.Attribute(ast.Name("report"), "table" | "data" as kind), [_, ast.Constant(str(name)), *_]):
+                found |= {f"{source.stem}/{name}.{ending}" for ending in WRITES[kind]}
+    return found
 
 
 def _publish(notebook: str, stage: Path, place: Place) -> list[str]:
@@ -470,8 +343,7 @@ def _publish(notebook: str, stage: Path, place: Place) -> list[str]:
     staged = [file for file in stage.rglob("*") if file.is_file() and not file.is_symlink()]
     names = sorted(file.relative_to(stage).as_posix() for file in staged)
     files = [name for name in names if name in allowed or name.startswith(f"{notebook}/")]
-    state = _read_json(place.state(notebook), {})
-    before = list(state.get("files", {})) if isinstance(state, dict) else []
+    before = _read_dict(place.state(notebook)).get("files", {})
     copies: list[tuple[Path, Path]] = []
     try:
         for file in files:
@@ -487,10 +359,8 @@ def _publish(notebook: str, stage: Path, place: Place) -> list[str]:
         for name in set(before) - set(files):
             (place.published / name).unlink(missing_ok=True)
     except OSError as error:
-        what = error.filename2 or error.filename
-        raise NotebookError(
-            f"  it ran, but {what} cannot be written: {error.strerror}; its results are in {stage}"
-        ) from None
+        why = f"{error.filename2 or error.filename} cannot be written: {error.strerror}"
+        raise NotebookError(f"  it ran, but {why}; its results are in {stage}") from None
     finally:
         for copy, _ in copies:
             copy.unlink(missing_ok=True)
@@ -498,34 +368,35 @@ def _publish(notebook: str, stage: Path, place: Place) -> list[str]:
     return files
 
 
-def _read_json(path: Path, default: Any) -> Any:
-    """The content of a JSON file; ``default`` if there is none or it is not JSON."""
+def _read_dict(path: Path) -> dict[str, Any]:
+    """The content of a JSON file; empty if there is none, or it holds anything but a dictionary."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return default
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
-def _are_verdicts(rows: Any) -> bool:
-    fields = set(ledger.FIELDS)
-    return isinstance(rows, list) and all(isinstance(row, dict) and fields <= row.keys() for row in rows)
+def _verdicts(file: Path) -> list[dict[str, Any]] | None:
+    """The verdicts that a notebook left in a file, none if there is no file; None if it holds anything else."""
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError):
+        return None
+    valid = isinstance(rows, list) and all(isinstance(row, dict) and row.keys() >= {*ledger.FIELDS} for row in rows)
+    return rows if valid else None
 
 
 # --- bookkeeping ------------------------------------------------------------------------------------------------------
 
 
-def _choose(everything: Sequence[Path], wanted: Sequence[str]) -> list[Path]:
-    chosen = []
-    for name in wanted:
-        found = [path for path in everything if name in (path.stem, path.name, path.stem.split("_")[0])]
-        if not found:
-            raise ValueError(f"there is no notebook {name!r}; there are {', '.join(path.stem for path in everything)}")
-        chosen += found
-    return [path for path in everything if path in chosen] if wanted else list(everything)
-
-
-def _file_hash(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+def choose(everything: Sequence[Path], wanted: Sequence[str]) -> list[Path]:
+    """The notebooks of these names or leading digits, in their order; all if none is named."""
+    stems = [path.stem for path in everything]
+    named = {profiles.notebook_named(name, stems) for name in wanted}
+    return [path for path in everything if path.stem in named or not wanted]
 
 
 def _check_writable(place: Place) -> None:
@@ -540,32 +411,20 @@ def _check_writable(place: Place) -> None:
             ) from None
 
 
-@contextmanager
-def _only_one(place: Place) -> Iterator[None]:
-    """Hold the lock of a profile: a second run waits for the first, and says so."""
-    from filelock import FileLock, Timeout
-
+def only_one(place: Place) -> AbstractContextManager[object]:
+    """The lock of a profile, held: a second run waits for the first, and says so."""
     lock = FileLock(place.work / "lock")
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         print("another run of this profile is going on; waiting for it", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
 
 
 def _clear_leftovers(place: Place) -> None:
     """Under the lock of the profile: what killed runs left, which nobody else would ever remove."""
-    for folder in (
-        place.published,
-        *place.published.glob("*/"),
-        place.work,
-        place.work / "state",
-        place.work / "matplotlib",
-    ):
+    ours = [place.work, place.work / "state", place.work / "matplotlib"]
+    for folder in [place.published, *place.published.glob("*/"), *ours]:
         for file in [*folder.glob(".*.part"), *folder.glob("*.matplotlib-lock")]:
             file.unlink(missing_ok=True)
     noted = place.work / "scratch"
@@ -590,17 +449,11 @@ def _write_font_list(folder: Path) -> None:
 def _write_provenance(place: Place, notebook: str, facts: Mapping[str, Any]) -> None:
     """Add one notebook's run to ``provenance.json``: the only file that holds times, and the one never compared."""
     path = place.published / "provenance.json"
-    stored = _read_json(path, {})
-    known = stored.get("notebooks") if isinstance(stored, dict) else None
+    known = _read_dict(path).get("notebooks")
     known = known if isinstance(known, dict) else {}
-    known[notebook] = {
-        **facts,
-        "commit": commit(),
-        "machine": machine(),
-        "versions": {"python": platform.python_version(), **versions()},
-    }
+    known[notebook] = {**facts, "commit": commit(), "machine": machine(), "versions": versions()}
     about = "How each notebook was run. Times and machines live here only; this file is never compared."
-    content = {"about": about, "notebooks": {key: known[key] for key in sorted(known)}}
+    content = {"about": about, "notebooks": dict(sorted(known.items()))}
     write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -53,12 +53,22 @@ def claims_of(notebook: str) -> list[str]:
     return [c["id"] for c in load_claims().values() if c["notebook"] == notebook]
 
 
+def without_verdict(notebook: str, entries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Ids of the claims of a notebook on which these entries give no verdict."""
+    return sorted(set(claims_of(notebook)) - {entry["id"] for entry in entries})
+
+
 def bound(claim_id: str, statistic: str) -> float:
     """The number that the rule of a claim compares a statistic with, for drawing it; the first if several."""
     for outcome in _claim(claim_id)["outcomes"]:
         if statistic in outcome.get("when", {}):
             return float(next(iter(outcome["when"][statistic].values())))
     raise ValueError(f"the rule of {claim_id} does not use the statistic {statistic!r}")
+
+
+def statistics(claim_id: str) -> set[str]:
+    """Names of the statistics that the rule of a claim compares with numbers."""
+    return {name for outcome in _claim(claim_id)["outcomes"] for name in outcome.get("when", {})}
 
 
 def settings(claim_id: str) -> dict[str, Any]:
@@ -68,9 +78,7 @@ def settings(claim_id: str) -> dict[str, Any]:
 
 def settings_of(notebook: str) -> dict[str, dict[str, Any]]:
     """Claim -> settings, of the claims of a notebook that have some."""
-    return {
-        claim: load_claims()[claim]["settings"] for claim in claims_of(notebook) if "settings" in load_claims()[claim]
-    }
+    return {claim: settings(claim) for claim in claims_of(notebook) if settings(claim)}
 
 
 def judge(
@@ -99,16 +107,16 @@ def judge(
         return f"untested (budget of profile {profile})", ""
     if needs.get("protocol") and not protocol_followed:
         return "untested (not the published protocol)", ""
-    needed = {name for outcome in claim["outcomes"] for name in outcome.get("when", {})}
+    needed = statistics(claim_id)
     if missing := needed - measured.keys():
         raise ValueError(f"{claim_id} needs the statistics {sorted(needed)}; missing are {sorted(missing)}")
     if "n" in needs and (isinstance(n, bool) or not isinstance(n, int) or n < 0):
-        raise ValueError(f"{claim_id}: n is {n!r}; its rule asks for at least {needs['n']}, so an integer is needed")
+        raise ValueError(f"{claim_id}: n must be an integer from 0, as its rule asks for n >= {needs['n']}; got {n!r}")
     for name, value in measured.items():
         if not _is_finite(value):
             if "n" in needs and n < needs["n"] and not isinstance(value, str):  # no interval from one run
                 return f"weak (n = {n}, the rule asks for {needs['n']})", ""
-            raise ValueError(f"{claim_id}: statistic {name!r} is {value!r}; finite numbers are needed")
+            raise ValueError(f"{claim_id}: the statistic {name!r} must be a finite number; got {value!r}")
     verdict, reason = _outcome(claim, measured)
     if "n" in needs and n < needs["n"]:
         return f"weak (n = {n}, the rule asks for {needs['n']}; so far {verdict})", reason
@@ -139,7 +147,7 @@ def entry(
     """
     claim = _claim(claim_id)
     if claim["notebook"] != notebook:
-        raise ValueError(f"{claim_id} belongs to notebook {claim['notebook']!r}; given was {notebook!r}")
+        raise ValueError(f"{claim_id} belongs to notebook {claim['notebook']!r}; got {notebook!r}")
     intervals = intervals or {}
     if extra := intervals.keys() - measured.keys():
         raise ValueError(f"{claim_id}: intervals for {sorted(extra)}, which are not among the statistics")
@@ -159,22 +167,12 @@ def entry(
     }
 
 
-def assemble(entries: Iterable[Mapping[str, Any]], *, existing: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """The whole ledger in the write-up's order: measured entries, and the other claims as untested.
-
-    Args:
-        entries: What notebooks measured.
-        existing: Notebooks there are, to tell "did not run" from "is not written yet".
-    """
-    measured = {e["id"]: dict(e) for e in entries}
-    written = set(existing)
+def assemble(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The whole ledger in the write-up's order: what notebooks measured, and the other claims as untested."""
+    measured = {entry["id"]: entry for entry in entries}
     rows = []
     for claim_id, claim in load_claims().items():
-        if claim_id in measured:
-            rows.append(measured[claim_id])
-            continue
-        why = "its notebook has not run" if claim["notebook"] in written else "its notebook is not written yet"
-        empty: dict[str, object] = {
+        nothing: dict[str, Any] = {
             "measured": {},
             "low": {},
             "high": {},
@@ -183,8 +181,10 @@ def assemble(entries: Iterable[Mapping[str, Any]], *, existing: Iterable[str] = 
             "profile": None,
             "figure": None,
         }
-        rows.append({**_description(claim), **empty, "verdict": f"untested ({why})"})
-    return [{field: row[field] for field in FIELDS} for row in rows]
+        untested = {**_description(claim), **nothing, "verdict": "untested (its notebook has not run)"}
+        row = measured.get(claim_id, untested)
+        rows.append({field: row[field] for field in FIELDS})
+    return rows
 
 
 def strongest(figures: Path) -> list[dict[str, Any]]:
@@ -220,14 +220,11 @@ def write_ledger(folder: Path, rows: list[dict[str, Any]]) -> None:
     write_atomically(folder / "claims.json", json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     table = markdown_table(rows)
     rules = "\n".join(f"- **{row['id']}** {row['rule']}{_change(row['id'])}" for row in rows)
-    write_atomically(
-        folder / "claims.md",
-        f"# Claims and verdicts\n\n{table}\n\n## Rules, fixed beforehand; changes are marked\n\n{rules}\n",
-    )
-    names = {"id": "", "claim": "claim", "verdict": "verdict", "measured": "measured", "n": "n"}
-    cells = [{**row, "measured": "; ".join(_numbers(row)), "n": "" if row["n"] is None else row["n"]} for row in rows]
-    frame = pd.DataFrame(cells)[list(names)].rename(columns=names)
-    write_atomically(folder / "claims.tex", latex(frame, "lp{6cm}p{3cm}p{5cm}r", long=True))
+    text = f"# Claims and verdicts\n\n{table}\n\n## Rules, fixed beforehand; changes are marked\n\n{rules}\n"
+    write_atomically(folder / "claims.md", text)
+    frame = verdict_frame(rows).reset_index(names="")[["", "what it says", "verdict", "measured", "n"]]
+    paper = latex(frame.rename(columns={"what it says": "claim"}), "lp{6cm}p{3cm}p{5cm}r", long=True)
+    write_atomically(folder / "claims.tex", paper)
 
 
 def latex(frame: pd.DataFrame, columns: str, *, long: bool = False) -> str:
@@ -241,7 +238,6 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
     """The ledger as a Markdown table: id, claim, verdict, numbers, where to look."""
     lines = ["| | claim (section) | verdict | measured | n | profile | where |", "|---|---|---|---|---|---|---|"]
     for row in rows:
-        where = row["notebook"] + (f"<br>{row['figure']}" if row["figure"] else "")
         cells = [
             row["id"],
             f"{row['claim']} ({row['section']})",
@@ -249,7 +245,7 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
             "<br>".join(_numbers(row)),
             "" if row["n"] is None else str(row["n"]),
             row["profile"] or "",
-            where,
+            row["notebook"] + (f"<br>{row['figure']}" if row["figure"] else ""),
         ]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
@@ -257,13 +253,13 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
 
 def text_table(rows: list[dict[str, Any]], *, width: int = 118) -> str:
     """The ledger for a terminal: claims with a verdict line by line, and the untested ones as a list of ids."""
-    tested = [row for row in rows if row["profile"]]
-    lines = []
-    for row in tested:
-        claim = textwrap.shorten(row["claim"], width - 6 - 36, placeholder=" ...")
-        lines.append(f"{row['id']:<5} {claim:<{width - 6 - 36}} {row['verdict']}")
-    rest = [row["id"] for row in rows if not row["profile"]]
-    if rest:
+    room = width - 6 - 36  # beside the id and the verdict
+    lines = [
+        f"{row['id']:<5} {textwrap.shorten(row['claim'], room, placeholder=' ...'):<{room}} {row['verdict']}"
+        for row in rows
+        if row["profile"]
+    ]
+    if rest := [row["id"] for row in rows if not row["profile"]]:
         lines.append(f"no verdict yet: {', '.join(rest)}")
     return "\n".join(lines)
 

@@ -6,7 +6,7 @@ import ast
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,7 @@ def complete(profile: Profile, notebook: str, declared: Mapping[str, Any]) -> di
         )
     for name, value in given.items():
         if not _same_type(value, declared[name]):
-            hint = "; YAML needs a point and a sign in 1.0e-3" if isinstance(value, str) else ""
+            hint = "; YAML reads 1e-3 as a text and 1.0e-3 as a number" if isinstance(value, str) else ""
             raise ValueError(
                 f"profile {profile.name!r} sets {name} = {value!r} for {notebook}; "
                 f"accepted is a {type(declared[name]).__name__}, as in {declared[name]!r}{hint}"
@@ -158,17 +158,21 @@ def complete_by_default(profile: Profile, notebook: str) -> dict[str, Any]:
     return complete(profile, notebook, default.parameters(notebook))
 
 
-def notebook_named(name: str) -> str:
-    """A notebook's whole name, from it or its leading digits, where no notebook is at hand.
+def notebook_named(name: str, known: Iterable[str] | None = None) -> str:
+    """A notebook's whole name, from it, the name of its file or its leading digits.
+
+    Args:
+        name: What was given.
+        known: Names of the notebooks there are; default those of the default profile, where no notebook is at hand.
 
     Raises:
         ValueError: If there is none.
     """
-    known = load_profile("default").notebooks
-    found = [notebook for notebook in known if name in (notebook, notebook.split("_")[0])]
-    if not found:
-        raise ValueError(f"there is no notebook {name!r}; there are {', '.join(known)}")
-    return found[0]
+    known = list(load_profile("default").notebooks if known is None else known)
+    for notebook in known:
+        if name in (notebook, f"{notebook}.ipynb", notebook.split("_")[0]):
+            return notebook
+    raise ValueError(f"there is no notebook {name!r}; there are {', '.join(known)}")
 
 
 def _check_sections(profile: Profile, known: set[str]) -> None:
@@ -177,8 +181,8 @@ def _check_sections(profile: Profile, known: set[str]) -> None:
 
 
 def _same_type(value: Any, example: Any) -> bool:
-    if isinstance(value, bool) or isinstance(example, bool):
-        return isinstance(value, bool) and isinstance(example, bool)
+    if bool in (type(value), type(example)):
+        return type(value) is type(example)
     if isinstance(example, float):
         return isinstance(value, (int, float)) and math.isfinite(value)
     if isinstance(example, list):
@@ -202,5 +206,5 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         if twice := sorted({str(key) for key in keys if keys.count(key) > 1}):
-            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} stands twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)

@@ -84,11 +84,8 @@ class Report:
         arguments = list(inspect.signature(self._drawing(name)).parameters)[1 : 1 + len(frames)]
         files = [self._csv(frame, name)]
         files += [self._file_of(other, f"{name}_{argument}") for other, argument in zip(frames, arguments, strict=True)]
-        self.drawn["figures"][name] = {
-            "frames": files,
-            "settings": _plain(settings),
-            "caption": _plain(caption or {}),
-        }
+        drawn = {"frames": files, "settings": _plain(settings), "caption": _plain(caption or {})}
+        self.drawn["figures"][name] = drawn
         return self.draw(name)
 
     def draw(self, name: str) -> Picture:
@@ -170,7 +167,7 @@ class Report:
         Raises:
             ValueError: If a claim that this notebook owns has none.
         """
-        if missing := sorted(set(ledger.claims_of(self.notebook)) - {entry["id"] for entry in self.entries}):
+        if missing := ledger.without_verdict(self.notebook, self.entries):
             raise ValueError(f"{self.notebook} has no verdict on {', '.join(missing)}")
         text = json.dumps(self.entries, indent=1, ensure_ascii=False, allow_nan=False)
         write_atomically(self.folder / "claims" / f"{self.notebook}.json", text + "\n")
@@ -192,7 +189,6 @@ class Report:
         rows = {"notebook": self.notebook, **{f"parameter {key}": value for key, value in self.parameters.items()}}
         rows["images"] = "sample of 6,000 MNIST images" if sample else "MNIST, 70,000 images"
         rows["images' SHA-256"] = images[:16] + "..."
-        rows["python"] = platform.python_version()
         rows |= versions()
         facts: dict[str, Any] = {"peak_memory_mb": _peak_memory_mb()}
         if trained_by := [row for table in runs for row in table.attrs.get("trained_by", [])]:
@@ -222,7 +218,7 @@ class Report:
 
     def _csv(self, frame: pd.DataFrame, name: str) -> str:
         if not name.replace("_", "").isalnum() or not name.isascii():
-            raise ValueError(f"{name!r} is no file stem; accepted are letters, digits and underscores")
+            raise ValueError(f"a name may hold only ASCII letters, digits and underscores; got {name!r}")
         write_atomically(self.folder / f"{self._stem(name)}.csv", _csv_text(frame))
         return f"{self._stem(name)}.csv"
 
@@ -274,8 +270,8 @@ def benchmark(name: str) -> pd.DataFrame:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of the packages that results depend on."""
-    found = {}
+    """Versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)

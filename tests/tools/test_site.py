@@ -65,7 +65,7 @@ def project(tmp_path_factory):
         profile="default",
         figure="02_snip_vs_exact/figure1.png",
     )
-    ledger.write_ledger(figures, ledger.assemble([measured], existing=["02_snip_vs_exact"]))
+    ledger.write_ledger(figures, ledger.assemble([measured]))
     return root
 
 
@@ -131,7 +131,7 @@ def test_a_claim_that_a_stronger_profile_decided_leads_to_its_notebook_and_figur
     measured = {"equivalence_p": 0.001, "random_equivalence_p": 0.9, "random_excess_low": 2.0}
     own = {"notebook": "02_snip_vs_exact", "profile": "seeds", "figure": "02_snip_vs_exact/figure1.png"}
     decided = ledger.entry("C25", measured, n=10, **own)
-    ledger.write_ledger(seeds, ledger.assemble([decided], existing=["02_snip_vs_exact"]))
+    ledger.write_ledger(seeds, ledger.assemble([decided]))
     site.make(tmp_path, tmp_path / "report", reference=False)
     index = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     articles = {text.split('"')[0]: text for text in index.split('<article class="claim" id="')[1:]}

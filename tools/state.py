@@ -1,0 +1,134 @@
+"""Whether a notebook's published results are up to date, and if not, why.
+
+Decided by content (see :func:`fingerprint`, and the published files themselves), not by file times, which a clone or a checkout sets
+at will.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import snipnb
+from snipnb._files import published_dir, write_atomically
+from snipnb.data import data_checksum
+from snipnb.publish.profiles import Profile
+from snipnb.publish.report import versions
+
+PACKAGE = Path(snipnb.__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Place:
+    """The folders of one profile: where results are published, and where work goes on."""
+
+    published: Path
+    work: Path
+
+    def state(self, notebook: str) -> Path:
+        """The file that says what was published for a notebook, and from what."""
+        return self.work / "state" / f"{notebook}.json"
+
+
+def place_of(profile: Profile, root: Path) -> Place:
+    """``figures/`` for the default profile, ``build/smoke`` for smoke, ``figures/<name>`` for any other."""
+    return Place(published_dir(root / "figures", profile.name), root / "build" / f".{profile.name}")
+
+
+def fingerprint(path: Path, parameters: Mapping[str, Any], *, package: Path = PACKAGE) -> dict[str, str]:
+    """SHA-256 of each part of what a notebook's results follow from.
+
+    The library counts as a whole, by its syntax trees, without other notebooks' studies; of claims and benchmarks those that are the
+    notebook's own or that it names.
+    """
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    cells = [(cell["cell_type"] == "code", "".join(cell["source"])) for cell in notebook["cells"]]
+    code = "\n".join(text for runs, text in cells if runs)
+    tables = re.findall(r"\bbenchmark\(\s*[\"'](\w+)", code)
+    bench, study = path.parent.parent / "figures" / "bench", package / "studies" / path.stem.split("_", 1)[1]
+    drawing = [study / "draw.py", study / "captions.yaml", package / "publish" / "style.py"]
+    others = {file for file in package.glob("studies/*/*") if file.parent != study}
+    library = {*package.rglob("[!.]*.py")} - {*drawing, *others, package / "__main__.py"}
+    parts = {
+        "code": [text for runs, text in cells if runs],
+        "prose": ["" if runs else text for runs, text in cells],  # and where it stands
+        "library": _contents(package, library),
+        "drawing": _contents(package, drawing),
+        "parameters": parameters,
+        "claims": _claims_of(path.stem, code, package / "resources" / "claims.yaml"),
+        "benchmarks": _contents(bench, [bench / f"{name}.csv" for name in tables]),
+        "reported values": _contents(package, package.glob("resources/reported/*.csv")),
+        "data": data_checksum(sample=bool(parameters.get("sample"))),
+        "versions": versions(),
+    }
+    texts = {part: json.dumps(content, sort_keys=True) for part, content in parts.items()}
+    return {part: hashlib.sha256(text.encode()).hexdigest() for part, text in texts.items()}
+
+
+def _contents(folder: Path, files: Iterable[Path]) -> dict[str, str]:
+    """Name -> text of those files that exist; of modules what they mean."""
+    texts = {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in files if path.is_file()}
+    return {name: _meaning(text) if name.endswith(".py") else text for name, text in texts.items()}
+
+
+@cache
+def _meaning(code: str) -> str:
+    """SHA-256 of a module's syntax tree: comments, layout and docstrings do not count."""
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            body[:] = [n for n in body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _claims_of(notebook: str, code: str, file: Path) -> list[dict[str, Any]]:
+    """The claims that are a notebook's own or that its code names, without the history of their rules."""
+    named = set(re.findall(r"\bC\d+\b", code))
+    claims = _read_claims(file.read_text(encoding="utf-8"))
+    own = [claim for claim in claims if claim["notebook"] == notebook or claim["id"] in named]
+    return [{field: value for field, value in claim.items() if field != "changed"} for claim in own]
+
+
+@cache
+def _read_claims(text: str) -> list[dict[str, Any]]:
+    return yaml.safe_load(text)
+
+
+def record(notebook: str, mark: Mapping[str, str], files: Iterable[str], place: Place) -> None:
+    """Write down what is published for a notebook, files relative to the folder, and the fingerprint of what it was made from."""
+    hashes = {file: file_hash(place.published / file) for file in files}
+    write_atomically(place.state(notebook), json.dumps({"fingerprint": mark, "files": hashes}, indent=1))
+
+
+def why_stale(notebook: str, mark: Mapping[str, str], place: Place) -> str:
+    """Why a notebook with this fingerprint has to run, in words; empty if it is up to date."""
+    try:
+        state = json.loads(place.state(notebook).read_text(encoding="utf-8"))
+        before, files = {**state["fingerprint"], **state["files"]}, list(state["files"])
+        now = {**mark, **{file: file_hash(place.published / file) for file in files}}
+    except FileNotFoundError:
+        return "not run yet"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "what was published is of no known state"
+    missing = [file for file in files if now[file] is None]
+    changed = [name for name in {**mark, **before} if name not in missing and before.get(name) != now.get(name)]
+    return "; ".join(f"{_some(names)} {what}" for names, what in ((changed, "changed"), (missing, "missing")) if names)
+
+
+def _some(names: Sequence[str], most: int = 10) -> str:
+    """Names as a list, which ends after so many."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def file_hash(path: Path) -> str | None:
+    """SHA-256 of a file; None if there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
