@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 
 from snipnb._files import data_dir, write_atomically
 from snipnb.publish.profiles import load_profile
-from tools.runner import place_of
+from tools.state import place_of
 
 GRACE_SECONDS = 320.0  # after the last attempt for what was left behind: idle workers of joblib end after 300
 DROP_FROM_BOUND, NEW_NETWORK, SEES_ALL = 24, 0x40000000, (1, 2)  # Linux: prctl, unshare, capabilities that ignore modes
