@@ -114,7 +114,7 @@ lab: env  ## open the notebooks in JupyterLab
 report: env  ## ledger, executed notebooks and reference as pages that need no network: build/report/index.html
 	@$(PY) -m tools report --profile "$(PROFILE)"
 
-readme: env  ## bring the generated parts of README.md up to date
+readme: env  ## bring README.md's generated parts and the gallery figures/README.md up to date
 	@$(PY) -m tools readme
 
 lock: ## resolve the newest versions again: requirements.lock and environment.yml

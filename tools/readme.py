@@ -1,4 +1,4 @@
-"""The generated parts of README.md: what stands between the markers follows from the files of ``figures/``."""
+"""The generated parts of README.md, between markers, and the gallery ``figures/README.md``: both follow from the files of ``figures/``."""
 
 from __future__ import annotations
 
@@ -12,34 +12,38 @@ from snipnb._files import published_dir, write_atomically
 from snipnb.publish.ledger import strongest
 from snipnb.training.store import Store
 from tools import checkout
+from tools.gallery import gallery
 
 MARKER = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TRAINED_ON = 55_000  # images of an epoch of the default profile
 
 
 def update(*, check: bool = False, root: Path | None = None) -> bool:
-    """Bring README.md up to date with the published ledger and provenance.
+    """Bring README.md and the gallery up to date with what is published.
 
     Args:
         check: Change nothing; only say whether all but the run times, which differ every time, is up to date.
         root: The checkout.
 
     Returns:
-        Whether README.md is up to date afterwards.
+        Whether both are up to date afterwards.
 
     Raises:
         ValueError: If a marker names a part that cannot be generated.
     """
     root = root or checkout()
-    path = root / "README.md"
-    text = path.read_text(encoding="utf-8")
-    new = render(text, root / "figures", parts=set(_PARTS) - {"cost"} if check else None)
-    if new == text:
-        return True
-    if check:
-        print("README.md differs from figures/; run make readme")
+    readme, figures = root / "README.md", root / "figures"
+    text = readme.read_text(encoding="utf-8")
+    pages = {
+        readme: render(text, figures, parts=set(_PARTS) - {"cost"} if check else None),
+        figures / "README.md": gallery(figures, root / "notebooks"),
+    }
+    stale = [path for path, new in pages.items() if not path.is_file() or path.read_text(encoding="utf-8") != new]
+    if check and stale:
+        print(f"{', '.join(str(path.relative_to(root)) for path in stale)}: not as figures/ says; run make readme")
         return False
-    write_atomically(path, new)
+    for path in stale:
+        write_atomically(path, pages[path])
     return True
 
 

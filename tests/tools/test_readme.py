@@ -18,10 +18,19 @@ def test_generated_parts_are_up_to_date():
     assert readme.update(check=True), "run make readme"
 
 
-def test_every_linked_file_exists():
-    targets = [t for t in re.findall(r"\]\(([^)]+)\)", TEXT) if "://" not in t]
+@pytest.mark.parametrize("page", ["README.md", "figures/README.md"])
+def test_every_linked_file_exists(page):
+    path = ROOT / page
+    targets = re.findall(r"\]\(([^)]+)\)|<img src=\"([^\"]+)\"", path.read_text(encoding="utf-8"))
+    targets = [link or image for link, image in targets if "://" not in link]
     assert len(targets) > 8
-    assert not [target for target in targets if not (ROOT / target).exists()]
+    assert not [target for target in targets if not (path.parent / target).exists()]
+
+
+def test_the_gallery_shows_every_figure():
+    text = (ROOT / "figures" / "README.md").read_text(encoding="utf-8")
+    pictures = {path.relative_to(ROOT / "figures").as_posix() for path in (ROOT / "figures").glob("[0-9]*/*.png")}
+    assert set(re.findall(r'<img src="([^"]+)"', text)) == pictures
 
 
 def test_every_path_named_exists():
@@ -79,8 +88,7 @@ def test_a_claim_is_shown_at_the_strongest_profile_that_decided_it(tmp_path):
 
     short, none = "weak (n = 1, the rule asks for 5)", "untested (budget of profile x)"
     publish("default", A="refuted", B=none, C=short, D="reproduced", E=None)
-    publish("seeds", A="reproduced", B=short, C=none, D="weak (holds at some)", E=None)
-    publish("paper", A=short, B=none, C=none, D=None, E=None)
+    publish("full", A="reproduced", B=short, C=none, D="weak (holds at some)", E=None)
     rows = readme.verdicts(tmp_path).splitlines()[2:]
     assert [row.split(" | ")[2] for row in rows] == [
         "reproduced",
@@ -89,7 +97,7 @@ def test_a_claim_is_shown_at_the_strongest_profile_that_decided_it(tmp_path):
         "weak (holds at some)",
         "untested (not run)",
     ]
-    assert "figures/seeds/f.png" in rows[0]
+    assert "figures/full/f.png" in rows[0]
     assert "(figures/f.png)" in rows[2]
 
 
