@@ -223,11 +223,8 @@ def _execute(path: Path, executed: Path, parameters: Mapping[str, Any], stage: P
 
     with _kernel_environment(stage, threads=parameters["threads"]) as scratch:
         kernel = {"connection_file": os.path.join(scratch, "kernel.json")}
-        if sys.platform != "win32":
-            kernel |= {
-                "transport": "ipc",
-                "ip": "kernel-ipc",
-            }  # sockets in the working directory: paths have to be short
+        if sys.platform != "win32":  # sockets in the working directory: paths have to be short
+            kernel |= {"transport": "ipc", "ip": "kernel-ipc"}
         try:
             papermill.execute_notebook(
                 str(path),

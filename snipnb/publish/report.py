@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +94,11 @@ class Report:
         text = captions.fill(self.study, name, {**self.parameters, **settings}, drawn["caption"])
         figure = self._drawing(name)(*map(self._read, drawn["frames"]), **settings, note=text["note"])
         for ending in ("png", "svg"):
-            style.save(figure, self.folder / f"{self._stem(name)}.{ending}", alt=text["alt"])
-        stream = BytesIO()
-        style.save(figure, stream, alt=text["alt"], dpi=INLINE_DPI)
+            content = style.render(figure, ending, alt=text["alt"])
+            write_atomically(self.folder / f"{self._stem(name)}.{ending}", content)
+        shown = Picture(style.render(figure, "png", alt=text["alt"], dpi=INLINE_DPI), text["alt"])
         plt.close(figure)
-        return Picture(stream.getvalue(), text["alt"])
+        return shown
 
     def table(self, frame: pd.DataFrame, name: str, *, digits: int = 4) -> pd.DataFrame:
         """Write a table as CSV and, with ``digits`` significant digits, as Markdown and LaTeX; return it for display."""
@@ -248,12 +247,8 @@ def begin(notebook: str, namespace: Mapping[str, Any]) -> Report:
         notebook: Stem of the notebook's file.
         namespace: The notebook's variables, ``globals()``; those of its parameters cell are recorded.
     """
-    root = project_root()
-    path = root / "notebooks" / f"{notebook}.ipynb" if root is not None else None
-    if path is not None and path.is_file():
-        names = declared_parameters(path)
-    else:
-        names = load_profile("default").parameters(notebook)
+    path = (project_root() or Path()) / "notebooks" / f"{notebook}.ipynb"
+    names = declared_parameters(path) if path.is_file() else load_profile("default").parameters(notebook)
     parameters = {name: namespace[name] for name in names}
     torch.set_num_threads(parameters["threads"])
     style.use_house_style()
@@ -261,10 +256,9 @@ def begin(notebook: str, namespace: Mapping[str, Any]) -> Report:
 
 
 def benchmark(name: str) -> pd.DataFrame:
-    """A table of ``figures/bench/``, as ``make bench`` wrote it: ``"exact"``, ``"exact_layers"``, ``"exact_growth"`` or ``"snip"``."""
-    root = project_root()
-    path = None if root is None else root / "figures" / "bench" / f"{name}.csv"
-    if path is None or not path.is_file():
+    """A table of ``figures/bench/``, as ``make bench`` wrote it: one of :data:`BENCHMARKS`."""
+    path = (project_root() or Path()) / "figures" / "bench" / f"{name}.csv"
+    if not path.is_file():
         raise ValueError(f"there is no benchmark {name!r} in figures/bench/; make bench writes {', '.join(BENCHMARKS)}")
     return pd.read_csv(path)
 

@@ -1,4 +1,4 @@
-"""How figures look: one style, one look per criterion, one colour per layer; and how they are saved, to the same bytes each time."""
+"""How figures look: one style, one look per criterion, one colour per layer; and their rendering, to the same bytes each time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -17,8 +16,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
-
-from snipnb._files import write_atomically
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 REPORTED: dict[str, Any] = {
@@ -107,24 +104,19 @@ def use_house_style() -> None:
     )
 
 
-def save(figure: Figure, target: Path | BytesIO, *, alt: str, dpi: int = PNG_DPI) -> None:
-    """Write a figure so that the same figure gives the same bytes: no date, no software tag, a fixed salt for ids.
+def render(figure: Figure, kind: str, *, alt: str, dpi: int = PNG_DPI) -> bytes:
+    """A figure as a file's content, the same bytes for the same figure: no date, no software tag, a fixed salt for ids.
 
     Args:
         figure: The figure.
-        target: Path ending in ``.png`` or ``.svg``, or a stream, which gets PNG.
+        kind: ``"png"`` or ``"svg"``.
         alt: Text alternative, stored in the file's metadata.
         dpi: Resolution of a PNG.
     """
-    kind = target.suffix[1:] if isinstance(target, Path) else "png"
     unsaid = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
     stream = BytesIO()
     figure.savefig(stream, format=kind, dpi=dpi, metadata={**unsaid, "Description": alt})
-    content = with_palette(stream.getvalue()) if kind == "png" else stream.getvalue()
-    if isinstance(target, Path):
-        write_atomically(target, content)
-    else:
-        target.write(content)
+    return with_palette(stream.getvalue()) if kind == "png" else stream.getvalue()
 
 
 def with_palette(png: bytes) -> bytes:

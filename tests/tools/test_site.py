@@ -38,7 +38,8 @@ def project(tmp_path_factory):
     figure, axis = plt.subplots()
     axis.plot([1, 2])
     (figures / "02_snip_vs_exact").mkdir()
-    style.save(figure, figures / "02_snip_vs_exact" / "figure1.png", alt="Two points & a line")
+    picture = style.render(figure, "png", alt="Two points & a line")
+    (figures / "02_snip_vs_exact" / "figure1.png").write_bytes(picture)
     plt.close(figure)
     table = '<div>\n<style scoped>\n  .x {}\n</style>\n<table border="1" class="dataframe"><thead><tr style="text-align: right;"><th></th><th>a</th></tr></thead><tbody><tr><th>0</th><td>1</td></tr></tbody></table>\n</div>'
     cells = [
