@@ -57,9 +57,7 @@ def find_notebooks(root: Path) -> list[Path]:
     found = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     numbers = [path.stem[:2] for path in found]
     if twice := sorted({number for number in numbers if numbers.count(number) > 1}):
-        raise ValueError(
-            f"several notebooks have the number {', '.join(twice)}; each needs its own, as commands call it by that"
-        )
+        raise ValueError(f"several notebooks have the number {', '.join(twice)}; each needs its own, commands name it")
     if not found:
         raise ValueError(f"there are no notebooks NN_slug.ipynb in {root / 'notebooks'}")
     return found
