@@ -66,7 +66,9 @@ def differences(errors: pd.DataFrame, *, way: str = LAST, reference: str = "exac
     other = one[one["criterion"] != reference]
     partner = with_reference.reindex(pd.MultiIndex.from_frame(other[["sparsity", "seed"]]))
     if partner.isna().any():
-        raise ValueError(f"some runs have no partner of criterion {reference!r} with the same seed and sparsity")
+        raise ValueError(
+            f"every run needs one of criterion {reference!r} with the same seed and sparsity; some have none"
+        )
     found = other.assign(difference=other["error_percent"].to_numpy() - partner.to_numpy())
     return found[["criterion", "sparsity", "seed", "difference"]].reset_index(drop=True)
 
@@ -156,7 +158,7 @@ def masks(networks: Ensemble, sparsity: float, *, ranking: str = "snip", ties: s
         ValueError: If the ranking is unknown.
     """
     if ranking not in RANKINGS:
-        raise ValueError(f"there are no rankings {[ranking]}; accepted are {', '.join(RANKINGS)}")
+        raise ValueError(f"ranking must be one of {', '.join(RANKINGS)}; got {ranking!r}")
     found = []
     for k, seed in enumerate(networks.seeds):
         salience, weights = ({n: t[k] for n, t in s.items()} for s in (networks.saliences, networks.weights))
@@ -237,12 +239,12 @@ def place_reported(counts: pd.DataFrame, reported: pd.DataFrame) -> tuple[pd.Dat
     sizes = counts.drop_duplicates("label").set_index("label")["parameters"]
     cells = list(zip(reported["sparsity"], reported["layer"], strict=True))
     if unknown := [cell for cell in cells if cell not in wide.columns]:
-        raise ValueError(
-            f"the published table has {unknown[0]}, which was not measured; measured are {list(wide.columns)}"
-        )
+        raise ValueError(f"published counts must be among those measured, {list(wide.columns)}; got {unknown[0]}")
     for label, size in zip(reported["layer"], reported["params"], strict=True):
         if sizes[label] != size:
-            raise ValueError(f"the published table gives {label!r} {size} parameters; the network has {sizes[label]}")
+            raise ValueError(
+                f"the published table lists {size} parameters for {label!r}; the network has {sizes[label]}"
+            )
     fit = table_fit(reported["kept"].to_numpy(), wide[cells].to_numpy())
     rows = []
     for (sparsity, label), value, p in zip(cells, reported["kept"], fit.cell_p, strict=True):
@@ -299,7 +301,9 @@ def log_bins(*values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def check_same(first: Salience, second: Salience) -> None:
     if first.keys() != second.keys():
-        raise ValueError(f"the saliences have different parameters: {sorted(first.keys() ^ second.keys())}")
+        raise ValueError(
+            f"saliences must cover the same parameters; they differ in {sorted(first.keys() ^ second.keys())}"
+        )
 
 
 def parts_of(names: Iterable[str], *, whole_last: bool = False) -> dict[str, list[str]]:

@@ -133,7 +133,7 @@ def test_rates_are_chosen_by_validation(monkeypatch):
     monkeypatch.setattr(
         controls, "run_grid", lambda configs, **_: run_grid(configs).assign(validation_error=float("nan"))
     )
-    with pytest.raises(ValueError, match="no validation images"):
+    with pytest.raises(ValueError, match="validation images; split 'published' has none"):
         controls.choose_rates({**PARAMETERS, "split_name": "published"})
 
 

@@ -67,7 +67,7 @@ def test_differences_are_taken_between_runs_of_one_seed_and_sparsity():
     assert set(pairs["criterion"]) == {"snip", "random"}
     assert pairs.loc[pairs["criterion"] == "snip", "difference"].to_numpy() == pytest.approx(np.full(25, 0.05))
     assert pairs.loc[pairs["criterion"] == "random", "difference"].to_numpy() == pytest.approx(np.full(25, 2.0))
-    with pytest.raises(ValueError, match="no partner of criterion 'exact'"):
+    with pytest.raises(ValueError, match="needs one of criterion 'exact' with the same seed"):
         errors.differences(table[~((table["criterion"] == "exact") & (table["seed"] == 2))], way=LAST)
 
 
@@ -193,7 +193,7 @@ def test_published_errors_are_placed_by_spread_and_binomial_variance():
         pd.concat([table.assign(sparsity=s) for s in (0.0, 0.5, 0.95)]), three, num_scored=10_000
     )
     assert (wider["high"] > placed["high"]).all()  # three intervals that hold jointly
-    with pytest.raises(ValueError, match="1 runs at sparsity 0; an interval for one more needs at least 2"):
+    with pytest.raises(ValueError, match="one more run needs at least 2; got 1 at sparsity 0"):
         lenet5_table.place_errors(table[:1], reported, num_scored=10_000)
 
 

@@ -111,7 +111,7 @@ def test_float32_differences_are_steps_of_the_loss(examples):
 
 
 def test_saliences_of_different_networks_are_refused():
-    with pytest.raises(ValueError, match=r"different parameters: \['full1.bias'\]"):
+    with pytest.raises(ValueError, match=r"the same parameters; they differ in \['full1.bias'\]"):
         agreement.agreement(EXACT, {"full1.weight": SNIP["full1.weight"]})
 
 

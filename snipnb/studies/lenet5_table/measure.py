@@ -194,7 +194,7 @@ def place_errors(errors: pd.DataFrame, reported: pd.DataFrame, *, num_scored: in
         values = best.loc[best["sparsity"] == sparsity, "error_percent"].to_numpy()
         n = len(values)
         if n < 2:
-            raise ValueError(f"{n} runs at sparsity {sparsity:g}; an interval for one more needs at least 2")
+            raise ValueError(f"an interval for one more run needs at least 2; got {n} at sparsity {sparsity:g}")
         share = values.mean() / 100
         binomial = 100**2 * share * (1 - share) * (1 / num_scored + 1 / PUBLISHED_NUM_SCORED)
         spread = values.var(ddof=1) * (1 + 1 / n)

@@ -129,7 +129,7 @@ def changes_of_all_sets(model: nn.Module, images: Tensor, labels: Tensor) -> tup
     sizes = [p.numel() for p in parameters.values()]
     count = sum(sizes)
     if count > 20:
-        raise ValueError(f"the model has {count} parameters, which is 2^{count} sets; accepted are up to 20 parameters")
+        raise ValueError(f"the model must have at most 20 parameters, as all sets of them are tried; got {count}")
     removed = (torch.arange(2**count)[:, None] >> torch.arange(count)) % 2 == 1
 
     def loss(kept: Tensor) -> Tensor:
@@ -310,7 +310,7 @@ def farthest_from_one(changes: pd.DataFrame, sparsities: Sequence[float]) -> pd.
         (changes["state"] == START) & (changes["criterion"] == "snip") & changes["sparsity"].isin(sparsities)
     ]
     if some["ratio"].isna().any() or set(some["sparsity"]) != set(sparsities):
-        raise ValueError(f"ratios at {list(sparsities)} are needed; some are missing")
+        raise ValueError(f"ratios are needed at sparsities {list(sparsities)}; some are missing")
     return (some["ratio"] - 1).abs().groupby(some["sparsity"]).max()
 
 

@@ -173,9 +173,7 @@ def choose_rates(parameters: Mapping[str, Any], *, store: str | os.PathLike[str]
     runs = run_grid({f"{name}|{rate}": [config] for (name, rate), config in configs.items()}, store=store)
     last = runs[runs["epoch"] == parameters["optimiser_epochs"]].set_index("name")["validation_error"]
     if last.isna().any():
-        raise ValueError(
-            f"split {parameters['split_name']!r} has no validation images, by which learning rates are chosen"
-        )
+        raise ValueError(f"learning rates are chosen on validation images; split {parameters['split_name']!r} has none")
     rows = [
         {"name": name, "rate": rate, "validation_error_percent": 100 * last[f"{name}|{rate}"]} for name, rate in configs
     ]

@@ -98,7 +98,7 @@ def fit_constants(
         ValueError: If a network is unknown, or there is one seed only.
     """
     if measured.empty or measured["deviation"].isna().any():
-        raise ValueError("the measured densities are of fewer than two seeds; at least two are needed")
+        raise ValueError("densities must have been measured for at least two seeds; got fewer")
     models = _models(measured, networks)
     cells = [(*key, part) for key, part in measured.groupby(["network", "init", "sparsity"], sort=False)]
 
@@ -222,7 +222,7 @@ def image_correlations(images: Tensor, labels: Tensor) -> tuple[float, float]:
 def _models(measured: pd.DataFrame, networks: Mapping[str, Callable[..., nn.Sequential]]) -> dict[str, nn.Sequential]:
     names = list(measured["network"].unique())
     if unknown := [name for name in names if name not in networks]:
-        raise ValueError(f"there are no networks {unknown}; accepted are {', '.join(networks)}")
+        raise ValueError(f"networks must be among {', '.join(networks)}; got {unknown}")
     return {name: networks[name](init="pytorch", seed=0) for name in names}  # only shapes matter
 
 

@@ -173,7 +173,7 @@ def compare_networks(
         alike.append(agreement(exact, linear).assign(**facts))
         kept.append(overlaps(exact, linear, sparsities).assign(**facts))
     if first is None:
-        raise ValueError("no networks are compared; at least one seed and one initialisation are needed")
+        raise ValueError(f"at least one seed and one initialisation are needed; got {list(seeds)} and {list(inits)}")
     return pd.concat(alike, ignore_index=True), pd.concat(kept, ignore_index=True), first
 
 
