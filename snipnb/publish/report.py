@@ -72,7 +72,7 @@ class Report:
         """Write the plotted numbers as CSV, draw a figure from there as PNG and SVG, and return it for display.
 
         Args:
-            name: Of the files, of the function in the study's ``draw`` that makes it from frames, settings and ``note``, and of its
+            name: Of the files, of the function in the study's ``draw`` that makes it from frames and settings, and of its
                 small print and text alternative in the study's ``captions.yaml``.
             frame: The numbers that are plotted.
             frames: Further ones. One that was written before, or holds published values, is taken from its file; any other is
@@ -92,7 +92,8 @@ class Report:
         drawn = self.drawn["figures"][name]
         settings = {key: dict(v["pairs"]) if isinstance(v, dict) else v for key, v in drawn["settings"].items()}
         text = captions.fill(self.study, name, {**self.parameters, **settings}, drawn["caption"])
-        figure = self._drawing(name)(*map(self._read, drawn["frames"]), **settings, note=text["note"])
+        figure = self._drawing(name)(*map(self._read, drawn["frames"]), **settings)
+        style.footnote(figure, text["note"])
         for ending in ("png", "svg"):
             content = style.render(figure, ending, alt=text["alt"])
             write_atomically(self.folder / f"{self._stem(name)}.{ending}", content)

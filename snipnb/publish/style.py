@@ -9,9 +9,12 @@ from io import BytesIO
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from PIL import Image
@@ -46,6 +49,11 @@ class Look:
     colour: str
     marker: str
     dash: Any
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """Options of a line with a marker and a name in the legend."""
+        return {"color": self.colour, "marker": self.marker, "ls": self.dash, "label": self.label}
 
 
 LOOKS = {
@@ -156,3 +164,57 @@ def percent_axis(axis: Axes, ticks: Sequence[float], *, along: str = "x") -> Non
     which.set_major_locator(FixedLocator(ticks))
     which.set_minor_locator(NullLocator())
     which.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def panels(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, np.ndarray]:
+    """A figure of so many inches and its axes [rows, columns]; options are those of ``plt.subplots``."""
+    return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **options)
+
+
+def whiskers(
+    frame: pd.DataFrame, middle: str = "mean", low: str = "smallest", high: str = "largest"
+) -> list[pd.Series]:
+    """What ``errorbar`` takes: how far down and how far up from the middle."""
+    return [frame[middle] - frame[low], frame[high] - frame[middle]]
+
+
+def dots(
+    axis: Axes, values: np.ndarray, row: float, *, spread: float, draw: np.random.RandomState, **options: Any
+) -> None:
+    """A dot per value along a row, moved across it at random, so that dots can be told apart."""
+    place = row + draw.uniform(-spread, spread, len(values))
+    axis.plot(values, place, ".", mew=0, rasterized=True, **options)
+
+
+def write(axis: Axes, text: str, place: tuple[Any, Any], shift: tuple[float, float], **options: Any) -> None:
+    """Small print beside a place, so many points away from it."""
+    looks = {"fontsize": 7.5, "color": NEUTRAL, **options}
+    axis.annotate(text, place, xytext=shift, textcoords="offset points", **looks)
+
+
+def density(
+    axis: Axes,
+    bins: pd.DataFrame,
+    columns: Sequence[str],
+    edges: Sequence[np.ndarray],
+    ends: Sequence[float],
+    norm: Any,
+) -> QuadMesh:
+    """How many parameters are in which bin of two log axes, as shade; dotted: where both are equal.
+
+    Args:
+        axis: Where it is drawn.
+        bins: The two ``columns``, log10 of a bin's centre, and ``parameters``.
+        columns: Across and up.
+        edges: Of the bins, log10, across and up.
+        ends: Of the dotted line, log10.
+        norm: Of the shades.
+    """
+    counts, _, _ = np.histogram2d(*(bins[column] for column in columns), bins=edges, weights=bins["parameters"])
+    across, up = (10**edge for edge in edges)
+    shade = np.ma.masked_equal(counts.T, 0)
+    mesh = axis.pcolormesh(across, up, shade, norm=norm, cmap="viridis_r", rasterized=True)
+    axis.plot([10**end for end in ends], [10**end for end in ends], color="black", lw=0.8, ls=":")
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    return mesh

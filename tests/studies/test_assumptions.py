@@ -76,7 +76,7 @@ def test_greedy_sets_are_placed_among_all_sets(examples):
     summary = assumptions.greedy_summary(found)
     assert summary["n"].unique().tolist() == [2]
     assert set(summary["best_in_percent"]) <= {0, 50, 100}
-    plotting_controls.greedy(summary, note="n")
+    plotting_controls.greedy(summary)
     plt.close("all")
 
 
@@ -107,7 +107,7 @@ def test_trained_networks(examples):
     pruned = assumptions.masked(models[0], snipnb.keep_mask(saliences[0]["snip"], 0.9, ties="stable"))
     row = removal[(removal["seed"] == 0) & (removal["ranking"] == "snip") & (removal["sparsity"] == 0.9)].iloc[0]
     assert row["error_percent"] == pytest.approx(100 * snipnb.error_rate(pruned, split.test_images, split.test_labels))
-    plotting_controls.trained(removal, layers, sparsity=0.5, top=50, note="n")
+    plotting_controls.trained(removal, layers, sparsity=0.5, top=50)
     plt.close("all")
 
 
@@ -115,7 +115,7 @@ def test_the_joint_figure(examples):
     images, labels = (t[:20] for t in examples)
     models = [snipnb.lenet_300_100(seed=k) for k in range(2)]
     changes = assumptions.joint_changes({"a": models, "b": models[:1]}, images, labels, sparsities=[0.1, 0.9])
-    figure = plotting_controls.joint(changes, note="n")
+    figure = plotting_controls.joint(changes)
     assert len(figure.axes) == 4
     left, right = figure.axes[0].get_xlim()
     assert left > right  # high sparsity stands on the right

@@ -58,7 +58,7 @@ def test_slopes_are_per_layer_and_over_seeds(examples):
     assert fits.loc["deeper", "slope"] == pytest.approx(((part[7] - part[5]) / 2).mean())
     assert fits["per"].to_dict() == {"deeper": "layer", "wider": "doubling of width"}
     assert fits["n"].tolist() == [2, 2]
-    plotting_larger.sweep(swept, fits.reset_index(), note="n")
+    plotting_larger.sweep(swept, fits.reset_index())
     plt.close("all")
 
 
@@ -78,6 +78,6 @@ def test_vgg_tables():
             "kept_percent": [10.0, 1.0, 5.0, 0.0, 0.0, 2.0],
         }
     )
-    plotting_larger.layers(layers, sparsity=0.99, note="n")
-    plotting_larger.vgg(sample, depth, note="n")
+    plotting_larger.layers(layers, sparsity=0.99)
+    plotting_larger.vgg(sample, depth)
     plt.close("all")

@@ -139,8 +139,8 @@ def test_rates_are_chosen_by_validation(monkeypatch):
 
 def test_figures(runs):
     compared, pairs = controls.against_snip(runs, smallest_margin=0.1)
-    figure = plotting_controls.controls(pairs, compared, note="n")
+    figure = plotting_controls.controls(pairs, compared)
     assert len(figure.axes) == 1
     increases = controls.increases(named_runs())
-    plotting_controls.optimisers(increases, limits={0.9: 1.2}, note="n")
+    plotting_controls.optimisers(increases, limits={0.9: 1.2})
     plt.close("all")

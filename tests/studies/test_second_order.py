@@ -119,10 +119,10 @@ def test_runs_are_the_exact_criterion_and_its_approximations():
 
 
 def test_figures_draw_what_they_are_given(compared):
-    figures = [plotting_orders.orders(compared, orders.APPROXIMATIONS, note="n")]
+    figures = [plotting_orders.orders(compared, orders.APPROXIMATIONS)]
     assert [t.get_text() for t in figures[0].axes[2].get_xticklabels()] == list(orders.APPROXIMATIONS.values())
     frame = orders.quadratic_loss()
-    figures.append(plotting_orders.quadratic(frame, orders.formula_errors(frame), note="n"))
+    figures.append(plotting_orders.quadratic(frame, orders.formula_errors(frame)))
     assert "rank correlation 1.000" in figures[1].axes[0].get_title() + figures[1].axes[0].get_title("left")
     for figure in figures:
         plt.close(figure)

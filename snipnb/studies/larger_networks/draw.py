@@ -9,39 +9,33 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from snipnb.networks import published_label
-from snipnb.publish.style import NEUTRAL, PALETTE, footnote, look
+from snipnb.publish.style import NEUTRAL, PALETTE, look, panels, whiskers
 
 
-def sweep(frame: pd.DataFrame, fits: pd.DataFrame, *, note: str) -> Figure:
+def sweep(frame: pd.DataFrame, fits: pd.DataFrame) -> Figure:
     """Rank correlation of SNIP and exact salience over families of networks: a panel each, a dot per network.
 
     Args:
         frame: ``family``, ``value``, ``layers``, ``seed``, ``spearman``, ``train_mode_spearman``.
         fits: ``family``, ``per``, ``slope``, ``low95``, ``high95``.
-        note: Small print.
     """
     families = list(dict.fromkeys(frame["family"]))
-    figure, axes = plt.subplots(
-        1, len(families), figsize=(2.45 * len(families), 3.5), sharey=True, layout="constrained", squeeze=False
-    )
-    normalised = frame.groupby("family").apply(
-        lambda part: bool((part["spearman"] - part["train_mode_spearman"]).abs().max() > 1e-3), include_groups=False
-    )
+    figure, axes = panels(1, len(families), 2.45 * len(families), 3.5, sharey=True)
     for axis, family in zip(axes[0], families, strict=True):
         part = frame[frame["family"] == family]
         values = sorted(part["value"].unique())
         place = dict(zip(values, range(len(values)), strict=True))
-        columns = [("spearman", "snip")] + ([("train_mode_spearman", "snip_train_mode")] if normalised[family] else [])
-        for column, criterion in columns:
+        columns = {"spearman": "snip"}
+        if (part["spearman"] - part["train_mode_spearman"]).abs().max() > 1e-3:  # batch norm
+            columns["train_mode_spearman"] = "snip_train_mode"
+        for column, criterion in columns.items():
             style = look(criterion)
             means = part.groupby("value")[column].mean()
             axis.plot([place[v] for v in means.index], means, color=style.colour, ls=style.dash, lw=1.3)
             axis.plot(part["value"].map(place), part[column], style.marker, color=style.colour, ms=4, alpha=0.7, mew=0)
         fit = fits[fits["family"] == family].iloc[0]
-        axis.set_title(
-            f"{family}\nslope {fit['slope']:+.4f} per {fit['per']}\n[{fit['low95']:.4f}, {fit['high95']:.4f}]",
-            fontsize=8,
-        )
+        slope = f"slope {fit['slope']:+.4f} per {fit['per']}\n[{fit['low95']:.4f}, {fit['high95']:.4f}]"
+        axis.set_title(f"{family}\n{slope}", fontsize=8)
         layers = part.groupby("value")["layers"].first()
         shown = [f"{v:g}" if layers.nunique() == 1 else f"{v:g}\n({layers[v]})" for v in values]
         axis.set_xticks(range(len(values)), shown)
@@ -49,22 +43,17 @@ def sweep(frame: pd.DataFrame, fits: pd.DataFrame, *, note: str) -> Figure:
         axis.set_xlabel("times" if layers.nunique() == 1 else "more (layers in all)")
     axes[0][0].set_ylabel("rank correlation with exact salience")
     axes[0][0].set_ylim(top=1.005)
-    handles = [
-        plt.Line2D([], [], color=s.colour, marker=s.marker, ls=s.dash, ms=4, label=label)
-        for s, label in ((look("snip"), "SNIP"), (look("snip_train_mode"), "SNIP in training mode"))
-    ]
-    axes[0][0].legend(handles=handles, loc="lower left")
-    footnote(figure, note)
+    handles = [plt.Line2D([], [], **look(criterion).line, ms=4) for criterion in ("snip", "snip_train_mode")]
+    axes[0][0].legend(handles, ["SNIP", "SNIP in training mode"], loc="lower left")
     return figure
 
 
-def vgg(sample: pd.DataFrame, depth: pd.DataFrame, *, note: str) -> Figure:
+def vgg(sample: pd.DataFrame, depth: pd.DataFrame) -> Figure:
     """VGG16: SNIP against exact salience of the drawn weights (left), and the typical difference by layer (right).
 
     Args:
         sample: ``layer``, ``exact``, ``snip``; one row per drawn parameter.
         depth: ``layer``, ``place``, ``median_relative_difference``, ``lower``, ``upper``, ``spearman``.
-        note: Small print.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.2, 4.2), layout="constrained", width_ratios=(1, 1.25))
     weights = sample[sample["layer"].isin(depth["layer"])]
@@ -81,37 +70,24 @@ def vgg(sample: pd.DataFrame, depth: pd.DataFrame, *, note: str) -> Figure:
     left.set_xlabel("exact salience, magnitude")
     left.set_ylabel("SNIP, magnitude")
     figure.colorbar(dots, ax=left, label="layer", shrink=0.85)
-    right.errorbar(
-        depth["place"],
-        depth["median_relative_difference"],
-        yerr=[
-            depth["median_relative_difference"] - depth["lower"],
-            depth["upper"] - depth["median_relative_difference"],
-        ],
-        fmt="o-",
-        color=PALETTE[0],
-        ms=4.5,
-        lw=1.2,
-        elinewidth=1,
-        capsize=2,
-    )
+    middle = "median_relative_difference"
+    options = {"fmt": "o-", "color": PALETTE[0], "ms": 4.5, "lw": 1.2, "elinewidth": 1, "capsize": 2}
+    right.errorbar(depth["place"], depth[middle], yerr=whiskers(depth, middle, "lower", "upper"), **options)
     right.axhline(1, color=NEUTRAL, lw=0.8, ls=":")
     right.set_yscale("log")
     right.set_xticks(depth["place"], [published_label(name) for name in depth["layer"]], rotation=60, fontsize=7)
     right.xaxis.set_minor_locator(NullLocator())
     right.set_ylabel("difference relative to exact salience\n(median, quartiles)")
     right.grid(axis="x", visible=False)
-    footnote(figure, note)
     return figure
 
 
-def layers(frame: pd.DataFrame, *, sparsity: float, note: str) -> Figure:
+def layers(frame: pd.DataFrame, *, sparsity: float) -> Figure:
     """What SNIP keeps of each weight tensor of VGG16, by how batch norm acts while it is computed.
 
     Args:
         frame: ``mode``, ``layer``, ``kept_percent``.
         sparsity: Of the whole network.
-        note: Small print.
     """
     names = {
         "eval": ("statistics set from the data", look("snip").colour, "o", "-"),
@@ -135,5 +111,4 @@ def layers(frame: pd.DataFrame, *, sparsity: float, note: str) -> Figure:
     axis.set_ylabel(f"weights kept at sparsity {sparsity:g}, %")
     axis.legend()
     axis.grid(axis="x", visible=False)
-    footnote(figure, note)
     return figure

@@ -5,100 +5,62 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from snipnb.publish.style import NEUTRAL, PALETTE, REPORTED, footnote, look
+from snipnb.publish.style import NEUTRAL, PALETTE, REPORTED, dots, look, panels, percent_axis, write
+
+PUBLISHED = REPORTED | {"markersize": 7, "markeredgewidth": 1.4}
 
 
-def figure2(frame: pd.DataFrame, reported: pd.DataFrame, *, note: str) -> Figure:
+def figure2(frame: pd.DataFrame, reported: pd.DataFrame) -> Figure:
     """Kept share of each layer over seeds, with prediction intervals, beside the published counts.
 
     Args:
         frame: One row per seed, sparsity and layer: ``label``, ``sparsity``, ``kept_percent``.
         reported: One row per sparsity and layer: ``label``, ``sparsity``, ``kept_percent``, ``low_percent``,
             ``high_percent`` (ends of the prediction interval), ``inside``.
-        note: Small print.
     """
     labels, sparsities = list(dict.fromkeys(frame["label"])), sorted(frame["sparsity"].unique())
-    figure, axes = plt.subplots(
-        1, len(sparsities), figsize=(4.6 * len(sparsities), 4.6), sharey=True, layout="constrained"
-    )
-    draw = np.random.RandomState(0)
-    for axis, sparsity in zip(np.atleast_1d(axes), sparsities, strict=True):
+    figure, axes = panels(1, len(sparsities), 4.6 * len(sparsities), 4.6, sharey=True)
+    draw, colour = np.random.RandomState(0), look("snip").colour
+    for axis, sparsity in zip(axes[0], sparsities, strict=True):
         for row, label in enumerate(labels):
             own = (frame["sparsity"] == sparsity) & (frame["label"] == label)
             kept = frame.loc[own, "kept_percent"].to_numpy()
             cell = reported[(reported["sparsity"] == sparsity) & (reported["label"] == label)].iloc[0]
-            low, high = cell["low_percent"], cell["high_percent"]
-            axis.plot(
-                [low, high], [row, row], color=look("snip").colour, alpha=0.25, lw=11, solid_capstyle="butt", zorder=1
-            )
-            axis.plot(
-                kept,
-                row + draw.uniform(-0.2, 0.2, len(kept)),
-                ".",
-                color=look("snip").colour,
-                ms=4.5,
-                mew=0,
-                alpha=0.7,
-                zorder=2,
-                rasterized=True,
-            )
-            axis.plot(cell["kept_percent"], row, **(REPORTED | {"markersize": 7.5, "markeredgewidth": 1.4}), zorder=3)
+            ends = [cell["low_percent"], cell["high_percent"]]
+            axis.plot(ends, [row, row], color=colour, alpha=0.25, lw=11, solid_capstyle="butt", zorder=1)
+            dots(axis, kept, row, spread=0.2, draw=draw, color=colour, ms=4.5, alpha=0.7, zorder=2)
+            axis.plot(cell["kept_percent"], row, **(PUBLISHED | {"markersize": 7.5}), zorder=3)
             if not cell["inside"]:
-                axis.annotate(
-                    "outside",
-                    (cell["kept_percent"], row),
-                    xytext=(0, 8),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=7,
-                    color="black",
-                )
-        axis.axvline(100 * (1 - sparsity), color=NEUTRAL, lw=1, ls=":", zorder=0)
-        axis.annotate(
-            f"whole network: {100 * (1 - sparsity):.0f} %",
-            (100 * (1 - sparsity), 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(3, 2),
-            textcoords="offset points",
-            fontsize=7.5,
-            color=NEUTRAL,
-        )
+                write(axis, "outside", (cell["kept_percent"], row), (0, 8), ha="center", fontsize=7, color="black")
+        whole = 100 * (1 - sparsity)
+        axis.axvline(whole, color=NEUTRAL, lw=1, ls=":", zorder=0)
+        write(axis, f"whole network: {whole:.0f} %", (whole, 1), (3, 2), xycoords=("data", "axes fraction"))
         axis.set_title(f"sparsity {sparsity:g}", pad=14)
         axis.set_xlabel("parameters kept, %" + (" (log scale)" if sparsity > 0.9 else ""))
         if sparsity > 0.9:
-            axis.set_xscale("log")
+            percent_axis(axis, [1, 2, 5, 10, 20, 50, 100])
             axis.set_xlim(1, 130)
-            axis.xaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100]))
-            axis.xaxis.set_minor_locator(NullLocator())
-            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         else:
             axis.set_xlim(0, 104)
-    first: Axes = np.atleast_1d(axes)[0]
-    first.set_yticks(range(len(labels)), labels)
-    first.set_ylim(len(labels) - 0.4, -0.6)
-    handles = [
-        plt.Line2D([], [], ls="none", marker=".", ms=7, color=look("snip").colour, label="one seed"),
-        plt.Line2D(
-            [], [], color=look("snip").colour, alpha=0.25, lw=9, label="95 % prediction interval for one more seed"
-        ),
-        plt.Line2D([], [], **REPORTED, markersize=7, markeredgewidth=1.4, label="published"),
-    ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=3)
-    footnote(figure, note)
+    axes[0, 0].set_yticks(range(len(labels)), labels)
+    axes[0, 0].set_ylim(len(labels) - 0.4, -0.6)
+    handles = {
+        "one seed": plt.Line2D([], [], ls="none", marker=".", ms=7, color=colour),
+        "95 % prediction interval for one more seed": plt.Line2D([], [], color=colour, alpha=0.25, lw=9),
+        "published": plt.Line2D([], [], **PUBLISHED),
+    }
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=3)
     return figure
 
 
-def errors(frame: pd.DataFrame, reported: pd.DataFrame, *, note: str) -> Figure:
+def errors(frame: pd.DataFrame, reported: pd.DataFrame) -> Figure:
     """Three ways to state the error rate of the same runs, per sparsity, beside the published values.
 
     Args:
         frame: One row per run and way: ``sparsity``, ``way``, ``error_percent``.
         reported: ``sparsity``, ``error_percent``.
-        note: Small print.
     """
     sparsities, ways = sorted(frame["sparsity"].unique()), list(dict.fromkeys(frame["way"]))
     figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
@@ -111,10 +73,9 @@ def errors(frame: pd.DataFrame, reported: pd.DataFrame, *, note: str) -> Figure:
             axis.plot(np.full(len(errors), x), errors, "o", color=colours[way], ms=4, alpha=0.6, mew=0, zorder=2)
             axis.plot([x - 0.07, x + 0.07], [errors.mean()] * 2, color=colours[way], lw=2.5, zorder=3)
         value = reported.loc[reported["sparsity"] == sparsity, "error_percent"].iloc[0]
-        axis.plot(column + 0.42, value, **(REPORTED | {"markersize": 7, "markeredgewidth": 1.4}))
-        axis.annotate(
-            f"{value:.2f}", (column + 0.42, value), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=7.5
-        )
+        place, above = (column + 0.42, value), {"xytext": (0, 8), "textcoords": "offset points"}
+        axis.plot(*place, **PUBLISHED)
+        axis.annotate(f"{value:.2f}", place, **above, ha="center", fontsize=7.5)
     axis.set_xticks(range(len(sparsities)), [f"{s:g}" for s in sparsities])
     axis.set_xlim(-0.5, len(sparsities) - 0.4)
     axis.set_ylim(bottom=0)
@@ -122,9 +83,6 @@ def errors(frame: pd.DataFrame, reported: pd.DataFrame, *, note: str) -> Figure:
     axis.set_ylabel("error rate on scored images, %")
     axis.grid(axis="x", visible=False)
     handles = [plt.Line2D([], [], color=colours[way], marker="o", ms=4, lw=1.5, label=way) for way in ways]
-    handles.append(
-        plt.Line2D([], [], **REPORTED, markersize=7, markeredgewidth=1.4, label="published (best of 80 epochs)")
-    )
+    handles.append(plt.Line2D([], [], **PUBLISHED, label="published (best of 80 epochs)"))
     axis.legend(handles=handles, loc="upper left")
-    footnote(figure, note)
     return figure

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from snipnb.networks import published_label
-from snipnb.publish.style import NEUTRAL, PALETTE, footnote, look, sparsity_axis
+from snipnb.publish.style import PALETTE, look, panels, sparsity_axis, whiskers, write
 
 
-def controls(pairs: pd.DataFrame, compared: pd.DataFrame, *, note: str) -> Figure:
+def controls(pairs: pd.DataFrame, compared: pd.DataFrame) -> Figure:
     """Error rate less SNIP's for every control and rule, a panel per sparsity; grey: the margin of equivalence.
 
     Args:
         pairs: ``criterion``, ``sparsity``, ``seed``, ``difference``, in points.
         compared: ``criterion``, ``sparsity``, ``mean``, ``low95``, ``high95``, ``margin``, ``outcome``, ``error_percent``.
-        note: Small print.
     """
     criteria, sparsities = list(dict.fromkeys(compared["criterion"])), sorted(compared["sparsity"].unique())
-    figure, axes = plt.subplots(
-        1,
-        len(sparsities),
-        figsize=(2.4 + 3.7 * len(sparsities), 1.4 + 0.42 * len(criteria)),
-        sharey=True,
-        layout="constrained",
-        squeeze=False,
-    )
+    width, height = 2.4 + 3.7 * len(sparsities), 1.4 + 0.42 * len(criteria)
+    figure, axes = panels(1, len(sparsities), width, height, sharey=True)
     for axis, sparsity in zip(axes[0], sparsities, strict=True):
         here = compared[compared["sparsity"] == sparsity].set_index("criterion")
         margin = here["margin"].iloc[0]
@@ -38,30 +33,11 @@ def controls(pairs: pd.DataFrame, compared: pd.DataFrame, *, note: str) -> Figur
         axis.axvline(0, color="black", lw=0.8)
         axis.set_xscale("symlog", linthresh=2 * margin, linscale=1.2)
         for row, criterion in enumerate(criteria):
-            style, test = look(criterion), here.loc[criterion]
+            style, test = look(criterion), here.loc[[criterion]]
             own = pairs[(pairs["criterion"] == criterion) & (pairs["sparsity"] == sparsity)]["difference"]
             axis.plot(own, np.full(len(own), row + 0.2), ".", color=style.colour, ms=5, alpha=0.7, mew=0)
-            bars = [[test["mean"] - test["low95"]], [test["high95"] - test["mean"]]]
-            axis.errorbar(
-                [test["mean"]],
-                [row - 0.08],
-                xerr=bars,
-                fmt=style.marker,
-                color=style.colour,
-                ms=6,
-                capsize=3,
-                elinewidth=1.2,
-            )
-            axis.annotate(
-                test["outcome"],
-                (1, row),
-                xycoords=("axes fraction", "data"),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=7.5,
-                color=NEUTRAL,
-            )
+            _interval(axis, test, "mean", [row - 0.08], fmt=style.marker, color=style.colour, ms=6)
+            _beside(axis, row, test["outcome"].item())
         axis.set_title(f"sparsity {sparsity:g}")
         ticks = [t for t in (1, 3, 10, 30, 90) if t > 2.6 * margin]
         axis.set_xticks(
@@ -74,86 +50,67 @@ def controls(pairs: pd.DataFrame, compared: pd.DataFrame, *, note: str) -> Figur
         axis.grid(axis="y", visible=False)
     axes[0][0].set_yticks(range(len(criteria)), [look(c).label for c in criteria])
     axes[0][0].set_ylim(len(criteria) - 0.5, -0.5)
-    footnote(figure, note)
     return figure
 
 
-def optimisers(table: pd.DataFrame, *, limits: Mapping[float, float], note: str) -> Figure:
+def _interval(axis: Axes, tests: pd.DataFrame, middle: str, rows: Sequence[float], **options: Any) -> None:
+    """Means and their 95 % intervals, each in its row."""
+    bars = whiskers(tests, middle, "low95", "high95")
+    axis.errorbar(tests[middle], rows, xerr=bars, capsize=3, elinewidth=1.2, **options)
+
+
+def _beside(axis: Axes, row: int, text: str) -> None:
+    """Small print at the right end of a row."""
+    write(axis, text, (1, row), (4, 0), xycoords=("axes fraction", "data"), va="center")
+
+
+def optimisers(table: pd.DataFrame, *, limits: Mapping[float, float]) -> Figure:
     """By how much pruning raises the error rate under each optimiser, a panel per sparsity; dashed: what the rule of C13 allows.
 
     Args:
         table: ``name``, ``sparsity``, ``dense_percent``, ``error_percent``, ``increase``, ``low95``, ``high95``.
         limits: Sparsity -> largest increase that is allowed.
-        note: Small print.
     """
     names, sparsities = list(dict.fromkeys(table["name"])), sorted(table["sparsity"].unique())
-    figure, axes = plt.subplots(
-        1, len(sparsities), figsize=(9.6, 1.5 + 0.42 * len(names)), sharey=True, layout="constrained", squeeze=False
-    )
+    figure, axes = panels(1, len(sparsities), 9.6, 1.5 + 0.42 * len(names), sharey=True)
     for axis, sparsity in zip(axes[0], sparsities, strict=True):
         here = table[table["sparsity"] == sparsity].set_index("name").loc[names]
         axis.axvline(0, color="black", lw=0.8)
         axis.axvline(limits[sparsity], color=PALETTE[3], lw=1, ls="--", label="allowed by the rule of C13")
-        rows = np.arange(len(names))
-        axis.errorbar(
-            here["increase"],
-            rows,
-            xerr=[here["increase"] - here["low95"], here["high95"] - here["increase"]],
-            fmt="o",
-            color=PALETTE[0],
-            ms=5.5,
-            capsize=3,
-            elinewidth=1.2,
-        )
+        _interval(axis, here, "increase", range(len(names)), fmt="o", color=PALETTE[0], ms=5.5)
         for row, (dense, error) in enumerate(zip(here["dense_percent"], here["error_percent"], strict=True)):
-            axis.annotate(
-                f"{dense:.2f} \u2192 {error:.2f} %",
-                (1, row),
-                xycoords=("axes fraction", "data"),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=7.5,
-                color=NEUTRAL,
-            )
+            _beside(axis, row, f"{dense:.2f} \u2192 {error:.2f} %")
         axis.set_title(f"sparsity {sparsity:g}")
         axis.set_xlabel("error rate less that of dense networks, points")
         axis.grid(axis="y", visible=False)
     axes[0][0].set_yticks(range(len(names)), names)
     axes[0][0].set_ylim(len(names) - 0.5, -0.5)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper right")
-    footnote(figure, note)
     return figure
 
 
-def joint(changes: pd.DataFrame, *, note: str) -> Figure:
+def joint(changes: pd.DataFrame) -> Figure:
     """Loss change of removing a set at once beside the sum of single changes: a column per state, a row per criterion, two lines
     per network.
 
     Args:
         changes: ``state``, ``seed``, ``criterion``, ``sparsity``, ``joint``, ``sum_of_single``.
-        note: Small print.
     """
     states, criteria = (list(dict.fromkeys(changes[column])) for column in ("state", "criterion"))
-    figure, axes = plt.subplots(
-        len(criteria),
-        len(states),
-        figsize=(4.8 * len(states), 2.6 * len(criteria) + 0.6),
-        layout="constrained",
-        squeeze=False,
-    )
+    figure, axes = panels(len(criteria), len(states), 4.8 * len(states), 2.6 * len(criteria) + 0.6)
     sparsities = sorted(changes["sparsity"].unique())
-    looks = (("joint", "all removed at once", "o", "-"), ("sum_of_single", "sum of the changes one by one", "s", "--"))
     for j, state in enumerate(states):
         for i, criterion in enumerate(criteria):
             axis, part = axes[i, j], changes[(changes["state"] == state) & (changes["criterion"] == criterion)]
-            for column, label, marker, dash in looks:
-                colour = look(criterion).colour if column == "joint" else "black"
-                for seed, own in part.groupby("seed"):
-                    own = own.sort_values("sparsity")
+            looks = {
+                "joint": ("all removed at once", look(criterion).colour, "o-"),
+                "sum_of_single": ("sum of the changes one by one", "black", "s--"),
+            }
+            for column, (label, colour, mark) in looks.items():
+                for seed, own in part.sort_values("sparsity").groupby("seed"):
                     shown = label if seed == part["seed"].iloc[0] else None
-                    options = {"color": colour, "marker": marker, "ls": dash, "label": shown}
-                    axis.plot(1 - own["sparsity"], own[column], ms=3.5, lw=1.1, alpha=0.85, **options)
+                    options = {"color": colour, "label": shown, "ms": 3.5, "lw": 1.1, "alpha": 0.85}
+                    axis.plot(1 - own["sparsity"], own[column], mark, **options)
             axis.axhline(0, color="black", lw=0.6)
             sparsity_axis(axis, sparsities, unlabelled=(0.2, 0.4, 0.7))
             if i < len(criteria) - 1:
@@ -162,23 +119,19 @@ def joint(changes: pd.DataFrame, *, note: str) -> Figure:
         axes[0, j].legend(loc="best")
     for axis in axes[:, 0]:
         axis.set_ylabel("loss change")
-    footnote(figure, note)
     return figure
 
 
-def greedy(summary: pd.DataFrame, *, note: str) -> Figure:
+def greedy(summary: pd.DataFrame) -> Figure:
     """How often the greedy set is the best of its size (left), and how far from it the change is (right).
 
     Args:
         summary: ``size``, ``ranking``, ``best_in_percent``, ``median_change``, ``median_best_change``.
-        note: Small print.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
     for ranking, part in summary.groupby("ranking", sort=False):
-        style = look(ranking)
-        options = {"color": style.colour, "marker": style.marker, "ls": style.dash, "ms": 4.5, "label": style.label}
-        left.plot(part["size"], part["best_in_percent"], **options)
-        right.plot(part["size"], part["median_change"], **options)
+        left.plot(part["size"], part["best_in_percent"], **look(ranking).line, ms=4.5)
+        right.plot(part["size"], part["median_change"], **look(ranking).line, ms=4.5)
     best = summary.drop_duplicates("size")
     right.plot(best["size"], best["median_best_change"], color="black", marker="_", ls=":", label="best set of all")
     right.set_yscale("log")
@@ -188,11 +141,10 @@ def greedy(summary: pd.DataFrame, *, note: str) -> Figure:
     for axis in (left, right):
         axis.set_xlabel("parameters removed, of 16")
         axis.legend()
-    footnote(figure, note)
     return figure
 
 
-def trained(errors: pd.DataFrame, by_layer: pd.DataFrame, *, sparsity: float, top: float, note: str) -> Figure:
+def trained(errors: pd.DataFrame, by_layer: pd.DataFrame, *, sparsity: float, top: float) -> Figure:
     """Trained networks without what rankings put last: error against sparsity (left), and layer by layer at one (right).
 
     Args:
@@ -200,24 +152,12 @@ def trained(errors: pd.DataFrame, by_layer: pd.DataFrame, *, sparsity: float, to
         by_layer: ``layer``, ``named_percent``, ``ranking``, ``increase``; one row per network.
         sparsity: That of the right panel.
         top: Upper end of the left axis, in percent.
-        note: Small print.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.4, 4.1), layout="constrained")
     for i, (ranking, part) in enumerate(errors.groupby("ranking", sort=False)):
-        style, values = look(ranking), part.groupby("sparsity")["error_percent"]
-        mean = values.mean()
-        left.errorbar(
-            (1 - mean.index) * 1.012 ** (i - 2),
-            mean,
-            yerr=[mean - values.min(), values.max() - mean],
-            color=style.colour,
-            marker=style.marker,
-            ls=style.dash,
-            ms=4.5,
-            lw=1.4,
-            elinewidth=1,
-            label=style.label,
-        )
+        found = part.groupby("sparsity")["error_percent"].agg(["mean", "min", "max"])
+        x, bars = (1 - found.index) * 1.012 ** (i - 2), whiskers(found, "mean", "min", "max")
+        left.errorbar(x, found["mean"], yerr=bars, **look(ranking).line, ms=4.5, lw=1.4, elinewidth=1)
     sparsity_axis(left, sorted(errors["sparsity"].unique()), unlabelled=())
     left.set_ylim(0, top)
     left.set_ylabel("error rate on scored images, %")
@@ -226,11 +166,9 @@ def trained(errors: pd.DataFrame, by_layer: pd.DataFrame, *, sparsity: float, to
     layers, rankings = (list(dict.fromkeys(by_layer[column])) for column in ("layer", "ranking"))
     for i, ranking in enumerate(rankings):
         style, own = look(ranking), by_layer[by_layer["ranking"] == ranking]
-        values = own.groupby("layer", sort=False)["increase"]
-        mean = values.mean().loc[layers]
-        place = np.arange(len(layers)) + 0.17 * (i - (len(rankings) - 1) / 2)
-        bars = [mean - values.min().loc[layers], values.max().loc[layers] - mean]
-        right.errorbar(place, mean, yerr=bars, fmt=style.marker, color=style.colour, ms=5, elinewidth=1)
+        found = own.groupby("layer")["increase"].agg(["mean", "min", "max"]).loc[layers]
+        x, bars = np.arange(len(layers)) + 0.17 * (i - (len(rankings) - 1) / 2), whiskers(found, "mean", "min", "max")
+        right.errorbar(x, found["mean"], yerr=bars, fmt=style.marker, color=style.colour, ms=5, elinewidth=1)
     named = by_layer.groupby("layer", sort=False)["named_percent"].mean()
     right.axhline(0, color="black", lw=0.6)
     right.set_yscale("symlog", linthresh=0.2)
@@ -241,5 +179,4 @@ def trained(errors: pd.DataFrame, by_layer: pd.DataFrame, *, sparsity: float, to
     right.set_ylabel("increase of the error rate, points")
     right.set_title(f"{100 * sparsity:g} % of one layer removed; below: what SNIP would remove")
     right.grid(axis="x", visible=False)
-    footnote(figure, note)
     return figure

@@ -8,44 +8,34 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from snipnb.publish.style import NEUTRAL, PALETTE, footnote, look
+from snipnb.publish.style import NEUTRAL, PALETTE, dots, look, panels, write
 
 
-def loss_paths(frame: pd.DataFrame, *, note: str) -> Figure:
+def loss_paths(frame: pd.DataFrame) -> Figure:
     """The loss change along single weights, with the tangent at c = 1 that SNIP follows to c = 0.
 
     Args:
         frame: ``layer``, ``kind`` (row of panels), ``c``, ``change`` (L(c w_j) - L(w_j)), ``tangent``, ``error`` (of SNIP, relative
             to the larger of its own and the exact value).
-        note: Small print.
     """
     kinds, layers = list(dict.fromkeys(frame["kind"])), list(dict.fromkeys(frame["layer"]))
-    figure, axes = plt.subplots(
-        len(kinds),
-        len(layers),
-        figsize=(2.15 * len(layers), 2.35 * len(kinds)),
-        sharex=True,
-        layout="constrained",
-        squeeze=False,
-    )
+    figure, axes = panels(len(kinds), len(layers), 2.15 * len(layers), 2.35 * len(kinds), sharex=True)
+    snip, exact = look("snip").colour, look("exact").colour
     for (kind, layer), path in frame.groupby(["kind", "layer"], sort=False):
         axis = axes[kinds.index(kind), layers.index(layer)]
         exponent = int(np.floor(np.log10(path[["change", "tangent"]].abs().to_numpy().max())))
-        scale = 10.0**-exponent
-        colour = look("exact").colour
-        axis.plot(path["c"], path["tangent"] * scale, color=look("snip").colour, ls="--", lw=1.3, zorder=2)
-        axis.plot(path["c"], path["change"] * scale, color=colour, lw=1.8, zorder=3)
-        start = path.iloc[path["c"].argmin()]
-        axis.plot(
-            0, start["tangent"] * scale, "o", mfc="white", mec=look("snip").colour, ms=5.5, clip_on=False, zorder=5
-        )
-        axis.plot(0, start["change"] * scale, "s", color=colour, ms=4.5, clip_on=False, zorder=4)
+        tangent, change = (path[column] * 10.0**-exponent for column in ("tangent", "change"))
+        axis.plot(path["c"], tangent, color=snip, ls="--", lw=1.3, zorder=2)
+        axis.plot(path["c"], change, color=exact, lw=1.8, zorder=3)
+        start = path["c"].argmin()
+        axis.plot(0, tangent.iloc[start], "o", mfc="white", mec=snip, ms=5.5, clip_on=False, zorder=5)
+        axis.plot(0, change.iloc[start], "s", color=exact, ms=4.5, clip_on=False, zorder=4)
         axis.axhline(0, color=NEUTRAL, lw=0.6, zorder=1)
         axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-        title = f"$\\times 10^{{{exponent}}}$"
-        axis.set_title(title, fontsize=7.5, color=NEUTRAL, pad=3)
-        error = f"SNIP off by {100 * path['error'].iloc[0]:.{0 if path['error'].iloc[0] >= 0.1 else 1}f} %"
-        axis.set_title(error, loc="right", fontsize=7.5, color="black", pad=3)
+        axis.set_title(f"$\\times 10^{{{exponent}}}$", fontsize=7.5, color=NEUTRAL, pad=3)
+        error = path["error"].iloc[0]
+        text = f"SNIP off by {100 * error:.{0 if error >= 0.1 else 1}f} %"
+        axis.set_title(text, loc="right", fontsize=7.5, color="black", pad=3)
         axis.margins(y=0.12)
     for axis, layer in zip(axes[0], layers, strict=True):
         axis.annotate(layer, (0.5, 1.2), xycoords="axes fraction", ha="center", fontsize=10, fontweight="bold")
@@ -53,33 +43,21 @@ def loss_paths(frame: pd.DataFrame, *, note: str) -> Figure:
         axis.set_ylabel(f"{kind}: loss change", fontsize=9.5, fontweight="bold", labelpad=7)
     for axis in axes[-1]:
         axis.set_xlabel("c  (weight is $c\\,w_j$)")
+    names = ("the loss; at c = 0 its exact change", "tangent at c = 1; at c = 0 what SNIP assumes")
     handles = [
-        plt.Line2D(
-            [], [], color=look("exact").colour, lw=1.8, marker="s", ms=4.5, label="the loss; at c = 0 its exact change"
-        ),
-        plt.Line2D(
-            [],
-            [],
-            color=look("snip").colour,
-            lw=1.3,
-            ls="--",
-            marker="o",
-            mfc="white",
-            label="tangent at c = 1; at c = 0 what SNIP assumes",
-        ),
+        plt.Line2D([], [], color=exact, lw=1.8, marker="s", ms=4.5),
+        plt.Line2D([], [], color=snip, lw=1.3, ls="--", marker="o", mfc="white"),
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=2)
-    footnote(figure, note)
+    figure.legend(handles, names, loc="outside upper center", ncols=2)
     return figure
 
 
-def linearity(frame: pd.DataFrame, *, bound: float, note: str) -> Figure:
+def linearity(frame: pd.DataFrame, *, bound: float) -> Figure:
     """How far SNIP is from the exact salience where the loss is, and is not, linear in each weight.
 
     Args:
         frame: ``case`` (row), ``layer``, ``error`` (relative to the case's largest exact salience).
         bound: Error up to which SNIP counts as exact.
-        note: Small print.
     """
     cases = list(dict.fromkeys(frame["case"]))
     floor = 1e-18  # where differences of exactly zero are drawn
@@ -88,36 +66,18 @@ def linearity(frame: pd.DataFrame, *, bound: float, note: str) -> Figure:
     for row, case in enumerate(cases):
         errors = frame.loc[frame["case"] == case, "error"].to_numpy()
         shown = np.maximum(errors, floor)
-        axis.plot(
-            shown,
-            row + draw.uniform(-0.22, 0.22, len(shown)),
-            ".",
-            ms=3.5,
-            alpha=0.45,
-            mew=0,
-            color=PALETTE[0],
-            rasterized=True,
-        )
+        dots(axis, shown, row, spread=0.22, draw=draw, ms=3.5, alpha=0.45, color=PALETTE[0])
         axis.plot([np.median(shown)] * 2, [row - 0.32, row + 0.32], color="black", lw=2)
     axis.set_xscale("log")
     axis.set_yticks(range(len(cases)), cases)
     axis.set_ylim(len(cases) - 0.5, -0.5)
     axis.set_xlabel("difference between SNIP and exact salience, relative to the largest exact one")
     axis.axvspan(floor / 3, bound, color="#efefef", zorder=0)
-    axis.annotate(
-        f"exact by the rule of C23: up to {bound:g}",
-        (bound, 1),
-        xycoords=("data", "axes fraction"),
-        xytext=(-4, 3),
-        textcoords="offset points",
-        ha="right",
-        fontsize=7.5,
-        color=NEUTRAL,
-    )
-    decades = [10.0**k for k in range(-16, 1, 2)]
-    axis.set_xticks([floor, *decades], ["0", *(f"$10^{{{k}}}$" for k in range(-16, 1, 2))])
+    text = f"exact by the rule of C23: up to {bound:g}"
+    write(axis, text, (bound, 1), (-4, 3), xycoords=("data", "axes fraction"), ha="right")
+    powers = range(-16, 1, 2)
+    axis.set_xticks([floor, *(10.0**k for k in powers)], ["0", *(f"$10^{{{k}}}$" for k in powers)])
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xlim(left=floor / 3)
     axis.grid(axis="y", visible=False)
-    footnote(figure, note)
     return figure

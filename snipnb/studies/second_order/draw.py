@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import matplotlib as mpl
@@ -11,16 +12,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from snipnb.networks import WHOLE, published_label
-from snipnb.publish.style import LAYER_COLOURS, NEUTRAL, PALETTE, footnote
+from snipnb.publish.style import LAYER_COLOURS, NEUTRAL, PALETTE, density, panels, whiskers
 
 
-def quadratic(frame: pd.DataFrame, errors: pd.DataFrame, *, note: str) -> Figure:
+def quadratic(frame: pd.DataFrame, errors: pd.DataFrame) -> Figure:
     """Two formulas against the exact salience where the loss is quadratic in each parameter.
 
     Args:
         frame: ``layer``, ``exact``, ``corrected``, ``printed`` (magnitudes).
         errors: ``formula``, ``largest_error``, ``spearman``.
-        note: Small print.
     """
     titles = {"corrected": "corrected: |w L' - w\u00b2 L''/2|", "printed": "printed: |L' - L'' w/2|"}
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 4.2), sharey=True, layout="constrained")
@@ -38,22 +38,18 @@ def quadratic(frame: pd.DataFrame, errors: pd.DataFrame, *, note: str) -> Figure
         axis.set_xlabel("exact salience, magnitude")
     axes[0].set_ylabel("formula")
     axes[0].legend(loc="lower right", ncols=2, fontsize=7)
-    footnote(figure, note)
     return figure
 
 
-def row_sums(points: pd.DataFrame, table: pd.DataFrame, *, note: str) -> Figure:
+def row_sums(points: pd.DataFrame, table: pd.DataFrame) -> Figure:
     """The Hessian's row sums against its diagonal, weight tensors only; shade: how many parameters, negative sums below.
 
     Args:
         points: ``layer``, ``sign``, ``log10_diagonal``, ``log10_row_sum``, ``parameters``.
         table: ``layer``, ``spearman``, ``negative_percent``.
-        note: Small print.
     """
     layers = [layer for layer in dict.fromkeys(points["layer"]) if layer.endswith("weight")]
-    figure, axes = plt.subplots(
-        2, len(layers), figsize=(2.3 * len(layers), 4.6), sharex=True, sharey="row", layout="constrained", squeeze=False
-    )
+    figure, axes = panels(2, len(layers), 2.3 * len(layers), 4.6, sharex=True, sharey="row")
     some = points[points["layer"].isin(layers)]
     width = np.diff(np.unique(some["log10_diagonal"])).min()
     low = np.floor(np.quantile(np.repeat(some["log10_diagonal"], some["parameters"]), 0.005))
@@ -64,36 +60,25 @@ def row_sums(points: pd.DataFrame, table: pd.DataFrame, *, note: str) -> Figure:
         part = some[some["layer"] == layer]
         row = table[table["layer"] == layer].iloc[0]
         for axis, sign in zip(axes[:, column], (1, -1), strict=True):
-            one = part[part["sign"] == sign]
-            counts, _, _ = np.histogram2d(
-                one["log10_diagonal"], one["log10_row_sum"], bins=edges, weights=one["parameters"]
-            )
-            shade = np.ma.masked_equal(counts.T, 0)
-            mesh = axis.pcolormesh(10 ** edges[0], 10 ** edges[1], shade, cmap="viridis_r", norm=norm, rasterized=True)
-            axis.plot([10**low, 10 ** ends[0]], [10**low, 10 ** ends[0]], color="black", lw=0.8, ls=":")
-            axis.set_xscale("log")
-            axis.set_yscale("log")
+            one, columns = part[part["sign"] == sign], ["log10_diagonal", "log10_row_sum"]
+            mesh = density(axis, one, columns, edges, (low, ends[0]), norm)
             if sign < 0:
                 axis.invert_yaxis()
                 axis.set_xlabel("diagonal entry")
-        axes[0, column].set_title(
-            f"{published_label(layer)}\nrank corr. {row['spearman']:.2f}, {row['negative_percent']:.0f} % negative",
-            fontsize=8,
-        )
+        found = f"rank corr. {row['spearman']:.2f}, {row['negative_percent']:.0f} % negative"
+        axes[0, column].set_title(f"{published_label(layer)}\n{found}", fontsize=8)
     axes[0, 0].set_ylabel("row sum, positive")
     axes[1, 0].set_ylabel("row sum, negative\n(magnitude)")
     figure.colorbar(mesh, ax=axes, label="parameters in a bin", shrink=0.6, pad=0.01)
-    footnote(figure, note)
     return figure
 
 
-def orders(frame: pd.DataFrame, names: Mapping[str, str], *, note: str) -> Figure:
+def orders(frame: pd.DataFrame, names: Mapping[str, str]) -> Figure:
     """Agreement with the exact salience by order: overlap of kept sets (top) and what is left (bottom), by state of the network.
 
     Args:
         frame: ``state``, ``approximation``, ``layer``, ``measure``, ``mean``, ``smallest``, ``largest``.
         names: Approximation -> how it is called.
-        note: Small print.
     """
     states, layers = list(dict.fromkeys(frame["state"])), list(dict.fromkeys(frame["layer"]))
     layers = [layer for layer in layers if layer == WHOLE or layer.endswith("weight")]
@@ -101,54 +86,37 @@ def orders(frame: pd.DataFrame, names: Mapping[str, str], *, note: str) -> Figur
         "overlap": "overlap of kept sets\nwith the exact criterion",
         "relative_error": "left over, relative to\nthe exact saliences (log)",
     }
-    figure, axes = plt.subplots(
-        2, len(states), figsize=(4.9 * len(states), 6.4), sharex=True, sharey="row", layout="constrained"
-    )
-    for (row, (measure, label)), (column, state) in (
-        (r, c) for r in enumerate(measures.items()) for c in enumerate(states)
-    ):
-        axis = axes[row, column]
+    figure, axes = panels(2, len(states), 4.9 * len(states), 6.4, sharex=True, sharey="row")
+    for axis, (measure, state) in zip(axes.flat, itertools.product(measures, states), strict=True):
         for i, layer in enumerate(layers):
             part = frame[(frame["state"] == state) & (frame["layer"] == layer) & (frame["measure"] == measure)]
             part = part.set_index("approximation").reindex(names)
-            is_whole = layer == WHOLE
-            colour = "black" if is_whole else LAYER_COLOURS[layer.split(".")[0]]
+            if layer == WHOLE:
+                options = {"fmt": "o-", "ms": 6, "lw": 2, "zorder": 3, "color": "black", "label": layer}
+            else:
+                options = {"fmt": "osD^v*"[i] + "-", "ms": 7 if i == 5 else 4, "lw": 1, "zorder": 2}
+                options |= {"color": LAYER_COLOURS[layer.split(".")[0]], "label": published_label(layer)}
             x = np.arange(len(names)) + 0.05 * (i - (len(layers) - 1) / 2)
-            axis.errorbar(
-                x,
-                part["mean"],
-                yerr=[part["mean"] - part["smallest"], part["largest"] - part["mean"]],
-                fmt="osD^v*"[i] if not is_whole else "o",
-                ms=6 if is_whole else 7 if i == 5 else 4,
-                lw=2 if is_whole else 1,
-                elinewidth=1,
-                ls="-",
-                color=colour,
-                label=layer if is_whole else published_label(layer),
-                zorder=3 if is_whole else 2,
-            )
+            axis.errorbar(x, part["mean"], yerr=whiskers(part), elinewidth=1, **options)
         if measure == "relative_error":
             axis.set_yscale("log")
         else:
             axis.set_ylim(0, 1.03)
             axis.set_title(state)
         axis.set_xticks(range(len(names)), names.values(), rotation=25, ha="right")
-        if column == 0:
-            axis.set_ylabel(label)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(layers))
-    footnote(figure, note)
+    for axis, label in zip(axes[:, 0], measures.values(), strict=True):
+        axis.set_ylabel(label)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(layers))
     return figure
 
 
-def errors(pairs: pd.DataFrame, names: Mapping[str, str], *, sparsity: float, note: str) -> Figure:
+def errors(pairs: pd.DataFrame, names: Mapping[str, str], *, sparsity: float) -> Figure:
     """Error rate after training of masks by different orders: a line joins the networks of one seed.
 
     Args:
         pairs: ``criterion``, ``seed``, ``error_percent``.
         names: Criterion -> how it is called, in order.
         sparsity: Of the masks.
-        note: Small print.
     """
     figure, axis = plt.subplots(figsize=(7.4, 3.8), layout="constrained")
     wide = pairs.pivot(index="seed", columns="criterion", values="error_percent")[list(names)]
@@ -159,5 +127,4 @@ def errors(pairs: pd.DataFrame, names: Mapping[str, str], *, sparsity: float, no
     axis.set_xticks(range(len(names)), names.values(), rotation=15, ha="right")
     axis.set_ylabel(f"error rate at sparsity {sparsity:g}, %")
     axis.grid(axis="x", visible=False)
-    footnote(figure, note)
     return figure
