@@ -1,4 +1,4 @@
-"""What several studies use: the protocol of a notebook's training, paired differences, ensembles of networks, kept counts, overlaps."""
+"""What several studies use: training runs of a notebook, paired differences, ensembles of networks, kept counts, overlaps."""
 
 from __future__ import annotations
 
@@ -18,15 +18,10 @@ from snipnb._engine.ensembles import stacked
 from snipnb._progress import track
 from snipnb.networks import WHOLE, lenet5, published_label
 from snipnb.pruning.masks import LayerCollapseWarning, Mask, keep_mask
-from snipnb.publish.stats import (
-    TableFit,
-    mean_interval,
-    overlap,
-    prediction_interval,
-    table_fit,
-)
+from snipnb.publish.stats import TableFit, mean_interval, overlap, prediction_interval, table_fit
 from snipnb.saliences.snip import magnitude_salience, snip_together
 from snipnb.training.loop import Recipe
+from snipnb.training.runs import RunConfig, grid
 from snipnb.training.scores import LAST
 
 AT_ONCE = 64  # networks that are built and measured together
@@ -36,20 +31,34 @@ PUBLISHED_NUM_SCORED = 10_500  # 15 % of MNIST's 70,000 images
 PUBLISHED_RUNS = 10  # behind each point of Figure 1
 
 
-def protocol(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What all runs of a notebook have in common, for :func:`snipnb.grid`.
+def grid_of(
+    parameters: Mapping[str, Any],
+    criteria: Sequence[str],
+    sparsities: Sequence[float],
+    *,
+    num_seeds: int | None = None,
+    recipe: Recipe | None = None,
+) -> list[RunConfig]:
+    """Training runs as a notebook's parameters say.
 
     Args:
-        parameters: Of the notebook: ``split_name``, ``sample``, ``epochs``, ``learning_rate``, ``schedule``, and where saliences take fewer
-            images than there are to train on ``salience_images``.
+        parameters: Of the notebook: ``num_runs``, ``split_name``, ``sample``, ``epochs``, ``learning_rate``, ``schedule``, and where
+            saliences take fewer images than there are to train on ``salience_images``.
+        criteria: Names in :data:`snipnb.CRITERIA`.
+        sparsities: Fractions removed.
+        num_seeds: Instead of ``num_runs``.
+        recipe: Instead of the parameters' own.
     """
-    names = ("epochs", "learning_rate", "schedule")
-    return {
-        "split": parameters["split_name"],
-        "sample": parameters["sample"],
-        "salience_images": parameters.get("salience_images") or None,
-        "recipe": Recipe(**{name: parameters[name] for name in names}),
-    }
+    own = Recipe(**{name: parameters[name] for name in ("epochs", "learning_rate", "schedule")})
+    return grid(
+        criteria=criteria,
+        sparsities=sparsities,
+        seeds=range(parameters["num_runs"] if num_seeds is None else num_seeds),
+        split=parameters["split_name"],
+        sample=parameters["sample"],
+        salience_images=parameters.get("salience_images") or None,
+        recipe=recipe or own,
+    )
 
 
 def differences(errors: pd.DataFrame, *, way: str = LAST, reference: str = "exact") -> pd.DataFrame:
@@ -71,6 +80,29 @@ def differences(errors: pd.DataFrame, *, way: str = LAST, reference: str = "exac
         )
     found = other.assign(difference=other["error_percent"].to_numpy() - partner.to_numpy())
     return found[["criterion", "sparsity", "seed", "difference"]].reset_index(drop=True)
+
+
+def interval_of(values: np.ndarray) -> dict[str, float]:
+    """``mean``, ``low95``, ``high95``: the mean and its 95 % t interval."""
+    return dict(zip(("mean", "low95", "high95"), mean_interval(values), strict=True))
+
+
+def spread_of(values: np.ndarray) -> dict[str, float]:
+    """Of values, one per seed: ``n``, their mean with its 95 % t interval (from 3 seeds on), ``smallest``, ``largest``."""
+    found = interval_of(values) if len(values) >= 3 else {"mean": values.mean(), "low95": np.nan, "high95": np.nan}
+    return {"n": len(values), **found, "smallest": values.min(), "largest": values.max()}
+
+
+def summarise(frame: pd.DataFrame, by: Sequence[str], value: str = "increase") -> pd.DataFrame:
+    """Over networks: ``by``, ``n``, ``mean``, ``smallest``, ``largest`` of a column."""
+    groups = frame.groupby(list(by), sort=False)[value]
+    return groups.agg(n="size", mean="mean", smallest="min", largest="max").reset_index()
+
+
+def binomial_variance(percent: float, num_scored: int) -> float:
+    """Of the difference of an error rate on so many scored images and one on the published number, in points squared."""
+    share = percent / 100
+    return 100**2 * share * (1 - share) * (1 / num_scored + 1 / PUBLISHED_NUM_SCORED)
 
 
 def margin_of(errors: pd.DataFrame, *, reference: str, smallest: float) -> float:
@@ -138,7 +170,7 @@ RANKINGS: dict[str, Callable[[Salience, Salience, int], Salience]] = {
     "gradient": lambda salience, weights, seed: {
         k: s / weights[k].where(weights[k] != 0, 1) for k, s in salience.items()
     },
-    "signed salience": lambda salience, weights, seed: _above_zero(salience),
+    "signed salience": lambda salience, weights, seed: above_zero(salience),
     "magnitude": lambda salience, weights, seed: weights,
     "random": lambda salience, weights, seed: _shuffled(salience, seed),
 }
@@ -159,16 +191,19 @@ def masks(networks: Ensemble, sparsity: float, *, ranking: str = "snip", ties: s
     """
     if ranking not in RANKINGS:
         raise ValueError(f"ranking must be one of {', '.join(RANKINGS)}; got {ranking!r}")
-    found = []
+    # That a control, or an extreme, cuts the network shows in its counts.
+    keep, found = keep_mask if ranking == "snip" and sparsity <= 0.98 else quiet_mask, []
     for k, seed in enumerate(networks.seeds):
         salience, weights = ({n: t[k] for n, t in s.items()} for s in (networks.saliences, networks.weights))
-        with warnings.catch_warnings():
-            if (
-                ranking != "snip" or sparsity > 0.98
-            ):  # that a control, or an extreme, cuts the network shows in its counts
-                warnings.simplefilter("ignore", LayerCollapseWarning)
-            found.append(keep_mask(RANKINGS[ranking](salience, weights, seed), sparsity, ties=ties))
+        found.append(keep(RANKINGS[ranking](salience, weights, seed), sparsity, ties=ties))
     return stacked(found)
+
+
+def quiet_mask(salience: Salience, sparsity: float, *, ties: str = "stable") -> Mask:
+    """:func:`snipnb.keep_mask` without a warning of layer collapse: where that shows in the result."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LayerCollapseWarning)
+        return keep_mask(salience, sparsity, ties=ties)
 
 
 def kept_counts(
@@ -192,13 +227,11 @@ def kept_counts(
     frames = []
     for ranking, sparsity in track(list(itertools.product(rankings, sparsities)), "masks"):
         for layer, kept in masks(networks, sparsity, ranking=ranking, ties=ties).items():
-            size = kept[0].numel()
-            frame = pd.DataFrame({"seed": networks.seeds, "kept": kept.flatten(1).sum(1).tolist()})
-            facts = {"ranking": ranking, "sparsity": sparsity, "layer": layer, "parameters": size}
-            removed = 100 * (size - frame["kept"]) / size
-            frames.append(frame.assign(**facts, label=published_label(layer), removed_percent=removed))
-    columns = ["seed", "ranking", "sparsity", "layer", "label", "parameters", "kept", "removed_percent"]
-    return pd.concat(frames, ignore_index=True)[columns]
+            facts = {"seed": networks.seeds, "ranking": ranking, "sparsity": sparsity, "layer": layer}
+            facts |= {"label": published_label(layer), "parameters": kept[0].numel()}
+            frames.append(pd.DataFrame({**facts, "kept": kept.flatten(1).sum(1).tolist()}))
+    counts = pd.concat(frames, ignore_index=True)
+    return counts.assign(removed_percent=100 * (counts["parameters"] - counts["kept"]) / counts["parameters"])
 
 
 def of_snip(counts: pd.DataFrame) -> pd.DataFrame:
@@ -206,7 +239,7 @@ def of_snip(counts: pd.DataFrame) -> pd.DataFrame:
     return counts[counts["ranking"] == "snip"]
 
 
-def _above_zero(salience: Salience) -> Salience:
+def above_zero(salience: Salience) -> Salience:
     """Shifted so that ranking by magnitude is ranking by the signed value."""
     lowest = min(float(s.min()) for s in salience.values())
     return {name: s.double() - lowest for name, s in salience.items()}
@@ -248,23 +281,11 @@ def place_reported(counts: pd.DataFrame, reported: pd.DataFrame) -> tuple[pd.Dat
     fit = table_fit(reported["kept"].to_numpy(), wide[cells].to_numpy())
     rows = []
     for (sparsity, label), value, p in zip(cells, reported["kept"], fit.cell_p, strict=True):
-        kept = wide[sparsity, label].to_numpy()
-        low, high = prediction_interval(kept, int(sizes[label]))
-        rows.append(
-            {
-                "label": label,
-                "parameters": int(sizes[label]),
-                "sparsity": sparsity,
-                "reported": int(value),
-                "mean": float(kept.mean()),
-                "smallest": int(kept.min()),
-                "largest": int(kept.max()),
-                "low": low,
-                "high": high,
-                "mid_p": float(p),
-                "inside": bool(low <= value <= high),
-            }
-        )
+        kept, size = wide[sparsity, label].to_numpy(), int(sizes[label])
+        low, high = prediction_interval(kept, size)
+        row = {"label": label, "parameters": size, "sparsity": sparsity, "reported": int(value)}
+        row |= {"mean": float(kept.mean()), "smallest": int(kept.min()), "largest": int(kept.max())}
+        rows.append(row | {"low": low, "high": high, "mid_p": float(p), "inside": bool(low <= value <= high)})
     return pd.DataFrame(rows), fit
 
 
@@ -280,9 +301,7 @@ def overlaps(first: Salience, second: Salience, sparsities: Sequence[float]) -> 
     check_same(first, second)
     rows = []
     for sparsity in sparsities:
-        with warnings.catch_warnings():  # these sets are compared, not trained
-            warnings.simplefilter("ignore", LayerCollapseWarning)
-            one, other = (keep_mask(s, sparsity, ties="stable") for s in (first, second))
+        one, other = (quiet_mask(s, sparsity) for s in (first, second))
         for label, names in parts_of(one).items():
             a, b = {name: one[name] for name in names}, {name: other[name] for name in names}
             count, kept = sum(m.numel() for m in a.values()), [sum(int(m.sum()) for m in x.values()) for x in (a, b)]
@@ -306,7 +325,14 @@ def check_same(first: Salience, second: Salience) -> None:
         )
 
 
-def parts_of(names: Iterable[str], *, whole_last: bool = False) -> dict[str, list[str]]:
+def parts_of(
+    names: Iterable[str], *, whole_last: bool = False, label: Callable[[str], str] = published_label
+) -> dict[str, list[str]]:
     """What tables have a row for: label -> names, the whole network and each tensor."""
-    tensors, whole = {published_label(name): [name] for name in names}, {WHOLE: list(names)}
+    tensors, whole = {label(name): [name] for name in names}, {WHOLE: list(names)}
     return tensors | whole if whole_last else whole | tensors
+
+
+def flat(salience: Salience, names: Iterable[str]) -> Tensor:
+    """The signed values of some tensors as one float64 vector."""
+    return torch.cat([salience[name].flatten() for name in names]).double().cpu()

@@ -63,8 +63,9 @@ def test_outcomes_follow_from_intervals_and_margin(runs):
 
 
 def test_the_margin_has_a_floor():
-    small = table({("snip", 0.95): [0.5, 0.7]})
-    assert controls._margin(controls.error_table(small), 0.95, 0.1) == 0.1
+    small = table({("snip", 0.95): [0.5, 0.7], ("uniform", 0.95): [0.5, 0.6]})
+    compared, _ = controls.against_snip(small, smallest_margin=0.1)
+    assert compared["margin"].tolist() == [0.1]
 
 
 def test_advice_says_what_was_found(runs):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -14,15 +13,17 @@ from torch import Tensor, nn
 
 from snipnb._progress import track
 from snipnb.networks import lenet_variant, set_running_statistics, vgg16_mnist
-from snipnb.pruning.masks import LayerCollapseWarning, keep_mask, layer_table
-from snipnb.publish.stats import mean_interval, rank_correlation
+from snipnb.pruning.masks import layer_table
+from snipnb.publish.stats import rank_correlation
 from snipnb.saliences.brute_force import pick, stratified_sample
 from snipnb.saliences.exact import exact_salience
 from snipnb.saliences.snip import snip
+from snipnb.studies.shared import interval_of, quiet_mask
 
 RESAMPLES = 500
 Network = Callable[..., nn.Sequential]
 WIDTHS = (0.5, 1, 2, 4)
+WEIGHTS = r"(conv|full)\d+\.weight"  # as opposed to those of batch norm
 
 
 def families(layers_more: Sequence[int]) -> dict[str, dict[int | float, Network]]:
@@ -65,18 +66,11 @@ def compare(model: nn.Sequential, images: Tensor, labels: Tensor, *, per_tensor:
     size = min(500, len(images))
     ways = {mode: pick(snip(model, images, labels, batch_size=size, mode=mode), sample) for mode in ("eval", "train")}
     sizes = {name: p.numel() for name, p in model.named_parameters()}
-    frames = [
-        pd.DataFrame(
-            {
-                "layer": name,
-                "weight": sizes[name] / len(index),
-                "exact": exact[name].double().numpy(),
-                "snip": -ways["eval"][name].double().numpy(),
-                "train_mode": -ways["train"][name].double().numpy(),
-            }
-        )
-        for name, index in sample.items()
-    ]
+    frames = []
+    for name, index in sample.items():
+        values = {"exact": exact[name], "snip": -ways["eval"][name], "train_mode": -ways["train"][name]}
+        columns = {column: value.double().numpy() for column, value in values.items()}
+        frames.append(pd.DataFrame({"layer": name, "weight": sizes[name] / len(index), **columns}))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -113,16 +107,21 @@ def agreement(sample: pd.DataFrame, *, resamples: int = RESAMPLES) -> pd.DataFra
             chosen = np.concatenate([draw.choice(g, len(g)) for g in groups])
             again.append(weighted_spearman(np.abs(a[chosen]), np.abs(e[chosen]), w[chosen]))
         low, high = np.nanpercentile(again, [2.5, 97.5]) if np.isfinite(again).any() else (np.nan, np.nan)
-        some = e != 0
-        off = np.abs(a[some] - e[some]) / np.abs(e[some])
         row = {"salience": name, "spearman": weighted_spearman(np.abs(a), np.abs(e), w), "low95": low, "high95": high}
-        rows.append(row | {"median_relative_difference": _weighted_median(off, w[some]), "drawn": len(sample)})
+        middle = _weighted_median(_relative(a, e), w[e != 0])
+        rows.append(row | {"median_relative_difference": middle, "drawn": len(sample)})
     return pd.DataFrame(rows)
 
 
 def agreement_by_seed(sample: pd.DataFrame) -> pd.DataFrame:
     """:func:`agreement` of every network of a sample: its columns and ``seed``."""
     return pd.concat([agreement(part).assign(seed=seed) for seed, part in sample.groupby("seed")], ignore_index=True)
+
+
+def _relative(salience: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """Differences relative to the exact saliences, of those that are not 0."""
+    some = exact != 0
+    return np.abs(salience[some] - exact[some]) / np.abs(exact[some])
 
 
 def _weighted_median(values: np.ndarray, weight: np.ndarray) -> float:
@@ -177,17 +176,16 @@ def slopes(swept: pd.DataFrame) -> pd.DataFrame:
     for family, part in swept.groupby("family", sort=False):
         wide = part["layers"].nunique() == 1 < part["value"].nunique()
         x = np.log2(part["value"].astype(float)) if wide else part["layers"].astype(float)
-        each = [_slope(x[own.index].to_numpy(), own["spearman"].to_numpy()) for _, own in part.groupby("seed")]
-        mean, low, high = mean_interval(np.array(each))
+        each = np.array([_slope(x[own.index], own["spearman"]) for _, own in part.groupby("seed")])
         ends = part.groupby("value")["spearman"].mean()
-        row = {"family": family, "per": "doubling of width" if wide else "layer", "n": len(each), "slope": mean}
-        rows.append(row | {"low95": low, "high95": high, "at_smallest": ends.iloc[0], "at_largest": ends.iloc[-1]})
-    return pd.DataFrame(rows)
+        row = {"family": family, "per": "doubling of width" if wide else "layer", "n": len(each)}
+        rows.append(row | interval_of(each) | {"at_smallest": ends.iloc[0], "at_largest": ends.iloc[-1]})
+    return pd.DataFrame(rows).rename(columns={"mean": "slope"})
 
 
-def _slope(x: np.ndarray, y: np.ndarray) -> float:
+def _slope(x: pd.Series, y: pd.Series) -> float:
     """Of the line of least squares; NaN where there is none."""
-    return float(stats.linregress(x, y).slope) if np.ptp(x) > 0 else float("nan")
+    return float(stats.linregress(x, y).slope) if x.nunique() > 1 else float("nan")
 
 
 # --- VGG16 ------------------------------------------------------------------------------------------------------------
@@ -210,15 +208,12 @@ def by_depth(sample: pd.DataFrame) -> pd.DataFrame:
         ``lower``, ``upper`` (quartiles of it).
     """
     rows = []
-    weights = sample[sample["layer"].str.match(r"(conv|full)\d+\.weight")]
+    weights = sample[sample["layer"].str.match(WEIGHTS)]
     for place, (layer, part) in enumerate(weights.groupby("layer", sort=False), 1):
-        a, e = part["snip"].to_numpy(), part["exact"].to_numpy()
-        some = e != 0
-        off = np.abs(a[some] - e[some]) / np.abs(e[some])
-        low, middle, high = np.percentile(off, [25, 50, 75]) if some.any() else (np.nan,) * 3
-        spearman = np.mean(
-            [rank_correlation(o["snip"].abs().to_numpy(), o["exact"].abs().to_numpy()) for _, o in part.groupby("seed")]
-        )
+        off = _relative(part["snip"].to_numpy(), part["exact"].to_numpy())
+        low, middle, high = np.percentile(off, [25, 50, 75]) if len(off) else (np.nan,) * 3
+        each = part[["snip", "exact"]].abs().groupby(part["seed"])
+        spearman = np.mean([rank_correlation(*own.to_numpy().T) for _, own in each])
         row = {"layer": layer, "place": place, "drawn": len(part), "spearman": spearman}
         rows.append(row | {"median_relative_difference": middle, "lower": low, "upper": high})
     return pd.DataFrame(rows)
@@ -235,13 +230,10 @@ def vgg_layers(images: Tensor, labels: Tensor, *, seed: int, sparsity: float) ->
         model = vgg16_mnist(seed=seed)
         if mode != "untouched statistics":
             set_running_statistics(model, images, batch_size=min(1000, len(images)))
-        found = snip(
-            model, images, labels, batch_size=min(100, len(images)), mode="train" if mode == "train" else "eval"
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", LayerCollapseWarning)  # shows in the table
-            table = layer_table(keep_mask(found, sparsity, ties="stable"))
-        table = table[table["layer"].str.match(r"(conv|full)\d+\.weight")]
+        how = "train" if mode == "train" else "eval"
+        found = snip(model, images, labels, batch_size=min(100, len(images)), mode=how)
+        table = layer_table(quiet_mask(found, sparsity))
+        table = table[table["layer"].str.match(WEIGHTS)]
         frames.append(table.assign(mode=mode, kept_percent=100 * table["kept"] / table["parameters"]))
     return pd.concat(frames, ignore_index=True)[["mode", "layer", "parameters", "kept_percent"]]
 

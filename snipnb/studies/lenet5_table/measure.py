@@ -12,10 +12,9 @@ import pandas as pd
 from snipnb.data import Split
 from snipnb.pruning.masks import num_removed
 from snipnb.publish.published import reported
-from snipnb.publish.stats import LEVEL, mean_interval, t_quantile, table_fit
-from snipnb.studies.shared import PUBLISHED_NUM_SCORED, of_snip, protocol
+from snipnb.publish.stats import LEVEL, t_quantile, table_fit
+from snipnb.studies.shared import binomial_variance, grid_of, of_snip, spread_of
 from snipnb.training.loop import Recipe
-from snipnb.training.runs import grid
 from snipnb.training.scores import WAYS, error_table
 
 # What the published training may have been, besides the recipe that is followed. The text says Adam at a falling rate, not how it falls; the first is how the
@@ -55,16 +54,8 @@ def rejected_controls(counts: pd.DataFrame, *, level: float = LEVEL) -> pd.DataF
         others = table[tables["snip"].columns].to_numpy()
         references = [np.delete(own, i, axis=0) if name == "snip" else own for i in range(len(others))]
         p = np.array([table_fit(row, reference).p_value for row, reference in zip(others, references, strict=True)])
-        smallest = 1 / (1 + len(references[0]))
-        rows.append(
-            {
-                "ranking": name,
-                "n": len(p),
-                "rejected": int((p <= 1 - level).sum()),
-                "median_p": float(np.median(p)),
-                "smallest_possible_p": smallest,
-            }
-        )
+        row = {"ranking": name, "n": len(p), "rejected": int((p <= 1 - level).sum()), "median_p": float(np.median(p))}
+        rows.append(row | {"smallest_possible_p": 1 / (1 + len(references[0]))})
     return pd.DataFrame(rows)
 
 
@@ -151,22 +142,9 @@ def error_summary(errors: pd.DataFrame, reported: pd.DataFrame) -> pd.DataFrame:
     published = reported.set_index("sparsity")["error_percent"]
     rows = []
     for (sparsity, way), values in errors.groupby(["sparsity", "way"], sort=False)["error_percent"]:
-        mean, low, high = mean_interval(values.to_numpy())
-        enough = len(values) >= 3
-        rows.append(
-            {
-                "sparsity": sparsity,
-                "way": way,
-                "n": len(values),
-                "mean": mean,
-                "mean_low95": low if enough else float("nan"),
-                "mean_high95": high if enough else float("nan"),
-                "smallest": values.min(),
-                "largest": values.max(),
-                "reported": published[sparsity],
-            }
-        )
-    return pd.DataFrame(rows)
+        row = {"sparsity": sparsity, "way": way} | spread_of(values.to_numpy())
+        rows.append(row | {"reported": published[sparsity]})
+    return pd.DataFrame(rows).rename(columns={"low95": "mean_low95", "high95": "mean_high95"})
 
 
 def place_errors(errors: pd.DataFrame, reported: pd.DataFrame, *, num_scored: int) -> pd.DataFrame:
@@ -195,8 +173,7 @@ def place_errors(errors: pd.DataFrame, reported: pd.DataFrame, *, num_scored: in
         n = len(values)
         if n < 2:
             raise ValueError(f"an interval for one more run needs at least 2; got {n} at sparsity {sparsity:g}")
-        share = values.mean() / 100
-        binomial = 100**2 * share * (1 - share) * (1 / num_scored + 1 / PUBLISHED_NUM_SCORED)
+        binomial = binomial_variance(values.mean(), num_scored)
         spread = values.var(ddof=1) * (1 + 1 / n)
         degrees = (n - 1) * ((spread + binomial) / spread) ** 2 if spread > 0 else 1e9
         half = t_quantile(degrees, level=1 - 0.05 / len(reported)) * (spread + binomial) ** 0.5
@@ -221,27 +198,20 @@ def recipe_levels(runs: pd.DataFrame, reported: pd.DataFrame, *, num_scored: int
     tables = []
     for name, own in runs.groupby("name", sort=False):
         rates = error_table(own)
-        last, best = (
-            rates[rates["way"] == WAYS[way]].groupby("sparsity")["error_percent"]
-            for way in ("error_rate", "best_error_rate")
-        )
+        by_way = rates.groupby(["way", "sparsity"])["error_percent"]
+        last, best = WAYS["error_rate"], WAYS["best_error_rate"]
+        found = {"last_epoch": by_way.mean()[last], "smallest": by_way.min()[best], "largest": by_way.max()[best]}
         placed = place_errors(rates, reported[reported["sparsity"].isin(own["sparsity"])], num_scored=num_scored)
-        placed = placed.rename(columns={"mean": "best_epoch"})
-        placed.insert(0, "recipe", name)
-        found = {"last_epoch": last.mean(), "smallest": best.min(), "largest": best.max()}
-        for place, (column, values) in zip((3, 5, 6), found.items(), strict=True):
-            placed.insert(place, column, values.loc[placed["sparsity"]].to_numpy())
-        tables.append(placed)
-    return pd.concat(tables, ignore_index=True)
+        placed = placed.rename(columns={"mean": "best_epoch"}).assign(recipe=name)
+        tables.append(placed.merge(pd.DataFrame(found), on="sparsity"))
+    before = ["recipe", "sparsity", "n", "last_epoch", "best_epoch", "smallest", "largest"]
+    return pd.concat(tables, ignore_index=True)[[*before, "low", "high", "reported", "inside"]]
 
 
 def follows_published_protocol(split: Split, recipe: Recipe) -> bool:
     """Whether a run is trained and scored as the published ones were: C33's rule asks for it."""
-    published = Recipe(epochs=80, batch_size=128, optimiser="adam", learning_rate=0.0012)
+    alike = (recipe.epochs, recipe.batch_size, recipe.optimiser, recipe.learning_rate) == (80, 128, "adam", 0.0012)
     falls = recipe.schedule in ("step", "exponential", "cosine")
-    alike = all(
-        getattr(recipe, f) == getattr(published, f) for f in ("epochs", "batch_size", "optimiser", "learning_rate")
-    )
     return split.name == "published" and falls and alike and recipe.weight_decay == 0
 
 
@@ -256,15 +226,12 @@ def grids(parameters: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         ``figure2``: SNIP at sparsity 0 and those of Figure 2; ``recipes``: by name in :data:`RECIPES`, runs at sparsity 0 and the largest.
     """
-    sparsities, common = sorted(reported("figure2")["sparsity"].unique()), protocol(parameters)
+    sparsities, num_seeds = sorted(reported("figure2")["sparsity"].unique()), parameters["num_recipe_runs"]
     others = {name: Recipe(epochs=parameters["epochs"], **options) for name, options in RECIPES.items()}
-    few, seeds = [0.0, sparsities[-1]], range(parameters["num_recipe_runs"])
     return {
-        "figure2": grid(
-            criteria=["snip"], sparsities=[0.0, *sparsities], seeds=range(parameters["num_runs"]), **common
-        ),
+        "figure2": grid_of(parameters, ["snip"], [0.0, *sparsities]),
         "recipes": {
-            name: grid(criteria=["snip"], sparsities=few, seeds=seeds, **{**common, "recipe": recipe})
+            name: grid_of(parameters, ["snip"], [0.0, sparsities[-1]], num_seeds=num_seeds, recipe=recipe)
             for name, recipe in others.items()
         },
     }

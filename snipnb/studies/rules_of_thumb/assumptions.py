@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
@@ -16,13 +15,13 @@ from torch.func import functional_call, vmap
 from snipnb._checks import Salience, float_parameters
 from snipnb._progress import track
 from snipnb.data import Split
-from snipnb.networks import WHOLE
 from snipnb.pruning.criteria import Start, mask_for, salience_for
-from snipnb.pruning.masks import LayerCollapseWarning, Mask, keep_mask, num_removed
+from snipnb.pruning.masks import Mask, num_removed
 from snipnb.publish.stats import rank_correlation
 from snipnb.saliences.brute_force import mean_loss
 from snipnb.saliences.exact import exact_salience
 from snipnb.saliences.snip import snip
+from snipnb.studies.shared import flat, parts_of, quiet_mask, summarise
 from snipnb.training.scores import error_rate
 
 SETS_AT_ONCE = 64  # what a processor's caches hold
@@ -134,9 +133,8 @@ def changes_of_all_sets(model: nn.Module, images: Tensor, labels: Tensor) -> tup
 
     def loss(kept: Tensor) -> Tensor:
         parts = zip(parameters.items(), kept.split(sizes), strict=True)
-        return nn.functional.cross_entropy(
-            functional_call(model, {n: p * k.view_as(p) for (n, p), k in parts}, (images,)), labels
-        )
+        outputs = functional_call(model, {n: p * k.view_as(p) for (n, p), k in parts}, (images,))
+        return nn.functional.cross_entropy(outputs, labels)
 
     losses = torch.cat([vmap(loss)((~some).to(images.dtype)) for some in removed.split(SETS_AT_ONCE)])
     return removed, losses - losses[0]
@@ -157,15 +155,13 @@ def greedy_against_best(images: Tensor, labels: Tensor, *, seeds: Iterable[int])
         model = toy_network(seed)
         removed, changes = changes_of_all_sets(model, x, y)
         sizes, magnitudes = removed.sum(1), changes.abs()
-        flat = {
-            "exact": torch.cat([s.flatten() for s in exact_salience(model, x, y).values()]),
-            "snip": torch.cat([s.flatten() for s in snip(model, x, y).values()]),
-        }
+        saliences = {"exact": exact_salience(model, x, y), "snip": snip(model, x, y)}
         powers = 2 ** torch.arange(removed.shape[1])
         for size in range(1, removed.shape[1]):
             all_of_size = magnitudes[sizes == size]
-            for ranking, salience in flat.items():
-                own = magnitudes[powers[salience.abs().argsort(stable=True)[:size]].sum()]
+            for ranking, salience in saliences.items():
+                order = flat(salience, salience).abs().argsort(stable=True)
+                own = magnitudes[powers[order[:size]].sum()]
                 better = float((all_of_size < own * (1 - 1e-9)).double().mean())
                 facts = {"change": float(own), "best_change": float(all_of_size.min()), "better_sets": better}
                 row = {"seed": seed, "size": size, "sets": len(all_of_size), "ranking": ranking}
@@ -208,17 +204,12 @@ def trained_agreement(saliences: Sequence[Mapping[str, Salience]]) -> pd.DataFra
     """
     rows = []
     for found in saliences:
-        for name in found:
-            if name == "exact":
-                continue
-            for layer in [WHOLE, *found["exact"]]:
-                names = found["exact"] if layer == WHOLE else [layer]
-                a, b = (
-                    torch.cat([s[n].flatten().abs().double() for n in names]) for s in (found[name], found["exact"])
-                )
-                rows.append({"ranking": name, "layer": layer, "spearman": rank_correlation(a.numpy(), b.numpy())})
-    groups = pd.DataFrame(rows).groupby(["ranking", "layer"], sort=False)["spearman"]
-    return groups.agg(n="size", spearman="mean", smallest="min", largest="max").reset_index()
+        exact = found["exact"]
+        others = [name for name in found if name != "exact"]
+        for name, (layer, names) in itertools.product(others, parts_of(exact, label=str).items()):
+            a, b = (flat(s, names).abs().numpy() for s in (found[name], exact))
+            rows.append({"ranking": name, "layer": layer, "spearman": rank_correlation(a, b)})
+    return summarise(pd.DataFrame(rows), ["ranking", "layer"], "spearman").rename(columns={"mean": "spearman"})
 
 
 def rankings_of(models: Sequence[nn.Module], images: Tensor, labels: Tensor) -> list[dict[str, Salience]]:
@@ -244,13 +235,16 @@ def removal_errors(
     rows = []
     jobs = list(enumerate(zip(models, saliences, strict=True)))
     for seed, (model, found) in track(jobs, "removal, trained networks"):
-        before = 100 * error_rate(model, split.test_images, split.test_labels)
+        before = _error_percent(model, split)
         for ranking, sparsity in itertools.product(found, sparsities):
-            mask = _quiet_mask(found[ranking], sparsity)
-            error = 100 * error_rate(masked(model, mask), split.test_images, split.test_labels)
+            error = _error_percent(masked(model, quiet_mask(found[ranking], sparsity)), split)
             facts = {"error_percent": error, "increase": error - before}
             rows.append({"seed": seed, "ranking": ranking, "sparsity": sparsity} | facts)
     return pd.DataFrame(rows)
+
+
+def _error_percent(model: nn.Module, split: Split) -> float:
+    return 100 * error_rate(model, split.test_images, split.test_labels)
 
 
 def removal_by_layer(
@@ -273,23 +267,16 @@ def removal_by_layer(
     rows = []
     jobs = list(enumerate(zip(models, saliences, strict=True)))
     for seed, (model, found) in track(jobs, "removal by layer, trained networks"):
-        before = 100 * error_rate(model, split.test_images, split.test_labels)
-        whole = _quiet_mask(found["snip"], sparsity)
+        before = _error_percent(model, split)
+        whole = quiet_mask(found["snip"], sparsity)
         for layer in [n for n, p in model.named_parameters() if p.dim() > 1]:
             named = 100 * float((~whole[layer]).double().mean())
             for ranking in rankings:
-                mask = {n: torch.ones_like(m) for n, m in whole.items()}
-                mask[layer] = keep_mask({layer: found[ranking][layer]}, sparsity, ties="stable")[layer]
-                error = 100 * error_rate(masked(model, mask), split.test_images, split.test_labels)
-                facts = {"ranking": ranking, "increase": error - before}
+                everything = {n: torch.ones_like(m) for n, m in whole.items()}
+                mask = everything | quiet_mask({layer: found[ranking][layer]}, sparsity)
+                facts = {"ranking": ranking, "increase": _error_percent(masked(model, mask), split) - before}
                 rows.append({"seed": seed, "layer": layer, "named_percent": named} | facts)
     return pd.DataFrame(rows)
-
-
-def _quiet_mask(salience: Salience, sparsity: float) -> Mask:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", LayerCollapseWarning)  # shows in the error
-        return keep_mask(salience, sparsity, ties="stable")
 
 
 def layer_summary(by_layer: pd.DataFrame) -> pd.DataFrame:
@@ -306,15 +293,8 @@ def farthest_from_one(changes: pd.DataFrame, sparsities: Sequence[float]) -> pd.
     Raises:
         ValueError: If a ratio is missing.
     """
-    some = changes[
-        (changes["state"] == START) & (changes["criterion"] == "snip") & changes["sparsity"].isin(sparsities)
-    ]
+    some = changes[(changes["state"] == START) & (changes["criterion"] == "snip")]
+    some = some[some["sparsity"].isin(sparsities)]
     if some["ratio"].isna().any() or set(some["sparsity"]) != set(sparsities):
         raise ValueError(f"ratios are needed at sparsities {list(sparsities)}; some are missing")
     return (some["ratio"] - 1).abs().groupby(some["sparsity"]).max()
-
-
-def summarise(frame: pd.DataFrame, by: Sequence[str], value: str = "increase") -> pd.DataFrame:
-    """Over networks: ``by``, ``n``, ``mean``, ``smallest``, ``largest`` of a column."""
-    groups = frame.groupby(list(by), sort=False)[value]
-    return groups.agg(n="size", mean="mean", smallest="min", largest="max").reset_index()

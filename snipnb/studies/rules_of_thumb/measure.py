@@ -12,11 +12,11 @@ from torch import Tensor
 from snipnb.networks import lenet5
 from snipnb.pruning.criteria import Start, mask_for, salience_for
 from snipnb.pruning.masks import layer_table
-from snipnb.publish.stats import equivalence_test, mean_interval, non_inferiority_test
-from snipnb.studies.shared import differences, margin_of, paired, protocol
+from snipnb.publish.stats import equivalence_test, non_inferiority_test
+from snipnb.studies.shared import differences, grid_of, interval_of, margin_of, paired
 from snipnb.training.grid import run_grid
 from snipnb.training.loop import Recipe
-from snipnb.training.runs import RunConfig, grid
+from snipnb.training.runs import RunConfig
 from snipnb.training.scores import LAST, error_table
 
 RULES_OF_THUMB = (
@@ -55,11 +55,6 @@ QUESTIONS = {
 }
 
 
-def _margin(rates: pd.DataFrame, sparsity: float, smallest: float) -> float:
-    own = rates[(rates["sparsity"] == sparsity) & (rates["way"] == LAST)]
-    return margin_of(own, reference="snip", smallest=smallest)
-
-
 def against_snip(runs: pd.DataFrame, *, smallest_margin: float) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every criterion against SNIP, pair by pair: same initial weights, same image order.
 
@@ -76,20 +71,20 @@ def against_snip(runs: pd.DataFrame, *, smallest_margin: float) -> tuple[pd.Data
         difference), ``margin``, ``equivalence_p``, ``non_inferiority_p``, ``outcome``, ``collapsed`` (runs with a layer of which nothing is
         kept); and one row per pair: ``criterion``, ``sparsity``, ``seed``, ``difference``.
     """
-    rates = error_table(runs)
-    pairs = differences(rates, way=LAST, reference="snip")
+    rates = error_table(runs, way=LAST)
+    pairs = differences(rates, reference="snip")
     cut = runs[runs["collapsed"] > 0].groupby(["criterion", "sparsity"])["init_seed"].nunique()
     rows = []
     for (criterion, sparsity), part in pairs.groupby(["criterion", "sparsity"], sort=False):
-        values, margin = part["difference"].to_numpy(), _margin(rates, sparsity, smallest_margin)
+        values, here = part["difference"].to_numpy(), rates[rates["sparsity"] == sparsity]
+        margin = margin_of(here, reference="snip", smallest=smallest_margin)
         test, below = equivalence_test(values, margin), non_inferiority_test(values, margin)
-        chosen = (rates["criterion"] == criterion) & (rates["sparsity"] == sparsity) & (rates["way"] == LAST)
         rows.append(
             {
                 "criterion": criterion,
                 "sparsity": sparsity,
                 "n": len(values),
-                "error_percent": float(rates.loc[chosen, "error_percent"].mean()),
+                "error_percent": float(here.loc[here["criterion"] == criterion, "error_percent"].mean()),
                 "mean": test.mean,
                 "low95": test.low,
                 "high95": test.high,
@@ -134,15 +129,10 @@ def kept_by_layer(
 
 def advice(compared: pd.DataFrame) -> pd.DataFrame:
     """What follows from :func:`against_snip`: one row per question, a column per sparsity with outcome and interval."""
-    sparsities = sorted(compared["sparsity"].unique())
-    rows = []
-    for criterion, question in QUESTIONS.items():
-        row = {"question": question, "tried": criterion}
-        for sparsity in sparsities:
-            found = compared[(compared["criterion"] == criterion) & (compared["sparsity"] == sparsity)]
-            row[f"at {sparsity:g}"] = _said(found.iloc[0]) if len(found) else "not tried"
-        rows.append(row)
-    return pd.DataFrame(rows)
+    said = compared.assign(said=compared.apply(_said, axis=1))
+    said = said.pivot(index="criterion", columns="sparsity", values="said").reindex(list(QUESTIONS)).fillna("not tried")
+    said = said.rename(columns="at {:g}".format)
+    return pd.DataFrame({"question": QUESTIONS.values(), "tried": list(QUESTIONS)}).join(said, on="tried")
 
 
 def _said(row: pd.Series) -> str:
@@ -204,11 +194,10 @@ def increases(runs: pd.DataFrame) -> pd.DataFrame:
     for name in dict.fromkeys(runs["name"]):
         own = wide.loc[name]
         for sparsity in [s for s in own.columns if s > 0]:
-            mean, low, high = mean_interval((own[sparsity] - own[0.0]).to_numpy())
             facts = {"dense_percent": own[0.0].mean(), "error_percent": own[sparsity].mean()}
             row = {"name": name, "sparsity": sparsity, "n": len(own)} | facts
-            rows.append(row | {"increase": mean, "low95": low, "high95": high})
-    return pd.DataFrame(rows)
+            rows.append(row | interval_of((own[sparsity] - own[0.0]).to_numpy()))
+    return pd.DataFrame(rows).rename(columns={"mean": "increase"})
 
 
 def excess(table: pd.DataFrame, *, allowed: float) -> pd.DataFrame:
@@ -232,8 +221,8 @@ def excess(table: pd.DataFrame, *, allowed: float) -> pd.DataFrame:
 
 def grids(parameters: Mapping[str, Any]) -> dict[str, list[RunConfig]]:
     """Training runs of the notebook with these parameters: ``rules_of_thumb``, SNIP, its controls, and masks by rules for layer densities."""
-    options = {"sparsities": sorted({*parameters["sparsities"], JUDGED}), "seeds": range(parameters["num_runs"])}
-    return {"rules_of_thumb": grid(criteria=RULES_OF_THUMB, **options, **protocol(parameters))}
+    sparsities = sorted({*parameters["sparsities"], JUDGED})
+    return {"rules_of_thumb": grid_of(parameters, RULES_OF_THUMB, sparsities)}
 
 
 def tuning(parameters: Mapping[str, Any]) -> dict[tuple[str, float], RunConfig]:
@@ -245,9 +234,9 @@ def tuning(parameters: Mapping[str, Any]) -> dict[tuple[str, float], RunConfig]:
             init_seed=TUNING_SEED,
             split=parameters["split_name"],
             sample=parameters["sample"],
-            recipe=Recipe(epochs=parameters["optimiser_epochs"], learning_rate=rate, **options),
+            recipe=_recipe(parameters, name, rate),
         )
-        for name, (options, rates) in OPTIMISERS.items()
+        for name, (_, rates) in OPTIMISERS.items()
         for rate in rates
     }
 
@@ -262,9 +251,9 @@ def optimisers(
         rates: Name in :data:`OPTIMISERS` -> learning rate.
         sparsities: Fractions removed.
     """
-    seeds, common, epochs = range(parameters["num_runs"]), protocol(parameters), parameters["optimiser_epochs"]
-    recipes = {name: Recipe(epochs=epochs, learning_rate=rate, **OPTIMISERS[name][0]) for name, rate in rates.items()}
-    return {
-        name: grid(criteria=["snip"], sparsities=[0.0, *sparsities], seeds=seeds, **{**common, "recipe": recipe})
-        for name, recipe in recipes.items()
-    }
+    recipes = {name: _recipe(parameters, name, rate) for name, rate in rates.items()}
+    return {name: grid_of(parameters, ["snip"], [0.0, *sparsities], recipe=recipe) for name, recipe in recipes.items()}
+
+
+def _recipe(parameters: Mapping[str, Any], name: str, rate: float) -> Recipe:
+    return Recipe(epochs=parameters["optimiser_epochs"], learning_rate=rate, **OPTIMISERS[name][0])

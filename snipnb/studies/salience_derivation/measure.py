@@ -19,6 +19,7 @@ from snipnb.pruning.masks import keep_mask, standardise
 from snipnb.publish.stats import largest_relative_difference, overlap
 from snipnb.saliences import brute_force
 from snipnb.saliences.snip import snip
+from snipnb.studies.shared import above_zero
 
 
 def compare_indicators(model: nn.Module, images: Tensor, labels: Tensor) -> pd.DataFrame:
@@ -84,18 +85,9 @@ def order_table(orders: pd.DataFrame, sampled: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for layer in [*dict.fromkeys(sampled["layer"]), "all"]:
-        own = orders["order"] if layer == "all" else orders.loc[orders["layer"] == layer, "order"]
-        count = len(sampled) if layer == "all" else int((sampled["layer"] == layer).sum())
-        quartiles = own.quantile([0.25, 0.5, 0.75]).tolist()
-        rows.append(
-            {
-                "layer": layer,
-                "sampled": count,
-                "usable": len(own),
-                **dict(zip(("q25", "median", "q75"), quartiles, strict=True)),
-            }
-        )
-    return pd.DataFrame(rows)
+        drawn, own = (frame[(frame["layer"] == layer) | (layer == "all")] for frame in (sampled, orders))
+        rows.append((layer, len(drawn), len(own), *own["order"].quantile([0.25, 0.5, 0.75])))
+    return pd.DataFrame(rows, columns=["layer", "sampled", "usable", "q25", "median", "q75"])
 
 
 def exact_counts(cases: pd.DataFrame, *, bound: float) -> pd.DataFrame:
@@ -107,10 +99,8 @@ def exact_counts(cases: pd.DataFrame, *, bound: float) -> pd.DataFrame:
     """
     last = cases["layer"].str.split(".").str[0] == cases["layer"].iloc[-1].split(".")[0]
     exact = cases["error"] <= bound
-    frame = pd.DataFrame(
-        {"case": cases["case"].str.replace("\n", " "), "sampled": 1, "exact": exact, "exact, last layer": exact & last}
-    )
-    frame["loss unchanged"] = (cases["exact"] == 0) & exact
+    facts = {"exact": exact, "exact, last layer": exact & last, "loss unchanged": exact & (cases["exact"] == 0)}
+    frame = pd.DataFrame({"case": cases["case"].str.replace("\n", " "), "sampled": 1, **facts})
     return frame.groupby("case", sort=False).sum().astype(int).reset_index()
 
 
@@ -129,14 +119,11 @@ def loss_paths(
     """
     fast = snip(_double(model), images.double(), labels)
     draw = torch.Generator().manual_seed(seed)
-    pools = {
-        name: s.flatten().abs().argsort(descending=True)[: max(1, s.numel() // 2)]
-        for name, s in fast.items()
-        if s.dim() > 1
-    }
-    sample = {
-        name: pool[torch.randperm(len(pool), generator=draw)[:per_tensor]].sort().values for name, pool in pools.items()
-    }
+    sample: dict[str, Tensor] = {}
+    for name, s in fast.items():
+        if s.dim() > 1:
+            pool = s.flatten().abs().argsort(descending=True)[: max(1, s.numel() // 2)]
+            sample[name] = pool[torch.randperm(len(pool), generator=draw)[:per_tensor]].sort().values
     exact = brute_force.ablation_salience(model, images, labels, parameters=sample)
     rows = []
     for name, first_order in brute_force.pick(fast, sample).items():
@@ -145,18 +132,10 @@ def loss_paths(
         for kind, place in (("typical", order[len(order) // 2]), ("worst", order[-1])):
             index = int(sample[name][place])
             losses = brute_force.loss_along_weight(model, images, labels, name, index, [1.0, *factors])
-            rows += [
-                {
-                    "layer": published_label(name),
-                    "kind": kind,
-                    "c": c,
-                    "change": float(value - losses[0]),
-                    "tangent": (c - 1) * float(first_order[place]),
-                    "index": index,
-                    "error": float(errors[place]),
-                }
-                for c, value in zip(factors, losses[1:], strict=True)
-            ]
+            for c, value in zip(factors, losses[1:], strict=True):
+                line = {"c": c, "change": float(value - losses[0]), "tangent": (c - 1) * float(first_order[place])}
+                panel = {"layer": published_label(name), "kind": kind}
+                rows.append(panel | line | {"index": index, "error": float(errors[place])})
     return pd.DataFrame(rows).sort_values("kind", kind="stable", ignore_index=True)
 
 
@@ -243,17 +222,11 @@ def other_rankings(model: nn.Module, images: Tensor, labels: Tensor, *, sparsity
         ``overlap`` (kept sets against SNIP's, intersection over union).
     """
     network = _double(model)
-    loss = nn.functional.cross_entropy(network(images.double()), labels)
-    gradients = dict(
-        zip(dict(network.named_parameters()), torch.autograd.grad(loss, list(network.parameters())), strict=True)
-    )
+    nn.functional.cross_entropy(network(images.double()), labels).backward()
+    gradients = {name: p.grad for name, p in network.named_parameters()}
     salience = snip(network, images.double(), labels)
-    lowest = min(s.min() for s in salience.values())
     mask = keep_mask(salience, sparsity)
-    others = {
-        "signed salience": ("w dL/dw", {name: s - lowest for name, s in salience.items()}),  # all >= 0, same order
-        "gradient": ("abs(dL/dw)", gradients),
-    }
+    others = {"signed salience": ("w dL/dw", above_zero(salience)), "gradient": ("abs(dL/dw)", gradients)}
     return pd.DataFrame(
         {"ranking": name, "formula": formula, "overlap": overlap(mask, keep_mask(other, sparsity))}
         for name, (formula, other) in others.items()
@@ -314,10 +287,8 @@ def _double(model: nn.Module) -> nn.Module:
 
 
 def _sampled(columns: dict[str, dict[str, Tensor]], sample: dict[str, Tensor]) -> pd.DataFrame:
-    parts = [
-        pd.DataFrame(
-            {"layer": name, "index": indices.numpy(), **{key: values[name].numpy() for key, values in columns.items()}}
-        )
-        for name, indices in sample.items()
-    ]
+    parts = []
+    for name, index in sample.items():
+        values = {key: found[name].numpy() for key, found in columns.items()}
+        parts.append(pd.DataFrame({"layer": name, "index": index.numpy(), **values}))
     return pd.concat(parts, ignore_index=True)

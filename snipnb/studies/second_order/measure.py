@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,13 +14,13 @@ from torch import Tensor, nn
 
 from snipnb._checks import Salience, call_with, float_parameters
 from snipnb._progress import track
-from snipnb.networks import WHOLE, published_label
+from snipnb.networks import WHOLE
 from snipnb.publish.stats import rank_correlation
 from snipnb.saliences import brute_force
 from snipnb.saliences.exact import exact_salience
 from snipnb.saliences.taylor import derivatives, diagonal_hessian, row_sum_hessian, taylor_salience
-from snipnb.studies.shared import log_bins, overlaps, paired, protocol
-from snipnb.training.runs import RunConfig, grid
+from snipnb.studies.shared import flat, grid_of, log_bins, overlaps, paired, parts_of, summarise
+from snipnb.training.runs import RunConfig
 from snipnb.training.scores import LAST
 
 SECOND_ORDER = ("snip", "exact", "second_order", "third_order", "linear_region", "printed_second_order")
@@ -64,14 +65,8 @@ def symbolic_second_order() -> pd.DataFrame:
     rows = []
     for name, formula in formulas.items():
         left = sp.factor(sp.expand(formula**2 - exact**2))
-        rows.append(
-            {
-                "formula": name,
-                "for_a_quadratic_loss": str(sp.factor(sp.expand(formula))),
-                "squared_less_exact": str(left),
-                "exact": left == 0,
-            }
-        )
+        row = {"formula": name, "for_a_quadratic_loss": str(sp.factor(sp.expand(formula)))}
+        rows.append(row | {"squared_less_exact": str(left), "exact": left == 0})
     return pd.DataFrame(rows)
 
 
@@ -146,33 +141,24 @@ def against_nested_derivatives(
     for network, examples in networks.items():
         found, nested = (derivatives(*examples, order=max(orders), method=m) for m in ("cumulants", "autodiff"))
         for order in orders:
-            a, b = (torch.cat([t.flatten() for t in side[order - 1].values()]) for side in (found, nested))
-            largest = float(b.abs().max())
-            error = float((a - b).abs().max()) / largest
+            a, b = (flat(side[order - 1], side[order - 1]) for side in (found, nested))
+            largest, error = float(b.abs().max()), float((a - b).abs().max())
             facts = {"network": network, "parameters": len(a), "order": order}
-            rows.append(facts | {"largest": largest, "largest_error": error})
+            rows.append(facts | {"largest": largest, "largest_error": error / largest})
     return pd.DataFrame(rows)
 
 
 def tiny_networks(images: Tensor, labels: Tensor, *, number: int = 12) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
     """Piecewise-linear networks that are small enough for nested derivatives, with some images reduced to 7 x 7, in float64."""
+
+    def linear(*sizes: int) -> list[nn.Module]:  # with a ReLU between each two
+        pairs = [(nn.Linear(*pair), nn.ReLU()) for pair in itertools.pairwise(sizes)]
+        return [nn.Flatten(), *itertools.chain(*pairs)][:-1]
+
     builders: dict[str, Callable[[], list[nn.Module]]] = {
-        "linear - ReLU - linear": lambda: [nn.Flatten(), nn.Linear(49, 6), nn.ReLU(), nn.Linear(6, 10)],
-        "convolution - pooling - linear": lambda: [
-            nn.Conv2d(1, 2, 3),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Linear(8, 10),
-        ],
-        "three linear layers": lambda: [
-            nn.Flatten(),
-            nn.Linear(49, 5),
-            nn.ReLU(),
-            nn.Linear(5, 5),
-            nn.ReLU(),
-            nn.Linear(5, 10),
-        ],
+        "linear - ReLU - linear": lambda: linear(49, 6, 10),
+        "convolution - pooling - linear": lambda: [nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), *linear(8, 10)],
+        "three linear layers": lambda: linear(49, 5, 5, 10),
     }
     small = nn.functional.avg_pool2d(images[:number].double(), 4)
     found: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
@@ -194,9 +180,8 @@ def row_sums(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[pd.DataF
     """
     diagonal, sums = diagonal_hessian(model, images, labels), row_sum_hessian(model, images, labels)
     rows, filled = [], []
-    for layer in [WHOLE, *diagonal]:
-        names = diagonal if layer == WHOLE else [layer]
-        d, s = (torch.cat([x[n].flatten() for n in names]).double().numpy() for x in (diagonal, sums))
+    for layer, names in parts_of(diagonal, label=str).items():
+        d, s = (flat(x, names).numpy() for x in (diagonal, sums))
         rows.append(
             {
                 "layer": layer,
@@ -250,21 +235,13 @@ def compare_orders(found: Mapping[str, Salience], *, sparsity: float) -> pd.Data
     exact = found["exact"]
     rows = []
     for name in APPROXIMATIONS:
-        salience = found[name]
-        shared = overlaps(exact, salience, [sparsity]).set_index("layer")["overlap"]
-        for layer in [WHOLE, *exact]:
-            names = exact if layer == WHOLE else [layer]
-            e, a = (torch.cat([s[n].flatten() for n in names]).double() for s in (exact, salience))
+        shared = overlaps(exact, found[name], [sparsity])["overlap"]
+        for (layer, names), overlap in zip(parts_of(exact, label=str).items(), shared, strict=True):
+            e, a = (flat(s, names) for s in (exact, found[name]))
             error = float((a - e).abs().sum() / e.abs().sum()) if name in IN_UNITS_OF_LOSS else float("nan")
-            rows.append(
-                {
-                    "approximation": name,
-                    "layer": layer,
-                    "spearman": rank_correlation(a.abs().numpy(), e.abs().numpy()),
-                    "overlap": float(shared[layer if layer == WHOLE else published_label(layer)]),
-                    "relative_error": error,
-                }
-            )
+            spearman = rank_correlation(a.abs().numpy(), e.abs().numpy())
+            row = {"approximation": name, "layer": layer, "spearman": spearman}
+            rows.append(row | {"overlap": overlap, "relative_error": error})
     return pd.DataFrame(rows)
 
 
@@ -290,8 +267,7 @@ def compare_states(
     ]
     by = ["state", "approximation", "layer"]
     long = pd.concat(frames, ignore_index=True).melt(by, ["spearman", "overlap", "relative_error"], "measure", "value")
-    grouped = long.groupby([*by, "measure"], sort=False)["value"]
-    return grouped.agg(n="size", mean="mean", smallest="min", largest="max").reset_index()
+    return summarise(long, [*by, "measure"], "value")
 
 
 def mean_of(compared: pd.DataFrame, state: str, approximation: str, measure: str, layer: str = WHOLE) -> float:
@@ -303,14 +279,10 @@ def mean_of(compared: pd.DataFrame, state: str, approximation: str, measure: str
 def agreement_table(compared: pd.DataFrame) -> pd.DataFrame:
     """Means for the whole network: one row per state and approximation, a column per measure."""
     whole = compared[compared["layer"] == WHOLE]
-    table = whole.pivot(index=["state", "approximation"], columns="measure", values="mean").reset_index()
-    order = {name: k for k, name in enumerate(APPROXIMATIONS)}
-    table = table.sort_values("approximation", key=lambda names: names.map(order), kind="stable")
-    table = table.sort_values(
-        "state", key=lambda states: states.map({s: k for k, s in enumerate(compared["state"].unique())}), kind="stable"
-    )
-    table["approximation"] = table["approximation"].map(APPROXIMATIONS)
-    return table[["state", "approximation", "spearman", "overlap", "relative_error"]].reset_index(drop=True)
+    table = whole.pivot(index=["state", "approximation"], columns="measure", values="mean")
+    rows = itertools.product(compared["state"].unique(), APPROXIMATIONS)
+    table = table.loc[list(rows), ["spearman", "overlap", "relative_error"]].reset_index()
+    return table.assign(approximation=table["approximation"].map(APPROXIMATIONS))
 
 
 def switching(compared: pd.DataFrame) -> pd.DataFrame:
@@ -342,13 +314,10 @@ def gains(rates: pd.DataFrame, *, than: str, way: str = LAST) -> pd.DataFrame:
     rows = []
     for criterion in [c for c in rates["criterion"].unique() if c != than]:
         own = rates.loc[(rates["criterion"] == criterion) & (rates["way"] == way), "error_percent"]
-        mean, low, high = paired(rates, than, criterion, way=way)
-        facts = {"n": len(own), "error_percent": own.mean(), "mean": mean, "low95": low, "high95": high}
-        rows.append({"criterion": criterion} | facts)
-    return pd.DataFrame(rows)
+        rows.append((criterion, len(own), own.mean(), *paired(rates, than, criterion, way=way)))
+    return pd.DataFrame(rows, columns=["criterion", "n", "error_percent", "mean", "low95", "high95"])
 
 
 def grids(parameters: Mapping[str, Any]) -> dict[str, list[RunConfig]]:
     """Training runs of the notebook with these parameters: ``second_order``, the exact criterion and its approximations at 0.95."""
-    seeds, common = range(parameters["num_runs"]), protocol(parameters)
-    return {"second_order": grid(criteria=SECOND_ORDER, sparsities=[0.95], seeds=seeds, **common)}
+    return {"second_order": grid_of(parameters, SECOND_ORDER, [0.95])}

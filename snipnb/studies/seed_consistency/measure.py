@@ -16,7 +16,7 @@ from torch import Tensor
 from snipnb.networks import WHOLE
 from snipnb.pruning.masks import Mask
 from snipnb.publish.stats import LEVEL, TableFit, table_fit
-from snipnb.studies.shared import Ensemble, kept_counts, masks, place_reported
+from snipnb.studies.shared import Ensemble, kept_counts, masks, place_reported, summarise
 
 RESAMPLES = 2000
 BINS = 10  # of magnitude, each with as many weights
@@ -43,10 +43,8 @@ def variance_split(counts: pd.DataFrame, *, by: Sequence[str], level: float = LE
         values = fractions.pivot(index="seed", columns="layer", values="fraction").to_numpy()
         draw = np.random.RandomState(0).randint(len(values), size=(RESAMPLES, len(values)))
         low, high = np.quantile(_share(values[draw]), [(1 - level) / 2, (1 + level) / 2])
-        rows.append(
-            dict(zip(by, condition, strict=True))
-            | {"n": len(values), "share": float(_share(values)), "low": low, "high": high}
-        )
+        row = {"n": len(values), "share": float(_share(values)), "low": low, "high": high}
+        rows.append(dict(zip(by, condition, strict=True)) | row)
     return pd.DataFrame(rows)
 
 
@@ -122,16 +120,9 @@ def image_effect(some: Mapping[int, Ensemble], whole: Ensemble, *, sparsities: S
             ]
             shift = (tables[0] - tables[1]).mean() / tables[1].std(ddof=1).clip(lower=1)
             pairs = mask_overlaps(*(masks(n, sparsity, ties="stable") for n in (networks, whole)))
-            rows.append(
-                {
-                    "images": number,
-                    "sparsity": sparsity,
-                    "n": len(networks.seeds),
-                    "largest_shift": float(shift.abs().max()),
-                    "typical_shift": float((shift**2).mean() ** 0.5),
-                    "overlap": float(pairs.loc[pairs["layer"] == WHOLE, "overlap"].mean()),
-                }
-            )
+            facts = {"largest_shift": float(shift.abs().max()), "typical_shift": float((shift**2).mean() ** 0.5)}
+            facts |= {"overlap": float(pairs.loc[pairs["layer"] == WHOLE, "overlap"].mean())}
+            rows.append({"images": number, "sparsity": sparsity, "n": len(networks.seeds)} | facts)
     return pd.DataFrame(rows)
 
 
@@ -277,7 +268,7 @@ def kept_by_magnitude(networks: Ensemble, kept: Mask) -> pd.DataFrame:
         One row per weight tensor and tenth: ``layer``, ``tenth`` (1: smallest), ``kept`` (fraction, all seeds together), ``low``,
         ``high`` (smallest and largest of the seeds).
     """
-    frames = []
+    rows = []
     for name in _weights(networks):
         size = networks.weights[name].flatten(1).abs()
         rank = size.argsort(1).argsort(1)
@@ -287,8 +278,8 @@ def kept_by_magnitude(networks: Ensemble, kept: Mask) -> pd.DataFrame:
             here = tenth == k
             share = ((mask & here).sum(1) / here.sum(1)).double()
             ends = {"low": float(share.min()), "high": float(share.max())}
-            frames.append({"layer": name, "tenth": k + 1, "kept": float(share.mean()), **ends})
-    return pd.DataFrame(frames)
+            rows.append({"layer": name, "tenth": k + 1, "kept": float(share.mean()), **ends})
+    return pd.DataFrame(rows)
 
 
 def low_to_middle(by_magnitude: pd.DataFrame) -> pd.DataFrame:
@@ -309,8 +300,7 @@ def _weights(networks: Ensemble) -> list[str]:
 def density_curves(counts: pd.DataFrame) -> pd.DataFrame:
     """Kept fraction of each tensor against sparsity: ``sparsity``, ``layer``, ``label``, ``mean``, ``smallest``, ``largest``."""
     fractions = counts.assign(fraction=counts["kept"] / counts["parameters"])
-    grouped = fractions.groupby(["sparsity", "layer", "label"], sort=False)["fraction"]
-    return grouped.agg(mean="mean", smallest="min", largest="max").reset_index()
+    return summarise(fractions, ["sparsity", "layer", "label"], "fraction").drop(columns="n")
 
 
 # --- several ensembles at once ----------------------------------------------------------------------------------------
@@ -328,9 +318,8 @@ def under_conditions(networks: Mapping[str, tuple[Ensemble, str]], *, sparsity: 
 
 def placed_by_initialisation(counts: Mapping[str, pd.DataFrame], reported: pd.DataFrame) -> pd.DataFrame:
     """:func:`snipnb.studies.shared.place_reported` for each initialisation, with the column ``init``."""
-    return by_initialisation(
-        {init: (frame, reported) for init, frame in counts.items()}, lambda *args: place_reported(*args)[0]
-    )
+    given = {init: (frame, reported) for init, frame in counts.items()}
+    return by_initialisation(given, lambda *args: place_reported(*args)[0])
 
 
 def by_initialisation(given: Mapping[str, tuple], frame_of: Callable[..., pd.DataFrame]) -> pd.DataFrame:

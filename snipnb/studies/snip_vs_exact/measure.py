@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from snipnb._checks import Salience
 from snipnb._progress import track
 from snipnb.networks import WHOLE, lenet5, published_label
 from snipnb.publish.published import reported
-from snipnb.publish.stats import mean_interval, rank_correlation
+from snipnb.publish.stats import rank_correlation
 from snipnb.saliences import brute_force
 from snipnb.saliences.exact import exact_salience
 from snipnb.saliences.snip import snip
-from snipnb.studies.shared import (
-    PER_DECADE,
-    check_same,
-    log_bins,
-    overlaps,
-    parts_of,
-    protocol,
-)
-from snipnb.training.runs import RunConfig, grid
+from snipnb.studies.shared import PER_DECADE, check_same, flat, grid_of, log_bins, overlaps, parts_of, spread_of
+from snipnb.training.runs import RunConfig
 
 FIGURE_1 = ("exact", "snip", "random")  # and magnitude, in fewer runs
 SHORT = {"split_name": "standard", "epochs": 3, "learning_rate": 0.01, "schedule": "one_cycle"}
@@ -38,7 +30,7 @@ SLICES = (0.0, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)  # of the ranking by exact salie
 
 def magnitudes(salience: Salience) -> np.ndarray:
     """All magnitudes as one float64 vector, in the model's order."""
-    return np.abs(_values(salience, salience))
+    return flat(salience, salience).abs().numpy()
 
 
 def agreement(exact: Salience, first_order: Salience) -> pd.DataFrame:
@@ -59,7 +51,7 @@ def agreement(exact: Salience, first_order: Salience) -> pd.DataFrame:
     check_same(exact, first_order)
     rows = []
     for label, names in parts_of(exact).items():
-        e, s = _values(exact, names), -_values(first_order, names)
+        e, s = flat(exact, names).numpy(), -flat(first_order, names).numpy()
         both = (e != 0) & (s != 0)
         factors = np.abs(np.log(np.abs(e[both]) / np.abs(s[both])))
         rows.append(
@@ -93,7 +85,7 @@ def against_brute_force(fast: Salience, brute: Salience, chosen: Mapping[str, Te
     scale = magnitudes(fast).max()
     rows = []
     for label, names in parts_of(chosen, whole_last=True).items():
-        one, other = _values(picked, names), _values(brute, names)
+        one, other = (flat(s, names).numpy() for s in (picked, brute))
         rows.append(
             {
                 "layer": label,
@@ -116,27 +108,15 @@ def cost(exact: pd.DataFrame, first_order: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row per way: ``way``, ``seconds``, ``compared_with``, ``ratio``, ``low95``, ``high95``.
     """
-    row = exact.iloc[0]
-    loop = row["pass_seconds"] * row["parameters"]
+    row, unknown = exact.iloc[0], (np.nan, np.nan)
     naive = f"one pass per parameter ({row['passes']:.0f} measured, the others alike)"
+    loop, count = row["pass_seconds"] * row["parameters"], row["parameters"]
+    engine = ("exact_salience, all parameters", row["engine_seconds"])
+    slower = (1 / row[f"times_faster{end}"] for end in ("", "_high95", "_low95"))
     rows = [
-        (naive, loop, "one forward pass", row["parameters"], np.nan, np.nan),
-        (
-            "exact_salience, all parameters",
-            row["engine_seconds"],
-            "one forward pass",
-            row["engine_in_passes"],
-            np.nan,
-            np.nan,
-        ),
-        (
-            "exact_salience, all parameters",
-            row["engine_seconds"],
-            "one pass per parameter",
-            1 / row["times_faster"],
-            1 / row["times_faster_high95"],
-            1 / row["times_faster_low95"],
-        ),
+        (naive, loop, "one forward pass", count, *unknown),
+        (*engine, "one forward pass", row["engine_in_passes"], *unknown),
+        (*engine, "one pass per parameter", *slower),
     ]
     for _, way in first_order.iterrows():
         rows.append((way["way"], way["seconds"], "one gradient", way["in_gradients"], way["low95"], way["high95"]))
@@ -187,10 +167,8 @@ def over_seeds(frame: pd.DataFrame, columns: Sequence[str], by: Sequence[str]) -
     rows = []
     for key, group in frame.groupby(list(by), sort=False):
         for column in columns:
-            values = group[column].to_numpy()
-            mean, low, high = mean_interval(values) if len(values) >= 3 else (values.mean(), np.nan, np.nan)
-            row = dict(zip(by, key, strict=True)) | {"measure": column, "n": len(values), "mean": mean}
-            rows.append(row | {"low95": low, "high95": high, "smallest": values.min(), "largest": values.max()})
+            row = dict(zip(by, key, strict=True)) | {"measure": column}
+            rows.append(row | spread_of(group[column].to_numpy()))
     return pd.DataFrame(rows)
 
 
@@ -203,7 +181,7 @@ def density(exact: Salience, first_order: Salience) -> pd.DataFrame:
     check_same(exact, first_order)
     rows = []
     for name in exact:
-        e, s = (np.abs(_values(x, [name])) for x in (exact, first_order))
+        e, s = (flat(x, [name]).abs().numpy() for x in (exact, first_order))
         both = (e > 0) & (s > 0)
         for (i, j), count in zip(*log_bins(e[both], s[both]), strict=True):
             rows.append({"layer": published_label(name), "log10_exact": i, "log10_snip": j, "parameters": int(count)})
@@ -220,22 +198,21 @@ def where_they_part(exact: Salience, first_order: Salience) -> pd.DataFrame:
         ``off_by_half_percent`` (of the slice: those with a relative difference above 0.5), ``other_sign_percent``.
     """
     check_same(exact, first_order)
-    e, s = _values(exact, exact), _values(first_order, first_order)
-    order = np.argsort(np.abs(e), kind="stable")
+    both = pd.DataFrame({"exact": flat(exact, exact).numpy(), "snip": flat(first_order, first_order).numpy()})
+    both = both.sort_values("exact", key=np.abs, kind="stable")
     rows = []
     for low, high in itertools.pairwise(SLICES):
-        some = order[round(low * len(e)) : round(high * len(e))]
-        some = some[e[some] != 0]
-        relative = np.abs(e[some] + s[some]) / np.abs(e[some])
+        some = both[round(low * len(both)) : round(high * len(both))]
+        some = some[some["exact"] != 0]
+        relative = (some["exact"] + some["snip"]).abs() / some["exact"].abs()
+        start = "top" if high == 1 else f"{100 * (1 - high):.0f} to"
         rows.append(
             {
-                "slice": f"top {100 * (1 - low):.0f} %"
-                if high == 1
-                else f"{100 * (1 - high):.0f} to {100 * (1 - low):.0f} %",
+                "slice": f"{start} {100 * (1 - low):.0f} %",
                 "parameters": len(some),
-                "median_relative_difference": float(np.median(relative)) if len(some) else float("nan"),
-                "off_by_half_percent": 100 * float((relative > 0.5).mean()) if len(some) else float("nan"),
-                "other_sign_percent": 100 * float((e[some] * s[some] > 0).mean()) if len(some) else float("nan"),
+                "median_relative_difference": relative.median(),
+                "off_by_half_percent": 100 * (relative > 0.5).mean(),
+                "other_sign_percent": 100 * (some["exact"] * some["snip"] > 0).mean(),
             }
         )
     return pd.DataFrame(rows[::-1])
@@ -386,11 +363,6 @@ def resolution_overlaps(found: Mapping[str, Salience], sparsities: Sequence[floa
     return pd.DataFrame({"sparsity": list(sparsities), **whole, "tied": tied})
 
 
-def _values(salience: Salience, names: Iterable[str]) -> np.ndarray:
-    """The signed values of some tensors as one float64 vector."""
-    return torch.cat([salience[name].flatten() for name in names]).double().cpu().numpy()
-
-
 def grids(parameters: Mapping[str, Any]) -> dict[str, list[RunConfig]]:
     """Training runs of the notebook with these parameters, at Figure 1's twelve sparsities.
 
@@ -399,14 +371,10 @@ def grids(parameters: Mapping[str, Any]) -> dict[str, list[RunConfig]]:
         profile, as a second row of evidence.
     """
     sparsities = sorted(reported("figure1")["sparsity"].unique())
-    common = {"sparsities": sparsities, **protocol(parameters)}
-    short = protocol(
-        {**SHORT, "sample": parameters["sample"], "salience_images": 200 if parameters["sample"] else 5000}
-    )
-    num_runs = parameters["num_runs"]
-    controls = range(min(parameters["num_magnitude_runs"], num_runs))
-    main = grid(criteria=FIGURE_1, seeds=range(num_runs), **common)
+    num_magnitude = min(parameters["num_magnitude_runs"], parameters["num_runs"])
+    short = {**parameters, **SHORT, "salience_images": 200 if parameters["sample"] else 5000}
     return {
-        "figure1": main + grid(criteria=["magnitude"], seeds=controls, **common),
-        "short": grid(criteria=FIGURE_1, sparsities=sparsities, seeds=range(parameters["num_short_runs"]), **short),
+        "figure1": grid_of(parameters, FIGURE_1, sparsities)
+        + grid_of(parameters, ["magnitude"], sparsities, num_seeds=num_magnitude),
+        "short": grid_of(short, FIGURE_1, sparsities, num_seeds=parameters["num_short_runs"]),
     }

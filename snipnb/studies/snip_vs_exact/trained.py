@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from snipnb.publish.stats import equivalence_test, mean_interval
-from snipnb.studies.shared import PUBLISHED_NUM_SCORED, PUBLISHED_RUNS, differences, margin_of
+from snipnb.publish.stats import equivalence_test
+from snipnb.studies.shared import PUBLISHED_RUNS, binomial_variance, differences, interval_of, margin_of, summarise
 from snipnb.training.scores import LAST, WAYS, error_table
+
+COLUMNS = ["criterion", "n", "mean_difference", "low95", "high95", "equivalence_p", "power"]  # of :func:`equivalence`
 
 
 def curves(errors: pd.DataFrame, *, way: str = LAST) -> pd.DataFrame:
@@ -21,8 +23,7 @@ def curves(errors: pd.DataFrame, *, way: str = LAST) -> pd.DataFrame:
     Returns:
         ``criterion``, ``sparsity``, ``n``, ``mean``, ``smallest``, ``largest``; in percent.
     """
-    groups = errors[errors["way"] == way].groupby(["criterion", "sparsity"], sort=False)["error_percent"]
-    return groups.agg(n="count", mean="mean", smallest="min", largest="max").reset_index()
+    return summarise(errors[errors["way"] == way], ["criterion", "sparsity"], "error_percent")
 
 
 def equivalence(
@@ -55,9 +56,9 @@ def equivalence(
     pairs = differences(judged, way=way, reference=reference)
     for criterion, part in pairs.groupby("criterion", sort=False):
         test = equivalence_test(part.groupby("seed")["difference"].mean().to_numpy(), margin)
-        row = {"criterion": criterion, "n": part["seed"].nunique(), "mean_difference": test.mean, "low95": test.low}
-        rows.append(row | {"high95": test.high, "equivalence_p": test.p_value, "power": test.power})
-    return pd.DataFrame(rows), margin
+        facts = (test.mean, test.low, test.high, test.p_value, test.power)
+        rows.append((criterion, part["seed"].nunique(), *facts))
+    return pd.DataFrame(rows, columns=COLUMNS), margin
 
 
 def short_equivalence(runs: pd.DataFrame, *, sparsities: Sequence[float], smallest_margin: float) -> pd.DataFrame:
@@ -72,8 +73,7 @@ def short_equivalence(runs: pd.DataFrame, *, sparsities: Sequence[float], smalle
         As from :func:`equivalence`, with a column ``margin``; without rows if there are no runs.
     """
     if runs.empty:
-        columns = ["criterion", "n", "mean_difference", "low95", "high95", "equivalence_p", "power", "margin"]
-        return pd.DataFrame(columns=columns)
+        return pd.DataFrame(columns=[*COLUMNS, "margin"])
     tests, margin = equivalence(error_table(runs), sparsities=sparsities, smallest_margin=smallest_margin)
     return tests.assign(margin=margin)
 
@@ -83,11 +83,7 @@ def short_statistics(tests: pd.DataFrame) -> dict[str, float]:
     if len(tests) == 0 or tests["n"].min() < 2:
         return {}
     snip = tests.set_index("criterion").loc["snip"]
-    return {
-        "short_n": float(snip["n"]),
-        "short_mean_difference": float(snip["mean_difference"]),
-        "short_equivalence_p": float(snip["equivalence_p"]),
-    }
+    return {f"short_{name}": float(snip[name]) for name in ("n", "mean_difference", "equivalence_p")}
 
 
 def parting(pairs: pd.DataFrame, margin: float) -> pd.DataFrame:
@@ -103,9 +99,9 @@ def parting(pairs: pd.DataFrame, margin: float) -> pd.DataFrame:
     """
     rows = []
     for (criterion, sparsity), part in pairs.groupby(["criterion", "sparsity"], sort=False):
-        mean, low, high = mean_interval(part["difference"].to_numpy())
-        row = {"criterion": criterion, "sparsity": sparsity, "n": len(part), "mean": mean, "low95": low, "high95": high}
-        rows.append(row | {"apart": bool(low > margin or high < -margin)})
+        found = interval_of(part["difference"].to_numpy())
+        row = {"criterion": criterion, "sparsity": sparsity, "n": len(part)} | found
+        rows.append(row | {"apart": bool(found["low95"] > margin or found["high95"] < -margin)})
     return pd.DataFrame(rows)
 
 
@@ -123,8 +119,7 @@ def place_levels(errors: pd.DataFrame, reported: pd.DataFrame, *, num_scored: in
     for (criterion, sparsity), values in best.groupby(["criterion", "sparsity"], sort=False)["error_percent"]:
         if (criterion, sparsity) not in published.index:
             continue
-        share = values.mean() / 100
-        binomial = 100**2 * share * (1 - share) * (1 / num_scored + 1 / PUBLISHED_NUM_SCORED)
+        binomial = binomial_variance(values.mean(), num_scored)
         seeds = values.var(ddof=1) * (1 / len(values) + 1 / PUBLISHED_RUNS) if len(values) > 1 else float("nan")
         there = published[criterion, sparsity]
         row = {"criterion": criterion, "sparsity": sparsity, "n": len(values), "mean": values.mean(), "reported": there}
