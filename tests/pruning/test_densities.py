@@ -258,16 +258,6 @@ def test_scores_by_hand():
     assert scores["rms_log10_ratio"].tolist() == pytest.approx([0.125**0.5] * 3)
 
 
-def test_correlations_of_images_by_pairs(images):
-    images, labels = images[0][:40], images[1][:40]
-    flat = images.flatten(1).double()
-    products = flat @ flat.T / flat.square().sum(1).mean()
-    same = labels[:, None] == labels
-    alone = torch.eye(40, dtype=torch.bool)
-    expected = (float(products[same & ~alone].mean()), float(products[~same].mean()))
-    assert prediction.image_correlations(images, labels) == pytest.approx(expected)
-
-
 def test_bad_measurements_are_named(fitting, images):
     with pytest.raises(ValueError, match="at least two seeds; got fewer"):
         prediction.fit_constants(fitting.assign(deviation=float("nan")))

@@ -9,7 +9,6 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy import optimize, special
 from torch import Tensor, nn
 
@@ -166,16 +165,11 @@ def score(compared: pd.DataFrame) -> pd.DataFrame:
         size, own, predicted = (part[column].to_numpy(float) for column in ("parameters", "density", "predicted"))
         overall = size @ own / size.sum()
         spread = size @ (own - overall) ** 2
-        rows.append(
-            {
-                **dict(zip(keys, key, strict=True)),
-                "explained": float(np.round(1 - size @ (own - predicted) ** 2 / spread, 12))
-                if spread > 0
-                else float("nan"),
-                "misplaced": size @ np.abs(own - predicted) / (2 * size @ own),
-                "rms_log10_ratio": float(np.sqrt(np.mean(part["log10_ratio"] ** 2))),
-            }
-        )
+        left = size @ (own - predicted) ** 2
+        row = {"explained": float(np.round(1 - left / spread, 12)) if spread > 0 else float("nan")}
+        row |= {"misplaced": size @ np.abs(own - predicted) / (2 * size @ own)}
+        row |= {"rms_log10_ratio": float(np.sqrt(np.mean(part["log10_ratio"] ** 2)))}
+        rows.append(dict(zip(keys, key, strict=True)) | row)
     return pd.DataFrame(rows)
 
 
@@ -199,24 +193,6 @@ def summary(scores: pd.DataFrame, *, fitted: Sequence[str] = tuple(FITTING_NETWO
     grouped = scores.assign(networks=seen).groupby(["rule", "networks", "sparsity"], sort=False)
     table = grouped[columns].mean().assign(n=grouped.size(), worst_misplaced=grouped["misplaced"].max())
     return table.reset_index()
-
-
-def image_correlations(images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Correlation of two images of one class, and of two of different classes, to lay beside the fitted constants.
-
-    **Definition.** Mean over pairs of the mean product of their pixels, over that of an image with itself.
-
-    Args:
-        images: [n, ...], at least two of one class and two classes.
-        labels: [n].
-    """
-    flat = images.flatten(1).double()
-    sums = torch.stack([flat[labels == c].sum(0) for c in labels.unique()])
-    counts = torch.stack([(labels == c).sum() for c in labels.unique()]).double()
-    alone, in_classes = flat.square().sum(), sums.square().sum()
-    within = (in_classes - alone) / (counts * (counts - 1)).sum()
-    between = (sums.sum(0).square().sum() - in_classes) / (counts.sum() ** 2 - counts.square().sum())
-    return float(within / alone * len(flat)), float(between / alone * len(flat))
 
 
 def _models(measured: pd.DataFrame, networks: Mapping[str, Callable[..., nn.Sequential]]) -> dict[str, nn.Sequential]:
