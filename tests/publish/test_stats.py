@@ -79,3 +79,28 @@ def test_overlap():
 def test_largest_relative_difference():
     assert stats.largest_relative_difference([1.0, 0.0, -2.0], [1.0, 0.0, 2.0]) == 2
     assert stats.largest_relative_difference([4.0, 0.0], [3.0, 0.0]) == 0.25
+
+
+def test_the_equivalence_test_is_two_t_tests():
+    values = np.array([0.03, -0.02, 0.05, 0.01, 0.04])
+    found = stats.equivalence_test(values, 0.1)
+    above = scipy_stats.ttest_1samp(values, -0.1, alternative="greater").pvalue
+    below = scipy_stats.ttest_1samp(values, 0.1, alternative="less").pvalue
+    assert found.p_value == pytest.approx(max(above, below))
+    assert (found.low, found.high) == pytest.approx(tuple(scipy_stats.ttest_1samp(values, 0).confidence_interval(0.95)))
+    assert stats.equivalence_test(values + 1, 0.1).p_value > 0.999
+    assert np.isnan(stats.equivalence_test(values[:1], 0.1).p_value)
+    assert stats.equivalence_test(np.zeros(4), 0.1).p_value == 0
+    assert stats.equivalence_test(np.ones(4), 0.1).p_value == 1
+    with pytest.raises(ValueError, match="margin must be above 0; got 0"):
+        stats.equivalence_test(values, 0)
+
+
+@pytest.mark.parametrize(("spread", "n"), [(0.05, 5), (0.1, 5), (0.1, 10), (0.3, 10)])
+def test_its_level_and_power_are_as_said(spread, n):
+    draw = np.random.default_rng(3)
+    at_margin = [stats.equivalence_test(draw.normal(0.1, spread, n), 0.1).p_value <= 0.05 for _ in range(2000)]
+    assert np.mean(at_margin) <= 0.065
+    none = [stats.equivalence_test(draw.normal(0.0, spread, n), 0.1) for _ in range(2000)]
+    rate = np.mean([t.p_value <= 0.05 for t in none])
+    assert np.mean([t.power for t in none]) == pytest.approx(rate, abs=0.15)

@@ -1,10 +1,16 @@
+import dataclasses
+
 import pandas as pd
 import pytest
+import scipy.stats
 
 import snipnb
+from snipnb.data import Split
 from snipnb.publish.report import reported
 from snipnb.studies import shared
 from snipnb.studies.lenet5_table import measure as structure
+from snipnb.training import scores
+from snipnb.training.loop import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -24,31 +30,6 @@ def test_published_values_are_complete_and_add_up():
     assert (figure1["low"] <= figure1["error_percent"]).all()
     with pytest.raises(ValueError, match="accepted are figure1, figure2, figure2_errors"):
         reported("figure3")
-
-
-def test_counts_are_those_of_the_mask(counts):
-    images, labels = snipnb.load_mnist("train", sample=True)
-    mask = snipnb.keep_mask(snipnb.snip(snipnb.lenet5(seed=4), images[:500], labels[:500]), 0.95)
-    own = counts[(counts["seed"] == 4) & (counts["sparsity"] == 0.95)].set_index("layer")["kept"]
-    assert own.to_dict() == {name: int(m.sum()) for name, m in mask.items()}
-    assert counts.groupby(["seed", "sparsity"])["kept"].sum().unique().tolist() == [30_853, 3_086]
-
-
-def test_each_published_count_is_placed(counts):
-    placement, fit = shared.place_reported(counts, reported("figure2"))
-    assert len(placement) == 20
-    assert (placement["low"] <= placement["smallest"].clip(upper=placement["mean"])).mean() > 0.5
-    assert (placement["inside"] == placement["reported"].between(placement["low"], placement["high"])).all()
-    assert fit.outside == int((~placement["inside"]).sum())
-    assert 0 < fit.p_value <= 1
-
-
-def test_a_table_of_another_network_is_refused(counts):
-    table = reported("figure2")
-    with pytest.raises(ValueError, match="'conv 3'"):
-        shared.place_reported(counts, table.replace({"layer": {"conv 1": "conv 3"}}))
-    with pytest.raises(ValueError, match="lists 151 parameters for 'conv 1'; the network has 150"):
-        shared.place_reported(counts, table.replace({"params": {150: 151}}))
 
 
 def test_tables_beside_each_other(counts):
@@ -105,9 +86,119 @@ def test_percent_for_plotting(counts):
     assert isinstance(points, pd.DataFrame)
 
 
-def test_lenet_300_100_goes_the_same_way():
-    images, labels = snipnb.load_mnist("test", sample=True)
-    networks = shared.ensemble(images[:100], labels[:100], seeds=[0], network=snipnb.lenet_300_100)
-    counts = shared.kept_counts(networks, sparsities=[0.9], ties="stable")
-    assert counts["kept"].sum() == 26_661
-    assert counts["label"].tolist() == ["full 1", "bias full 1", "full 2", "bias full 2", "full 3", "bias full 3"]
+# --- error rates ---------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_published_protocol_counts_as_such():
+    empty = (None,) * 6
+    recipe = Recipe(epochs=80, learning_rate=0.0012, schedule="step")
+    assert structure.follows_published_protocol(Split("published", *empty), recipe)
+    assert not structure.follows_published_protocol(Split("standard", *empty), recipe)
+    for change in (
+        {"epochs": 3},
+        {"learning_rate": 0.01},
+        {"schedule": "one_cycle"},
+        {"schedule": "constant"},
+        {"optimiser": "sgd"},
+    ):
+        assert not structure.follows_published_protocol(
+            Split("published", *empty), dataclasses.replace(recipe, **change)
+        )
+
+
+def test_error_rates_are_summed_up_by_way():
+    values = {"last epoch": [50.0, 50.0], "best epoch on scored images": [40.0, 50.0]}
+    rows = [
+        {"criterion": "snip", "seed": seed, "sparsity": sparsity, "way": way, "error_percent": rates[seed]}
+        for seed in range(2)
+        for sparsity in (0.0, 0.5)
+        for way, rates in values.items()
+    ]
+    table = pd.DataFrame(rows)
+    reported = pd.DataFrame({"sparsity": [0.0, 0.5], "error_percent": [0.65, 0.55]})
+    summary = structure.error_summary(table, reported)
+    assert summary["n"].tolist() == [2] * 4
+    assert summary["mean"].tolist() == [50, 45] * 2
+    assert summary["mean_low95"].isna().all()  # of two runs
+    assert summary["reported"].tolist() == [0.65] * 2 + [0.55] * 2
+    three = pd.concat([table, table[table["seed"] == 1].assign(seed=2, error_percent=60.0)])
+    assert structure.error_summary(three, reported)["mean_low95"].notna().all()
+    assert structure.same_in_every_way(table) == 2  # both of seed 1
+
+
+def test_published_errors_are_placed_by_spread_and_binomial_variance():
+    way = scores.WAYS["best_error_rate"]
+    table = pd.DataFrame({"sparsity": [0.0] * 4, "way": [way] * 4, "error_percent": [1.0, 1.1, 0.9, 1.0]})
+    reported = pd.DataFrame({"sparsity": [0.0], "error_percent": [1.2]})
+    placed = structure.place_errors(table, reported, num_scored=10_000).iloc[0]
+    # s^2 = 0.02 / 3; binomial 99 (1/10000 + 1/10500); degrees 3 ((spread + binomial) / spread)^2
+    spread, binomial = 0.02 / 3 * 1.25, 99 * (1 / 10_000 + 1 / 10_500)
+    degrees = 3 * ((spread + binomial) / spread) ** 2
+    half = scipy.stats.t.ppf(0.975, degrees) * (spread + binomial) ** 0.5
+    assert placed[["mean", "low", "high"]].tolist() == pytest.approx([1.0, 1 - half, 1 + half])
+    assert placed["inside"]
+    for value, inside in ((1 + half - 0.001, True), (1 + half + 0.001, False), (1 - half - 0.001, False)):
+        shifted = reported.assign(error_percent=value)
+        assert structure.place_errors(table, shifted, num_scored=10_000)["inside"].tolist() == [inside]
+    three = pd.concat([reported.assign(sparsity=s) for s in (0.0, 0.5, 0.95)])
+    wider = structure.place_errors(
+        pd.concat([table.assign(sparsity=s) for s in (0.0, 0.5, 0.95)]), three, num_scored=10_000
+    )
+    assert (wider["high"] > placed["high"]).all()  # three intervals that hold jointly
+    with pytest.raises(ValueError, match="one more run needs at least 2; got 1 at sparsity 0"):
+        structure.place_errors(table[:1], reported, num_scored=10_000)
+
+
+def test_runs_without_spread_are_placed_by_the_binomial_variance_alone():
+    way = scores.WAYS["best_error_rate"]
+    table = pd.DataFrame({"sparsity": [0.0] * 3, "way": [way] * 3, "error_percent": [1.0] * 3})
+    reported = pd.DataFrame({"sparsity": [0.0], "error_percent": [1.0]})
+    placed = structure.place_errors(table, reported, num_scored=10_000).iloc[0]
+    assert placed["high"] - 1 == pytest.approx(1.95996 * (99 * (1 / 10_000 + 1 / 10_500)) ** 0.5, rel=1e-4)
+
+
+def test_recipes_are_placed_one_by_one():
+    rows = [
+        {
+            "name": name,
+            "criterion": "snip",
+            "init_seed": seed,
+            "sparsity": sparsity,
+            "epoch": epoch,
+            "test_error": error / 100,
+        }
+        for name, base in (("one", 1.0), ("other", 3.0))
+        for seed in range(3)
+        for sparsity in (0.0, 0.95)
+        for epoch, error in ((1, base + sparsity), (2, base + sparsity + 0.1 * seed))
+    ]
+    runs = pd.DataFrame(rows).assign(validation_error=float("nan"), train_loss=0.5)
+    reported = pd.DataFrame({"sparsity": [0.0, 0.5, 0.95], "error_percent": [1.0, 9.0, 3.95]})
+    levels = structure.recipe_levels(runs, reported, num_scored=10_000)
+    assert levels[["recipe", "sparsity"]].values.tolist() == [
+        ["one", 0.0],
+        ["one", 0.95],
+        ["other", 0.0],
+        ["other", 0.95],
+    ]
+    assert levels["best_epoch"].tolist() == pytest.approx([1.0, 1.95, 3.0, 3.95])
+    assert levels["last_epoch"].tolist() == pytest.approx([1.1, 2.05, 3.1, 4.05])
+    assert levels[["smallest", "largest"]].values.tolist() == [
+        [pytest.approx(b), pytest.approx(b)] for b in (1.0, 1.95, 3.0, 3.95)
+    ]
+    assert list(levels) == [
+        "recipe",
+        "sparsity",
+        "n",
+        "last_epoch",
+        "best_epoch",
+        "smallest",
+        "largest",
+        "low",
+        "high",
+        "reported",
+        "inside",
+    ]
+    assert levels["inside"].tolist() == [True, False, False, True]
+    alone = structure.recipe_levels(runs[runs["name"] == "other"], reported, num_scored=10_000)
+    pd.testing.assert_frame_equal(alone, levels[levels["recipe"] == "other"].reset_index(drop=True))

@@ -1,269 +1,121 @@
-import dataclasses
+"""What several studies use."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+import torch
 
-from snipnb.data import Split
-from snipnb.publish import ledger
-from snipnb.publish.stats import equivalence_test
-from snipnb.studies import shared as errors
-from snipnb.studies.lenet5_table import measure as lenet5_table
-from snipnb.studies.snip_vs_exact import trained
+import snipnb
+from snipnb import networks
+from snipnb.publish.report import reported
+from snipnb.studies import shared
 from snipnb.training import scores
-from snipnb.training.loop import Recipe
 
-JUDGED = ledger.settings("C25")["sparsities"]
-LAST, BEST = scores.WAYS["error_rate"], scores.WAYS["best_error_rate"]
-
-
-def runs(rates, *, criterion="snip"):
-    """rates: (seed, sparsity) -> error rates of the epochs."""
-    frames = [
-        pd.DataFrame({"test_error": values, "validation_error": values}).assign(
-            criterion=criterion, init_seed=seed, sparsity=sparsity
-        )
-        for (seed, sparsity), values in rates.items()
-    ]
-    return pd.concat(frames, ignore_index=True)
+EXACT = {"full1.weight": torch.tensor([[1.0, -2.0], [0.0, 4.0]]), "full1.bias": torch.tensor([8.0, 0.0])}
+SNIP = {"full1.weight": torch.tensor([[-1.0, 2.0], [3.0, -2.0]]), "full1.bias": torch.tensor([-8.0, 0.0])}
 
 
-def many(offsets, *, spread=0.0, seeds=5, seed=0):
-    """Runs of several criteria at the judged sparsities: criterion -> offset in points from 1 %."""
-    draw = np.random.default_rng(seed)
-    shared = {(s, k): 1.0 + draw.normal(0, 0.2) for s in range(seeds) for k in JUDGED}
-    return pd.concat(
-        [
-            runs(
-                {key: [(level + offset + draw.normal(0, spread)) / 100] for key, level in shared.items()},
-                criterion=name,
-            )
-            for name, offset in offsets.items()
-        ],
-        ignore_index=True,
-    )
+@pytest.fixture(scope="module")
+def counts():
+    images, labels = snipnb.load_mnist("train", sample=True)
+    return shared.kept_counts(shared.ensemble(images[:500], labels[:500], seeds=range(5)), sparsities=[0.5, 0.95])
 
 
-def test_every_way_of_every_run():
-    table = scores.error_table(runs({(0, 0.5): [0.3, 0.1, 0.2], (1, 0.5): [0.2, 0.2, 0.1]}))
-    assert len(table) == 6
-    assert table.loc[(table["seed"] == 0) & (table["way"] == LAST), "error_percent"].item() == pytest.approx(20)
-    assert table.loc[(table["seed"] == 0) & (table["way"] == BEST), "error_percent"].item() == pytest.approx(10)
-    unvalidated = runs({(0, 0.5): [0.3, 0.1]}).assign(validation_error=float("nan"))
-    assert len(scores.error_table(unvalidated)) == 2
+def test_counts_are_those_of_the_mask(counts):
+    images, labels = snipnb.load_mnist("train", sample=True)
+    mask = snipnb.keep_mask(snipnb.snip(snipnb.lenet5(seed=4), images[:500], labels[:500]), 0.95)
+    own = counts[(counts["seed"] == 4) & (counts["sparsity"] == 0.95)].set_index("layer")["kept"]
+    assert own.to_dict() == {name: int(m.sum()) for name, m in mask.items()}
+    assert counts.groupby(["seed", "sparsity"])["kept"].sum().unique().tolist() == [30_853, 3_086]
 
 
-def test_curves_hold_mean_and_range():
-    table = scores.error_table(runs({(0, 0.5): [0.1], (1, 0.5): [0.2], (2, 0.5): [0.6]}))
-    row = trained.curves(table, way=LAST).iloc[0]
-    assert (row["n"], row["mean"], row["smallest"], row["largest"]) == pytest.approx((3, 30, 10, 60))
+def test_each_published_count_is_placed(counts):
+    placement, fit = shared.place_reported(counts, reported("figure2"))
+    assert len(placement) == 20
+    assert (placement["low"] <= placement["smallest"].clip(upper=placement["mean"])).mean() > 0.5
+    assert (placement["inside"] == placement["reported"].between(placement["low"], placement["high"])).all()
+    assert fit.outside == int((~placement["inside"]).sum())
+    assert 0 < fit.p_value <= 1
+
+
+def test_a_table_of_another_network_is_refused(counts):
+    table = reported("figure2")
+    with pytest.raises(ValueError, match="'conv 3'"):
+        shared.place_reported(counts, table.replace({"layer": {"conv 1": "conv 3"}}))
+    with pytest.raises(ValueError, match="lists 151 parameters for 'conv 1'; the network has 150"):
+        shared.place_reported(counts, table.replace({"params": {150: 151}}))
+
+
+def test_lenet_300_100_goes_the_same_way():
+    images, labels = snipnb.load_mnist("test", sample=True)
+    networks = shared.ensemble(images[:100], labels[:100], seeds=[0], network=snipnb.lenet_300_100)
+    counts = shared.kept_counts(networks, sparsities=[0.9], ties="stable")
+    assert counts["kept"].sum() == 26_661
+    assert counts["label"].tolist() == ["full 1", "bias full 1", "full 2", "bias full 2", "full 3", "bias full 3"]
+
+
+def test_overlaps_by_hand_and_by_chance():
+    frame = shared.overlaps(EXACT, SNIP, [0.0, 0.5])
+    whole = frame[frame["layer"] == networks.WHOLE].set_index("sparsity")
+    assert whole.loc[0.0, "overlap"] == 1.0
+    assert whole.loc[0.0, "chance"] == 1.0
+    assert whole.loc[0.5, "overlap"] == 0.5  # {8, 4, 2} against {8, 3, 2}
+    assert whole.loc[0.5, "chance"] == pytest.approx(1.5 / 4.5)
+    many = 20_000
+    draws = [{"w": torch.rand(many, generator=torch.Generator().manual_seed(i))} for i in range(2)]
+    row = shared.overlaps(*draws, [0.8]).iloc[0]
+    assert row["overlap"] == pytest.approx(row["chance"], abs=0.01)
 
 
 def test_differences_are_taken_between_runs_of_one_seed_and_sparsity():
-    table = scores.error_table(many({"exact": 0.0, "snip": 0.05, "random": 2.0}))
-    shuffled = table.sample(frac=1, random_state=1)
-    pairs = errors.differences(shuffled, way=LAST)
-    assert set(pairs["criterion"]) == {"snip", "random"}
-    assert pairs.loc[pairs["criterion"] == "snip", "difference"].to_numpy() == pytest.approx(np.full(25, 0.05))
-    assert pairs.loc[pairs["criterion"] == "random", "difference"].to_numpy() == pytest.approx(np.full(25, 2.0))
-    with pytest.raises(ValueError, match="needs one of criterion 'exact' with the same seed"):
-        errors.differences(table[~((table["criterion"] == "exact") & (table["seed"] == 2))], way=LAST)
-
-
-RULE = ledger.settings("C25")
-
-
-def test_the_rule_of_c25():
-    table = scores.error_table(many({"exact": 0.0, "snip": 0.02, "random": 1.0}, spread=0.05))
-    tests, margin = trained.equivalence(table, **RULE)
-    tests = tests.set_index("criterion")
-    exact = table.loc[(table["criterion"] == "exact") & (table["way"] == LAST), "error_percent"].mean()
-    assert margin == pytest.approx(max(0.1, exact / 10))
-    assert tests.loc["snip", "equivalence_p"] < 0.05 < tests.loc["random", "equivalence_p"]
-    assert tests.loc["random", "low95"] > margin
-    assert tests.loc["snip", "power"] > 0.9
-    # other sparsities are not judged
-    low = runs({(s, 0.05): [0.5 if s else 0.01] for s in range(5)})
-    other = pd.concat([table, scores.error_table(low.assign(criterion="snip"))], ignore_index=True)
-    pd.testing.assert_frame_equal(trained.equivalence(other, **RULE)[0].set_index("criterion"), tests)
-
-
-def test_the_equivalence_test_is_two_t_tests():
-    values = np.array([0.03, -0.02, 0.05, 0.01, 0.04])
-    found = equivalence_test(values, 0.1)
-    above = scipy.stats.ttest_1samp(values, -0.1, alternative="greater").pvalue
-    below = scipy.stats.ttest_1samp(values, 0.1, alternative="less").pvalue
-    assert found.p_value == pytest.approx(max(above, below))
-    assert (found.low, found.high) == pytest.approx(tuple(scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)))
-    assert equivalence_test(values + 1, 0.1).p_value > 0.999
-    assert np.isnan(equivalence_test(values[:1], 0.1).p_value)
-    assert equivalence_test(np.zeros(4), 0.1).p_value == 0
-    assert equivalence_test(np.ones(4), 0.1).p_value == 1
-    with pytest.raises(ValueError, match="margin must be above 0; got 0"):
-        equivalence_test(values, 0)
-
-
-@pytest.mark.parametrize(("spread", "n"), [(0.05, 5), (0.1, 5), (0.1, 10), (0.3, 10)])
-def test_its_level_and_power_are_as_said(spread, n):
-    draw = np.random.default_rng(3)
-    at_margin = [equivalence_test(draw.normal(0.1, spread, n), 0.1).p_value <= 0.05 for _ in range(2000)]
-    assert np.mean(at_margin) <= 0.065
-    none = [equivalence_test(draw.normal(0.0, spread, n), 0.1) for _ in range(2000)]
-    rate = np.mean([t.p_value <= 0.05 for t in none])
-    assert np.mean([t.power for t in none]) == pytest.approx(rate, abs=0.15)
-
-
-def test_where_criteria_part():
-    table = scores.error_table(many({"exact": 0.0, "snip": 0.01, "random": 1.0}, spread=0.02))
-    apart = trained.parting(errors.differences(table, way=LAST), 0.1)
-    assert set(apart.loc[apart["apart"], "criterion"]) == {"random"}
-    assert len(apart) == 2 * len(JUDGED)
-    below = trained.parting(errors.differences(scores.error_table(many({"exact": 2.0, "snip": 0.0})), way=LAST), 0.1)
-    assert below["apart"].all()
-
-
-def test_levels_beside_the_published_ones():
-    reported = pd.DataFrame(
-        {"criterion": ["snip", "snip"], "sparsity": [0.75, 0.9], "error_percent": [1.0, float("nan")]}
-    )
-    found = trained.place_levels(scores.error_table(many({"snip": 0.0})), reported, num_scored=10_500)
-    assert found["sparsity"].tolist() == [0.75]
-    assert found["difference"].item() == pytest.approx(found["mean"].item() - 1.0)
-    binomial = 1.96 * (100**2 * 0.01 * 0.99 * 2 / 10_500) ** 0.5
-    assert found["expected_difference"].item() > 0.9 * binomial
-
-
-def test_only_the_published_protocol_counts_as_such():
-    empty = (None,) * 6
-    recipe = Recipe(epochs=80, learning_rate=0.0012, schedule="step")
-    assert lenet5_table.follows_published_protocol(Split("published", *empty), recipe)
-    assert not lenet5_table.follows_published_protocol(Split("standard", *empty), recipe)
-    for change in (
-        {"epochs": 3},
-        {"learning_rate": 0.01},
-        {"schedule": "one_cycle"},
-        {"schedule": "constant"},
-        {"optimiser": "sgd"},
-    ):
-        assert not lenet5_table.follows_published_protocol(
-            Split("published", *empty), dataclasses.replace(recipe, **change)
-        )
-
-
-# --- beside the published table ---------------------------------------------------------------------------------------
-
-
-def test_error_tables_hold_three_ways_of_every_run():
-    runs = pd.DataFrame(
-        {
-            "criterion": "snip",
-            "init_seed": [3, 3, 3, 3, 4, 4, 4, 4],
-            "sparsity": [0.0, 0.0, 0.5, 0.5] * 2,
-            "epoch": [1, 2] * 4,
-            "validation_error": [0.3, 0.2] * 4,
-            "test_error": [0.4, 0.5] * 4,
-        }
-    )
-    table = scores.error_table(runs)
-    assert len(table) == 4 * 3
-    assert table["error_percent"].tolist() == [50, 40, 50] * 4
-    reported = pd.DataFrame({"sparsity": [0.0, 0.5], "error_percent": [0.65, 0.55]})
-    summary = lenet5_table.error_summary(table, reported)
-    assert summary["n"].tolist() == [2] * 6
-    assert summary["reported"].tolist() == [0.65] * 3 + [0.55] * 3
-
-
-def test_published_errors_are_placed_by_spread_and_binomial_variance():
-    way = scores.WAYS["best_error_rate"]
-    table = pd.DataFrame({"sparsity": [0.0] * 4, "way": [way] * 4, "error_percent": [1.0, 1.1, 0.9, 1.0]})
-    reported = pd.DataFrame({"sparsity": [0.0], "error_percent": [1.2]})
-    placed = lenet5_table.place_errors(table, reported, num_scored=10_000).iloc[0]
-    # s^2 = 0.02 / 3; binomial 99 (1/10000 + 1/10500); degrees 3 ((spread + binomial) / spread)^2
-    spread, binomial = 0.02 / 3 * 1.25, 99 * (1 / 10_000 + 1 / 10_500)
-    degrees = 3 * ((spread + binomial) / spread) ** 2
-    half = scipy.stats.t.ppf(0.975, degrees) * (spread + binomial) ** 0.5
-    assert placed[["mean", "low", "high"]].tolist() == pytest.approx([1.0, 1 - half, 1 + half])
-    assert placed["inside"]
-    for value, inside in ((1 + half - 0.001, True), (1 + half + 0.001, False), (1 - half - 0.001, False)):
-        shifted = reported.assign(error_percent=value)
-        assert lenet5_table.place_errors(table, shifted, num_scored=10_000)["inside"].tolist() == [inside]
-    three = pd.concat([reported.assign(sparsity=s) for s in (0.0, 0.5, 0.95)])
-    wider = lenet5_table.place_errors(
-        pd.concat([table.assign(sparsity=s) for s in (0.0, 0.5, 0.95)]), three, num_scored=10_000
-    )
-    assert (wider["high"] > placed["high"]).all()  # three intervals that hold jointly
-    with pytest.raises(ValueError, match="one more run needs at least 2; got 1 at sparsity 0"):
-        lenet5_table.place_errors(table[:1], reported, num_scored=10_000)
-
-
-def test_runs_without_spread_are_placed_by_the_binomial_variance_alone():
-    way = scores.WAYS["best_error_rate"]
-    table = pd.DataFrame({"sparsity": [0.0] * 3, "way": [way] * 3, "error_percent": [1.0] * 3})
-    reported = pd.DataFrame({"sparsity": [0.0], "error_percent": [1.0]})
-    placed = lenet5_table.place_errors(table, reported, num_scored=10_000).iloc[0]
-    assert placed["high"] - 1 == pytest.approx(1.95996 * (99 * (1 / 10_000 + 1 / 10_500)) ** 0.5, rel=1e-4)
-
-
-def test_recipes_are_placed_one_by_one():
+    level = {"exact": 0.0, "snip": 0.05, "random": 2.0}
     rows = [
         {
-            "name": name,
-            "criterion": "snip",
-            "init_seed": seed,
+            "criterion": name,
             "sparsity": sparsity,
-            "epoch": epoch,
-            "test_error": error / 100,
+            "seed": seed,
+            "way": way,
+            "error_percent": offset + seed + 10 * sparsity,
         }
-        for name, base in (("one", 1.0), ("other", 3.0))
-        for seed in range(3)
-        for sparsity in (0.0, 0.95)
-        for epoch, error in ((1, base + sparsity), (2, base + sparsity + 0.1 * seed))
+        for name, offset in level.items()
+        for sparsity in (0.5, 0.9)
+        for seed in range(5)
+        for way in scores.WAYS.values()
     ]
-    runs = pd.DataFrame(rows).assign(validation_error=float("nan"), train_loss=0.5)
-    reported = pd.DataFrame({"sparsity": [0.0, 0.5, 0.95], "error_percent": [1.0, 9.0, 3.95]})
-    levels = lenet5_table.recipe_levels(runs, reported, num_scored=10_000)
-    assert levels[["recipe", "sparsity"]].values.tolist() == [
-        ["one", 0.0],
-        ["one", 0.95],
-        ["other", 0.0],
-        ["other", 0.95],
-    ]
-    assert levels["best_epoch"].tolist() == pytest.approx([1.0, 1.95, 3.0, 3.95])
-    assert levels["last_epoch"].tolist() == pytest.approx([1.1, 2.05, 3.1, 4.05])
-    assert levels[["smallest", "largest"]].values.tolist() == [
-        [pytest.approx(b), pytest.approx(b)] for b in (1.0, 1.95, 3.0, 3.95)
-    ]
-    assert list(levels) == [
-        "recipe",
-        "sparsity",
-        "n",
-        "last_epoch",
-        "best_epoch",
-        "smallest",
-        "largest",
-        "low",
-        "high",
-        "reported",
-        "inside",
-    ]
-    assert levels["inside"].tolist() == [True, False, False, True]
-    alone = lenet5_table.recipe_levels(runs[runs["name"] == "other"], reported, num_scored=10_000)
-    pd.testing.assert_frame_equal(alone, levels[levels["recipe"] == "other"].reset_index(drop=True))
+    table = pd.DataFrame(rows).sample(frac=1, random_state=1)
+    pairs = shared.differences(table, way=scores.LAST)
+    assert pairs.groupby("criterion").size().to_dict() == {"snip": 10, "random": 10}
+    for name in ("snip", "random"):
+        assert pairs.loc[pairs["criterion"] == name, "difference"].to_numpy() == pytest.approx([level[name]] * 10)
+    with pytest.raises(ValueError, match="needs one of criterion 'exact' with the same seed"):
+        shared.differences(table[~((table["criterion"] == "exact") & (table["seed"] == 2))], way=scores.LAST)
 
 
-def test_a_split_without_validation_has_no_selected_epoch():
-    runs = pd.DataFrame(
-        {
-            "criterion": "snip",
-            "init_seed": 0,
-            "sparsity": 0.5,
-            "epoch": [1, 2],
-            "validation_error": float("nan"),
-            "test_error": [0.2, 0.3],
-        }
-    )
-    table = scores.error_table(runs)
-    assert table["way"].tolist() == ["last epoch", "best epoch on scored images"]
-    assert table["error_percent"].tolist() == [30, 20]
-    assert lenet5_table.same_in_every_way(table) == 0
+def test_seeds_are_summed_up():
+    found = shared.spread_of(np.array([1.0, 2.0, 6.0]))
+    low, high = scipy.stats.ttest_1samp([1.0, 2.0, 6.0], 0).confidence_interval(0.95)
+    assert found == pytest.approx({"n": 3, "mean": 3, "low95": low, "high95": high, "smallest": 1, "largest": 6})
+    assert np.isnan(shared.spread_of(np.array([1.0, 2.0]))["low95"])  # two seeds have no interval worth showing
+    frame = pd.DataFrame({"layer": ["b", "a", "b"], "increase": [1.0, 5.0, 2.0]})
+    assert shared.summarise(frame, ["layer"]).values.tolist() == [["b", 2, 1.5, 1, 2], ["a", 1, 5, 5, 5]]
+
+
+def test_runs_are_those_of_the_parameters():
+    parameters = {"num_runs": 2, "split_name": "standard", "sample": True, "epochs": 3, "learning_rate": 0.01}
+    parameters["schedule"] = "cosine"
+    runs = shared.grid_of(parameters, ["snip", "random"], [0.5])
+    assert [(run.criterion, run.sparsity, run.init_seed) for run in runs] == [
+        ("snip", 0.5, 0),
+        ("random", 0.5, 0),
+        ("snip", 0.5, 1),
+        ("random", 0.5, 1),
+    ]
+    recipe = snipnb.Recipe(epochs=3, learning_rate=0.01, schedule="cosine")
+    assert {(run.split, run.sample, run.salience_images, run.recipe) for run in runs} == {
+        ("standard", True, None, recipe)
+    }
+    other = snipnb.Recipe(epochs=1)
+    few = shared.grid_of({**parameters, "salience_images": 40}, ["snip"], [0.5, 0.9], num_seeds=1, recipe=other)
+    assert [(run.init_seed, run.salience_images, run.recipe) for run in few] == [(0, 40, other)] * 2
+    assert shared.grid_of(parameters, ["snip"], [0.5], num_seeds=0) == []

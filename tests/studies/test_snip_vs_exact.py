@@ -7,7 +7,6 @@ import snipnb
 from snipnb import networks
 from snipnb.publish import stats
 from snipnb.saliences import brute_force
-from snipnb.studies import shared
 from snipnb.studies.snip_vs_exact import measure as agreement
 
 EXACT = {"full1.weight": torch.tensor([[1.0, -2.0], [0.0, 4.0]]), "full1.bias": torch.tensor([8.0, 0.0])}
@@ -27,19 +26,6 @@ def test_agreement_by_hand():
     same = agreement.agreement(EXACT, {name: -s for name, s in EXACT.items()})
     assert same["spearman"].to_numpy() == pytest.approx(1.0)
     assert (same["typical_factor"] == 1).all()
-
-
-def test_overlaps_by_hand_and_by_chance():
-    frame = shared.overlaps(EXACT, SNIP, [0.0, 0.5])
-    whole = frame[frame["layer"] == networks.WHOLE].set_index("sparsity")
-    assert whole.loc[0.0, "overlap"] == 1.0
-    assert whole.loc[0.0, "chance"] == 1.0
-    assert whole.loc[0.5, "overlap"] == 0.5  # {8, 4, 2} against {8, 3, 2}
-    assert whole.loc[0.5, "chance"] == pytest.approx(1.5 / 4.5)
-    many = 20_000
-    draws = [{"w": torch.rand(many, generator=torch.Generator().manual_seed(i))} for i in range(2)]
-    row = shared.overlaps(*draws, [0.8]).iloc[0]
-    assert row["overlap"] == pytest.approx(row["chance"], abs=0.01)
 
 
 def test_where_they_part_by_hand():
