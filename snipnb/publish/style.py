@@ -210,7 +210,8 @@ def density(
         ends: Of the dotted line, log10.
         norm: Of the shades.
     """
-    counts, _, _ = np.histogram2d(*(bins[column] for column in columns), bins=edges, weights=bins["parameters"])
+    x, y = (bins[column] for column in columns)
+    counts, _, _ = np.histogram2d(x, y, bins=list(edges), weights=bins["parameters"])
     across, up = (10**edge for edge in edges)
     shade = np.ma.masked_equal(counts.T, 0)
     mesh = axis.pcolormesh(across, up, shade, norm=norm, cmap="viridis_r", rasterized=True)

@@ -73,9 +73,11 @@ def errors(frame: pd.DataFrame, reported: pd.DataFrame) -> Figure:
             axis.plot(np.full(len(errors), x), errors, "o", color=colours[way], ms=4, alpha=0.6, mew=0, zorder=2)
             axis.plot([x - 0.07, x + 0.07], [errors.mean()] * 2, color=colours[way], lw=2.5, zorder=3)
         value = reported.loc[reported["sparsity"] == sparsity, "error_percent"].iloc[0]
-        place, above = (column + 0.42, value), {"xytext": (0, 8), "textcoords": "offset points"}
-        axis.plot(*place, **PUBLISHED)
-        axis.annotate(f"{value:.2f}", place, **above, ha="center", fontsize=7.5)
+        beside = column + 0.42
+        axis.plot(beside, value, **PUBLISHED)
+        axis.annotate(
+            f"{value:.2f}", (beside, value), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=7.5
+        )
     axis.set_xticks(range(len(sparsities)), [f"{s:g}" for s in sparsities])
     axis.set_xlim(-0.5, len(sparsities) - 0.4)
     axis.set_ylim(bottom=0)

@@ -226,7 +226,10 @@ def other_rankings(model: nn.Module, images: Tensor, labels: Tensor, *, sparsity
     gradients = {name: p.grad for name, p in network.named_parameters()}
     salience = snip(network, images.double(), labels)
     mask = keep_mask(salience, sparsity)
-    others = {"signed salience": ("w dL/dw", above_zero(salience)), "gradient": ("abs(dL/dw)", gradients)}
+    others: dict[str, tuple[str, Any]] = {
+        "signed salience": ("w dL/dw", above_zero(salience)),
+        "gradient": ("abs(dL/dw)", gradients),
+    }
     return pd.DataFrame(
         {"ranking": name, "formula": formula, "overlap": overlap(mask, keep_mask(other, sparsity))}
         for name, (formula, other) in others.items()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -179,7 +181,13 @@ def _beyond(axis: Axes, curves: pd.DataFrame, top: float) -> None:
     high = curves[curves["mean"] > top]
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
     for line, (criterion, part) in enumerate(high.groupby("criterion", sort=False)):
-        options = {"ha": "center", "va": "center", "fontsize": 7, "color": look(criterion).colour, "zorder": 6}
+        options: dict[str, Any] = {
+            "ha": "center",
+            "va": "center",
+            "fontsize": 7,
+            "color": look(criterion).colour,
+            "zorder": 6,
+        }
         for sparsity, mean in zip(part["sparsity"], part["mean"], strict=True):
             text, place = f"\u2191{mean:.{1 if mean < 10 else 0}f}", (1 - sparsity, top * (0.97 - 0.055 * line))
             axis.annotate(text, place, bbox=box, **options)
