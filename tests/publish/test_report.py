@@ -45,16 +45,16 @@ def captioned(written, monkeypatch):
     return written
 
 
-def small_figure(*frames, note="", **settings):
+def small_figure(*frames, **settings):
     figure, axis = plt.subplots(figsize=(2, 1))
     axis.plot([0, 1], [1, 0], label="a")
     axis.legend()
-    SEEN.append((frames, note, settings))
+    SEEN.append((frames, figure, settings))
     return figure
 
 
-def two_frames(frame, other, *, note):
-    return small_figure(frame, other, note=note)
+def two_frames(frame, other):
+    return small_figure(frame, other)
 
 
 def test_begin_knows_the_parameters(written):
@@ -69,9 +69,10 @@ def test_a_figure_is_drawn_from_its_csv_in_three_forms_with_its_alternative_text
     frame = pd.DataFrame({"x": [0.1, 1 / 3], "n": [1, 2]})
     picture = current.figure("small_one", frame, top=1.25)
     assert (folder / "01_salience_derivation" / "small_one.csv").read_text() == "x,n\n0.1,1\n0.33333333,2\n"
-    (drawn,), note, settings = SEEN[-1]
+    (drawn,), figure, settings = SEEN[-1]
     assert list(drawn["x"]) == [0.1, 0.33333333]
-    assert (note, settings) == ("5 images; 1.2; profile smoke", {"top": 1.25})
+    assert figure.get_supxlabel().split() == ["5", "images;", "1.2;", "profile", "smoke"]
+    assert settings == {"top": 1.25}
     assert b"A falling line." in (folder / "01_salience_derivation" / "small_one.png").read_bytes()
     assert "A falling line." in (folder / "01_salience_derivation" / "small_one.svg").read_text()
     data, metadata = picture._repr_mimebundle_()
@@ -92,7 +93,7 @@ def test_further_frames_are_taken_from_where_they_stand(captioned):
         current.figure("small_two", frame, other, caption={"seeds": 1000})
         assert current.drawn["figures"]["small_two"]["frames"] == ["01_salience_derivation/small_two.csv", file]
         assert list(SEEN[-1][0][1]) == list(other)
-    assert SEEN[-1][1] == "1,000 seeds"
+    assert SEEN[-1][1].get_supxlabel() == "1,000 seeds"
     assert len(list(folder.rglob("*.csv"))) == 3
 
 
