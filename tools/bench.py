@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from snipnb._checks import Salience
 from snipnb._files import write_atomically
 from snipnb._progress import note, track
 from snipnb.data import Split
@@ -32,7 +33,7 @@ from snipnb.publish.stats import mean_interval
 from snipnb.saliences.brute_force import stratified_sample
 from snipnb.saliences.exact import exact_salience
 from snipnb.saliences.snip import snip, snip_together
-from snipnb.saliences.taylor import derivatives, diagonal_hessian, hutchinson_diagonal, row_sum_hessian, taylor_salience
+from snipnb.saliences.taylor import derivatives, diagonal_hessian, hessian_times, row_sum_hessian, taylor_salience
 from snipnb.training.loop import Recipe, train_together
 from snipnb.training.plain import plain_training
 
@@ -188,7 +189,7 @@ def curvature_cost(
         "derivatives to order 3": lambda x, y: derivatives(model, x, y, order=3),
         "linear region": lambda x, y: taylor_salience(model, x, y, order="linear-region"),
         "row sums": lambda x, y: row_sum_hessian(model, x, y),
-        "Hutchinson, 1 sample": lambda x, y: hutchinson_diagonal(model, x, y),
+        "Hutchinson, 1 sample": lambda x, y: hutchinson_sample(model, x, y),
     }
     gradient(model, images[:BATCH], labels[:BATCH])  # warm up
     rows = []
@@ -207,6 +208,17 @@ def curvature_cost(
                 row |= interval(ratio, column, f"{column}_low95", f"{column}_high95")
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def hutchinson_sample(model: nn.Module, images: Tensor, labels: Tensor, *, seed: int = 0) -> Salience:
+    """An unbiased estimate of the Hessian's diagonal: v * (H v) for one vector v of random signs.
+
+    E[v_j (H v)_j] = H_jj for independent v of +-1 (Hutchinson 1989; Bekas, Kokiopoulou and Saad 2007); its variance is the sum of the
+    squares of the other entries of row j, so that few samples are far off where the Hessian is not nearly diagonal.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    signs = {n: (torch.randint(2, p.shape, generator=draw) * 2 - 1).to(p) for n, p in model.named_parameters()}
+    return {n: signs[n] * product for n, product in hessian_times(model, images, labels, signs).items()}
 
 
 def _backpack_diagonal(model: nn.Module) -> Callable[[Tensor, Tensor], object] | None:

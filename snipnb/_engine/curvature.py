@@ -13,8 +13,8 @@ from torch.nn.grad import conv2d_input
 
 from snipnb._checks import Salience, check_classes, float_parameters
 from snipnb._engine.propagation import Scratch, running_statistics
-from snipnb._engine.sequential import Pool, layers_of, padding_of
-from snipnb._engine.unit_lines import loss_changes
+from snipnb._engine.sequential import Norms, Pool, check_finite, layers_of, padding_of, patches
+from snipnb._engine.unit_lines import loss_changes, terms_for
 from snipnb._engine.workers import Crew
 from snipnb._progress import track
 
@@ -71,7 +71,7 @@ class _Network:
 
     def __init__(self, model: nn.Module) -> None:
         self.layers = layers_of(model)
-        own = [i for i, (_, layer) in enumerate(self.layers) if any(True for _ in _module(layer).parameters())]
+        own = [i for i, (_, layer) in enumerate(self.layers) if isinstance(layer, nn.Module) and [*layer.parameters()]]
         self.first = own[0]  # what comes before has no parameters
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[_Kept]]:
@@ -83,7 +83,7 @@ class _Network:
                 x = F.conv2d(x, layer.weight, layer.bias, layer.stride, padding_of(layer), layer.dilation)
             elif isinstance(layer, nn.Linear):
                 x = F.linear(x, layer.weight, layer.bias)
-            elif isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            elif isinstance(layer, Norms):
                 mean, deviation = running_statistics(layer)
                 kept.input = (x - _wide(mean, x)) / _wide(deviation, x)
                 x = kept.input
@@ -94,20 +94,15 @@ class _Network:
                 kept.switches = x > 0
             elif isinstance(layer, nn.Flatten):
                 x = x.flatten(1)
-            elif not isinstance(layer, Pool):
-                raise ValueError(f"{layer} is not covered")
-            elif layer.kind == "max":
+            elif isinstance(layer, Pool) and layer.kind == "max":
                 x, kept.places = F.max_pool2d(x, layer.kernel, layer.stride, layer.padding, return_indices=True)
                 if layer.relu:
                     x = x.relu_()
                     kept.switches = x > 0
-            else:
+            elif isinstance(layer, Pool):
                 x = F.avg_pool2d(x, layer.kernel, layer.stride, layer.padding)
             everything.append(kept)
-        if not bool(torch.isfinite(x).all()):
-            raise ValueError(
-                "the logits of some images are not finite; images and parameters with finite ones are needed"
-            )
+        check_finite(x)
         return x, everything
 
     def sums(self, x: Tensor, labels: Tensor, rule: Rule, limit: int, scratch: Scratch) -> dict[str, Tensor]:
@@ -122,12 +117,11 @@ class _Network:
                 if layer.bias is not None:
                     found[f"{name}.bias"] = rule.of_slopes(state, b, f"{name}.bias")
             elif isinstance(layer, nn.Conv2d):
-                found[f"{name}.weight"] = _of_patches(
-                    layer, state, b, kept.input, rule, f"{name}.weight", limit, scratch
-                )
+                key = f"{name}.weight"
+                found[key] = _of_patches(layer, state, b, kept.input, rule, key, limit, scratch)
                 if layer.bias is not None:
                     found[f"{name}.bias"] = rule.of_slopes(state, b.flatten(3).sum(3), f"{name}.bias")
-            elif isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) and layer.affine:
+            elif isinstance(layer, Norms) and layer.affine:
                 positions = tuple(range(3, b.dim()))
                 for key, slopes in (("weight", b * kept.input[:, None]), ("bias", b)):
                     slopes = slopes.sum(positions) if positions else slopes
@@ -135,10 +129,6 @@ class _Network:
             if i > self.first:
                 b = _back(layer, b, kept, scratch, i)
         return found
-
-
-def _module(layer: nn.Module | Pool) -> nn.Module:
-    return layer.module if isinstance(layer, Pool) else layer
 
 
 def _wide(t: Tensor, like: Tensor) -> Tensor:
@@ -156,7 +146,7 @@ def _back(layer: nn.Module | Pool, b: Tensor, kept: _Kept, scratch: Scratch, pla
         whole = (images * columns, *shape)
         options = (layer.stride, padding_of(layer), layer.dilation)
         return conv2d_input(whole, layer.weight, b.flatten(0, 1), *options).view(images, columns, *shape)
-    if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+    if isinstance(layer, Norms):
         _, deviation = running_statistics(layer)
         scale = 1 / deviation if layer.weight is None else layer.weight / deviation
         return b * _wide(scale, kept.input)
@@ -164,10 +154,8 @@ def _back(layer: nn.Module | Pool, b: Tensor, kept: _Kept, scratch: Scratch, pla
         return b.view(images, columns, *shape)
     if kept.switches is not None:
         b = b * kept.switches[:, None]
-    if isinstance(layer, nn.ReLU):
+    if not isinstance(layer, Pool):  # ReLU
         return b
-    if not isinstance(layer, Pool):
-        raise ValueError(f"{layer} is not covered")
     if kept.places is not None:
         out = scratch.take(("pool", place), (images, columns, shape[0], shape[1] * shape[2]), b).zero_()
         places = kept.places.flatten(2)[:, None].expand(-1, columns, -1, -1)
@@ -187,16 +175,8 @@ def _of_patches(
     x = F.pad(x, (horizontal, horizontal, vertical, vertical)) if vertical or horizontal else x.contiguous()
     images, inputs = x.shape[:2]
     columns, outputs, *size = b.shape[1:]
-    s = x.stride()
-    seen = x.as_strided(
-        (images, inputs, *layer.kernel_size, *size),
-        (
-            *s[:2],
-            *(a * d for a, d in zip(s[2:], layer.dilation, strict=True)),
-            *(a * t for a, t in zip(s[2:], layer.stride, strict=True)),
-        ),
-    )
-    taps, positions = math.prod(seen.shape[1:4]), math.prod(size)
+    seen = patches(x, layer, size)
+    taps, positions = inputs * math.prod(layer.kernel_size), math.prod(size)
     b = b.flatten(3)  # [images, columns, outputs, positions]
     several = max(1, limit // (columns * taps))  # outputs
     parts = []
@@ -206,10 +186,10 @@ def _of_patches(
         step = max(1, limit // max(taps * positions, columns * few.shape[2] * taps))
         for start in range(0, images, step):
             some = slice(start, start + step)
-            patches = scratch.take(("patches",), seen[some].shape, x).copy_(seen[some]).view(-1, taps, positions)
+            copied = scratch.take(("patches",), seen[some].shape, x).copy_(seen[some]).view(-1, taps, positions)
             rows = few[some].flatten(1, 2)
             room = scratch.take(("slopes",), (*rows.shape[:2], taps), x)
-            slopes = torch.bmm(rows, patches.transpose(1, 2), out=room).view(-1, columns, few.shape[2] * taps)
+            slopes = torch.bmm(rows, copied.transpose(1, 2), out=room).view(-1, columns, few.shape[2] * taps)
             total.append(rule.of_slopes(state.part(some), slopes, name, first * taps, spare=True))
         parts.append(reduce(torch.add, total))
     return torch.cat(parts, 1)
@@ -335,7 +315,7 @@ class LinearRegion(Rule):
         if longest > 0:
             power, factor = x, -w
             within = b * short[:, None]
-            for i, kappa in enumerate(_derivatives_of(state, within, _terms(longest, b.dtype)), 1):
+            for i, kappa in enumerate(_derivatives_of(state, within, terms_for(longest, b.dtype)), 1):
                 if i > 1:
                     power, factor = power * x, factor * (-w / i)
                 total += (kappa.T @ power) * factor
@@ -347,11 +327,6 @@ class LinearRegion(Rule):
             part = _State(state.p[n], state.log_p[n], state.labels[n])
             total.index_add_(0, u, self._changes(part, dz).double())
         return total[None]
-
-
-def _terms(length: float, dtype: torch.dtype) -> int:
-    """Terms of the series that reach the precision of the dtype, for a length of abs(w x) (max J - min J)."""
-    return max(1, math.ceil(math.log(torch.finfo(dtype).eps / 8) / math.log(length / math.pi)))
 
 
 def _derivatives_of(state: _State, slopes: Tensor, order: int) -> list[Tensor]:

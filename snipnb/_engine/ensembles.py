@@ -21,27 +21,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from snipnb._engine.propagation import Scratch
-from snipnb._engine.sequential import Pool, layers_of, padding_of, pair
+from snipnb._engine.sequential import Norms, Pool, layers_of, padding_of, patches, shapes_of, size_behind
 
 COLUMNS = 2**20  # numbers in the columns of a convolution that a processor makes at once
-FEW = (
-    0.12  # share of a linear layer's weights, up to which going through them one by one is faster than a matrix product
-)
+# Share of a linear layer's weights up to which going through them one by one is faster than a matrix product.
+FEW = 0.12
 Stacked = dict[str, Tensor]  # like a model's parameters or buffers, with the networks as the first axis
-
-
-# Dimensions of what some layers get of an image.
-DIMENSIONS: dict[type[nn.Module], int] = {
-    nn.Conv2d: 3,
-    nn.MaxPool2d: 3,
-    nn.AvgPool2d: 3,
-    nn.BatchNorm2d: 3,
-    nn.BatchNorm1d: 1,
-    nn.Linear: 1,
-}
 
 
 class Stack:
@@ -62,7 +49,7 @@ class Stack:
     @property
     def mixes_images(self) -> bool:
         """Whether training an image depends on those beside it (batch norm)."""
-        return any(isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) for _, layer in self.layers)
+        return any(isinstance(layer, Norms) for _, layer in self.layers)
 
     def inputs(self, images: Tensor) -> Tensor:
         """Images [n, channels, height, width] or [n, features] as the first layer takes them, the same for all networks.
@@ -71,30 +58,13 @@ class Stack:
             ValueError: If a layer does not fit them.
         """
         if images.shape[1:] not in self.fitting:
-            self._check_fit(images)  # compiled kernels trust it
+            shapes_of(self.layers, images.shape[1:])  # an error if they do not fit: compiled kernels trust it
             self.fitting.add(images.shape[1:])
         x = images.movedim(0, -1).contiguous()[None]
         first = self.layers[0][1]
         if isinstance(first, nn.Conv2d) and not _is_compiled(first, x):
-            return _columns(_padded(x, first), _Taps.of(first, x.shape))[0]
+            return _columns(_padded(x, first), _Taps.of(first, x.shape[2:4]))[0]
         return x
-
-    def _check_fit(self, images: Tensor) -> None:
-        x = torch.empty(2, *images.shape[1:], dtype=images.dtype, device="meta")  # shapes alone
-        for name, layer in self.layers:
-            module = layer.module if isinstance(layer, Pool) else layer
-            tensors = {n: t.to("meta") for n, t in (*module.named_parameters(), *module.named_buffers())}
-            before = tuple(x.shape[1:])
-            try:
-                if len(before) != DIMENSIONS.get(type(module), len(before)):
-                    raise ValueError("PyTorch would take them otherwise")
-                if before[0] != getattr(module, "num_features", before[0]):
-                    raise ValueError("a norm of other channels")
-                if not isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.Dropout)):  # shapes stay
-                    x = functional_call(module, tensors, (x,))
-            except (RuntimeError, ValueError):
-                message = f"layer {name!r} is {module}; it gets {before} per image, which does not fit"
-                raise ValueError(message) from None
 
     def logits(
         self,
@@ -119,41 +89,37 @@ class Stack:
             kept: Which parameters are kept, of masked networks: the others are zero, and their gradients need not be right.
         """
         networks = len(next(iter(parameters.values())))
-        x, images = inputs, inputs.shape[-1]
+        x = inputs
         if not isinstance(self.layers[0][1], nn.Conv2d):
             x = x.expand(networks, *x.shape[1:])
-        skip = False
-        for position, (name, layer) in enumerate(self.layers):
-            if skip:  # done with the layer before it
-                skip = False
-            elif isinstance(layer, nn.Conv2d) and _is_compiled(layer, x):
+        layers = iter(enumerate(self.layers))
+        for position, (name, layer) in layers:
+            key, bias = f"{name}.weight", parameters.get(f"{name}.bias")
+            if isinstance(layer, nn.Conv2d) and _is_compiled(layer, x):
                 after = self.layers[position + 1][1] if position + 1 < len(self.layers) else None
                 pool, relu = _what_follows(after)
-                skip = relu or pool != (1, 1)
-                tensors = parameters[f"{name}.weight"], parameters.get(f"{name}.bias")
-                wanted = kept.all.get(f"{name}.weight") if kept else None
+                if relu or pool != (1, 1):
+                    next(layers)  # done along with this one
+                wanted = kept.all.get(key) if kept else None
                 options = layer.dilation, pool, relu, self.scratch, position
-                x = _Compiled.apply(_padded(x, layer), *tensors, wanted, *options)
+                x = _Compiled.apply(_padded(x, layer), parameters[key], bias, wanted, *options)
             elif isinstance(layer, nn.Conv2d):
-                weight, bias = parameters[f"{name}.weight"].flatten(2), parameters.get(f"{name}.bias")
-                matrix = weight if bias is None else torch.cat([weight, bias[:, :, None]], 2)
+                matrix = parameters[key].flatten(2)
+                matrix = matrix if bias is None else torch.cat([matrix, bias[:, :, None]], 2)
+                taps = _Taps.of(layer, image_shape[1:] if position == 0 else x.shape[2:4])
                 if position == 0:
-                    taps = _Taps.of(layer, (1, *image_shape, images))
-                    images = x.shape[-1] // (taps.height * taps.width)
                     x = _SharedConvolution.apply(x, matrix, self.scratch)
                 else:
-                    x = _padded(x, layer)
-                    taps = _Taps.of(layer, x.shape, padded=True)
-                    x = _Convolution.apply(x, matrix, taps, self.scratch, position)
+                    x = _Convolution.apply(_padded(x, layer), matrix, taps, self.scratch, position)
                 x = x.view(networks, layer.out_channels, taps.height, taps.width, -1)
-            elif isinstance(layer, nn.Linear) and kept and f"{name}.weight" in kept.few and _runs_compiled(x):
-                weight, bias = parameters[f"{name}.weight"], parameters.get(f"{name}.bias")
+            elif isinstance(layer, nn.Linear) and kept and key in kept.few and _runs_compiled(x):
+                weight = parameters[key]
                 bias = weight.new_zeros(weight.shape[:2]) if bias is None else bias
-                x = _FewWeights.apply(x, weight, bias, *kept.few[f"{name}.weight"])
+                x = _FewWeights.apply(x, weight, bias, *kept.few[key])
             elif isinstance(layer, nn.Linear):
-                weight, bias = parameters[f"{name}.weight"], parameters.get(f"{name}.bias")
+                weight = parameters[key]
                 x = torch.bmm(weight, x) if bias is None else torch.baddbmm(bias[:, :, None], weight, x)
-            elif isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            elif isinstance(layer, Norms):
                 x = _batch_norm(x, name, layer, parameters, buffers, training)
             elif isinstance(layer, Pool):
                 x = _pooled(x, layer, self.scratch, position)
@@ -216,30 +182,24 @@ def check_alike(model: nn.Module, first: nn.Module) -> None:
 class _Taps:
     """Which inputs the outputs of a convolution see."""
 
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
+    layer: nn.Conv2d
     height: int  # of the output
     width: int
-    ones: bool  # whether a row of ones follows, for the bias
 
     @classmethod
-    def of(cls, layer: nn.Conv2d, shape: Sequence[int], *, padded: bool = False) -> _Taps:
-        """For inputs of this shape [..., height, width, images]."""
-        sizes = []
-        for axis, size in enumerate(shape[-3:-1]):
-            size += 0 if padded else 2 * padding_of(layer)[axis]
-            sizes.append((size - layer.dilation[axis] * (layer.kernel_size[axis] - 1) - 1) // layer.stride[axis] + 1)
-        options = pair(layer.kernel_size), pair(layer.stride), pair(layer.dilation)
-        return cls(*options, sizes[0], sizes[1], layer.bias is not None)
+    def of(cls, layer: nn.Conv2d, size: Sequence[int]) -> _Taps:
+        """For inputs of this height and width, without their padding."""
+        return cls(layer, *size_behind(layer, size))
 
-    def rows(self, channels: int) -> int:
-        return channels * self.kernel[0] * self.kernel[1]
+    @property
+    def rows(self) -> int:
+        """Of columns, but for that of ones."""
+        return self.layer.weight[0].numel()
 
     def slices(self, axis: int, tap: int) -> slice:
         """Where along an axis of the input a tap meets the outputs."""
-        start, outputs = tap * self.dilation[axis], (self.height, self.width)[axis]
-        return slice(start, start + self.stride[axis] * (outputs - 1) + 1, self.stride[axis])
+        start, outputs = tap * self.layer.dilation[axis], (self.height, self.width)[axis]
+        return slice(start, start + self.layer.stride[axis] * (outputs - 1) + 1, self.layer.stride[axis])
 
 
 def _padded(x: Tensor, layer: nn.Conv2d) -> Tensor:
@@ -249,34 +209,24 @@ def _padded(x: Tensor, layer: nn.Conv2d) -> Tensor:
 
 def _columns(x: Tensor, taps: _Taps, out: Tensor | None = None) -> Tensor:
     """Padded inputs [networks, channels, height, width, images] -> [networks, rows, height out * width out * images]."""
-    networks, channels, _, _, images = x.shape
-    rows, positions = taps.rows(channels), taps.height * taps.width * images
+    biased = taps.layer.bias is not None
     if out is None:
-        out = x.new_empty(networks, rows + taps.ones, positions)
-    if taps.ones:
-        out[:, rows] = 1
-    strides = x.stride()
-    seen = x.as_strided(
-        (networks, channels, *taps.kernel, taps.height, taps.width, images),
-        (
-            *strides[:2],
-            *(s * d for s, d in zip(strides[2:4], taps.dilation, strict=True)),
-            *(s * d for s, d in zip(strides[2:4], taps.stride, strict=True)),
-            strides[4],
-        ),
-    )
-    out[:, :rows].view(seen.shape).copy_(seen)
+        out = x.new_empty(len(x), taps.rows + biased, taps.height * taps.width * x.shape[4])
+    if biased:
+        out[:, taps.rows] = 1
+    seen = patches(x, taps.layer, (taps.height, taps.width))
+    out[:, : taps.rows].view(seen.shape).copy_(seen)
     return out
 
 
 def _add_columns(columns: Tensor, taps: _Taps, x: Tensor, partial: Tensor) -> None:
     """The transpose of :func:`_columns`, added to ``x``: first along the width into ``partial``, then along the height."""
-    networks, channels, _, width, images = x.shape
-    columns = columns.view(networks, channels, *taps.kernel, taps.height, taps.width, images)
-    partial = partial.view(networks, channels, taps.kernel[0], taps.height, width, images).zero_()
-    for tap in range(taps.kernel[1]):
+    (networks, channels, _, width, images), kernel = x.shape, taps.layer.kernel_size
+    columns = columns.view(networks, channels, *kernel, taps.height, taps.width, images)
+    partial = partial.view(networks, channels, kernel[0], taps.height, width, images).zero_()
+    for tap in range(kernel[1]):
         partial[..., taps.slices(1, tap), :].add_(columns[:, :, :, tap])
-    for tap in range(taps.kernel[0]):
+    for tap in range(kernel[0]):
         x[:, :, taps.slices(0, tap)].add_(partial[:, :, tap])
 
 
@@ -340,13 +290,8 @@ class _Compiled(torch.autograd.Function):
         packed = kernels.packed(weights, None if bias is None else bias.reshape(together).numpy())
         kernels.convolve(x.numpy(), *packed, dilation, (0, 0, 0), pool, relu, out.numpy(), winner.numpy())
         ctx.save_for_backward(x, weight)
-        ctx.winner, ctx.dilation, ctx.pool, ctx.together, ctx.has_bias = (
-            winner,
-            dilation,
-            pool,
-            together,
-            bias is not None,
-        )
+        ctx.winner, ctx.dilation, ctx.pool, ctx.together = winner, dilation, pool, together
+        ctx.has_bias = bias is not None
         ctx.scratch, ctx.layer, ctx.kept = scratch, layer, kept
         return out.view(*weight.shape[:2], *out.shape[2:])[..., :images]
 
@@ -432,23 +377,21 @@ class _Convolution(torch.autograd.Function):
         taps, gradient = ctx.taps, gradient.reshape(*matrix.shape[:2], -1)
         of_matrix = torch.empty_like(matrix)
         of_x = ctx.scratch.take(("of convolution", ctx.layer), x.shape, x).zero_() if ctx.needs_input_grad[0] else None
-        rows = taps.rows(x.shape[1])
         for some in _blocks(x, taps):
             columns = _columns(x[some], taps, _room(ctx.scratch, "columns", some, matrix.shape[2], gradient))
             torch.bmm(gradient[some], columns.transpose(1, 2), out=of_matrix[some])
             if of_x is not None:
-                back = _room(ctx.scratch, "back", some, rows, gradient)
-                torch.bmm(matrix[some, :, :rows].transpose(1, 2), gradient[some], out=back)
-                shape = (len(back), x.shape[1] * taps.kernel[0] * taps.height * x.shape[3] * x.shape[4])
+                back = _room(ctx.scratch, "back", some, taps.rows, gradient)
+                torch.bmm(matrix[some, :, : taps.rows].transpose(1, 2), gradient[some], out=back)
+                shape = (len(back), x.shape[1] * taps.layer.kernel_size[0] * taps.height * x.shape[3] * x.shape[4])
                 _add_columns(back, taps, of_x[some], ctx.scratch.take(("partial",), shape, back))
         return of_x, of_matrix, None, None, None
 
 
 def _blocks(x: Tensor, taps: _Taps) -> list[slice]:
     """Networks whose columns are made at once: all on a GPU, else as many as fit the caches."""
-    several = (
-        len(x) if x.is_cuda else max(1, COLUMNS // (taps.rows(x.shape[1]) * taps.height * taps.width * x.shape[4]))
-    )
+    columns = taps.rows * taps.height * taps.width * x.shape[4]  # of one network
+    several = len(x) if x.is_cuda else max(1, COLUMNS // columns)
     return [slice(k, k + several) for k in range(0, len(x), several)]
 
 
@@ -526,16 +469,12 @@ def _batch_norm(
     training: bool,
 ) -> Tensor:
     mean, variance = buffers[f"{name}.running_mean"], buffers[f"{name}.running_var"]
-    if x.dim() != (5 if isinstance(layer, nn.BatchNorm2d) else 3):
-        raise ValueError(f"layer {name!r} is {layer}; it gets {tuple(x.shape[1:-1])} per image, which does not fit")
     shape = (*mean.shape, *(1,) * (x.dim() - 2))
     if training:
         axes = tuple(range(2, x.dim()))
         count = x.numel() // mean.numel()
         if count == 1:
-            raise ValueError(
-                f"layer {name!r} is {layer}; to train it, more than 1 value per channel is needed in each batch"
-            )
+            raise ValueError(f"layer {name!r} is {layer}; to train it, each batch needs more than 1 value per channel")
         now, spread = x.mean(axes), x.var(axes, correction=0)
         with torch.no_grad():
             seen = buffers[f"{name}.num_batches_tracked"]

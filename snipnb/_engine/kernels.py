@@ -366,18 +366,15 @@ def convolve(x, weight, bias, dilation, zeros, pool, relu, out, winner):
     flat_some, between = some.reshape(-1), pool[0] * wide * images
     apart = (channels, height * width * images, dilation[0] * width * images, dilation[1] * images)
     flat_out, flat_winner = out.reshape(-1), winner.reshape(-1)
-    places, values, levels = (
-        np.empty(tile * taps, np.int64),
-        np.empty(tile * taps, x.dtype),
-        np.empty(tile * taps, np.int64),
-    )
-    near, factors = np.empty(tile * taps, np.int64), np.empty(tile * taps, x.dtype)
+    most = tile * taps
+    places, values, levels = np.empty(most, np.int64), np.empty(most, x.dtype), np.empty(most, np.int64)
+    near, factors = np.empty(most, np.int64), np.empty(most, x.dtype)
     ends, last = np.empty(tile, np.int64), np.empty(tile, np.int64)
     for k in range(networks):
         flat_x, flat_weight, flat_bias = x[k % len(x)].reshape(-1), weight[k].reshape(-1), bias[k]
         for first in range(0, len(flat_bias), tile):
             listed = _listed(flat_weight, first, tile, kernel, apart, places, values, levels, ends)
-            sparse = listed < DENSE * tile * taps
+            sparse = listed < DENSE * most
             for y in range(rows):
                 for inner in range(pool[0]):
                     top = y * pool[0] + inner
@@ -396,22 +393,11 @@ def convolve(x, weight, bias, dilation, zeros, pool, relu, out, winner):
                             whole = done + 4 * LANES <= wide * images
                             for t in range(min(tile, outputs - first)):
                                 begin, at = last[t - 1] if t else 0, (t * pool[0] + inner) * wide * images + done
-                                given = (
-                                    flat_x,
-                                    row + done,
-                                    near,
-                                    factors,
-                                    begin,
-                                    last[t],
-                                    flat_bias,
-                                    first + t,
-                                    flat_some,
-                                    at,
-                                )
+                                given = (near, factors, begin, last[t], flat_bias, first + t, flat_some, at)
                                 if whole:
-                                    _stretch(*given)
+                                    _stretch(flat_x, row + done, *given)
                                 else:
-                                    _piece(*given)
+                                    _piece(flat_x, row + done, *given)
                             done += 4 * LANES if whole else LANES
                         continue
                     for position in range(wide):
@@ -469,20 +455,9 @@ def _pair(x, offsets, g, second, columns, apart, down, rows, total):
             d, j = _add_product(d, one, value), _add_product(j, two, value)
             value = _load_half(x, s + place)
             e, k = _add_product(e, one, value), _add_product(k, two, value)
-    total[0, 0], total[0, 1], total[0, 2], total[0, 3], total[0, 4] = (
-        _total(a),
-        _total(b),
-        _total(c),
-        _total(d),
-        _total(e),
-    )
-    total[1, 0], total[1, 1], total[1, 2], total[1, 3], total[1, 4] = (
-        _total(f),
-        _total(h),
-        _total(i),
-        _total(j),
-        _total(k),
-    )
+    total[0, 0], total[0, 1], total[0, 2], total[0, 3] = _total(a), _total(b), _total(c), _total(d)
+    total[1, 0], total[1, 1], total[1, 2], total[1, 3] = _total(f), _total(h), _total(i), _total(j)
+    total[0, 4], total[1, 4] = _total(e), _total(k)
 
 
 @_compiled
@@ -556,12 +531,8 @@ def gradients(x, gradient, winner, dilation, pool, of_weight, of_bias, weight, o
     before = np.zeros((1, buffered, high, margin + wide + right, images), x.dtype)  # the pooling
     apart, down = before.shape[3] * images, width * images
     total, offsets = np.empty((2, 5), x.dtype), np.empty(max(taps, 5), np.int64)
-    which, some, eight, nearby = (
-        np.empty(taps, np.int64),
-        np.empty(8, np.int64),
-        np.empty(8, x.dtype),
-        np.empty(5, np.int64),
-    )
+    which, some, nearby = np.empty(taps, np.int64), np.empty(8, np.int64), np.empty(5, np.int64)
+    eight = np.empty(8, x.dtype)
     none, no_bias = np.empty((0, 0, 0, 0, 0), np.uint8), np.zeros((1, weight.shape[1] * weight.shape[5]), x.dtype)
     for t in range(taps):
         ky, kx, channel = t // kernel[1] % kernel[0], t % kernel[1], t // (kernel[0] * kernel[1])

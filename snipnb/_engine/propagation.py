@@ -18,8 +18,7 @@ each pooling window side by side. A change of one channel is carried with a chan
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -64,7 +63,6 @@ class Step:
 
     own: Own | None = None
     is_linear_layer = False
-    takes_windows_in_place = False  # a gate whose input comes window by window
 
     def rows(self, channels: int) -> int:
         """The most numbers that this step makes of one column with so many changed channels."""
@@ -99,25 +97,24 @@ class Mix(Step):
     and better-shaped matrix product, and far fewer copies.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, names: tuple[str, ...], geometry: Geometry | None) -> None:
-        outputs = len(weight)
-        self.table = None if geometry is None else geometry.field  # [positions out, field]
-        self.pixels = 1 if geometry is None else geometry.pixels  # positions in; this index stands for padding
-        self.padded = geometry is not None and int(geometry.field.max()) == geometry.pixels
-        self.taps = None if geometry is None else geometry.taps  # [positions out, window, kernel]
-        self.window = 1 if geometry is None else geometry.taps.shape[1]
-        self.inputs, self.outputs, self.bias = weight.shape[1], outputs, bias
+    def __init__(self, layer: nn.Conv2d | nn.Linear, names: tuple[str, ...], geometry: Geometry | None) -> None:
+        weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
         self.is_linear_layer = geometry is None
-        self.weight = (
-            weight[:, None] if geometry is None else geometry.spread(weight)
-        )  # [window * outputs, field, inputs]
+        if geometry is None:  # one position, which sees itself
+            one = torch.zeros(1, 1, dtype=torch.long)
+            geometry = Geometry(one, one[None], 1, weight[:, None])
+        self.table, self.taps, self.weight = geometry.field, geometry.taps, geometry.weight
+        self.padded = int(geometry.field.max()) == geometry.pixels
+        self.window = self.taps.shape[1]
+        self.outputs, self.inputs = weight.shape[:2]
+        self.bias = bias
         flat = weight.flatten(1)
         values = flat if bias is None else torch.cat([flat, bias[:, None]], 1)
         self.own = Own(names, (flat.shape[1],) if bias is None else (flat.shape[1], 1), values, shared=True)
         self.blocks: dict[tuple[int, int], Tensor] = {}
 
     def rows(self, channels: int) -> int:
-        if self.table is None:
+        if self.is_linear_layer:
             return self.outputs
         return max(self.table.numel() * channels, len(self.table) * self.window * self.outputs)
 
@@ -133,7 +130,7 @@ class Mix(Step):
     def _product(self, d: Tensor, channels: Channels, scratch: Scratch) -> Tensor:
         """[positions, 1, channels, *columns] -> [positions out, window, outputs, *columns]."""
         weight, columns = self._block(channels), d.shape[3:]
-        if self.table is not None:
+        if not self.is_linear_layer:
             rows = self._rows(d)
             return self._tile(rows, weight, ALL, scratch).view(-1, self.window, self.outputs, *columns)
         d = d.reshape(weight.shape[1], -1)
@@ -143,11 +140,6 @@ class Mix(Step):
             out = torch.mm(d.T, weight.T, out=scratch.take((self, "product"), (d.shape[1], self.outputs), d)).T
         return out.view(1, 1, self.outputs, *columns)
 
-    def _positions(self) -> Tensor:
-        if self.table is None:
-            raise TypeError("a linear layer has no positions")
-        return self.table
-
     def _rows(self, d: Tensor) -> Tensor:
         """A convolution's input by position [positions, channels * columns], with one of zeros if there is padding."""
         rows = d.reshape(d.shape[0], -1)
@@ -155,7 +147,7 @@ class Mix(Step):
 
     def _tile(self, rows: Tensor, weight: Tensor, positions: slice, scratch: Scratch) -> Tensor:
         """Some positions of a convolution's output [positions out, window * outputs, columns]."""
-        table = self._positions()[positions]
+        table = self.table[positions]
         field = scratch.take((self, "field"), (table.numel(), rows.shape[1]), rows)
         torch.index_select(rows, 0, table.flatten(), out=field)
         field = field.view(len(table), weight.shape[1], -1)
@@ -170,7 +162,7 @@ class Mix(Step):
         A convolution's values before the gate are many. They are made a few positions at a time, so that they are still
         in the processor's caches when the gate takes them.
         """
-        if self.table is None or d.is_cuda:
+        if self.is_linear_layer or d.is_cuda:
             return gate.change(self._product(d, channels, scratch), kept, ALL, scratch)
         weight, columns, rows = self._block(channels), d.shape[3:], self._rows(d)
         out = scratch.take((self, "gated"), (self.outputs, 1, len(self.table), *columns), d).transpose(0, 2)
@@ -194,11 +186,8 @@ class Mix(Step):
         a = kept[0][:, 0]  # [positions in, inputs, images]
         inputs, images = a.shape[1:]
         a = torch.cat([a.reshape(-1, images), a.new_zeros(inputs, images), a.new_ones(1, images)])
-        kernel = 1 if self.taps is None else self.taps.shape[2]
-        if self.taps is None:
-            row = columns[None, None]
-        else:
-            row = self.taps[:, :, columns % kernel] * inputs + columns // kernel
+        kernel = self.taps.shape[2]
+        row = self.taps[:, :, columns % kernel] * inputs + columns // kernel
         bias = torch.full_like(row, len(a) - 1)
         row = torch.where(columns >= inputs * kernel, bias, row)  # [positions out, window, columns]
         return a.index_select(0, row.flatten()).view(*row.shape, images)
@@ -207,7 +196,7 @@ class Mix(Step):
 def running_statistics(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation by which a norm scales in evaluation mode."""
     if norm.running_mean is None or norm.running_var is None:
-        raise ValueError(f"{norm} has no running statistics; accepted is with them")
+        raise ValueError(f"{norm} has no running statistics; accepted are norms with them")
     return norm.running_mean, (norm.running_var + norm.eps).sqrt()
 
 
@@ -218,9 +207,8 @@ class Norm(Step):
         mean, deviation = running_statistics(module)
         self.mean, self.spread = mean[:, None], deviation[:, None]
         weight, bias = module.weight, module.bias
-        self.scale = (1 / deviation if weight is None else weight.detach() / deviation)[
-            :, None, None
-        ]  # change: [C, 1, 1]
+        scale = 1 / deviation if weight is None else weight.detach() / deviation
+        self.scale = scale[:, None, None]  # [channels, 1, 1]
         self.weight = None if weight is None else weight.detach()[:, None]
         self.bias = None if bias is None else bias.detach()[:, None]
         if names:
@@ -245,7 +233,6 @@ class Gate(Step):
 
     def __init__(self, relu: bool, windows: Windows | None) -> None:
         self.relu, self.windows = relu, windows  # windows: to be gathered here, or None where the input is in them
-        self.takes_windows_in_place = windows is None
 
     def forward(self, a: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         if self.windows is not None:
@@ -344,9 +331,5 @@ class Geometry:
 
     field: Tensor  # [positions out, field]: input positions that a window of outputs sees
     taps: Tensor  # [positions out, window, kernel]: those that one output of the window sees
-    pixels: int
-    place: Callable[[Tensor], Tensor] = dataclasses.field(repr=False)
-
-    def spread(self, weight: Tensor) -> Tensor:
-        """[outputs, inputs, kernel] -> [window * outputs, field, inputs], zero where an output does not see the field."""
-        return self.place(weight).flatten(0, 1).flatten(2).transpose(1, 2).contiguous()
+    pixels: int  # positions in; this index stands for padding
+    weight: Tensor  # [window * outputs, field, inputs], zero where an output does not see the field

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +12,33 @@ from torch import Tensor, nn
 
 from snipnb._engine.propagation import Flat, Gate, Geometry, Mean, Mix, Norm, Step, Windows
 
+Norms = (nn.BatchNorm1d, nn.BatchNorm2d)
+
 ACCEPTED = (
     "Conv2d, Linear, ReLU, MaxPool2d, AvgPool2d, Flatten, Dropout, Identity, BatchNorm1d and BatchNorm2d with running "
     "statistics, Sequential, and LogSoftmax as the last layer"
 )
 
 WIDEST = 9  # values in a pooling window that a convolution computes side by side
+OPTIONS: dict[type[nn.Module], dict[str, tuple]] = {  # option -> what is accepted
+    nn.Conv2d: {"groups": (1,), "padding_mode": ("zeros",)},
+    nn.MaxPool2d: {"ceil_mode": (False,), "return_indices": (False,)},
+    nn.AvgPool2d: {"ceil_mode": (False,), "divisor_override": (None,)},
+    nn.BatchNorm1d: {"track_running_stats": (True,)},
+    nn.BatchNorm2d: {"track_running_stats": (True,)},
+    nn.Flatten: {"start_dim": (1,), "end_dim": (-1,)},
+    nn.LogSoftmax: {"dim": (1, -1)},
+}
+LAYERS = (*OPTIONS, nn.Linear, nn.ReLU, nn.Dropout, nn.Identity)
+# Layers that do not take every shape: how many dimensions of an image, and the attribute that says how many channels.
+TAKEN: dict[type[nn.Module], tuple[int, str]] = {
+    nn.Conv2d: (3, "in_channels"),
+    nn.Linear: (1, "in_features"),
+    nn.BatchNorm2d: (3, "num_features"),
+    nn.BatchNorm1d: (1, "num_features"),
+    nn.MaxPool2d: (3, ""),
+    nn.AvgPool2d: (3, ""),
+}
 
 
 def steps_of(model: nn.Module, image_shape: Sequence[int]) -> list[Step]:
@@ -30,47 +50,33 @@ def steps_of(model: nn.Module, image_shape: Sequence[int]) -> list[Step]:
     layers = layers_of(model)
     if len(image_shape) not in (1, 3):
         raise ValueError(
-            f"images have shape {tuple(image_shape)}; accepted are [channels, height, width] and [features]"
+            f"each image has shape {tuple(image_shape)}; accepted are [channels, height, width] and [features]"
         )
+    shapes = shapes_of(layers, image_shape)
+    if len(shapes[-1]) != 1:
+        raise ValueError(f"the model's output has shape {shapes[-1]} per image; logits [classes] are needed")
     steps: list[Step] = []
-    shape: tuple[int, ...] = tuple(image_shape)
     arranged = False  # whether the values of the coming pooling windows already lie side by side
-    for i, (name, layer) in enumerate(layers):
+    for i, ((name, layer), shape) in enumerate(zip(layers, shapes, strict=False)):
         if isinstance(layer, nn.Conv2d):
-            _need(len(shape) == 3 and shape[0] == layer.in_channels, name, layer, shape)
-            pool = next((p for _, p in layers[i + 1 :] if not isinstance(p, _Norms)), None)
+            pool = next((p for _, p in layers[i + 1 :] if not isinstance(p, Norms)), None)
             window = ((1, 1), (1, 1))
             if arranged := isinstance(pool, Pool) and pool.padding == (0, 0) and math.prod(pool.kernel) <= WIDEST:
                 window = (pool.kernel, pool.stride)
-            size = _size(shape[1:], layer.kernel_size, layer.stride, padding_of(layer), layer.dilation)
-            _need(min(size) > 0 and (not arranged or min(_size(size, *window, (0, 0))) > 0), name, layer, shape)
-            geometry = _geometry(layer, (shape[1], shape[2]), window)
-            steps.append(_mix(name, layer, geometry))
-            shape = (layer.out_channels, *size)
+            steps.append(Mix(layer, _own_names(name, layer), _geometry(layer, (shape[1], shape[2]), window)))
         elif isinstance(layer, nn.Linear):
-            _need(len(shape) == 1 and shape[0] == layer.in_features, name, layer, shape)
-            steps.append(_mix(name, layer, None))
-            shape = (layer.out_features,)
-        elif isinstance(layer, _Norms):
-            _need(len(shape) == (3 if isinstance(layer, nn.BatchNorm2d) else 1), name, layer, shape)
-            _need(shape[0] == layer.num_features, name, layer, shape)
+            steps.append(Mix(layer, _own_names(name, layer), None))
+        elif isinstance(layer, Norms):
             steps.append(Norm(layer, _own_names(name, layer)))
         elif isinstance(layer, Pool):
-            _need(len(shape) == 3, name, layer.module, shape)
-            size = _size(shape[1:], layer.kernel, layer.stride, layer.padding)
-            _need(min(size) > 0, name, layer.module, shape)
             table = _positions((shape[1], shape[2]), layer.kernel, layer.stride, layer.padding)
             windows = None if arranged else Windows(table, shape[1] * shape[2])
             steps.append(Gate(layer.relu, windows) if layer.kind == "max" else Mean(windows))
-            shape, arranged = (shape[0], *size), False
+            arranged = False
         elif isinstance(layer, nn.ReLU):
             steps.append(Gate(True, None))
-        else:  # Flatten
-            if len(shape) == 3:
-                steps.append(Flat(shape[1] * shape[2]))
-            shape = (torch.Size(shape).numel(),)
-    if len(shape) != 1:
-        raise ValueError(f"the model's output has shape {shape} per image; logits [classes] are needed")
+        elif len(shape) == 3:  # Flatten
+            steps.append(Flat(shape[1] * shape[2]))
     device = next(model.parameters()).device
     for step in steps:
         for key, value in vars(step).items():
@@ -79,9 +85,6 @@ def steps_of(model: nn.Module, image_shape: Sequence[int]) -> list[Step]:
             elif isinstance(value, Windows):
                 value.table = value.table.to(device)
     return steps
-
-
-_Norms = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 @dataclass
@@ -142,65 +145,71 @@ def layers_of(model: nn.Module, *, training: bool = False) -> list[tuple[str, nn
 
 def _check_layer(name: str, module: nn.Module, *, last: bool) -> None:
     """Raise ValueError for a layer or an option that is not covered."""
-    kinds = (nn.Conv2d, nn.Linear, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten, nn.Dropout, nn.Identity, *_Norms)
-    if type(module) not in (*kinds, nn.LogSoftmax) or (type(module) is nn.LogSoftmax and not last):
-        raise ValueError(f"layer {name!r} is a {type(module).__name__}; accepted are {ACCEPTED}")
+    kind = type(module)
+    if kind not in LAYERS or (kind is nn.LogSoftmax and not last):
+        raise ValueError(f"layer {name!r} is a {kind.__name__}; accepted are {ACCEPTED}")
     if extra := {key for key, _ in module.named_parameters(recurse=False)} - {"weight", "bias"}:
-        raise ValueError(f"layer {name!r} has parameters of its own, {sorted(extra)}; accepted are weight and bias")
-    if isinstance(module, _Norms):
-        if module.track_running_stats and (module.running_mean is None or module.running_var is None):
-            raise ValueError(
-                f"layer {name!r} ({type(module).__name__}) has no running statistics; accepted is with them"
-            )
-        if (module.weight is None) != (module.bias is None):
-            raise ValueError(
-                f"layer {name!r} ({type(module).__name__}) has a weight or a bias alone; accepted are both or none"
-            )
-    if type(module) is nn.MaxPool2d and any(
-        2 * p > k for p, k in zip(pair(module.padding), pair(module.kernel_size), strict=True)
-    ):
-        raise ValueError(f"layer {name!r} is {module}; accepted is padding of at most half the window")
-    options: dict[type[nn.Module], dict[str, Any]] = {
-        nn.Conv2d: {"groups": 1, "padding_mode": "zeros"},
-        nn.MaxPool2d: {"ceil_mode": False, "dilation": 1, "return_indices": False},
-        nn.AvgPool2d: {"ceil_mode": False, "divisor_override": None},
-        nn.BatchNorm1d: {"track_running_stats": True},
-        nn.BatchNorm2d: {"track_running_stats": True},
-        nn.Flatten: {"start_dim": 1, "end_dim": -1},
-        nn.LogSoftmax: {"dim": (1, -1)},
-    }
-    for option, accepted in options.get(type(module), {}).items():
-        given = getattr(module, option)
-        if (
-            given != accepted
-            and not (option == "dilation" and pair(given) == (1, 1))
-            and not (option == "dim" and given in accepted)
-        ):
-            raise ValueError(
-                f"layer {name!r} ({type(module).__name__}) has {option}={given!r}; accepted is {accepted!r}"
-            )
-    if type(module) is nn.AvgPool2d and pair(module.padding) != (0, 0) and not module.count_include_pad:
-        raise ValueError(f"layer {name!r} (AvgPool2d) has padding without count_include_pad; accepted is with")
-    if (
-        type(module) is nn.Conv2d
-        and module.padding == "same"
-        and any(d * (k - 1) % 2 for d, k in zip(module.dilation, module.kernel_size, strict=True))
-    ):
-        raise ValueError(f"layer {name!r} (Conv2d) pads one side more (padding='same'); accepted is equal padding")
+        raise ValueError(f"layer {name!r} has additional parameters {sorted(extra)}; accepted are weight and bias")
+    for option, accepted in OPTIONS.get(kind, {}).items():
+        if (given := getattr(module, option)) not in accepted:
+            words = f"has {option}={given!r}; accepted is {' or '.join(map(repr, accepted))}"
+            raise ValueError(f"layer {name!r} ({kind.__name__}) {words}")
+    wrong = ""
+    if isinstance(module, Norms):
+        if module.running_mean is None or module.running_var is None:
+            wrong = "has no running statistics; accepted are norms with them"
+        elif (module.weight is None) != (module.bias is None):
+            wrong = "has a weight or a bias alone; accepted are both or neither"
+    elif isinstance(module, nn.MaxPool2d):
+        if pair(module.dilation) != (1, 1):
+            wrong = f"has dilation={module.dilation!r}; accepted is 1"
+        elif any(2 * p > k for p, k in zip(pair(module.padding), pair(module.kernel_size), strict=True)):
+            wrong = f"has padding={module.padding!r}; accepted is at most half the window"
+    elif isinstance(module, nn.AvgPool2d):
+        if pair(module.padding) != (0, 0) and not module.count_include_pad:
+            wrong = "has padding and count_include_pad=False; accepted is True"
+    elif isinstance(module, nn.Conv2d):
+        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        if module.padding == "same" and any(n % 2 for n in total):
+            wrong = "pads one side more than the other (padding='same'); accepted is equal padding"
+    if wrong:
+        raise ValueError(f"layer {name!r} ({kind.__name__}) {wrong}")
 
 
-def _need(condition: bool, name: str, layer: nn.Module, shape: tuple[int, ...]) -> None:
-    if not condition:
-        raise ValueError(f"layer {name!r} is {layer}; it gets {tuple(shape)} per image, which does not fit")
+def shapes_of(layers: Sequence[tuple[str, nn.Module | Pool]], image_shape: Sequence[int]) -> list[tuple[int, ...]]:
+    """The shape that each layer gets of an image, and that of the last one's output.
+
+    Raises:
+        ValueError: If a layer does not fit what it gets.
+    """
+    shapes = [tuple(image_shape)]
+    for name, layer in layers:
+        shape = after = shapes[-1]
+        module = layer.module if isinstance(layer, Pool) else layer
+        dimensions, channels = TAKEN.get(type(module), (len(shape), ""))
+        fits = len(shape) == dimensions > 0 and shape[0] == getattr(module, channels, shape[0])
+        if isinstance(layer, nn.Linear):
+            after = (layer.out_features,)
+        elif isinstance(layer, nn.Flatten):
+            after = (math.prod(shape),)
+        elif fits and isinstance(layer, nn.Conv2d):
+            after = (layer.out_channels, *size_behind(layer, shape[1:]))
+        elif fits and isinstance(layer, Pool):
+            after = (shape[0], *_size(shape[1:], layer.kernel, layer.stride, layer.padding))
+        if not fits or min(after) < 1:
+            raise ValueError(f"layer {name!r} is {module}; it gets {shape} per image, which does not fit")
+        shapes.append(after)
+    return shapes
+
+
+def check_finite(logits: Tensor) -> None:
+    """Raise ValueError if a logit is infinite or not a number."""
+    if not bool(torch.isfinite(logits).all()):
+        raise ValueError("the logits of some images are not finite; finite images and parameters are needed")
 
 
 def _own_names(name: str, layer: nn.Module) -> tuple[str, ...]:
     return tuple(f"{name}.{key}" for key, _ in layer.named_parameters(recurse=False))
-
-
-def _mix(name: str, layer: nn.Conv2d | nn.Linear, geometry: Geometry | None) -> Mix:
-    bias = None if layer.bias is None else layer.bias.detach()
-    return Mix(layer.weight.detach(), bias, _own_names(name, layer), geometry)
 
 
 # --- which position meets which ---------------------------------------------------------------------------------------
@@ -227,23 +236,33 @@ def _size(size, kernel, stride, padding, dilation=(1, 1)) -> tuple[int, int]:
 
 def _geometry(module: nn.Conv2d, size: tuple[int, int], pool: tuple[tuple[int, int], tuple[int, int]]) -> Geometry:
     """Tables of a convolution whose outputs are wanted in pooling windows of ``pool`` = (kernel, stride)."""
-    kernel, stride, dilation = pair(module.kernel_size), pair(module.stride), pair(module.dilation)
-    padding = padding_of(module)
+    kernel, stride, dilation, padding = module.kernel_size, module.stride, module.dilation, padding_of(module)
     window, step = pool
     single = _positions(size, kernel, stride, padding, dilation)
-    outputs = _positions(_size(size, kernel, stride, padding, dilation), window, step, (0, 0))
+    outputs = _positions(size_behind(module, size), window, step, (0, 0))
     reach = tuple((w - 1) * s + d * (k - 1) + 1 for w, s, d, k in zip(window, stride, dilation, kernel, strict=True))
     field = _positions(size, reach, tuple(s * t for s, t in zip(stride, step, strict=True)), padding)
+    weight = module.weight.detach()
+    spread = weight.new_zeros(window[0] * window[1], *weight.shape[:2], *reach)
+    for q, one in enumerate(spread):
+        y, x = (q // window[1]) * stride[0], (q % window[1]) * stride[1]
+        rows = slice(y, y + dilation[0] * (kernel[0] - 1) + 1, dilation[0])
+        one[:, :, rows, x : x + dilation[1] * (kernel[1] - 1) + 1 : dilation[1]] = weight
+    spread = spread.flatten(0, 1).flatten(2).transpose(1, 2).contiguous()
+    return Geometry(field, single[outputs], size[0] * size[1], spread)
 
-    def place(weight: Tensor) -> Tensor:
-        spread = weight.new_zeros(window[0] * window[1], weight.shape[0], weight.shape[1], *reach)
-        for q, one in enumerate(spread):
-            y, x = (q // window[1]) * stride[0], (q % window[1]) * stride[1]
-            rows = slice(y, y + dilation[0] * (kernel[0] - 1) + 1, dilation[0])
-            one[:, :, rows, x : x + dilation[1] * (kernel[1] - 1) + 1 : dilation[1]] = weight
-        return spread
 
-    return Geometry(field, single[outputs], size[0] * size[1], place)
+def size_behind(layer: nn.Conv2d, size: Sequence[int]) -> tuple[int, int]:
+    """Height and width of a convolution's output."""
+    return _size(size, layer.kernel_size, layer.stride, padding_of(layer), layer.dilation)
+
+
+def patches(x: Tensor, layer: nn.Conv2d, size: Sequence[int]) -> Tensor:
+    """What each output of a convolution sees of padded inputs [., ., height, width, ...]: a view [., ., *kernel, *size, ...]."""
+    s = x.stride()
+    down = (a * d for a, d in zip(s[2:4], layer.dilation, strict=True))
+    along = (a * t for a, t in zip(s[2:4], layer.stride, strict=True))
+    return x.as_strided((*x.shape[:2], *layer.kernel_size, *size, *x.shape[4:]), (*s[:2], *down, *along, *s[4:]))
 
 
 def padding_of(module: nn.Conv2d) -> tuple[int, int]:

@@ -28,7 +28,6 @@ LONGEST = 0.5  # of a piece, times (max J - min J); the series converges up to p
 MOST = 24  # pieces on one side of a line; with more it is followed input by input
 LARGEST = 1e3  # slopes and changes whose powers stay far from overflow
 ENTRIES = 2**22  # numbers that one table of (image, unit, unit behind) holds
-FAR = 60.0  # log odds by which a class leads where the others do not count
 GROUP = 16  # inputs whose changes are bounded together
 SMALLEST = 1e-30  # stands for 0 in a quotient
 
@@ -100,7 +99,7 @@ class Head:
     def after(cls, steps: Sequence[Step], k: int) -> Head | None:
         """The head behind step k, or None if something else than linear layers, batch norms and ReLUs follows."""
         layer = steps[k]
-        if not (isinstance(layer, Mix) and layer.table is None):
+        if not (isinstance(layer, Mix) and layer.is_linear_layer):
             return None
         scale = layer.weight.new_ones(layer.outputs)
         gate: int | None = None
@@ -109,7 +108,7 @@ class Head:
         columns = scale
         matrix: Tensor | None = None  # what comes next: matrix (None: identity) times diag(columns)
         for index, step in enumerate(steps[k + 1 :], k + 1):
-            if isinstance(step, Mix) and step.table is None:
+            if isinstance(step, Mix) and step.is_linear_layer:
                 mixing = step.weight[:, 0]
                 matrix = mixing * columns if matrix is None else mixing @ matrix
             elif isinstance(step, Norm):
@@ -192,7 +191,7 @@ class _Pieces:
         torch.addcmul(self.shift[unit, None], d, factors, out=d)
         torch.maximum(d, self.lower[unit, None], out=d)
         torch.minimum(d, self.upper[unit, None], out=d)
-        order = _order(float(self.length[unit].max()), d.dtype)
+        order = terms_for(float(self.length[unit].max()), d.dtype)
         highest, *others = self.coefficients[:order, unit, None].flip(0)
         total = torch.mul(d, highest, out=scratch.take(("total",), shape, x))  # Horner's rule, in place
         if others:
@@ -202,11 +201,11 @@ class _Pieces:
         return (total.mul_(d) if others else total).sum(0)
 
 
-def _order(length: float, dtype: torch.dtype) -> int:
-    """Terms of the series that reach the precision of the dtype on a piece of this length, times (max J - min J)."""
+def terms_for(length: float, dtype: torch.dtype) -> int:
+    """Terms of the series that reach the precision of the dtype, for changes up to this length times (max J - min J)."""
     if length == 0:
         return 1
-    return max(1, math.ceil(math.log(torch.finfo(dtype).eps / 8) / math.log(min(length, LONGEST) / math.pi)))
+    return max(1, math.ceil(math.log(torch.finfo(dtype).eps / 8) / math.log(length / math.pi)))
 
 
 def loss_changes_along_lines(
@@ -242,9 +241,8 @@ def loss_changes_along_lines(
     for start in range(0, len(x), step):
         images = slice(start, start + step)
         part = [h[images] for h in hidden]
-        lines = _Lines(
-            x[images], factors, None if own is None else own[images], part, logits[:, images].T, labels[images], head
-        )
+        before = None if own is None else own[images]
+        lines = _Lines(x[images], factors, before, part, logits[:, images].T, labels[images], head)
         for side, pieces in lines.pieces():
             pieces.image += start
             found[side].append(pieces)
@@ -341,12 +339,8 @@ class _Lines:
                     a = a[image, None]
                     d = torch.maximum(d + a.clamp(max=0), -a.relu()) @ matrix.T
                 log_p = self.logits[image].log_softmax(1).T
-                yield (
-                    u,
-                    loss_changes(d.permute(2, 1, 0).contiguous(), log_p, self.labels[image]).sum(
-                        1, dtype=torch.float64
-                    ),
-                )
+                changes = loss_changes(d.permute(2, 1, 0).contiguous(), log_p, self.labels[image])
+                yield u, changes.sum(1, dtype=torch.float64)
 
     def _walk(
         self,
@@ -393,17 +387,10 @@ class _Lines:
         return _Pieces.joined(made)
 
     def _make(
-        self,
-        line: Tensor,
-        shift: Tensor,
-        lower: Tensor,
-        upper: Tensor,
-        used: Tensor,
-        z: Tensor,
-        j: Tensor,
+        self, line: Tensor, shift: Tensor, lower: Tensor, upper: Tensor, used: Tensor, z: Tensor, j: Tensor
     ) -> _Pieces:
         length = (used * _spread(j)).clamp(max=LONGEST).nan_to_num(LONGEST)
-        order = _order(float(length.max()), z.dtype) if len(line) else 1
+        order = terms_for(float(length.max()), z.dtype) if len(line) else 1
         leader = j.gather(1, z.argmax(1, keepdim=True))  # relative to it, nothing cancels in the cumulants
         kappa = cumulants(z.softmax(1), j - leader, order)
         kappa[0] += (leader - j.gather(1, self.labels[self.image[line], None]))[:, 0]

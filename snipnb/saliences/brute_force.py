@@ -99,14 +99,8 @@ def ablation_salience(
         Dictionary name -> float64 values, in the order of the indices, or in the parameter's shape.
     """
     examples = _Examples(model, images, labels, loss)
-    before = examples.value({})
-    if parameters is not None:
-        return {name: examples.scaled(name, i, 0.0) - before for name, i in _each(parameters, "ablation")}
-    everything = {name: torch.arange(w.numel()) for name, w in examples.parameters.items()}
-    return {
-        name: (examples.scaled(name, i, 0.0) - before).view_as(examples.parameters[name])
-        for name, i in _each(everything, "ablation")
-    }
+    whole = {name: torch.arange(w.numel()).view_as(w) for name, w in examples.parameters.items()}
+    return examples.ablated(whole if parameters is None else parameters, "ablation")
 
 
 def float32_differences(model: nn.Module, images: Tensor, labels: Tensor, parameters: Mapping[str, Tensor]) -> Salience:
@@ -122,8 +116,7 @@ def float32_differences(model: nn.Module, images: Tensor, labels: Tensor, parame
         Dictionary name -> float32 values, in the order of the indices.
     """
     examples = _Examples(model, images, labels, None, dtype=torch.float32, chunk=len(images))
-    before = examples.value({})
-    return {name: examples.scaled(name, i, 0.0) - before for name, i in _each(parameters, "one pass per parameter")}
+    return examples.ablated(parameters, "one pass per parameter")
 
 
 def loss_along_weight(
@@ -170,14 +163,13 @@ class _Examples:
         loss: Loss | None,
         *,
         dtype: torch.dtype = torch.float64,
-        chunk: int | None = None,
+        chunk: int = CHUNK,
     ) -> None:
         check_examples(images, labels, 1)
         float_parameters(model)
         self.model = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
         self.parameters = float_parameters(self.model)
         device = next(iter(self.parameters.values())).device
-        chunk = CHUNK if chunk is None else chunk
         images, self.labels = images.to(device, dtype, copy=True), labels.to(device).split(chunk)
         self.inputs = {0: images.split(chunk)}  # position of a layer -> what comes into it
         self.loss = nn.functional.cross_entropy if loss is None else loss
@@ -210,6 +202,14 @@ class _Examples:
             changed.view(-1)[index] *= factor
             values.append(self.value({name: changed}, start))
         return torch.stack(values)
+
+    def ablated(self, parameters: Mapping[str, Tensor], description: str) -> Salience:
+        """How the loss changes when one entry is zero, for each index in turn, in the shape of the indices."""
+        before = self.value({})
+        return {
+            name: (self.scaled(name, indices.flatten(), 0.0) - before).view(indices.shape)
+            for name, indices in _each(parameters, description)
+        }
 
     def _layer_of(self, name: str) -> int:
         """Position of the layer that a parameter belongs to; 0 for networks that are not sequential."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from snipnb._checks import Salience, check_alike_and_precise, check_classes, check_examples, float_parameters
 from snipnb._engine.propagation import ALL, Gate, Mix, Own, Scratch, Step
-from snipnb._engine.sequential import steps_of
+from snipnb._engine.sequential import check_finite, steps_of
 from snipnb._engine.unit_lines import Head, loss_changes, loss_changes_along_lines
 from snipnb._engine.workers import Crew
 from snipnb._progress import track
@@ -117,18 +117,15 @@ def _wanted(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor] | No
         try:
             indices = torch.as_tensor(given).cpu()
         except (TypeError, ValueError, RuntimeError):
-            raise ValueError(f"indices of {name!r} are {given!r}; integers [n] are accepted") from None
-        count = tensors[name].numel()
-        if indices.numel() == 0:
-            indices = indices.long()
-        if indices.dim() != 1 or indices.dtype not in INTEGERS:
-            raise ValueError(
-                f"indices of {name!r} are {indices.dtype} of shape {tuple(indices.shape)}; integers [n] are accepted"
-            )
-        if indices.numel() and not (int(indices.min()) >= 0 and int(indices.max()) < count):
-            low, high = int(indices.min()), int(indices.max())
-            raise ValueError(f"indices of {name!r} range from {low} to {high}; accepted are 0 to {count - 1}")
+            raise ValueError(f"indices of {name!r} are {given!r}; accepted are integers [n]") from None
+        if indices.dim() != 1 or (indices.dtype not in INTEGERS and indices.numel()):
+            kind = f"{indices.dtype} of shape {tuple(indices.shape)}"
+            raise ValueError(f"indices of {name!r} are {kind}; accepted are integers [n]")
         wanted[name] = indices.long()
+        low, high = map(int, wanted[name].aminmax()) if indices.numel() else (0, -1)
+        count = tensors[name].numel()
+        if low < 0 or high >= count:
+            raise ValueError(f"indices of {name!r} range from {low} to {high}; accepted are 0 to {count - 1}")
     return wanted
 
 
@@ -136,17 +133,13 @@ class _Batch:
     """Some images with everything that the steps keep of them."""
 
     def __init__(self, steps: list[Step], images: Tensor, labels: Tensor) -> None:
-        a = images.flatten(2).permute(2, 1, 0)[:, None] if images.dim() == 4 else images.T[None, None]
-        a = a.contiguous()
+        a = (images.flatten(2).permute(2, 1, 0)[:, None] if images.dim() == 4 else images.T[None, None]).contiguous()
         self.kept = []
         for step in steps:
             a, kept = step.forward(a)
             self.kept.append(kept)
         self.logits = a.reshape(-1, a.shape[-1])  # [classes, images]
-        if not bool(torch.isfinite(self.logits).all()):
-            raise ValueError(
-                "the logits of some images are not finite; images and parameters with finite ones are needed"
-            )
+        check_finite(self.logits)
         self.log_p = self.logits.log_softmax(0)
         self.labels = labels.long()
 
@@ -256,7 +249,7 @@ class _Propagated(_Task):
         while following and not following[0][0].is_linear_layer:
             step, kept = following.pop(0)
             gate = following[0][0] if following else None
-            if isinstance(step, Mix) and isinstance(gate, Gate) and gate.takes_windows_in_place:
+            if isinstance(step, Mix) and isinstance(gate, Gate) and gate.windows is None:
                 kept = following.pop(0)[1]
                 d, channels = step.change_and_gate(gate, d, kept, channels, scratch)
             else:
@@ -285,14 +278,5 @@ class _AlongLines(_Task):
         if len(self.own.columns) > 1:
             x = torch.cat([x, x.new_ones(len(x), 1)], 1)
         values = {o: self.own.values[o, columns] for o, columns in self.columns.items()}
-        loss_changes_along_lines(
-            x.contiguous(),
-            values,
-            self.columns,
-            self.head,
-            batch.kept,
-            batch.logits,
-            batch.labels,
-            self.sums,
-            crew.scratch,
-        )
+        found = batch.kept, batch.logits, batch.labels
+        loss_changes_along_lines(x.contiguous(), values, self.columns, self.head, *found, self.sums, crew.scratch)

@@ -25,7 +25,6 @@ from snipnb._checks import (
     unchanged,
 )
 from snipnb._engine.ensembles import Stack, check_alike, stacked
-from snipnb._engine.propagation import Scratch
 from snipnb._engine.workers import Crew
 from snipnb._progress import track
 
@@ -151,12 +150,8 @@ def random_salience(model: nn.Module, *, seed: int = 0) -> Salience:
 
 def _check_loss(loss: Tensor) -> None:
     if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.requires_grad:
-        given = (
-            f"a {type(loss).__name__}" if not isinstance(loss, Tensor) else f"{loss.dtype} of shape {tuple(loss.shape)}"
-        )
-        raise ValueError(
-            f"the loss is {given}, or does not depend on the parameters; a differentiable scalar tensor is needed"
-        )
+        given = f"{loss.dtype} of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise ValueError(f"the loss must be a scalar tensor that depends on the parameters; got {given}")
 
 
 def _result(parameter: Tensor) -> torch.dtype:
@@ -251,13 +246,11 @@ def snip_together(models: Sequence[nn.Module], images: Tensor, labels: Tensor) -
     Stack(models[0])  # an error if it is not covered, before anything is done
     images, labels = images.to(device), labels.to(device)
 
-    def salience(some: Sequence[nn.Module], scratch: Scratch) -> list[Salience]:
-        return _some(some, images, labels, size)
-
     jobs = [models[k : k + NETWORKS] for k in range(0, len(models), NETWORKS)]
     found: list[Salience] = []
     with Crew(1 if device.type != "cpu" else min(len(jobs), torch.get_num_threads())) as crew:
-        for part in track(crew.map(salience, jobs), "saliences, networks", total=len(jobs)):
+        parts = crew.map(lambda some, _: _some(some, images, labels, size), jobs)
+        for part in track(parts, "saliences, networks", total=len(jobs)):
             found += part
     return found
 
@@ -268,8 +261,7 @@ def _some(models: Sequence[nn.Module], images: Tensor, labels: Tensor, size: int
     parameters = stacked([dict(m.named_parameters()) for m in models])
     buffers = stacked([dict(m.named_buffers()) for m in models])
     leaves = {name: p.clone().requires_grad_() for name, p in parameters.items()}
-    precise = torch.float32 if images.device.type == "mps" else torch.float64
-    sums = {name: torch.zeros_like(p, dtype=precise) for name, p in parameters.items()}
+    sums = {name: torch.zeros_like(p, dtype=_accumulator(p)) for name, p in parameters.items()}
     for k, (x, y) in enumerate(zip(images.split(size), labels.split(size), strict=True)):
         logits = stack.logits(stack.inputs(x), leaves, buffers, x.shape[1:])
         if k == 0:

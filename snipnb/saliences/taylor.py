@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ from snipnb._checks import (
     unchanged,
 )
 from snipnb._engine.curvature import IMAGES, Cumulants, LinearRegion, Variance, mean_over_images, slices
-from snipnb._engine.sequential import layers_of, steps_of
+from snipnb._engine.sequential import layers_of, shapes_of
 from snipnb._progress import track
 from snipnb.saliences.snip import snip
 
@@ -84,8 +84,7 @@ def diagonal_hessian(
         >>> snipnb.diagonal_hessian(snipnb.lenet5(), images[:100], labels[:100])["conv1.weight"].shape
         torch.Size([6, 1, 5, 5])
     """
-    closed = _covers(model, images, labels, batch_size, method, 2)
-    if not closed:
+    if not _covers(model, images, labels, batch_size, method, 2):
         return _differentiated(model, images, labels, 2, batch_size)[1]
     return mean_over_images(model, images, labels, Variance(gradient=False), batch_size)[0]
 
@@ -223,154 +222,27 @@ def row_sum_hessian(model: nn.Module, images: Tensor, labels: Tensor, *, batch_s
         ValueError: As for :func:`snipnb.snip`.
     """
     ones = {name: torch.ones_like(p) for name, p in float_parameters(model).items()}
-    return _hessian_times(model, images, labels, ones, batch_size)
+    return hessian_times(model, images, labels, ones, batch_size=batch_size)
 
 
-def hutchinson_diagonal(
-    model: nn.Module, images: Tensor, labels: Tensor, *, num_samples: int = 1, seed: int = 0, batch_size: int = 500
+def hessian_times(
+    model: nn.Module, images: Tensor, labels: Tensor, vectors: Salience, *, batch_size: int = 500
 ) -> Salience:
-    """An unbiased estimate of the Hessian's diagonal: the mean of v * (H v) over random signs v.
-
-    **Definition.** E[v_j (H v)_j] = H_jj for independent v of +-1 (Hutchinson 1989; Bekas, Kokiopoulou and Saad 2007); a sample's variance is the sum of the
-    squares of the other entries of row j, so that few samples are far off where the Hessian is not nearly diagonal.
+    """The Hessian of the mean cross-entropy times a vector, which is given by parameter.
 
     Args:
         model: As for :func:`row_sum_hessian`.
         images: Likewise.
         labels: Likewise.
-        num_samples: Vectors v, from 1; each costs a product with the Hessian.
-        seed: Of the vectors; the global random state is neither used nor changed.
+        vectors: Name -> entries in the parameter's shape, for every parameter.
         batch_size: Likewise.
 
     Returns:
-        Dictionary name -> estimates in the parameter's shape, device and dtype.
+        Dictionary name -> product in the parameter's shape, device and dtype.
 
     Raises:
-        ValueError: As for :func:`row_sum_hessian`, or if the number of samples is not an integer from 1.
+        ValueError: As for :func:`row_sum_hessian`.
     """
-    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples!r}; accepted are integers from 1")
-    parameters, draw = float_parameters(model), torch.Generator().manual_seed(seed)
-    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    for _ in range(num_samples):
-        signs = {
-            name: (torch.randint(2, p.shape, generator=draw) * 2 - 1).to(p.device, p.dtype)
-            for name, p in parameters.items()
-        }
-        for name, product in _hessian_times(model, images, labels, signs, batch_size).items():
-            total[name] += signs[name] * product / num_samples
-    return total
-
-
-# --- what is asked for ------------------------------------------------------------------------------------------------
-
-
-def _check_order(order: object, accepted: str) -> None:
-    if isinstance(order, bool) or not isinstance(order, int) or order < 1:
-        raise ValueError(f"order is {order!r}; accepted are {accepted}")
-
-
-def _covers(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int, method: str, order: int) -> bool:
-    """Whether the closed form is to be taken; an error if nothing is. Order 0: that anyone covers it is enough."""
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}; accepted are {', '.join(METHODS)}")
-    tensors = float_parameters(model)
-    check_examples(images, labels, batch_size)
-    check_alike_and_precise(tensors, images)
-    if method == "autodiff":
-        return False
-    try:
-        layers_of(model)
-    except ValueError as error:
-        if method == "cumulants":
-            raise
-        count = sum(p.numel() for p in tensors.values())
-        if order and count * len(images) > SMALL:
-            raise ValueError(
-                f"the closed form does not cover the model: {error}. Without it, {count:,} parameters are differentiated one by one over "
-                f"{len(images):,} images: if you can wait, ask for it with method='autodiff', or give fewer images"
-            ) from None
-        return False
-    steps_of(model, images.shape[1:])  # that every layer fits
-    return True
-
-
-# --- the network, forwards and backwards ------------------------------------------------------------------------------
-
-
-# --- what is made of the slopes ---------------------------------------------------------------------------------------
-
-
-# --- any module -------------------------------------------------------------------------------------------------------
-
-
-def _differentiated(model: nn.Module, images: Tensor, labels: Tensor, order: int, batch_size: int) -> list[Salience]:
-    """Derivatives along each parameter by nested forward differentiation, several parameters at once."""
-    snip(model, images[:1], labels[:1])  # an error where a parameter's effect cannot be followed
-    check_examples(images, labels, batch_size)
-    parameters = float_parameters(model)
-    first = next(iter(parameters.values()))
-    buffers = {name: b.clone() for name, b in model.named_buffers()}
-    size = min(batch_size, max(1, SMALL // (TOGETHER * 64)))
-    batches = [(images[s].to(first.device), labels[s].to(first.device).long()) for s in slices(len(images), size)]
-    found = [
-        {name: torch.zeros_like(p, dtype=torch.float64).flatten() for name, p in parameters.items()}
-        for _ in range(order)
-    ]
-    jobs = [(name, some) for name, p in parameters.items() for some in slices(p.numel(), TOGETHER)]
-    with in_mode(model, "eval"), unchanged(model), torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*torch.jit.script", DeprecationWarning)  # PyTorch's own use of it
-        for name, some in track(jobs, "derivatives, parameter by parameter", total=len(jobs)):
-            w = parameters[name]
-            directions = torch.eye(w.numel(), dtype=w.dtype, device=w.device)[some].view(-1, *w.shape)
-            for x, y in batches:
-
-                def along(direction: Tensor, name: str = name, w: Tensor = w, x: Tensor = x, y: Tensor = y):
-                    def loss(t: Tensor) -> Tensor:
-                        moved = {**parameters, **buffers, name: w + t * direction}
-                        return F.cross_entropy(call_with(model, moved, x.clone()), y)
-
-                    return _along(loss, w.new_zeros(()), order)
-
-                try:
-                    values = torch.func.vmap(along)(directions)
-                except (RuntimeError, NotImplementedError) as error:
-                    raise ValueError(
-                        f"parameter {name!r} of the {type(model).__name__} cannot be differentiated {order} times by torch.func: {error}"
-                    ) from error
-                for i, value in enumerate(values):
-                    found[i][name][some] += value.double() * len(x) / len(images)
-    return [{name: d.view_as(parameters[name]).to(first.dtype) for name, d in one.items()} for one in found]
-
-
-def _along(f: Callable[[Tensor], Tensor], at: Tensor, order: int) -> tuple[Tensor, ...]:
-    """The first so many derivatives of a scalar function of a scalar."""
-
-    def value(t: Tensor) -> tuple[Tensor, ...]:
-        return (f(t),)
-
-    values: Callable[[Tensor], tuple[Tensor, ...]] = value
-    for _ in range(order):
-        values = _one_more(values)
-    return values(at)[1:]
-
-
-def _one_more(values: Callable[[Tensor], tuple[Tensor, ...]]) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """From a function's value and derivatives to those and the next one."""
-
-    def extended(t: Tensor) -> tuple[Tensor, ...]:
-        known, tangents = torch.func.jvp(values, (t,), (torch.ones_like(t),))[:2]
-        return (*known, tangents[-1])
-
-    return extended
-
-
-def _total(terms: Iterable[Tensor]) -> Tensor:
-    return reduce(torch.add, terms)
-
-
-def _hessian_times(model: nn.Module, images: Tensor, labels: Tensor, vectors: Salience, batch_size: int) -> Salience:
-    """The Hessian of the mean cross-entropy times a vector given by parameter."""
     snip(model, images[:1], labels[:1])  # an error where a parameter's effect cannot be followed
     check_examples(images, labels, batch_size)
     parameters = float_parameters(model)
@@ -391,3 +263,90 @@ def _hessian_times(model: nn.Module, images: Tensor, labels: Tensor, vectors: Sa
             for name, h in zip(leaves, found, strict=True):
                 total[name] += h
     return {name: (total[name] / len(images)).to(p.dtype) for name, p in parameters.items()}
+
+
+# --- what is asked for ------------------------------------------------------------------------------------------------
+
+
+def _check_order(order: object, accepted: str) -> None:
+    if isinstance(order, bool) or not isinstance(order, int) or order < 1:
+        raise ValueError(f"order is {order!r}; accepted are {accepted}")
+
+
+def _covers(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int, method: str, order: int) -> bool:
+    """Whether the closed form is to be taken; an error if nothing is. Order 0: that anyone covers it is enough."""
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; accepted are {', '.join(METHODS)}")
+    tensors = float_parameters(model)
+    check_examples(images, labels, batch_size)
+    check_alike_and_precise(tensors, images)
+    if method == "autodiff":
+        return False
+    try:
+        layers = layers_of(model)
+    except ValueError as error:
+        if method == "cumulants":
+            raise
+        count = sum(p.numel() for p in tensors.values())
+        if order and count * len(images) > SMALL:
+            raise ValueError(
+                f"the closed form does not cover the model: {error}. Without it, {count:,} parameters are differentiated one by one over "
+                f"{len(images):,} images: give fewer images, or, if you can wait, method='autodiff'"
+            ) from None
+        return False
+    shapes_of(layers, images.shape[1:])  # an error if one does not fit
+    return True
+
+
+# --- any module -------------------------------------------------------------------------------------------------------
+
+
+def _differentiated(model: nn.Module, images: Tensor, labels: Tensor, order: int, batch_size: int) -> list[Salience]:
+    """Derivatives along each parameter by nested forward differentiation, several parameters at once."""
+    snip(model, images[:1], labels[:1])  # an error where a parameter's effect cannot be followed
+    check_examples(images, labels, batch_size)
+    parameters = float_parameters(model)
+    first = next(iter(parameters.values()))
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    size = min(batch_size, max(1, SMALL // (TOGETHER * 64)))
+    batches = [(images[s].to(first.device), labels[s].to(first.device).long()) for s in slices(len(images), size)]
+    found = [
+        {name: torch.zeros_like(p, dtype=torch.float64).flatten() for name, p in parameters.items()}
+        for _ in range(order)
+    ]
+    jobs = [(name, some) for name, p in parameters.items() for some in slices(p.numel(), TOGETHER)]
+
+    def along(direction: Tensor, name: str, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        def loss(t: Tensor) -> Tensor:
+            moved = {**parameters, **buffers, name: parameters[name] + t * direction}
+            return F.cross_entropy(call_with(model, moved, x.clone()), y)
+
+        return _derivatives_at(first.new_zeros(()), loss, order)[1:]
+
+    with in_mode(model, "eval"), unchanged(model), torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*torch.jit.script", DeprecationWarning)  # PyTorch's own use of it
+        for name, some in track(jobs, "derivatives, parameter by parameter", total=len(jobs)):
+            w = parameters[name]
+            directions = torch.eye(w.numel(), dtype=w.dtype, device=w.device)[some].view(-1, *w.shape)
+            for x, y in batches:
+                try:
+                    values = torch.func.vmap(partial(along, name=name, x=x, y=y))(directions)
+                except (RuntimeError, NotImplementedError) as error:
+                    raise ValueError(
+                        f"parameter {name!r} of the {type(model).__name__} cannot be differentiated {order} times by torch.func: {error}"
+                    ) from error
+                for i, value in enumerate(values):
+                    found[i][name][some] += value.double() * len(x) / len(images)
+    return [{name: d.view_as(parameters[name]).to(first.dtype) for name, d in one.items()} for one in found]
+
+
+def _derivatives_at(t: Tensor, f: Callable[[Tensor], Tensor], order: int) -> tuple[Tensor, ...]:
+    """The value and the first so many derivatives of a scalar function of a scalar."""
+    if order == 0:
+        return (f(t),)
+    known, tangents = torch.func.jvp(partial(_derivatives_at, f=f, order=order - 1), (t,), (torch.ones_like(t),))[:2]
+    return (*known, tangents[-1])
+
+
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    return reduce(torch.add, terms)

@@ -359,7 +359,7 @@ def test_bad_examples_are_refused():
     refuses(model, "parameters names 'weight'; the model has 0.weight, 0.bias", (4,), parameters={"weight": [0]})
     refuses(model, "range from 0 to 12; accepted are 0 to 11", (4,), parameters={"0.weight": [0, 12]})
     refuses(model, "range from -1 to -1", (4,), parameters={"0.weight": [-1]})
-    refuses(model, "'abc'; integers", (4,), parameters={"0.weight": "abc"})
+    refuses(model, "'abc'; accepted are integers", (4,), parameters={"0.weight": "abc"})
     without_bias = nn.BatchNorm1d(3)
     without_bias.bias = None  # older PyTorch cannot be asked for that
     refuses(nn.Sequential(nn.Linear(4, 3), without_bias), "alone", (4,))
@@ -388,17 +388,17 @@ def test_cumulants_of_a_bernoulli_variable():
 
 
 def test_the_series_is_as_long_as_its_piece_needs():
-    orders = [unit_lines._order(length, torch.float32) for length in (0.0, 1e-6, 1e-2, 0.1, unit_lines.LONGEST)]
+    orders = [unit_lines.terms_for(length, torch.float32) for length in (0.0, 1e-6, 1e-2, 0.1, unit_lines.LONGEST)]
     assert orders[0] == 1
     assert orders == sorted(orders)
-    assert unit_lines._order(unit_lines.LONGEST, torch.float64) > orders[-1]
+    assert unit_lines.terms_for(unit_lines.LONGEST, torch.float64) > orders[-1]
 
 
 @pytest.mark.parametrize("lead", [0.0, 5.0, 60.0])
 def test_the_series_holds_up_to_the_end_of_a_piece(lead):
     p = torch.tensor([[lead, 0.3, -0.2]], dtype=torch.float64).softmax(1)
     values = torch.tensor([[0.0, 1.0, 0.4]], dtype=torch.float64)
-    order = unit_lines._order(unit_lines.LONGEST, torch.float64)
+    order = unit_lines.terms_for(unit_lines.LONGEST, torch.float64)
     kappa = unit_lines.cumulants(p, values, order)
     series = sum(float(k) * unit_lines.LONGEST**i / math.factorial(i) for i, k in enumerate(kappa[:, 0], 1))
     exactly = torch.log1p((p * torch.expm1(values * unit_lines.LONGEST)).sum())

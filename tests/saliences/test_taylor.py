@@ -395,7 +395,6 @@ def test_threads_do_not_matter(monkeypatch):
     lambda *args: snipnb.taylor_salience(*args, order=3),
     lambda *args: snipnb.taylor_salience(*args, order="linear-region"),
     taylor.row_sum_hessian,
-    taylor.hutchinson_diagonal,
     lambda *args: snipnb.diagonal_hessian(*args, method="autodiff"),
 ])  # fmt: skip
 def test_nothing_is_changed_and_the_mode_does_not_matter(call):
@@ -491,17 +490,6 @@ def test_higher_orders_of_any_module():
     torch.testing.assert_close(corrected["1.bias"], -w * first + w**2 * second / 2)
 
 
-def test_hutchinson_tends_to_the_diagonal():
-    model, images, labels = sequential("linear, no bias")
-    expected = snipnb.diagonal_hessian(model, images, labels)
-    error = [
-        furthest(taylor.hutchinson_diagonal(model, images, labels, num_samples=k, seed=1), expected) for k in (1, 400)
-    ]
-    assert error[1] < 0.4 * error[0]
-    one, other = (taylor.hutchinson_diagonal(model, images, labels, seed=s) for s in (1, 2))
-    assert furthest(one, other) > 0
-
-
 # --- what it does not do ----------------------------------------------------------------------------------------------
 
 
@@ -522,7 +510,6 @@ def test_what_is_not_covered_is_named():
     refuses("has a closed form only", linear, call=series, order="linear-region", method="autodiff")
     refuses("layer '1' is a Tanh", nn.Sequential(nn.Linear(4, 3), nn.Tanh()), method="cumulants")
     refuses("layer '1' is a Tanh", nn.Sequential(nn.Linear(4, 3), nn.Tanh()), call=series, order="linear-region")
-    refuses("num_samples is 0", linear, call=taylor.hutchinson_diagonal, num_samples=0)
     refuses("batch_size must be an integer .*; got 0", linear, batch_size=0)
     refuses("must be all float32 or all float64", copy.deepcopy(linear).half())
     refuses("images are torch.float32, the model's parameters torch.float64", copy.deepcopy(linear).double())

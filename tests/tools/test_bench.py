@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 import torch
+from small_networks import sequential
 
 import snipnb
 from snipnb import networks as models
@@ -49,6 +50,17 @@ def test_curvature_is_measured_in_gradients_and_against_backpack(examples, monke
     alone = bench.curvature_cost(model, images, labels, rounds=2, few=30).set_index("way")
     assert "diagonal by BackPACK" not in alone.index
     assert alone["of_backpack"].isna().all()
+
+
+def test_hutchinson_tends_to_the_diagonal():
+    model, images, labels = sequential("linear, no bias")
+    expected = snipnb.diagonal_hessian(model, images, labels)
+    samples = [bench.hutchinson_sample(model, images, labels, seed=seed) for seed in range(400)]
+    one, all_of_them = (
+        max(float((sum(s[name] for s in some) / len(some) - h).abs().max()) for name, h in expected.items())
+        for some in (samples[:1], samples)
+    )
+    assert all_of_them < 0.4 * one
 
 
 def test_layers_and_growth(examples):
