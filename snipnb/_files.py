@@ -51,7 +51,7 @@ def output_dir() -> Path:
 def runs_dir(profile: str) -> Path:
     """Folder of finished and unfinished training runs.
 
-    ``SNIPNB_RUNS`` if set; else, in a checkout, ``figures/full/runs`` for the profiles whose runs are kept with the project, and
+    ``SNIPNB_RUNS`` if set; else, in a checkout, ``figures/full/runs`` for the profile ``full``, whose runs are kept with the project, and
     ``build/runs`` for all others; else ``runs`` in :func:`output_dir`.
     """
     if os.environ.get("SNIPNB_RUNS"):
@@ -59,7 +59,7 @@ def runs_dir(profile: str) -> Path:
     root = project_root()
     if root is None:
         return output_dir() / "runs"
-    return root / "figures" / "full" / "runs" if profile in ("full", "paper", "seeds") else root / "build" / "runs"
+    return root / "figures" / "full" / "runs" if profile == "full" else root / "build" / "runs"
 
 
 def published_dir(figures: Path, profile: str) -> Path:

@@ -36,9 +36,7 @@ FIELDS = [
     "notebook",
     "figure",
 ]
-# A profile with more seeds than another and else the same stands where a rule asks for the other.
-MORE_SEEDS = {"seeds": "default"}
-STRENGTH = ("full", "paper", "seeds", "default")  # of two profiles that decided a claim, the first is to be believed
+STRENGTH = ("full", "default")  # of two profiles that decided a claim, the first is to be believed
 _COMPARISONS = {"at_most": (float.__le__, "above"), "at_least": (float.__ge__, "below")}
 
 
@@ -90,7 +88,7 @@ def judge(
         claim_id: For instance ``"C8"``.
         measured: Statistic -> value; has to hold every statistic that the rule names, unless the verdict is ``untested``.
         n: Seeds or runs behind the numbers, None where there is nothing to count.
-        profile: Name of the profile that was run; ``seeds`` does where a rule accepts ``default``, of which it has more.
+        profile: Name of the profile that was run.
         protocol_followed: Whether the published protocol was followed, for the rules that ask for it.
 
     Returns:
@@ -103,7 +101,7 @@ def judge(
     claim = _claim(claim_id)
     needs = claim.get("needs", {})
     accepted = needs.get("profiles", [profile])
-    if profile not in accepted and MORE_SEEDS.get(profile) not in accepted:
+    if profile not in accepted:
         return f"untested (budget of profile {profile})", ""
     if needs.get("protocol") and not protocol_followed:
         return "untested (not the published protocol)", ""

@@ -17,7 +17,7 @@ from snipnb._files import resource
 
 SECTIONS = ("about", "common", "notebooks")
 # Folders of figures/, and profiles of ours.
-RESERVED = ("default", "smoke", "full", "paper", "seeds", "notebooks", "claims", "drawn", "bench")
+RESERVED = ("default", "smoke", "full", "notebooks", "claims", "drawn", "bench")
 MOST_THREADS = 1024
 REQUIRED = ("profile", "threads", "sample")
 

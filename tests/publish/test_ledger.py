@@ -71,12 +71,11 @@ def test_too_little_evidence_is_weak_or_untested():
     weak = "weak (n = 20, the rule asks for 100; so far reproduced)"
     assert ledger.judge("C32", measured, n=20, profile="default")[0] == weak
     assert ledger.judge("C32", measured, n=100, profile="smoke")[0] == "untested (budget of profile smoke)"
-    assert ledger.judge("C32", measured, n=100, profile="seeds")[0] == "reproduced"  # default with more seeds
+    assert ledger.judge("C32", measured, n=100, profile="full")[0] == "reproduced"
     inside = {"outside_interval": 0}
-    assert ledger.judge("C33", inside, n=10, profile="paper", protocol_followed=True)[0] == "reproduced"
-    assert ledger.judge("C33", {}, n=10, profile="paper")[0] == "untested (not the published protocol)"
+    assert ledger.judge("C33", inside, n=10, profile="full", protocol_followed=True)[0] == "reproduced"
+    assert ledger.judge("C33", {}, n=10, profile="full")[0] == "untested (not the published protocol)"
     assert ledger.judge("C33", {}, n=10, profile="default", protocol_followed=True)[0].startswith("untested (budget")
-    assert ledger.judge("C33", {}, n=10, profile="seeds", protocol_followed=True)[0].startswith("untested (budget")
     mixed = {"inverted_minus_snip_low": 1.0, "shuffled_minus_snip_low": 0.0}
     assert ledger.judge("C2", mixed, n=5, profile="default")[0].startswith("weak (the least sensitive ones")
 

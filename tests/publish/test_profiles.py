@@ -3,7 +3,7 @@ import json
 import pytest
 
 from snipnb._files import project_root
-from snipnb.publish import ledger, profiles
+from snipnb.publish import profiles
 from tools import runner
 
 ROOT = project_root()
@@ -36,22 +36,8 @@ def test_a_notebook_opened_by_hand_has_the_default_profile(path):
     assert profiles.declared_parameters(path) == profiles.load_profile("default").parameters(path.stem)
 
 
-def test_a_profile_with_more_seeds_differs_in_their_numbers_only():
-    for more, less in ledger.MORE_SEEDS.items():
-        larger, smaller = profiles.load_profile(more), profiles.load_profile(less)
-        assert larger.common == smaller.common
-        for path in NOTEBOOKS:
-            given, other = larger.notebooks[path.stem], smaller.notebooks[path.stem]
-            assert given.keys() == other.keys()
-            changed = {name for name in given if given[name] != other[name]}
-            assert changed <= {"num_seeds", "num_runs", "num_magnitude_runs"}
-            assert all(given[name] > other[name] for name in changed)
-
-
 def test_unknown_profile_is_named():
-    with pytest.raises(
-        ValueError, match=r"no profile 'quick'; there are default, full, paper, seeds, smoke, or give a \.yaml file"
-    ):
+    with pytest.raises(ValueError, match=r"no profile 'quick'; there are default, full, smoke, or give a \.yaml file"):
         profiles.load_profile("quick")
     with pytest.raises(ValueError, match=r"no profile '/nowhere/x\.yaml'"):
         profiles.load_profile("/nowhere/x.yaml")
@@ -114,9 +100,7 @@ def test_good_values_pass(tmp_path):
     assert profile.parameters("01_x") == {"profile": "mine", "epochs": 4, "rate": 1, "seeds": []}
 
 
-@pytest.mark.parametrize(
-    "name", ["default.yaml", "paper.yaml", "notebooks.yaml", "...yaml", ".hidden.yaml", "a b.yaml"]
-)
+@pytest.mark.parametrize("name", ["default.yaml", "full.yaml", "notebooks.yaml", "...yaml", ".hidden.yaml", "a b.yaml"])
 def test_a_profile_of_ones_own_cannot_pass_for_another(tmp_path, name):
     (tmp_path / name).write_text("notebooks: {}")
     with pytest.raises(ValueError, match="a profile file cannot be called"):

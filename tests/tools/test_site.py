@@ -124,21 +124,21 @@ def test_a_new_report_replaces_the_old_one_as_a_whole(project, report):
 
 
 def test_a_claim_that_a_stronger_profile_decided_leads_to_its_notebook_and_figure(project, tmp_path):
-    default, seeds = project / "figures", tmp_path / "figures" / "seeds"
+    default, full = project / "figures", tmp_path / "figures" / "full"
     shutil.copytree(default, tmp_path / "figures")
-    shutil.copytree(default / "notebooks", seeds / "notebooks")
-    (seeds / "02_snip_vs_exact").mkdir()
-    shutil.copy(default / "02_snip_vs_exact" / "figure1.png", seeds / "02_snip_vs_exact")
+    shutil.copytree(default / "notebooks", full / "notebooks")
+    (full / "02_snip_vs_exact").mkdir()
+    shutil.copy(default / "02_snip_vs_exact" / "figure1.png", full / "02_snip_vs_exact")
     measured = {"equivalence_p": 0.001, "random_equivalence_p": 0.9, "random_excess_low": 2.0}
-    own = {"notebook": "02_snip_vs_exact", "profile": "seeds", "figure": "02_snip_vs_exact/figure1.png"}
+    own = {"notebook": "02_snip_vs_exact", "profile": "full", "figure": "02_snip_vs_exact/figure1.png"}
     decided = ledger.entry("C25", measured, n=10, **own)
-    ledger.write_ledger(seeds, ledger.assemble([decided]))
+    ledger.write_ledger(full, ledger.assemble([decided]))
     site.make(tmp_path, tmp_path / "report", reference=False)
     index = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     articles = {text.split('"')[0]: text for text in index.split('<article class="claim" id="')[1:]}
-    assert "profile seeds" in articles["C25"]
+    assert "profile full" in articles["C25"]
     linked = {a["href"] for a in Page(articles["C25"]).all("a")}
-    assert linked == {"seeds-02_snip_vs_exact.html", "figures/seeds/02_snip_vs_exact/figure1.png"}
+    assert linked == {"full-02_snip_vs_exact.html", "figures/full/02_snip_vs_exact/figure1.png"}
     assert all((tmp_path / "report" / file).is_file() for file in linked)
     assert "profile default" in articles["C9"]
     assert {a["href"] for a in Page(articles["C9"]).all("a")} == {
@@ -150,8 +150,8 @@ def test_a_claim_that_a_stronger_profile_decided_leads_to_its_notebook_and_figur
 def test_what_is_missing_is_said(tmp_path, capsys):
     with pytest.raises(site.ReportError, match="make figures makes them"):
         site.make(tmp_path, tmp_path / "report")
-    assert site.main(tmp_path, tmp_path / "report", profile="paper") == 1
-    assert "make figures PROFILE=paper" in capsys.readouterr().err
+    assert site.main(tmp_path, tmp_path / "report", profile="full") == 1
+    assert "make figures PROFILE=full" in capsys.readouterr().err
 
 
 def test_every_verdict_has_a_kind():
