@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-from snipnb.publish import captions
-from snipnb.publish.report import DRAWN
+from snipnb.publish.report import DRAWN, Report
 
 HEAD = """# Figures
 
@@ -20,35 +18,29 @@ of its name in `snipnb/studies/<study>/draw.py`, from the tables named beside it
 
 def gallery(figures: Path, notebooks: Path) -> str:
     """The page, for the folder that holds what was published and the folder of the notebooks."""
-    sections = [
-        _section(json.loads(path.read_text("utf-8")), path.stem, figures, notebooks) for path in _drawn(figures)
-    ]
-    return "\n".join([HEAD, *sections])
+    drawn = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((figures / DRAWN).glob("*.json"))}
+    reports = [Report(name, made.pop("parameters"), figures, drawn=made) for name, made in drawn.items()]
+    return "\n".join([HEAD, *(_section(report, notebooks) for report in reports)])
 
 
-def _drawn(figures: Path) -> list[Path]:
-    return sorted((figures / DRAWN).glob("*.json"))
-
-
-def _section(drawn: dict[str, Any], notebook: str, figures: Path, notebooks: Path) -> str:
+def _section(report: Report, notebooks: Path) -> str:
+    notebook, figures = report.notebook, report.folder
     cells = json.loads((notebooks / f"{notebook}.ipynb").read_text("utf-8"))["cells"]
     title = "".join(cells[0]["source"]).splitlines()[0].lstrip("# ")
-    study = notebook.split("_", 1)[1]
     lines = [
         f"## {title}\n",
         f"`make {notebook}`: [notebook](../notebooks/{notebook}.ipynb), [as it was run](notebooks/{notebook}.ipynb), "
-        f"[code of the drawings](../snipnb/studies/{study}/draw.py)\n",
+        f"[code of the drawings](../{report.study.replace('.', '/')}/draw.py)\n",
         "| | what it shows | files |",
         "|---|---|---|",
     ]
-    for name, figure in drawn["figures"].items():
-        known = {**drawn["parameters"], **figure["settings"]}
-        alt = captions.fill(f"snipnb.studies.{study}", name, known, figure["caption"])["alt"].strip()
+    for name, figure in report.drawn["figures"].items():
+        alt = report.caption(name)["alt"].strip()
         files = [f"{notebook}/{name}.{kind}" for kind in ("png", "svg")] + figure["frames"]
         places = [file if (figures / file).is_file() else f"../snipnb/resources/{file}" for file in files]
         links = [f"[{Path(place).name}]({place})" for place in places]
         if (figures / "full" / files[0]).is_file():
             links.append(f"[full](full/{files[0]})")
         lines.append(f'| <img src="{files[0]}" width="260" alt="{name}"> | **{name}**: {alt} | {"<br>".join(links)} |')
-    tables = [f"[{name}]({notebook}/{name}.md)" for name in drawn["tables"]]
+    tables = [f"[{name}]({notebook}/{name}.md)" for name in report.drawn["tables"]]
     return "\n".join([*lines, "", f"Tables: {', '.join(tables)}" if tables else "", ""])

@@ -90,8 +90,7 @@ class Report:
     def draw(self, name: str) -> Picture:
         """Draw a figure from what :meth:`figure` wrote."""
         drawn = self.drawn["figures"][name]
-        settings = {key: dict(v["pairs"]) if isinstance(v, dict) else v for key, v in drawn["settings"].items()}
-        text = captions.fill(self.study, name, {**self.parameters, **settings}, drawn["caption"])
+        settings, text = _settings(drawn), self.caption(name)
         figure = self._drawing(name)(*map(self._read, drawn["frames"]), **settings)
         style.footnote(figure, text["note"])
         for ending in ("png", "svg"):
@@ -100,6 +99,11 @@ class Report:
         shown = Picture(style.render(figure, "png", alt=text["alt"], dpi=INLINE_DPI), text["alt"])
         plt.close(figure)
         return shown
+
+    def caption(self, name: str) -> dict[str, str]:
+        """The small print (``note``) and the text alternative (``alt``) of a figure that was drawn before."""
+        drawn = self.drawn["figures"][name]
+        return captions.fill(self.study, name, {**self.parameters, **_settings(drawn)}, drawn["caption"])
 
     def table(self, frame: pd.DataFrame, name: str, *, digits: int = 4) -> pd.DataFrame:
         """Write a table as CSV and, with ``digits`` significant digits, as Markdown and LaTeX; return it for display."""
@@ -248,8 +252,8 @@ def begin(notebook: str, namespace: Mapping[str, Any]) -> Report:
         notebook: Stem of the notebook's file.
         namespace: The notebook's variables, ``globals()``; those of its parameters cell are recorded.
     """
-    path = (project_root() or Path()) / "notebooks" / f"{notebook}.ipynb"
-    names = declared_parameters(path) if path.is_file() else load_profile("default").parameters(notebook)
+    path = _of_checkout(f"notebooks/{notebook}.ipynb")
+    names = load_profile("default").parameters(notebook) if path is None else declared_parameters(path)
     parameters = {name: namespace[name] for name in names}
     torch.set_num_threads(parameters["threads"])
     style.use_house_style()
@@ -258,10 +262,16 @@ def begin(notebook: str, namespace: Mapping[str, Any]) -> Report:
 
 def benchmark(name: str) -> pd.DataFrame:
     """A table of ``figures/bench/``, as ``make bench`` wrote it: one of :data:`BENCHMARKS`."""
-    path = (project_root() or Path()) / "figures" / "bench" / f"{name}.csv"
-    if not path.is_file():
+    path = _of_checkout(f"figures/bench/{name}.csv")
+    if path is None:
         raise ValueError(f"there is no benchmark {name!r} in figures/bench/; make bench writes {', '.join(BENCHMARKS)}")
     return pd.read_csv(path)
+
+
+def _of_checkout(file: str) -> Path | None:
+    """A file of the checkout; None if it is not there, or the package is installed without one."""
+    root = project_root()
+    return root / file if root is not None and (root / file).is_file() else None
 
 
 def versions() -> dict[str, str]:
@@ -273,6 +283,11 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def _settings(drawn: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a figure as its drawing takes them, from what :func:`_plain` made of them."""
+    return {key: dict(v["pairs"]) if isinstance(v, dict) else v for key, v in drawn["settings"].items()}
 
 
 def _csv_text(frame: pd.DataFrame) -> str:
