@@ -9,7 +9,7 @@ from collections.abc import Container
 from pathlib import Path
 
 from snipnb._files import published_dir, write_atomically
-from snipnb.publish.ledger import strongest
+from snipnb.publish import ledger
 from snipnb.training.store import Store
 from tools import checkout
 from tools.gallery import gallery
@@ -60,15 +60,17 @@ def render(text: str, figures: Path, *, parts: Container[str] | None = None) -> 
 
 
 def verdicts(figures: Path) -> str:
-    """The verdict table: every claim, at the strongest profile that decided it."""
-    lines = ["| | the write-up says | verdict | where |", "|---|---|---|---|"]
-    for best in strongest(figures):
-        name, where = best["notebook"], ""
-        if best["profile"]:
+    """The verdict table: every claim, by the ledger of the profile ``full``."""
+    lines = ["| | the write-up says | verdict | scope | as registered | where |", "|---|---|---|---|---|---|"]
+    for row in json.loads((figures / "full" / "claims.json").read_text(encoding="utf-8")):
+        name, where = row["notebook"], ""
+        if row["profile"]:
             where = f"[{name.split('_')[0]}](notebooks/{name}.ipynb)"
-            file = published_dir(Path("figures"), best["profile"]) / (best["figure"] or "")
-            where += f", [{file.suffix[1:]}]({file.as_posix()})" if best["figure"] else ""
-        lines.append(f"| {best['id']} | {best['claim']} | {best['verdict']} | {where} |")
+            file = published_dir(Path("figures"), row["profile"]) / (row["figure"] or "")
+            where += f", [{file.suffix[1:]}]({file.as_posix()})" if row["figure"] else ""
+        words = f"“{ledger.quoted(row['words'])}”"
+        cells = [row["id"], words, row["verdict"], ledger.scope(row), row["registered"] or "", where]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
 

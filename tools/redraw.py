@@ -9,7 +9,6 @@ import argparse
 import ast
 import base64
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -87,12 +86,16 @@ def redraw_one(source: Path, published: Path) -> int:
     notebook = with_prose(_read(executed), _read(source))
     if notebook is None:
         raise NeedsRunError("its code is not the one that was run")
-    report.entries = _judged(report)
+    rows = _read(published / "claims" / source.name.replace(".ipynb", ".json"))
+    report.entries = [_judged(report, row) for row in rows]
+    if missing := ledger.without_verdict(source.stem, report.entries):
+        raise NeedsRunError(f"it gave no verdict on {', '.join(missing)}")
     style.use_house_style()
     shown: dict[str, Picture | pd.DataFrame] = {name: report.draw(name) for name in report.drawn["figures"]}
     for name in report.drawn["tables"]:
         report.render(name)
     shown["verdicts"] = report.verdicts()
+    report.write_verdicts(rows[0]["data"])
     for cell in notebook["cells"]:
         if (name := shown_by(cell)) in shown:
             _show(cell, shown[name])
@@ -118,22 +121,33 @@ def refresh_state(notebook: str, mark: Mapping[str, str], place: state.Place) ->
 
 
 def with_prose(executed: dict[str, Any], source: dict[str, Any]) -> dict[str, Any] | None:
-    """An executed notebook with the prose of its source; None if their code is not the same."""
+    """An executed notebook with the prose of its source, and with those of its cells that only judge; None if other code is not the same."""
     ran = [cell for cell in executed["cells"] if cell["cell_type"] == "code"]
-    own = [cell for cell in ran if cell["id"] != runner.INJECTED_ID]
+    own = [cell for cell in ran if cell["id"] != runner.INJECTED_ID and not judges(cell)]
     injected = [cell for cell in ran if cell["id"] == runner.INJECTED_ID]
-    code = [cell for cell in source["cells"] if cell["cell_type"] == "code"]
+    code = [cell for cell in source["cells"] if cell["cell_type"] == "code" and not judges(cell)]
     if [_text(cell) for cell in own] != [_text(cell) for cell in code]:
         return None
     cells, following = [], iter(own)
     for cell in source["cells"]:
-        if cell["cell_type"] == "code":
+        if cell["cell_type"] == "code" and not judges(cell):
             cells.append(next(following))
             cells += injected if "parameters" in cell["metadata"].get("tags", []) else []
         else:
             text, tags = _text(cell).splitlines(True), {"tags": [], **cell["metadata"]}
             cells.append({**cell, "source": text, "metadata": tags})  # as papermill leaves it
+    for number, cell in enumerate((cell for cell in cells if cell["cell_type"] == "code"), 1):
+        cell["execution_count"] = number
+        for output in cell["outputs"]:
+            output |= {"execution_count": number} if "execution_count" in output else {}
     return {**executed, "cells": cells}
+
+
+def judges(cell: Mapping[str, Any]) -> bool:
+    """Whether a code cell does nothing but put verdicts into the ledger, or show them: rows decide those, not a run."""
+    if cell["cell_type"] != "code" or not (body := ast.parse(_text(cell)).body):
+        return False
+    return all(ast.unparse(line).startswith(("report.claim(", "report.verdicts(")) for line in body)
 
 
 def shown_by(cell: Mapping[str, Any]) -> str | None:
@@ -150,6 +164,10 @@ def shown_by(cell: Mapping[str, Any]) -> str | None:
 
 def _show(cell: dict[str, Any], thing: Picture | pd.DataFrame) -> None:
     """Put a picture or a table into the output of a cell, as a notebook's kernel does."""
+    if judges(cell):
+        cell["outputs"] = [
+            {"output_type": "execute_result", "execution_count": cell["execution_count"], "metadata": {}}
+        ]
     output = next(output for output in cell["outputs"] if output["output_type"] == "execute_result")
     if isinstance(thing, Picture):
         data, output["metadata"] = thing._repr_mimebundle_()
@@ -176,29 +194,17 @@ def _report(notebook: str, published: Path) -> Report:
 
 def _changed_rules(report: Report) -> list[str]:
     """Claims of whose rules a run has used numbers, for more than verdicts, that are others now."""
-    bounds, before, settings = report.drawn["bounds"], report.drawn["settings"], ledger.settings_of(report.notebook)
+    bounds, settings = report.drawn["bounds"], report.drawn["settings"]
     changed = {key.split(" ")[0] for key, used in bounds.items() if used != ledger.bound(*key.split(" "))}
-    return sorted(changed | {claim for claim in {**before, **settings} if before.get(claim) != settings.get(claim)})
+    return sorted(changed | {claim for claim, used in settings.items() if used != ledger.settings(claim)})
 
 
-def _judged(report: Report) -> list[dict[str, Any]]:
-    """The verdicts on what a run measured, by today's rules."""
-    rows = _read(report.folder / "claims" / f"{report.notebook}.json")
+def _judged(report: Report, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The verdict on a claim from the rows of a run, by today's rule."""
     try:
-        found = [_judge(row, protocol_followed=row["id"] in report.drawn["protocol"]) for row in rows]
-    except ValueError as error:
+        return report.judge(row["id"], list(row["rows"]), row["figure"])
+    except (ValueError, OSError) as error:
         raise NeedsRunError(str(error)) from None
-    if missing := ledger.without_verdict(report.notebook, found):
-        raise NeedsRunError(f"it gave no verdict on {', '.join(missing)}")
-    return found
-
-
-def _judge(row: Mapping[str, Any], *, protocol_followed: bool) -> dict[str, Any]:
-    # A row leaves out what is no number.
-    measured = {**row["measured"], **dict.fromkeys(ledger.statistics(row["id"]) - row["measured"].keys(), math.nan)}
-    intervals = {name: (row["low"][name], row["high"][name]) for name in row["low"]}
-    kept = {name: row[name] for name in ("notebook", "profile", "n", "figure")}
-    return ledger.entry(row["id"], measured, intervals=intervals, protocol_followed=protocol_followed, **kept)
 
 
 def _read(path: Path) -> Any:

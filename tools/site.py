@@ -25,12 +25,10 @@ from snipnb.publish.profiles import load_profile
 PICTURES = ("02_snip_vs_exact/figure1.png", "03_lenet5_table/figure2.png", "06_rules_of_thumb/controls.png")
 MARK = ".snipnb-report"
 KINDS = {
-    "reproduced": "reproduced",
-    "reproduced with correction": "corrected",
-    "not reproduced": "failed",
-    "refuted": "failed",
-    "weak": "open",
-    "untested": "open",
+    **dict.fromkeys(("matches", "supported", "correct"), "good"),
+    **dict.fromkeys(("correct up to wording", "error, corrected", "partly supported"), "corrected"),
+    **dict.fromkeys(("differs", "contradicted"), "failed"),
+    **dict.fromkeys(("cannot tell", "inconclusive", "no verdict", "not run"), "open"),
 }
 MATH = re.compile(
     r"(`+)(?:.+?)\1|\$\$(?P<block>.+?)\$\$|(?<![\\$\w])\$(?!\s)(?P<inline>[^$\n]+?)(?<!\s)\$(?![\w$])", flags=re.DOTALL
@@ -116,7 +114,7 @@ class _Page:
 def _executed(root: Path, profile: str) -> list[_Page]:
     """The executed notebooks of a profile; behind those of the default one stand those of the stronger ones."""
     pages = []
-    for name in dict.fromkeys([profile, *(ledger.STRENGTH if profile == "default" else ())]):
+    for name in dict.fromkeys([profile, *(["full"] if profile == "default" else [])]):
         for path in sorted((published_dir(root / "figures", name) / "notebooks").glob("[0-9]*.ipynb")):
             title = _title(path)
             if name == profile:
@@ -142,20 +140,19 @@ def kind(verdict: str) -> str:
 
 def _ledger(environment: Any, root: Path, profile: str, executed: list[_Page], stage: Path) -> str:
     figures = root / "figures"
-    if profile == "default":
-        rows = ledger.strongest(figures)
-    else:
-        rows = json.loads((published_dir(figures, profile) / "claims.json").read_text(encoding="utf-8"))
+    published = [published_dir(figures, name) / "claims.json" for name in ("full", profile)]
+    path = next(path for path in published if profile == path.parent.name or (profile == "default" and path.is_file()))
+    rows = json.loads(path.read_text(encoding="utf-8"))
     rules = ledger.load_claims()
     files = {(page.profile, page.path.stem): page.file for page in executed}
     for row in rows:
         own = row["profile"] or profile
         row["page"] = files.get((own, row["notebook"]))
-        row["numbers"] = [n for n in ledger.verdict_frame([row])["measured"].iloc[0].split("; ") if n]
-        row["changed"] = rules[row["id"]].get("changed")
+        row["numbers"] = [n for n in ledger.verdict_frame([row])["found"].iloc[0].split("; ") if n]
+        row |= {name: rules[row["id"]].get(name) for name in ("changed", "looks")}
         row["figure_file"] = _copied(published_dir(figures, own), row["figure"], stage, "" if own == profile else own)
     tally = Counter(row["verdict"].split(" (")[0] for row in rows)
-    ordered = [(word, tally[word]) for word in ledger.VERDICTS if tally[word]]
+    ordered = tally.most_common()
     others = {page.profile: load_profile(page.profile).about for page in executed if page.profile != profile}
     return environment.get_template("ledger.html").render(
         rows=rows, tally=ordered, kind=kind, pictures=_pictures(rows, stage), others=others

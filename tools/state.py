@@ -56,15 +56,19 @@ def fingerprint(path: Path, parameters: Mapping[str, Any], *, package: Path = PA
     tables = re.findall(r"\bbenchmark\(\s*[\"'](\w+)", code)
     bench, study = path.parent.parent / "figures" / "bench", package / "studies" / path.stem.split("_", 1)[1]
     drawing = [study / "draw.py", study / "captions.yaml", package / "publish" / "style.py"]
+    judging = package / "publish" / "evidence.py"
     others = {file for file in package.glob("studies/*/*") if file.parent != study}
-    library = {*package.rglob("[!.]*.py")} - {*drawing, *others, package / "__main__.py"}
+    library = {*package.rglob("[!.]*.py")} - {*drawing, *others, judging, package / "__main__.py"}
     parts = {
         "code": [text for runs, text in cells if runs],
         "prose": ["" if runs else text for runs, text in cells],  # and where it stands
         "library": _contents(package, library),
         "drawing": _contents(package, drawing),
         "parameters": parameters,
-        "claims": _claims_of(path.stem, code, package / "resources" / "claims.yaml"),
+        "claims": [
+            _claims_of(path.stem, code, package / "resources" / "claims.yaml"),
+            _contents(package, [judging]),
+        ],
         "benchmarks": _contents(bench, [bench / f"{name}.csv" for name in tables]),
         "reported values": _contents(package, package.glob("resources/reported/*.csv")),
         "data": data_checksum(sample=bool(parameters.get("sample"))),
@@ -92,10 +96,12 @@ def _meaning(code: str) -> str:
 
 def _claims_of(notebook: str, code: str, file: Path) -> list[dict[str, Any]]:
     """The claims that are a notebook's own or that its code names, without the history of their rules."""
-    named = set(re.findall(r"\bC\d+\b", code))
+    named = set(re.findall(r"\bC\d+[ab]?\b", code))
     claims = _read_claims(file.read_text(encoding="utf-8"))
     own = [claim for claim in claims if claim["notebook"] == notebook or claim["id"] in named]
-    return [{field: value for field, value in claim.items() if field != "changed"} for claim in own]
+    return [
+        {field: value for field, value in claim.items() if field not in ("changed", "looks", "place")} for claim in own
+    ]
 
 
 @cache

@@ -1,13 +1,17 @@
-"""The ledger: each claim of the write-up, the rule that was fixed for it, what was measured, and the verdict.
+"""The ledger: each sentence of the write-up that can be judged, the rule for it, what published rows say, and the verdict.
 
-Rules are data (``resources/claims.yaml``). A notebook hands over named statistics; the verdict follows from the rule. What a
-notebook measured is one small file; the ledger is all of those beside the list of claims, so that no claim is left out.
+Claims are data: ``claims.yaml`` has the write-up's exact words and today's rules, ``registered.yaml`` the rules and words that stood before and are
+never changed again, ``quotations.json`` the digests of all quotations. :mod:`snipnb.publish.evidence` turns rows into numbers. What a
+notebook finds is one small file; the ledger is all of those beside the list of claims, so that no claim is left out. :func:`verify` does
+all of it again from committed rows. No torch.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -17,33 +21,62 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from snipnb._files import published_dir, resource, write_atomically
+from snipnb._files import resource, write_atomically
+from snipnb.publish.evidence import Finding, function_of, read_rows
 
-VERDICTS = ("reproduced", "reproduced with correction", "not reproduced", "refuted", "weak", "untested")
+# Kind of a claim -> the words of its verdicts; those of any kind besides: "not run".
+WORDS = {
+    "published number": ("matches", "differs", "cannot tell"),
+    "empirical": ("supported", "partly supported", "contradicted", "inconclusive"),
+    "mathematics": ("correct", "correct up to wording", "error, corrected"),
+    "account": ("no verdict",),  # and definitions, and assumptions
+    "registered": ("reproduced", "reproduced with correction", "not reproduced", "refuted", "weak"),
+}
+UNDECIDED = {
+    "published number": "cannot tell",
+    "empirical": "inconclusive",
+    "account": "no verdict",
+    "registered": "weak",
+}
+JUDGED_BY = ("rule", "outcomes", "settings", "judged", "needs")  # what of a claim a verdict follows from
 FIELDS = [
     "id",
-    "claim",
-    "section",
+    "kind",
+    "words",
+    "place",
     "rule",
     "reported",
     "measured",
     "low",
     "high",
     "n",
+    "scope",
     "verdict",
     "reason",
+    "registered",
     "profile",
     "notebook",
     "figure",
+    "data",
+    "rows",
+    "rule_digest",
 ]
-STRENGTH = ("full", "default")  # of two profiles that decided a claim, the first is to be believed
 _COMPARISONS = {"at_most": (float.__le__, "above"), "at_least": (float.__ge__, "below")}
+
+Claims = Mapping[str, Mapping[str, Any]]
 
 
 @cache
-def load_claims() -> dict[str, dict[str, Any]]:
-    """All claims by id, in the write-up's order, as they stand in ``claims.yaml``."""
-    return {claim["id"]: claim for claim in yaml.safe_load(resource("claims.yaml").read_text(encoding="utf-8"))}
+def load_claims(path: Path | None = None) -> dict[str, dict[str, Any]]:
+    """All claims by id, in the write-up's order, as they stand in ``claims.yaml`` or another such file."""
+    text = (resource("claims.yaml") if path is None else path).read_text(encoding="utf-8")
+    return {claim["id"]: claim for claim in yaml.safe_load(text)}
+
+
+@cache
+def load_registered() -> dict[str, dict[str, Any]]:
+    """The claims as first registered, by id: other words for verdicts, and no rule is ever changed."""
+    return {id: {**claim, "kind": "registered"} for id, claim in load_claims(resource("registered.yaml")).items()}
 
 
 def claims_of(notebook: str) -> list[str]:
@@ -57,16 +90,12 @@ def without_verdict(notebook: str, entries: Iterable[Mapping[str, Any]]) -> list
 
 
 def bound(claim_id: str, statistic: str) -> float:
-    """The number that the rule of a claim compares a statistic with, for drawing it; the first if several."""
+    """The number that the rule of a claim compares a statistic, or an end of its interval, with, for drawing it; the first if several."""
     for outcome in _claim(claim_id)["outcomes"]:
-        if statistic in outcome.get("when", {}):
-            return float(next(iter(outcome["when"][statistic].values())))
+        for name in (statistic, f"{statistic}_low", f"{statistic}_high"):
+            if name in outcome.get("when", {}):
+                return float(next(iter(outcome["when"][name].values())))
     raise ValueError(f"the rule of {claim_id} does not use the statistic {statistic!r}")
-
-
-def statistics(claim_id: str) -> set[str]:
-    """Names of the statistics that the rule of a claim compares with numbers."""
-    return {name for outcome in _claim(claim_id)["outcomes"] for name in outcome.get("when", {})}
 
 
 def settings(claim_id: str) -> dict[str, Any]:
@@ -74,155 +103,246 @@ def settings(claim_id: str) -> dict[str, Any]:
     return _claim(claim_id).get("settings", {})
 
 
-def settings_of(notebook: str) -> dict[str, dict[str, Any]]:
-    """Claim -> settings, of the claims of a notebook that have some."""
-    return {claim: settings(claim) for claim in claims_of(notebook) if settings(claim)}
-
-
-def judge(
-    claim_id: str, measured: Mapping[str, float], *, n: int | None, profile: str, protocol_followed: bool = False
-) -> tuple[str, str]:
+def judge(claim: Mapping[str, Any], finding: Finding, *, profile: str) -> tuple[str, str]:
     """The verdict on a claim, and the reason for it.
 
     Args:
-        claim_id: For instance ``"C8"``.
-        measured: Statistic -> value; has to hold every statistic that the rule names, unless the verdict is ``untested``.
-        n: Seeds or runs behind the numbers, None where there is nothing to count.
+        claim: As from :func:`load_claims` or :func:`load_registered`.
+        finding: What rows say, with every statistic that the rule names.
         profile: Name of the profile that was run.
-        protocol_followed: Whether the published protocol was followed, for the rules that ask for it.
 
     Returns:
-        Verdict (one of :data:`VERDICTS`; ``weak`` and ``untested`` with the reason in brackets) and the reason: which
-        conditions failed, or empty.
+        Verdict, of the :data:`WORDS` of its kind or ``not run``, with a remark in brackets where there is one; and the reason: which conditions failed, or empty.
 
     Raises:
-        ValueError: If the claim is unknown, or a statistic is missing or not a number.
+        ValueError: If a statistic is missing or not a number.
     """
-    claim = _claim(claim_id)
-    needs = claim.get("needs", {})
-    accepted = needs.get("profiles", [profile])
-    if profile not in accepted:
-        return f"untested (budget of profile {profile})", ""
-    if needs.get("protocol") and not protocol_followed:
-        return "untested (not the published protocol)", ""
-    needed = statistics(claim_id)
-    if missing := needed - measured.keys():
-        raise ValueError(f"{claim_id} needs the statistics {sorted(needed)}; missing are {sorted(missing)}")
-    if "n" in needs and (isinstance(n, bool) or not isinstance(n, int) or n < 0):
-        raise ValueError(f"{claim_id}: n must be an integer from 0, as its rule asks for n >= {needs['n']}; got {n!r}")
-    for name, value in measured.items():
-        if not _is_finite(value):
-            if "n" in needs and n < needs["n"] and not isinstance(value, str):  # no interval from one run
-                return f"weak (n = {n}, the rule asks for {needs['n']})", ""
-            raise ValueError(f"{claim_id}: the statistic {name!r} must be a finite number; got {value!r}")
-    verdict, reason = _outcome(claim, measured)
-    if "n" in needs and n < needs["n"]:
-        return f"weak (n = {n}, the rule asks for {needs['n']}; so far {verdict})", reason
-    return (f"weak ({claim['weak_as']})" if verdict == "weak" else verdict), reason
+    needs, kind = claim.get("needs", {}), claim["kind"]
+    not_run = "untested" if kind == "registered" else "not run"
+    if profile not in needs.get("profiles", [profile]):
+        return f"{not_run} (budget of profile {profile})", ""
+    if finding.not_run:
+        return f"{not_run} ({finding.not_run})", ""
+    found, needed, n = _numbers_of(finding), statistics(claim), finding.n
+    if missing := needed - found.keys():
+        raise ValueError(f"{claim['id']} needs the statistics {sorted(needed)}; missing are {sorted(missing)}")
+    short = ""
+    if "n" in needs:
+        if isinstance(n, bool) or not isinstance(n, int) or n < 0:
+            raise ValueError(
+                f"{claim['id']}: n must be an integer from 0, as its rule asks for n >= {needs['n']}; got {n!r}"
+            )
+        short = f"n = {n}, the rule asks for {needs['n']}" if n < needs["n"] else ""
+    for name in needed:
+        if not math.isfinite(found[name]):
+            if short:  # no interval from one run
+                return f"{UNDECIDED[kind]} ({short})", ""
+            raise ValueError(f"{claim['id']}: the statistic {name!r} must be a finite number; got {found[name]!r}")
+    outcome, reason = _outcome(claim, found)
+    verdict = outcome["verdict"]
+    if short:
+        return f"{UNDECIDED[kind]} ({short}; so far {verdict})", reason
+    remark = outcome.get("remark", claim.get("weak_as") if verdict == "weak" else None)
+    if verdict == "inconclusive" and "n_to_decide" in found:
+        remark = f"power {found['power']:.2f}; {_needed(found['n_to_decide'])}"
+    return f"{verdict} ({remark})" if remark else verdict, reason
+
+
+def statistics(claim: Mapping[str, Any]) -> set[str]:
+    """Names of the statistics that the rule of a claim compares with numbers."""
+    return {name for outcome in claim["outcomes"] for name in outcome.get("when", {})}
+
+
+def find(claim_id: str, frames: Iterable[pd.DataFrame], *, profile: str, claims: Claims | None = None) -> Finding:
+    """What rows say about a claim; only why not, if its rule is not applied in this profile.
+
+    Raises:
+        ValueError: If the claim is unknown, or the rows are not those of its function.
+    """
+    claim = _claim(claim_id, claims)
+    if profile not in claim.get("needs", {}).get("profiles", [profile]):
+        return Finding({}, not_run=f"budget of profile {profile}")
+    try:
+        return function_of(claim_id)(*frames, **claim.get("settings", {}), **claim.get("judged", {}))
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{claim_id} cannot be read from these rows: {type(error).__name__}: {error}") from error
 
 
 def entry(
     claim_id: str,
-    measured: Mapping[str, float],
+    finding: Finding,
     *,
-    notebook: str,
     profile: str,
-    n: int | None = None,
-    intervals: Mapping[str, tuple[float, float]] | None = None,
+    rows: Mapping[str, str] | None = None,
     figure: str | None = None,
-    protocol_followed: bool = False,
+    data: str | None = None,
+    claims: Claims | None = None,
 ) -> dict[str, Any]:
-    """One row of the ledger: the claim, its rule, the numbers and the verdict; arguments as :func:`judge`.
+    """One row of the ledger: the claim, its rule, the numbers, the verdict, and the one by the rule as registered.
 
     Numbers are judged as the row shows them, rounded, so that the verdict follows from the row alone.
 
     Args:
-        intervals: Statistic -> (low, high), for those that have one.
+        claim_id: For instance ``"C8"``.
+        finding: From :func:`find`.
+        profile: Name of the profile that was run.
+        rows: File -> digest, of the tables behind it.
         figure: File name of the figure or table that shows it.
+        data: SHA-256 of the images.
+        claims: Instead of ``claims.yaml``.
 
     Raises:
-        ValueError: As :func:`judge`; or if the claim belongs to another notebook.
+        ValueError: As :func:`judge`; or if the claim is unknown.
     """
-    claim = _claim(claim_id)
-    if claim["notebook"] != notebook:
-        raise ValueError(f"{claim_id} belongs to notebook {claim['notebook']!r}; got {notebook!r}")
-    intervals = intervals or {}
-    if extra := intervals.keys() - measured.keys():
+    claim = _claim(claim_id, claims)
+    if extra := finding.intervals.keys() - finding.statistics.keys():
         raise ValueError(f"{claim_id}: intervals for {sorted(extra)}, which are not among the statistics")
-    shown = {name: _rounded(value) if _is_finite(value) else value for name, value in measured.items()}
-    verdict, reason = judge(claim_id, shown, n=n, profile=profile, protocol_followed=protocol_followed)
-    ends = {name: pair for name, pair in intervals.items() if all(math.isfinite(end) for end in pair)}
+    ends = {name: (_rounded(low), _rounded(high)) for name, (low, high) in finding.intervals.items()}
+    shown = Finding(
+        {k: _rounded(v) for k, v in finding.statistics.items()}, ends, finding.n, finding.scope, finding.not_run
+    )
+    verdict, reason = judge(claim, shown, profile=profile)
+    before = load_registered().get(claim_id.rstrip("ab"))
+    drawn = {name: pair for name, pair in ends.items() if all(map(math.isfinite, pair))}
     return {
         **_description(claim),
-        "measured": {name: value for name, value in shown.items() if _is_finite(value)},
-        "low": {name: _rounded(pair[0]) for name, pair in ends.items()},
-        "high": {name: _rounded(pair[1]) for name, pair in ends.items()},
-        "n": n,
+        "measured": {name: value for name, value in shown.statistics.items() if math.isfinite(value)},
+        "low": {name: pair[0] for name, pair in drawn.items()},
+        "high": {name: pair[1] for name, pair in drawn.items()},
+        "n": finding.n,
+        "scope": finding.scope,
         "verdict": verdict,
         "reason": reason,
+        "registered": judge(before, shown, profile=profile)[0] if before else None,
         "profile": profile,
         "figure": figure,
+        "data": data,
+        "rows": dict(rows or {}),
     }
 
 
 def assemble(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The whole ledger in the write-up's order: what notebooks measured, and the other claims as untested."""
-    measured = {entry["id"]: entry for entry in entries}
+    """The whole ledger in the write-up's order: what notebooks found, and the other claims as not run."""
+    found = {entry["id"]: entry for entry in entries}
+    nothing: dict[str, Any] = dict.fromkeys(FIELDS) | {
+        "measured": {},
+        "low": {},
+        "high": {},
+        "scope": "",
+        "reason": "",
+        "rows": {},
+    }
     rows = []
     for claim_id, claim in load_claims().items():
-        nothing: dict[str, Any] = {
-            "measured": {},
-            "low": {},
-            "high": {},
-            "n": None,
-            "reason": "",
-            "profile": None,
-            "figure": None,
-        }
-        untested = {**_description(claim), **nothing, "verdict": "untested (its notebook has not run)"}
-        row = measured.get(claim_id, untested)
-        rows.append({field: row[field] for field in FIELDS})
+        blank = {**nothing, **_description(claim), "verdict": "not run (its notebook has not)"}
+        rows.append({field: found.get(claim_id, blank)[field] for field in FIELDS})
     return rows
 
 
-def strongest(figures: Path) -> list[dict[str, Any]]:
-    """The published ledger over all profiles: each claim as the strongest profile has it that had what its rule asks for.
+# --- proof ------------------------------------------------------------------------------------------------------------
 
-    Profiles without the budget or protocol come last, those with too few runs before them; what no profile measured is untested.
+
+def verify(
+    folder: Path, *, benchmarks: Path, claims: Claims | None = None, only: Iterable[str] | None = None
+) -> dict[str, list[str]]:
+    """Recompute a published ledger from the rows beside it.
 
     Args:
-        figures: The folder of the default profile, those of others in it.
+        folder: Where ``claims.json`` and the tables are.
+        benchmarks: The folder of the benchmark's tables.
+        claims: Instead of ``claims.yaml``.
+        only: Ids; default all.
 
     Returns:
-        Rows as from :func:`assemble`, in the write-up's order; ``profile`` says whose they are. Empty if the default profile has none.
+        Claim -> what does not agree: its quotation with the digest of the write-up's, its rule with the one that was applied, its rows with
+        their digests, and every number and word with what the rows give now. Empty if all is as it was published.
+
+    Raises:
+        ValueError: If there is no ledger.
     """
-    ledgers = []
-    for profile in STRENGTH:
-        path = published_dir(figures, profile) / "claims.json"
-        rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-        ledgers.append({row["id"]: row for row in rows})
-    found = {}
-    for claim, row in ledgers[STRENGTH.index("default")].items():
-        measured = [ledger[claim] for ledger in ledgers if ledger.get(claim, {}).get("profile")]
-        found[claim] = min(measured, key=_lacking, default=row)
-    return list(found.values())
+    claims = load_claims() if claims is None else claims
+    try:
+        published = {row["id"]: row for row in json.loads((folder / "claims.json").read_text(encoding="utf-8"))}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / 'claims.json'} holds no ledger: {error}") from None
+    quotations = json.loads(resource("quotations.json").read_text(encoding="utf-8"))
+    wrong = {}
+    for claim_id in dict.fromkeys([*claims, *published]) if only is None else only:
+        try:
+            found = _differences(claim_id, claims, published, quotations, folder, benchmarks)
+        except (ValueError, OSError) as error:
+            found = [str(error)]
+        if found:
+            wrong[claim_id] = found
+    return wrong
 
 
-def _lacking(row: Mapping[str, Any]) -> int:
-    """How far a measured claim is from a verdict: 2 if its budget or protocol tells nothing, 1 if runs are missing, else 0."""
-    return 2 if row["verdict"].startswith("untested") else 1 if row["verdict"].startswith("weak (n = ") else 0
+def _differences(
+    claim_id: str, claims: Claims, published: Claims, quotations: Mapping[str, str], folder: Path, benchmarks: Path
+) -> list[str]:
+    claim, row = _claim(claim_id, claims), published.get(claim_id)
+    if row is None:
+        return ["the ledger has no row for it"]
+    found = []
+    if quotations.get(claim_id) != digest(_squeezed(claim["words"])):
+        found.append("its words are not those of the write-up")
+    if row["rule_digest"] != _rule_digest(claim):
+        found.append("its rule is not the one that was applied")
+    if row["profile"] is None:
+        return found
+    files = {
+        name: (benchmarks / Path(name).name if name.startswith("bench/") else folder / name) for name in row["rows"]
+    }
+    files |= {name: resource(name) for name in files if name.startswith("reported/")}
+    for name, path in files.items():
+        if digest(path.read_text(encoding="utf-8")) != row["rows"][name]:
+            found.append(f"{name} is not the table that was read")
+    finding = find(claim_id, map(read_rows, files.values()), profile=row["profile"], claims=claims)
+    kept = {name: row[name] for name in ("profile", "rows", "figure", "data")}
+    again = entry(claim_id, finding, claims=claims, **kept)
+    return found + [
+        f"{field} is {again[field]!r}; published is {row[field]!r}" for field in FIELDS if again[field] != row[field]
+    ]
+
+
+def digest(text: str) -> str:
+    """The first 16 digits of the SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _squeezed(words: str) -> str:
+    """A quotation with every run of white space as one space."""
+    return " ".join(words.split())
+
+
+def _rule_digest(claim: Mapping[str, Any]) -> str:
+    return digest(json.dumps({part: claim.get(part) for part in JUDGED_BY}, sort_keys=True))
+
+
+# --- as files and tables ----------------------------------------------------------------------------------------------
 
 
 def write_ledger(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Write ``claims.json``, ``claims.md`` and ``claims.tex`` into a folder."""
+    """Write ``claims.json``, ``claims.md`` and ``claims.tex`` into a folder; they point to the ledger of the profile ``full`` in it, if there is one."""
     write_atomically(folder / "claims.json", json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    table = markdown_table(rows)
-    rules = "\n".join(f"- **{row['id']}** {row['rule']}{_change(row['id'])}" for row in rows)
-    text = f"# Claims and verdicts\n\n{table}\n\n## Rules, fixed beforehand; changes are marked\n\n{rules}\n"
+    rules = "\n".join(_rules(row["id"]) for row in rows)
+    stronger = (folder / "full" / "claims.json").is_file()
+    more = (
+        "The verdicts that count are those of [the profile full](full/claims.md): more seeds, longer training.\n\n"
+        if stronger
+        else ""
+    )
+    text = f"# Claims and verdicts\n\n{more}{_ABOUT}\n\n{markdown_table(rows)}\n\n## Rules\n\n{rules}\n"
     write_atomically(folder / "claims.md", text)
-    frame = verdict_frame(rows).reset_index(names="")[["", "what it says", "verdict", "measured", "n"]]
-    paper = latex(frame.rename(columns={"what it says": "claim"}), "lp{6cm}p{3cm}p{5cm}r", long=True)
-    write_atomically(folder / "claims.tex", paper)
+    frame = verdict_frame(rows).reset_index(names="")[["", "the write-up says", "verdict", "found", "n"]]
+    write_atomically(folder / "claims.tex", latex(frame, "lp{6cm}p{3cm}p{5cm}r", long=True))
+
+
+_ABOUT = (
+    "Quotations are exact. *As registered* is the verdict by the rule, and in the words, that were first written down; where the rule has "
+    "changed since, both stand below with the reason. All tests are one-sided at 5 %, or intervals of 90 % for equivalence, unless a rule says "
+    "otherwise; no correction is made across claims. `make verify` computes every row again from the tables beside this page."
+)
 
 
 def latex(frame: pd.DataFrame, columns: str, *, long: bool = False) -> str:
@@ -233,27 +353,42 @@ def latex(frame: pd.DataFrame, columns: str, *, long: bool = False) -> str:
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """The ledger as a Markdown table: id, claim, verdict, numbers, where to look."""
-    lines = ["| | claim (section) | verdict | measured | n | profile | where |", "|---|---|---|---|---|---|---|"]
+    """The ledger as a Markdown table: id, quotation, verdict, numbers, where to look."""
+    lines = [
+        "| | the write-up says | verdict | as registered | found | scope | where |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         cells = [
             row["id"],
-            f"{row['claim']} ({row['section']})",
+            f"“{quoted(row['words'])}” ({row['place']})",
             f"**{row['verdict']}**" + (f"<br>{row['reason']}" if row["reason"] else ""),
+            row["registered"] or "",
             "<br>".join(_numbers(row)),
-            "" if row["n"] is None else str(row["n"]),
-            row["profile"] or "",
+            scope(row),
             row["notebook"] + (f"<br>{row['figure']}" if row["figure"] else ""),
         ]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
 
+def quoted(words: str) -> str:
+    """A quotation for a table: bars of its formulas as LaTeX's own command, which a table's bars do not cut."""
+    return re.sub(r"\$[^$]*\$", lambda formula: formula[0].replace("|", r"\vert "), _squeezed(words))
+
+
+def scope(row: Mapping[str, Any]) -> str:
+    """What the numbers of a row are about, and how many there are."""
+    return "; ".join(
+        [*([row["scope"]] if row["scope"] else []), *([f"n = {row['n']}"] if row["n"] is not None else [])]
+    )
+
+
 def text_table(rows: list[dict[str, Any]], *, width: int = 118) -> str:
-    """The ledger for a terminal: claims with a verdict line by line, and the untested ones as a list of ids."""
+    """The ledger for a terminal: claims with a verdict line by line, and the others as a list of ids."""
     room = width - 6 - 36  # beside the id and the verdict
     lines = [
-        f"{row['id']:<5} {textwrap.shorten(row['claim'], room, placeholder=' ...'):<{room}} {row['verdict']}"
+        f"{row['id']:<5} {textwrap.shorten(row['words'], room, placeholder=' ...'):<{room}} {row['verdict']}"
         for row in rows
         if row["profile"]
     ]
@@ -267,58 +402,74 @@ def verdict_frame(entries: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "claim": e["id"],
-            "what it says": e["claim"],
-            "reported": e["reported"] or "",
-            "measured": "; ".join(_numbers(e)),
+            "the write-up says": quoted(e["words"]),
+            "found": "; ".join(_numbers(e)),
+            "scope": e["scope"],
             "n": "" if e["n"] is None else e["n"],
             "verdict": e["verdict"],
+            "as registered": e["registered"] or "",
         }
         for e in entries
     ).set_index("claim")
 
 
-def _change(claim_id: str) -> str:
-    changed = _claim(claim_id).get("changed")
-    return f" *Changed:* {changed}" if changed else ""
+def _rules(claim_id: str) -> str:
+    """The rule of a claim, its changes, the looks at it, and the rule as registered where that is another one."""
+    claim, before = _claim(claim_id), load_registered().get(claim_id.rstrip("ab"), {})
+    lines = [f"- **{claim_id}** ({claim['kind']}) {claim['rule']}"]
+    lines += [f"  - *{name.capitalize()}:* {claim[name]}" for name in ("changed", "looks") if name in claim]
+    if before:
+        lines.append(
+            f"  - *As registered:* {before['rule']}"
+            + (f" *Changed then:* {before['changed']}" if "changed" in before else "")
+        )
+    return "\n".join(line.rstrip() for line in lines)
 
 
-def _claim(claim_id: str) -> dict[str, Any]:
-    claims = load_claims()
+def _claim(claim_id: str, claims: Claims | None = None) -> Mapping[str, Any]:
+    claims = load_claims() if claims is None else claims
     if claim_id not in claims:
         raise ValueError(f"there is no claim {claim_id!r}; the claims are {', '.join(claims)}")
     return claims[claim_id]
 
 
 def _description(claim: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        **{field: claim[field] for field in ("id", "claim", "section", "rule", "notebook")},
-        "reported": claim.get("reported"),
-    }
+    fields = {field: claim[field] for field in ("id", "kind", "words", "place", "rule", "notebook")}
+    return fields | {"reported": claim.get("reported"), "rule_digest": _rule_digest(claim)}
 
 
-def _outcome(claim: Mapping[str, Any], measured: Mapping[str, float]) -> tuple[str, str]:
+def _outcome(claim: Mapping[str, Any], found: Mapping[str, float]) -> tuple[Mapping[str, Any], str]:
     """The first outcome whose conditions all hold, and what kept the first one from holding."""
     reasons: list[str] = []
     for outcome in claim["outcomes"]:
         failed = [
-            f"{name} {float(measured[name]):.4g} is {_COMPARISONS[kind][1]} {bound:g}"
+            f"{name} {float(found[name]):.4g} is {_COMPARISONS[kind][1]} {bound:g}"
             for name, bounds in outcome.get("when", {}).items()
             for kind, bound in bounds.items()
-            if not _COMPARISONS[kind][0](float(measured[name]), float(bound))
+            if not _COMPARISONS[kind][0](float(found[name]), float(bound))
         ]
         if not failed:
-            return outcome["verdict"], "; ".join(reasons)
+            return outcome, "; ".join(reasons)
         reasons = reasons or failed
     raise AssertionError(f"the last outcome of {claim['id']} has a condition")
 
 
-def _is_finite(value: Any) -> bool:
-    return not isinstance(value, str) and math.isfinite(value)
+def _numbers_of(finding: Finding) -> dict[str, float]:
+    """All that a rule may compare: statistics, and the ends of their intervals."""
+    ends = {
+        f"{name}_{end}": pair[k] for name, pair in finding.intervals.items() for k, end in enumerate(("low", "high"))
+    }
+    return {**ends, **finding.statistics}
+
+
+def _needed(n: float) -> str:
+    return f"n = {n:.0f} would decide" if math.isfinite(n) else "no n would decide"
 
 
 def _rounded(value: float) -> float | int:
     """Six significant digits are what a ledger compares; integers stay integers."""
-    return int(value) if float(value).is_integer() else float(f"{float(value):.6g}")
+    value = float(value)
+    return int(value) if value.is_integer() else float(f"{value:.6g}")
 
 
 def _numbers(row: Mapping[str, Any]) -> list[str]:

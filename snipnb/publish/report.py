@@ -6,7 +6,7 @@ import inspect
 import json
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
 from pathlib import Path
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from snipnb._files import output_dir, project_root, resource, runs_dir, write_atomically
 from snipnb.publish import captions, ledger, style
+from snipnb.publish.evidence import read_rows
 from snipnb.publish.profiles import declared_parameters, load_profile
 from snipnb.publish.published import reported as reported  # notebooks take it from here
 
@@ -49,7 +50,7 @@ class Report:
     parameters: dict[str, Any]
     folder: Path
     entries: list[dict[str, Any]] = field(default_factory=list)
-    drawn: dict[str, Any] = field(default_factory=lambda: {"figures": {}, "tables": {}, "bounds": {}, "protocol": []})
+    drawn: dict[str, Any] = field(default_factory=lambda: {"figures": {}, "tables": {}, "bounds": {}, "settings": {}})
 
     @property
     def profile(self) -> str:
@@ -128,65 +129,77 @@ class Report:
         return frame.head()
 
     def settings(self, claim_id: str) -> dict[str, Any]:
-        """As :func:`snipnb.publish.ledger.settings`: what the rule of a claim prescribes to whoever measures."""
-        return ledger.settings(claim_id)
+        """As :func:`snipnb.publish.ledger.settings`, noted: a redraw has to know which numbers of rules a run has used."""
+        value = self.drawn["settings"][claim_id] = ledger.settings(claim_id)
+        return value
 
     def bound(self, claim_id: str, statistic: str) -> float:
-        """As :func:`snipnb.publish.ledger.bound`, noted: a redraw has to know which numbers of rules a run has used."""
+        """As :func:`snipnb.publish.ledger.bound`, noted in the same way."""
         value = self.drawn["bounds"][f"{claim_id} {statistic}"] = ledger.bound(claim_id, statistic)
         return value
 
     def claim(
         self,
         claim_id: str,
-        measured: Mapping[str, float],
-        *,
-        n: int | None = None,
-        intervals: Mapping[str, tuple[float, float]] | None = None,
+        *frames: pd.DataFrame,
         figure: str | None = None,
-        protocol_followed: bool = False,
     ) -> None:
-        """Put a verdict on a claim into the ledger; see :func:`snipnb.publish.ledger.entry`. Saying it again replaces it."""
+        """Put a verdict on a claim into the ledger. Saying it again replaces it.
+
+        Args:
+            claim_id: One of this notebook's.
+            frames: What the function of the claim in :mod:`snipnb.publish.evidence` takes: tables that this run has written before, published
+                values, or benchmarks. They are read from their files, as ``make verify`` does.
+            figure: File name of the figure or table that shows it.
+
+        Raises:
+            ValueError: If the claim is another notebook's, or a table or the figure is not there.
+        """
+        if claim_id not in ledger.claims_of(self.notebook):
+            raise ValueError(
+                f"{claim_id} is none of the claims of {self.notebook}: {', '.join(ledger.claims_of(self.notebook))}"
+            )
         if figure is not None:
             figure = f"{self._stem(figure.split('.')[0])}.{figure.split('.')[1]}"
             if not (self.folder / figure).is_file():
                 raise ValueError(f"{claim_id} points at {figure}, which this notebook has not written")
-        new = ledger.entry(
-            claim_id,
-            measured,
-            notebook=self.notebook,
-            profile=self.profile,
-            n=n,
-            intervals=intervals,
-            figure=figure,
-            protocol_followed=protocol_followed,
-        )
-        self.entries = [entry for entry in self.entries if entry["id"] != claim_id] + [new]
-        others = [other for other in self.drawn["protocol"] if other != claim_id]
-        self.drawn["protocol"] = others + [claim_id] * protocol_followed
+        names = [self._table_of(frame, claim_id, k) for k, frame in enumerate(frames, 1)]
+        self.entries = [entry for entry in self.entries if entry["id"] != claim_id]
+        self.entries.append(self.judge(claim_id, names, figure))
+
+    def judge(self, claim_id: str, names: Sequence[str], figure: str | None) -> dict[str, Any]:
+        """A row of the ledger from the files that a claim rests on."""
+        finding = ledger.find(claim_id, [self._read(name) for name in names], profile=self.profile)
+        rows = {name: ledger.digest(self._path(name).read_text(encoding="utf-8")) for name in names}
+        return ledger.entry(claim_id, finding, profile=self.profile, rows=rows, figure=figure)
 
     def verdicts(self) -> pd.DataFrame:
-        """Write the verdicts of this notebook and return them as a table.
+        """The verdicts of this notebook as a table.
 
         Raises:
             ValueError: If a claim that this notebook owns has none.
         """
         if missing := ledger.without_verdict(self.notebook, self.entries):
             raise ValueError(f"{self.notebook} has no verdict on {', '.join(missing)}")
-        text = json.dumps(self.entries, indent=1, ensure_ascii=False, allow_nan=False)
-        write_atomically(self.folder / "claims" / f"{self.notebook}.json", text + "\n")
         return ledger.verdict_frame(self.entries)
+
+    def write_verdicts(self, data: str) -> None:
+        """Write the verdicts, each with the SHA-256 of the images."""
+        rows = [{**entry, "data": data} for entry in self.entries]
+        text = json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False)
+        write_atomically(self.folder / "claims" / f"{self.notebook}.json", text + "\n")
 
     def provenance(self, *runs: pd.DataFrame, images: str) -> pd.DataFrame:
         """Versions, parameters and data of this run as a table; peak memory and who trained go to the runner, not into it.
 
-        What it drew, and with which settings, is written to ``drawn/``: all that drawing it again needs beside the tables.
+        Verdicts are written now, and what was drawn, with which settings, to ``drawn/``: all that drawing it again needs beside the tables.
 
         Args:
             runs: Tables of training runs, as from :func:`snipnb.run_grid`.
             images: Their SHA-256, from :func:`snipnb.data_checksum`.
         """
-        drawn = {"parameters": self.parameters, "settings": ledger.settings_of(self.notebook), **self.drawn}
+        self.write_verdicts(images)
+        drawn = {"parameters": self.parameters, **self.drawn}
         text = json.dumps(drawn, indent=1, ensure_ascii=False)
         write_atomically(self.folder / DRAWN / f"{self.notebook}.json", text + "\n")
         sample = bool(self.parameters.get("sample", False))
@@ -218,6 +231,8 @@ class Report:
         return f"{self.notebook}/{name}"
 
     def _path(self, file: str) -> Path:
+        if file.startswith("bench/"):
+            return _of_checkout(f"figures/{file}") or self.folder / file
         return resource(file) if file.startswith(PUBLISHED) else self.folder / file
 
     def _csv(self, frame: pd.DataFrame, name: str) -> str:
@@ -241,8 +256,21 @@ class Report:
 
     def _read(self, file: str) -> pd.DataFrame:
         """A table as a redraw has it; only an empty cell is a missing value, and of texts an empty text."""
-        frame = pd.read_csv(self._path(file), keep_default_na=False, na_values=[""])
-        return frame.fillna({name: "" for name in frame if not pd.api.types.is_numeric_dtype(frame[name])})
+        return read_rows(self._path(file))
+
+    def _table_of(self, frame: pd.DataFrame, claim_id: str, number: int) -> str:
+        """The file that holds a table which a claim rests on."""
+        text, bench = _csv_text(frame), _of_checkout("figures/bench")
+        shelves = {PUBLISHED: resource(PUBLISHED)} | ({"bench": bench} if bench else {})
+        shelves[self.notebook] = self.folder / self.notebook
+        for shelf, folder in shelves.items():
+            for path in sorted(folder.glob("*.csv")):
+                same = path.read_text(encoding="utf-8") if shelf == self.notebook else _csv_text(pd.read_csv(path))
+                if same == text:
+                    return f"{shelf}/{path.name}"
+        raise ValueError(
+            f"table {number} of {claim_id} stands in no file; write it by report.table or report.data first"
+        )
 
 
 def begin(notebook: str, namespace: Mapping[str, Any]) -> Report:
@@ -269,9 +297,9 @@ def benchmark(name: str) -> pd.DataFrame:
 
 
 def _of_checkout(file: str) -> Path | None:
-    """A file of the checkout; None if it is not there, or the package is installed without one."""
+    """A file or folder of the checkout; None if it is not there, or the package is installed without one."""
     root = project_root()
-    return root / file if root is not None and (root / file).is_file() else None
+    return root / file if root is not None and (root / file).exists() else None
 
 
 def versions() -> dict[str, str]:

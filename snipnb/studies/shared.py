@@ -1,4 +1,4 @@
-"""What several studies use: training runs of a notebook, paired differences, ensembles of networks, kept counts, overlaps."""
+"""What several studies use: training runs of a notebook, ensembles of networks, kept counts, overlaps."""
 
 from __future__ import annotations
 
@@ -18,17 +18,13 @@ from snipnb._engine.ensembles import stacked
 from snipnb._progress import track
 from snipnb.networks import WHOLE, lenet5, published_label
 from snipnb.pruning.masks import LayerCollapseWarning, Mask, keep_mask
-from snipnb.publish.stats import TableFit, mean_interval, overlap, prediction_interval, table_fit
+from snipnb.publish.stats import TableFit, overlap, prediction_interval, table_fit
 from snipnb.saliences.snip import magnitude_salience, snip_together
 from snipnb.training.loop import Recipe
 from snipnb.training.runs import RunConfig, grid
-from snipnb.training.scores import LAST
 
 AT_ONCE = 64  # networks that are built and measured together
 PER_DECADE = 4  # bins of the density
-
-PUBLISHED_NUM_SCORED = 10_500  # 15 % of MNIST's 70,000 images
-PUBLISHED_RUNS = 10  # behind each point of Figure 1
 
 
 def grid_of(
@@ -59,68 +55,6 @@ def grid_of(
         salience_images=parameters.get("salience_images") or None,
         recipe=recipe or own,
     )
-
-
-def differences(errors: pd.DataFrame, *, way: str = LAST, reference: str = "exact") -> pd.DataFrame:
-    """Error rate less that of the reference criterion, pair by pair: same initial weights, same image order.
-
-    Returns:
-        ``criterion``, ``sparsity``, ``seed``, ``difference`` in points; one row per pair.
-
-    Raises:
-        ValueError: If a run has no partner.
-    """
-    one = errors[errors["way"] == way]
-    with_reference = one[one["criterion"] == reference].set_index(["sparsity", "seed"])["error_percent"]
-    other = one[one["criterion"] != reference]
-    partner = with_reference.reindex(pd.MultiIndex.from_frame(other[["sparsity", "seed"]]))
-    if partner.isna().any():
-        raise ValueError(
-            f"every run needs one of criterion {reference!r} with the same seed and sparsity; some have none"
-        )
-    found = other.assign(difference=other["error_percent"].to_numpy() - partner.to_numpy())
-    return found[["criterion", "sparsity", "seed", "difference"]].reset_index(drop=True)
-
-
-def interval_of(values: np.ndarray) -> dict[str, float]:
-    """``mean``, ``low95``, ``high95``: the mean and its 95 % t interval."""
-    return dict(zip(("mean", "low95", "high95"), mean_interval(values), strict=True))
-
-
-def spread_of(values: np.ndarray) -> dict[str, float]:
-    """Of values, one per seed: ``n``, their mean with its 95 % t interval (from 3 seeds on), ``smallest``, ``largest``."""
-    found = interval_of(values) if len(values) >= 3 else {"mean": values.mean(), "low95": np.nan, "high95": np.nan}
-    return {"n": len(values), **found, "smallest": values.min(), "largest": values.max()}
-
-
-def summarise(frame: pd.DataFrame, by: Sequence[str], value: str = "increase") -> pd.DataFrame:
-    """Over networks: ``by``, ``n``, ``mean``, ``smallest``, ``largest`` of a column."""
-    groups = frame.groupby(list(by), sort=False)[value]
-    return groups.agg(n="size", mean="mean", smallest="min", largest="max").reset_index()
-
-
-def binomial_variance(percent: float, num_scored: int) -> float:
-    """Of the difference of an error rate on so many scored images and one on the published number, in points squared."""
-    share = percent / 100
-    return 100**2 * share * (1 - share) * (1 / num_scored + 1 / PUBLISHED_NUM_SCORED)
-
-
-def margin_of(errors: pd.DataFrame, *, reference: str, smallest: float) -> float:
-    """What counts as no difference, in points: a tenth of the reference criterion's mean error rate, at least ``smallest``."""
-    return max(smallest, float(errors.loc[errors["criterion"] == reference, "error_percent"].mean()) / 10)
-
-
-def paired(errors: pd.DataFrame, first: str, second: str, *, way: str = LAST) -> tuple[float, float, float]:
-    """Mean difference in error rate, first criterion less second, pair by pair, in points, and its 95 % t interval.
-
-    Args:
-        errors: As from :func:`snipnb.error_table`, at one sparsity.
-        first: A criterion.
-        second: Another.
-        way: One of the values of ``WAYS``.
-    """
-    some = errors[errors["criterion"].isin([first, second])]
-    return mean_interval(differences(some, way=way, reference=second)["difference"].to_numpy())
 
 
 @dataclass(frozen=True)

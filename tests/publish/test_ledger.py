@@ -2,37 +2,34 @@ import json
 
 import pytest
 
-from snipnb._files import resource
-from snipnb.publish import ledger, published
+from snipnb._files import project_root, resource
+from snipnb.publish import comparisons, evidence, ledger, published
+from snipnb.publish.evidence import Finding
+from snipnb.training import scores
 
-IDS = [f"C{i}" for i in range(1, 36)]
+CLAIMS = ledger.load_claims()
+REGISTERED = ledger.load_registered()
+FIELDS = {"id", "kind", "words", "place", "notebook", "rule", "outcomes"}
+MORE = {"reported", "needs", "settings", "judged", "changed", "looks"}
+
+
+def judged(claim, statistics, *, n=None, profile="default", intervals=None, registered=False):
+    found = Finding(statistics, intervals or {}, n)
+    return ledger.judge((REGISTERED if registered else CLAIMS)[claim], found, profile=profile)
 
 
 def test_every_claim_has_a_rule_that_can_be_applied():
-    loaded = ledger.load_claims()
-    assert list(loaded) == IDS
-    for claim in loaded.values():
-        assert {"id", "claim", "section", "notebook", "rule", "outcomes"} <= claim.keys()
-        assert claim.keys() <= {
-            *(
-                "id",
-                "claim",
-                "section",
-                "notebook",
-                "rule",
-                "outcomes",
-                "reported",
-                "needs",
-                "settings",
-                "weak_as",
-                "changed",
-            )
-        }
+    numbers = [int(claim.strip("Cab")) for claim in CLAIMS]
+    assert numbers == sorted(numbers)
+    assert {claim.rstrip("ab") for claim in CLAIMS} >= set(REGISTERED)  # nothing is deleted
+    for claim in CLAIMS.values():
+        assert FIELDS <= claim.keys() <= FIELDS | MORE
+        assert callable(evidence.function_of(claim["id"]))
         assert "when" not in claim["outcomes"][-1]
         assert len(claim["rule"]) > 40
         for outcome in claim["outcomes"]:
-            assert outcome["verdict"] in ledger.VERDICTS
-            assert outcome["verdict"] != "weak" or claim["weak_as"]
+            assert outcome.keys() <= {"verdict", "remark", "when"}
+            assert outcome["verdict"] in ledger.WORDS[claim["kind"]]
             for bounds in outcome.get("when", {}).values():
                 assert bounds.keys() <= {"at_most", "at_least"}
         for outcome in claim["outcomes"][:-1]:
@@ -41,138 +38,166 @@ def test_every_claim_has_a_rule_that_can_be_applied():
             assert resource("reported", claim["reported"]).is_file()
 
 
+def test_quotations_are_those_whose_digests_were_written_down():
+    digests = json.loads(resource("quotations.json").read_text())
+    assert digests == {claim["id"]: ledger.digest(" ".join(claim["words"].split())) for claim in CLAIMS.values()}
+
+
+def test_rules_as_registered_are_never_changed():
+    text = resource("registered.yaml").read_text(encoding="utf-8")
+    assert ledger.digest(text) == "db69d0be7569f701"
+    assert {o["verdict"] for claim in REGISTERED.values() for o in claim["outcomes"]} <= set(ledger.WORDS["registered"])
+
+
+def test_ways_of_stating_an_error_rate_have_one_name():
+    assert {comparisons.LAST, comparisons.BEST} <= set(scores.WAYS.values())
+
+
 @pytest.mark.parametrize(
     ("claim", "measured", "verdict", "reason"),
     [
-        ("C8", {"relative_difference": 1e-12, "signed_overlap": 1.0}, "reproduced", ""),
+        ("C8", {"relative_difference": 1e-12, "signed_overlap": 1.0}, "correct", ""),
         (
             "C8",
             {"relative_difference": 1e-12, "signed_overlap": 0.3},
-            "reproduced with correction",
+            "correct up to wording (the magnitude is meant)",
             "signed_overlap 0.3 is below 0.99",
         ),
         (
             "C8",
             {"relative_difference": 1e-3, "signed_overlap": 1.0},
-            "not reproduced",
+            "error, corrected",
             "relative_difference 0.001 is above 1e-10",
         ),
-        ("C8", {"relative_difference": 1e-10, "signed_overlap": 0.99}, "reproduced", ""),  # bounds are included
-        ("C23", {"largest_error": 1.0}, "refuted", "largest_error 1 is above 1e-10"),
+        ("C8", {"relative_difference": 1e-10, "signed_overlap": 0.99}, "correct", ""),  # bounds are included
+        ("C9", {"cost_in_gradients": 2.0}, "contradicted", "cost_in_gradients 2 is above 1.2"),
     ],
 )
 def test_the_first_outcome_that_holds_is_the_verdict(claim, measured, verdict, reason):
-    assert ledger.judge(claim, measured, n=None, profile="default") == (verdict, reason)
+    assert judged(claim, measured) == (verdict, reason)
 
 
-def test_too_little_evidence_is_weak_or_untested():
+@pytest.mark.parametrize(
+    ("interval", "verdict"), [((1.6, 3.0), "contradicted"), ((1.4, 3.0), "inconclusive"), ((1.0, 1.4), "supported")]
+)
+def test_an_interval_across_the_edge_is_inconclusive(interval, verdict):
+    middle = sum(interval) / 2
+    said, _ = judged("C18", {"cost_in_gradients": middle}, intervals={"cost_in_gradients": interval})
+    assert said.split(" (")[0] == verdict
+
+
+def test_too_little_evidence_leaves_a_claim_open():
     measured = {"share_as_extreme": 0.5}
-    assert ledger.judge("C32", measured, n=100, profile="default")[0] == "reproduced"
-    weak = "weak (n = 20, the rule asks for 100; so far reproduced)"
-    assert ledger.judge("C32", measured, n=20, profile="default")[0] == weak
-    assert ledger.judge("C32", measured, n=100, profile="smoke")[0] == "untested (budget of profile smoke)"
-    assert ledger.judge("C32", measured, n=100, profile="full")[0] == "reproduced"
-    inside = {"outside_interval": 0}
-    assert ledger.judge("C33", inside, n=10, profile="full", protocol_followed=True)[0] == "reproduced"
-    assert ledger.judge("C33", {}, n=10, profile="full")[0] == "untested (not the published protocol)"
-    assert ledger.judge("C33", {}, n=10, profile="default", protocol_followed=True)[0].startswith("untested (budget")
-    mixed = {"inverted_minus_snip_low": 1.0, "shuffled_minus_snip_low": 0.0}
-    assert ledger.judge("C2", mixed, n=5, profile="default")[0].startswith("weak (the least sensitive ones")
+    assert judged("C32", measured, n=100)[0] == "matches"
+    assert judged("C32", measured, n=20)[0] == "cannot tell (n = 20, the rule asks for 100; so far matches)"
+    assert judged("C32", measured, n=100, profile="smoke")[0] == "not run (budget of profile smoke)"
+    registered = "weak (n = 20, the rule asks for 100; so far reproduced)"
+    assert judged("C32", measured, n=20, registered=True)[0] == registered
+    assert judged("C32", measured, n=100, profile="smoke", registered=True)[0] == "untested (budget of profile smoke)"
+    other = Finding({}, n=10, not_run="not the published protocol")
+    assert ledger.judge(CLAIMS["C33"], other, profile="full")[0] == "not run (not the published protocol)"
+
+
+def test_what_would_decide_is_said():
+    found = {"decided": 0.0, "power": 0.493, "n_to_decide": 29.0}
+    claim = {
+        "id": "X",
+        "kind": "empirical",
+        "outcomes": [{"verdict": "supported", "when": {"decided": {"at_least": 1}}}],
+    }
+    claim["outcomes"].append({"verdict": "inconclusive"})
+    assert ledger.judge(claim, Finding(found), profile="x")[0] == "inconclusive (power 0.49; n = 29 would decide)"
+    found["n_to_decide"] = float("inf")
+    assert ledger.judge(claim, Finding(found), profile="x")[0] == "inconclusive (power 0.49; no n would decide)"
 
 
 def test_settings_are_the_numbers_of_the_rules_words():
-    assert ledger.settings("C25")["sparsities"] == [0.75, 0.85, 0.9, 0.93, 0.96]
-    rule = ledger.load_claims()["C25"]["rule"]
-    assert ", ".join(f"{s:.2f}" for s in ledger.settings("C25")["sparsities"]) in rule
-    assert f"the larger of {ledger.settings('C25')['smallest_margin']:g} points" in rule
-    assert set(ledger.settings("C25")["sparsities"]) <= set(published.reported("figure1")["sparsity"])
+    settings = ledger.settings("C25a")
+    rule = CLAIMS["C25a"]["rule"]
+    assert ", ".join(f"{s:.2f}" for s in settings["sparsities"]) in rule
+    assert f"the larger of {settings['smallest_margin']:g} points" in rule
+    assert set(settings["sparsities"]) <= set(published.reported("figure1")["sparsity"])
     with pytest.raises(ValueError, match="there is no claim 'C99'; the claims are C1, C2"):
         ledger.settings("C99")
 
 
-def test_bad_claims_are_named():
+def test_bad_claims_and_rows_are_named():
     with pytest.raises(ValueError, match="no claim 'C99'; the claims are C1, C2"):
-        ledger.judge("C99", {}, n=None, profile="default")
+        ledger.entry("C99", Finding({}), profile="default")
     with pytest.raises(ValueError, match=r"missing are \['signed_overlap'\]"):
-        ledger.judge("C8", {"relative_difference": 0}, n=None, profile="default")
+        judged("C8", {"relative_difference": 0})
     with pytest.raises(ValueError, match="'largest_error' must be a finite number; got nan"):
-        ledger.judge("C23", {"largest_error": float("nan")}, n=None, profile="default")
-    measured = {"inverted_minus_snip_low": 1, "shuffled_minus_snip_low": 1}
+        judged("C23", {"largest_error": float("nan")})
+    measured = {"share_as_extreme": 1}
     for n in (None, float("nan"), True, 2.0):
-        with pytest.raises(ValueError, match=r"C2: n must be an integer from 0, as its rule asks for n >= 5; got "):
-            ledger.judge("C2", measured, n=n, profile="default")
-    for value in (float("-inf"), "0"):
-        with pytest.raises(ValueError, match="must be a finite number; got"):
-            ledger.judge("C23", {"largest_error": value}, n=None, profile="default")
-    with pytest.raises(ValueError, match="C23 belongs to notebook '01_salience_derivation'; got '02_x'"):
-        ledger.entry("C23", {"largest_error": 0}, notebook="02_x", profile="default")
+        with pytest.raises(ValueError, match=r"C32: n must be an integer from 0, as its rule asks for n >= 100; got "):
+            judged("C32", measured, n=n)
     with pytest.raises(ValueError, match=r"intervals for \['other'\]"):
-        ledger.entry(
-            "C23",
-            {"largest_error": 0},
-            notebook="01_salience_derivation",
-            profile="default",
-            intervals={"other": (0, 1)},
-        )
+        ledger.entry("C23", Finding({"largest_error": 0}, {"other": (0, 1)}), profile="default")
     with pytest.raises(ValueError, match="does not use the statistic 'size'"):
         ledger.bound("C23", "size")
     assert ledger.bound("C23", "largest_error") == 1e-10
+    rows = published.reported("figure2")
+    with pytest.raises(ValueError, match="C23 cannot be read from these rows: KeyError: 'case'"):
+        ledger.find("C23", [rows], profile="default")
+    with pytest.raises(ValueError, match="C23 cannot be read from these rows: TypeError"):
+        ledger.find("C23", [rows, rows], profile="default")
 
 
 def test_a_row_is_judged_by_the_numbers_it_shows():
-    row = ledger.entry("C23", {"largest_error": 1.0000002e-10}, notebook="01_salience_derivation", profile="default")
+    row = ledger.entry("C23", Finding({"largest_error": 1.0000002e-10}), profile="default")
     assert row["measured"] == {"largest_error": 1e-10}
-    assert row["verdict"] == "reproduced"
+    assert (row["verdict"], row["registered"]) == ("correct", "reproduced")
 
 
-def measured_entry():
-    return ledger.entry(
-        "C23",
-        {"largest_error": 3.14159265e-14},
-        notebook="01_salience_derivation",
-        profile="default",
-        n=4,
-        intervals={"largest_error": (1e-14, 5e-14)},
-        figure="01_salience_derivation/linearity.png",
-    )
+def found_entry():
+    finding = Finding({"largest_error": 3.14159265e-14}, {"largest_error": (1e-14, 5e-14)}, 4, "a network")
+    figure = "01_salience_derivation/linearity.png"
+    return ledger.entry("C23", finding, profile="default", rows={"a.csv": "0"}, figure=figure, data="abc")
 
 
 def test_the_ledger_holds_every_claim(tmp_path):
-    rows = ledger.assemble([measured_entry()])
-    assert [row["id"] for row in rows] == IDS
+    rows = ledger.assemble([found_entry()])
+    assert [row["id"] for row in rows] == list(CLAIMS)
     assert all(list(row) == list(ledger.FIELDS) for row in rows)
     by_id = {row["id"]: row for row in rows}
     assert by_id["C23"]["measured"] == {"largest_error": 3.14159e-14}
-    assert by_id["C23"]["verdict"] == "reproduced"
-    assert by_id["C8"]["verdict"] == "untested (its notebook has not run)"
+    assert by_id["C23"]["verdict"] == "correct"
+    assert by_id["C8"]["verdict"] == "not run (its notebook has not)"
     ledger.write_ledger(tmp_path, rows)
     assert json.loads((tmp_path / "claims.json").read_text()) == rows
     text = (tmp_path / "claims.md").read_text()
     assert "largest error 3.142e-14 [1e-14, 5e-14]" in text
-    assert text.count("\n- **C") == 35
-    assert text.count("*Changed:*") == sum("changed" in claim for claim in ledger.load_claims().values()) > 0
+    assert "a network; n = 4" in text
+    assert "(full/claims.md)" not in text
+    assert text.count("\n- **C") == len(CLAIMS)
+    assert text.count("*As registered:*") == sum(claim.rstrip("ab") in REGISTERED for claim in CLAIMS)
     paper = (tmp_path / "claims.tex").read_text()
     assert r"\begin{longtable}" in paper
-    assert paper.count("\nC") == 35
+    assert paper.count("\nC") == len(CLAIMS)
     terminal = ledger.text_table(rows)
-    assert terminal.splitlines()[0].startswith("C23   SNIP is exact")
+    assert terminal.splitlines()[0].startswith("C23   For the original SNIP salience")
     assert "no verdict yet: C1, C2" in terminal
-    assert ledger.verdict_frame([measured_entry()]).loc["C23", "verdict"] == "reproduced"
+    assert ledger.verdict_frame([found_entry()]).loc["C23", "verdict"] == "correct"
 
 
-def test_one_run_has_no_interval_and_that_makes_a_verdict_weak():
+def test_formulas_do_not_cut_a_table():
+    assert ledger.quoted("a $|x|$ and | b") == r"a $\vert x\vert $ and | b"
+    row = next(line for line in ledger.markdown_table(ledger.assemble([])).splitlines() if line.startswith("| C1 "))
+    assert row.count(" | ") == 6
+
+
+def test_one_run_has_no_interval_and_that_leaves_a_claim_open():
     nan = float("nan")
-    measured = {"inverted_minus_snip_low": nan, "shuffled_minus_snip_low": nan, "shuffled_minus_snip": 0.3}
-    found = ledger.entry(
-        "C2",
-        measured,
-        notebook="06_rules_of_thumb",
-        profile="default",
-        n=1,
-        intervals={"shuffled_minus_snip": (nan, nan)},
-    )
-    assert found["verdict"] == "weak (n = 1, the rule asks for 5)"
-    assert found["measured"] == {"shuffled_minus_snip": 0.3}
-    assert found["low"] == {}
+    finding = Finding({"error_gain": 0.1, "overlap_gain": 0.0}, {"error_gain": (nan, nan)}, 1)
+    row = ledger.entry("C28", finding, profile="default")
+    assert row["verdict"].startswith("inconclusive (n = 1, the rule asks for ")
+    assert row["measured"] == {"error_gain": 0.1, "overlap_gain": 0}
+    assert row["low"] == {}
     with pytest.raises(ValueError, match="must be a finite number; got"):
-        ledger.judge("C2", measured, n=5, profile="default")
+        ledger.judge(CLAIMS["C28"], Finding(finding.statistics, finding.intervals, 50), profile="default")
+
+
+def test_the_default_ledger_points_to_the_one_of_more_evidence():
+    text = (project_root() / "figures" / "claims.md").read_text(encoding="utf-8")
+    assert "(full/claims.md)" in text

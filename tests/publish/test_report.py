@@ -9,7 +9,8 @@ from PIL import Image
 
 import snipnb
 from snipnb._files import write_atomically
-from snipnb.publish import captions, published, report, style
+from snipnb.publish import captions, ledger, published, report, style
+from snipnb.publish.evidence import Finding
 from snipnb.studies.salience_derivation import draw
 
 
@@ -198,31 +199,54 @@ def test_names_are_stems(written):
     assert not any(folder.iterdir())
 
 
-def test_verdicts_need_every_claim_and_existing_figures(written):
+FOUND = {
+    "C6": {"additive_overlap": 0.4, "median_step_error": 0, "largest_step_error": 0},
+    "C7": {"additive_overlap": 0.4, "median_step_error": 0, "largest_step_error": 0},
+    "C8": {"relative_difference": 0, "signed_overlap": 0.3},
+    "C10": {"masks_changed": 0, "distance_of_sum_from_100": 0},
+    "C14": {"share_of_saliences_at_one": 0, "loss_difference_at_one": 0},
+    "C15": {"symbolic_differences": 0, "relative_difference": 0},
+    "C16": {"operations_over_one_gradient": 1, "relative_difference": 0},
+    "C17": {"symbolic_differences": 0, "median_remainder_order": 2},
+}
+
+
+def test_verdicts_need_every_claim_existing_figures_and_published_rows(written, monkeypatch):
     current, folder = written
+    cases = pd.DataFrame({"case": ["linear", "other"], "error": [1 / 3 * 1e-12, 1.0]})
     with pytest.raises(
         ValueError, match=r"points at 01_salience_derivation/nothing\.png, which this notebook has not written"
     ):
-        current.claim("C23", {"largest_error": 0.0}, figure="nothing.png")
-    current.claim("C23", {"largest_error": 1.0})
-    current.claim("C23", {"largest_error": 0.0})  # said again: replaced
+        current.claim("C23", cases, figure="nothing.png")
+    with pytest.raises(ValueError, match="C1 is none of the claims of 01_salience_derivation: C6, C7"):
+        current.claim("C1", cases)
+    with pytest.raises(
+        ValueError, match=r"table 1 of C23 stands in no file; write it by report\.table or report\.data"
+    ):
+        current.claim("C23", cases)
+    current.data(cases.assign(error=1.0), "cases")
+    current.claim("C23", cases.assign(error=1.0))
+    current.data(cases, "cases")
+    current.claim("C23", cases)  # said again: replaced
+    (entry,) = current.entries
+    assert entry["rows"] == {
+        "01_salience_derivation/cases.csv": ledger.digest("case,error\nlinear,3.3333333e-13\nother,1\n")
+    }
     with pytest.raises(ValueError, match="has no verdict on C10, C14"):
         current.verdicts()
-    for claim, measured in (
-        ("C6", {"additive_overlap": 0.4, "median_step_error": 0, "largest_step_error": 0}),
-        ("C7", {"additive_overlap": 0.4, "median_step_error": 0, "largest_step_error": 0}),
-        ("C8", {"relative_difference": 0, "signed_overlap": 0.3}),
-        ("C10", {"masks_changed": 0, "distance_of_sum_from_100": 0}),
-        ("C14", {"share_of_saliences_at_one": 0, "loss_difference_at_one": 0}),
-        ("C15", {"symbolic_differences": 0, "relative_difference": 0}),
-        ("C16", {"operations_over_one_gradient": 1, "relative_difference": 0}),
-        ("C17", {"symbolic_differences": 0, "median_remainder_order": 2}),
-    ):
-        current.claim(claim, measured)
-    frame = current.verdicts()
-    assert len(frame) == 9
+    monkeypatch.setattr(ledger, "function_of", lambda claim: lambda *frames, **settings: Finding(FOUND[claim]))
+    for claim in FOUND:
+        current.claim(claim, cases)
+    assert len(current.verdicts()) == 9
+    current.provenance(images="0123456789abcdef01")
     entries = json.loads((folder / "claims" / "01_salience_derivation.json").read_text())
-    assert [e["verdict"] for e in entries if e["id"] == "C23"] == ["reproduced"]
+    assert [(e["verdict"], e["data"]) for e in entries if e["id"] == "C23"] == [("correct", "0123456789abcdef01")]
+
+
+def test_published_values_and_benchmarks_are_evidence_where_they_stand(written):
+    current, _ = written
+    assert current._table_of(published.reported("figure2"), "C12b", 2) == "reported/figure2_reported.csv"
+    assert current._table_of(report.benchmark("snip"), "C9", 1) == "bench/snip.csv"
 
 
 def test_provenance_names_versions_and_parameters_but_no_time(written):
@@ -241,11 +265,13 @@ def test_what_was_drawn_is_kept_so_that_it_can_be_drawn_again(captioned):
     current.figure("small_one", pd.DataFrame({"x": [1]}), top=np.float64(1.5), limits=limits)
     current.table(pd.DataFrame({"x": [1]}), "numbers", digits=2)
     current.bound("C23", "largest_error")
+    current.settings("C8")
     current.provenance(images="0123456789abcdef01")
     kept = json.loads((folder / "drawn" / "01_salience_derivation.json").read_text())
     parameters = kept.pop("parameters")
     assert parameters == current.parameters
-    assert (kept["tables"], kept["bounds"], kept["settings"]) == ({"numbers": 2}, {"C23 largest_error": 1e-10}, {})
+    assert (kept["tables"], kept["bounds"]) == ({"numbers": 2}, {"C23 largest_error": 1e-10})
+    assert kept["settings"] == {"C8": {"sparsity": 0.95}}
     again = report.Report(current.notebook, parameters, folder, drawn=kept)
     files = {path: path.read_bytes() for path in folder.glob("01_*/*")}
     assert again.draw("small_one") == current.draw("small_one")

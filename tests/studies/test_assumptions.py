@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import snipnb
+from snipnb.publish import evidence
 from snipnb.studies.rules_of_thumb import assumptions
 from snipnb.studies.rules_of_thumb import draw as plotting_controls
 
@@ -28,10 +29,10 @@ def test_the_joint_change_is_that_of_the_loss(examples):
     row = found.set_index(["criterion", "sparsity"]).loc[("snip", 0.9)]
     assert row["joint"] == pytest.approx(float(joint), rel=1e-9)
     assert row["sum_of_single"] == pytest.approx(sum(float(e[~mask[n]].double().sum()) for n, e in exact.items()))
-    distance = assumptions.farthest_from_one(found, [0.9])
-    assert distance.tolist() == pytest.approx([abs(row["ratio"] - 1)])
+    distance = evidence.c4(found, sparsities=[0.9]).statistics["largest_distance_from_one"]
+    assert distance == pytest.approx(abs(row["ratio"] - 1))
     with pytest.raises(ValueError, match="some are missing"):
-        assumptions.farthest_from_one(found, [0.9, 0.95])
+        evidence.c4(found, sparsities=[0.9, 0.95])
     summary = assumptions.joint_summary(found)
     assert summary["n"].tolist() == [1] * 4
     assert summary.loc[summary["sparsity"] == 0.9, "ratio"].iloc[0] == pytest.approx(row["ratio"])

@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
+from snipnb.publish import evidence
 from snipnb.studies.rules_of_thumb import draw as plotting_controls
 from snipnb.studies.rules_of_thumb import measure as controls
 
@@ -57,9 +58,15 @@ def test_outcomes_follow_from_intervals_and_margin(runs):
     assert found.loc["uniform", "collapsed"] == 0
     assert set(found["n"]) == {4}
     assert len(pairs) == 5 * 4
-    mean, low, high = controls.paired_at(runs, "closed_form", "uniform", sparsity=0.95)
-    assert mean == pytest.approx(-3.02)
-    assert low < mean < high < 0
+    finding = evidence.c35(runs, sparsity=0.95, smallest_margin=0.1)
+    assert finding.statistics == pytest.approx(
+        {
+            "non_inferiority_p": found.loc["closed_form", "non_inferiority_p"],
+            "closed_form_minus_snip": found.loc["closed_form", "mean"],
+            "margin": 0.2,
+        }
+    )
+    assert finding.n == 4
 
 
 def test_the_margin_has_a_floor():

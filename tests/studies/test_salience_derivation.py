@@ -97,7 +97,8 @@ def test_rankings_to_the_letter_keep_other_parameters(network):
 
 def test_percentages_add_up(network):
     salience = snipnb.snip(*network)
-    table, changed = derivation.percentages(salience, [0.05, 0.5, 0.96])
-    assert changed == 0
+    table, masks = derivation.percentages(salience, [0.05, 0.5, 0.96])
+    assert masks["mask_changed"].tolist() == [False] * 3
+    assert masks["sum_percent"].tolist() == pytest.approx([100] * 3)
     assert table["share_percent"].sum() == pytest.approx(100)
     assert table["parameters_percent"].sum() == pytest.approx(100)

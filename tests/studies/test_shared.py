@@ -1,16 +1,12 @@
 """What several studies use."""
 
-import numpy as np
-import pandas as pd
 import pytest
-import scipy.stats
 import torch
 
 import snipnb
 from snipnb import networks
 from snipnb.publish.report import reported
 from snipnb.studies import shared
-from snipnb.training import scores
 
 EXACT = {"full1.weight": torch.tensor([[1.0, -2.0], [0.0, 4.0]]), "full1.bias": torch.tensor([8.0, 0.0])}
 SNIP = {"full1.weight": torch.tensor([[-1.0, 2.0], [3.0, -2.0]]), "full1.bias": torch.tensor([-8.0, 0.0])}
@@ -66,39 +62,6 @@ def test_overlaps_by_hand_and_by_chance():
     draws = [{"w": torch.rand(many, generator=torch.Generator().manual_seed(i))} for i in range(2)]
     row = shared.overlaps(*draws, [0.8]).iloc[0]
     assert row["overlap"] == pytest.approx(row["chance"], abs=0.01)
-
-
-def test_differences_are_taken_between_runs_of_one_seed_and_sparsity():
-    level = {"exact": 0.0, "snip": 0.05, "random": 2.0}
-    rows = [
-        {
-            "criterion": name,
-            "sparsity": sparsity,
-            "seed": seed,
-            "way": way,
-            "error_percent": offset + seed + 10 * sparsity,
-        }
-        for name, offset in level.items()
-        for sparsity in (0.5, 0.9)
-        for seed in range(5)
-        for way in scores.WAYS.values()
-    ]
-    table = pd.DataFrame(rows).sample(frac=1, random_state=1)
-    pairs = shared.differences(table, way=scores.LAST)
-    assert pairs.groupby("criterion").size().to_dict() == {"snip": 10, "random": 10}
-    for name in ("snip", "random"):
-        assert pairs.loc[pairs["criterion"] == name, "difference"].to_numpy() == pytest.approx([level[name]] * 10)
-    with pytest.raises(ValueError, match="needs one of criterion 'exact' with the same seed"):
-        shared.differences(table[~((table["criterion"] == "exact") & (table["seed"] == 2))], way=scores.LAST)
-
-
-def test_seeds_are_summed_up():
-    found = shared.spread_of(np.array([1.0, 2.0, 6.0]))
-    low, high = scipy.stats.ttest_1samp([1.0, 2.0, 6.0], 0).confidence_interval(0.95)
-    assert found == pytest.approx({"n": 3, "mean": 3, "low95": low, "high95": high, "smallest": 1, "largest": 6})
-    assert np.isnan(shared.spread_of(np.array([1.0, 2.0]))["low95"])  # two seeds have no interval worth showing
-    frame = pd.DataFrame({"layer": ["b", "a", "b"], "increase": [1.0, 5.0, 2.0]})
-    assert shared.summarise(frame, ["layer"]).values.tolist() == [["b", 2, 1.5, 1, 2], ["a", 1, 5, 5, 5]]
 
 
 def test_runs_are_those_of_the_parameters():

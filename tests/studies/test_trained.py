@@ -5,11 +5,10 @@ import pandas as pd
 import pytest
 
 from snipnb.publish import ledger
-from snipnb.studies import shared as errors
 from snipnb.studies.snip_vs_exact import trained
 from snipnb.training import scores
 
-RULE = ledger.settings("C25")
+RULE = ledger.settings("C25a")
 JUDGED = RULE["sparsities"]
 LAST = scores.LAST
 
@@ -64,10 +63,10 @@ def test_the_rule_of_c25():
 
 def test_where_criteria_part():
     table = scores.error_table(many({"exact": 0.0, "snip": 0.01, "random": 1.0}, spread=0.02))
-    apart = trained.parting(errors.differences(table, way=LAST), 0.1)
+    apart = trained.parting(trained.differences(table, way=LAST), 0.1)
     assert set(apart.loc[apart["apart"], "criterion"]) == {"random"}
     assert len(apart) == 2 * len(JUDGED)
-    below = trained.parting(errors.differences(scores.error_table(many({"exact": 2.0, "snip": 0.0})), way=LAST), 0.1)
+    below = trained.parting(trained.differences(scores.error_table(many({"exact": 2.0, "snip": 0.0})), way=LAST), 0.1)
     assert below["apart"].all()
 
 

@@ -69,36 +69,16 @@ def test_a_criterion_of_your_own_runs_as_the_page_shows(capsys):
     assert re.search(r"convolutions_first +6171", said)
 
 
-def test_a_claim_is_shown_at_the_strongest_profile_that_decided_it(tmp_path):
-    def publish(profile, **verdicts):
-        rows = [
-            {
-                "id": k,
-                "claim": "-",
-                "notebook": "02_x",
-                "figure": "f.png",
-                "profile": profile if v else None,
-                "verdict": v or "untested (not run)",
-            }
-            for k, v in verdicts.items()
-        ]
-        folder = tmp_path if profile == "default" else tmp_path / profile
-        folder.mkdir(exist_ok=True)
-        (folder / "claims.json").write_text(json.dumps(rows))
-
-    short, none = "weak (n = 1, the rule asks for 5)", "untested (budget of profile x)"
-    publish("default", A="refuted", B=none, C=short, D="reproduced", E=None)
-    publish("full", A="reproduced", B=short, C=none, D="weak (holds at some)", E=None)
+def test_verdicts_are_those_of_full_with_scope_and_as_registered(tmp_path):
+    row = {"id": "C1", "words": "a $|x|$", "notebook": "02_x", "figure": "f.png", "profile": "full"}
+    row |= {"verdict": "supported", "registered": "weak", "scope": "LeNet-5", "n": 3}
+    (tmp_path / "full").mkdir()
+    open_row = {**row, "id": "C2", "profile": None, "verdict": "not run", "registered": None, "scope": "", "n": None}
+    (tmp_path / "full" / "claims.json").write_text(json.dumps([row, open_row]))
     rows = readme.verdicts(tmp_path).splitlines()[2:]
-    assert [row.split(" | ")[2] for row in rows] == [
-        "reproduced",
-        short,
-        short,
-        "weak (holds at some)",
-        "untested (not run)",
-    ]
-    assert "figures/full/f.png" in rows[0]
-    assert "(figures/f.png)" in rows[2]
+    where = "[02](notebooks/02_x.ipynb), [png](figures/full/f.png)"
+    assert rows[0] == rf"| C1 | “a $\vert x\vert $” | supported | LeNet-5; n = 3 | weak | {where} |"
+    assert rows[1] == r"| C2 | “a $\vert x\vert $” | not run |  |  |  |"
 
 
 def test_finished_runs_are_counted(tmp_path):

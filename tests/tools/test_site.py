@@ -9,6 +9,7 @@ import pytest
 
 from snipnb._files import project_root
 from snipnb.publish import ledger, style
+from snipnb.publish.evidence import Finding
 from tools import site
 
 
@@ -59,14 +60,9 @@ def project(tmp_path_factory):
     ]  # fmt: skip
     notebook = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     (figures / "notebooks" / "02_snip_vs_exact.ipynb").write_text(json.dumps(notebook))
-    measured = ledger.entry(
-        "C9",
-        {"cost_in_gradients": 1.01},
-        notebook="02_snip_vs_exact",
-        profile="default",
-        figure="02_snip_vs_exact/figure1.png",
-    )
-    ledger.write_ledger(figures, ledger.assemble([measured]))
+    picture = "02_snip_vs_exact/figure1.png"
+    found = ledger.entry("C9", Finding({"cost_in_gradients": 1.01}), profile="default", figure=picture)
+    ledger.write_ledger(figures, ledger.assemble([found]))
     return root
 
 
@@ -88,7 +84,7 @@ def test_the_ledger_stands_first_and_leads_to_everything(report):
     assert not [file for file in files if not (report / file).is_file()]
     assert text.index('id="verdicts"') < text.index('id="figures"')
     assert [i["alt"] for i in page.all("img")] == ["Two points & a line"]
-    assert re.search(r'<span class="verdict reproduced">1</span> reproduced', text)
+    assert re.search(r'<span class="verdict good">1</span> supported', text)
 
 
 def test_a_notebook_page_has_formulas_tables_and_pictures_without_network(report):
@@ -123,28 +119,23 @@ def test_a_new_report_replaces_the_old_one_as_a_whole(project, report):
     assert (other / "thesis.txt").is_file()
 
 
-def test_a_claim_that_a_stronger_profile_decided_leads_to_its_notebook_and_figure(project, tmp_path):
+def test_verdicts_are_those_of_full_where_it_was_run(project, tmp_path):
     default, full = project / "figures", tmp_path / "figures" / "full"
     shutil.copytree(default, tmp_path / "figures")
     shutil.copytree(default / "notebooks", full / "notebooks")
     (full / "02_snip_vs_exact").mkdir()
     shutil.copy(default / "02_snip_vs_exact" / "figure1.png", full / "02_snip_vs_exact")
-    measured = {"equivalence_p": 0.001, "random_equivalence_p": 0.9, "random_excess_low": 2.0}
-    own = {"notebook": "02_snip_vs_exact", "profile": "full", "figure": "02_snip_vs_exact/figure1.png"}
-    decided = ledger.entry("C25", measured, n=10, **own)
+    statistics = {"equivalence_p": 0.001, "random_equivalence_p": 0.9, "random_excess_low": 2.0}
+    decided = ledger.entry("C25a", Finding(statistics, n=10), profile="full", figure="02_snip_vs_exact/figure1.png")
     ledger.write_ledger(full, ledger.assemble([decided]))
     site.make(tmp_path, tmp_path / "report", reference=False)
     index = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     articles = {text.split('"')[0]: text for text in index.split('<article class="claim" id="')[1:]}
-    assert "profile full" in articles["C25"]
-    linked = {a["href"] for a in Page(articles["C25"]).all("a")}
+    assert "profile full" in articles["C25a"]
+    linked = {a["href"] for a in Page(articles["C25a"]).all("a")}
     assert linked == {"full-02_snip_vs_exact.html", "figures/full/02_snip_vs_exact/figure1.png"}
     assert all((tmp_path / "report" / file).is_file() for file in linked)
-    assert "profile default" in articles["C9"]
-    assert {a["href"] for a in Page(articles["C9"]).all("a")} == {
-        "02_snip_vs_exact.html",
-        "figures/02_snip_vs_exact/figure1.png",
-    }
+    assert "not run (its notebook has not)" in articles["C9"]
 
 
 def test_what_is_missing_is_said(tmp_path, capsys):
@@ -155,8 +146,9 @@ def test_what_is_missing_is_said(tmp_path, capsys):
 
 
 def test_every_verdict_has_a_kind():
-    assert {site.kind(verdict) for verdict in ledger.VERDICTS} == {"reproduced", "corrected", "failed", "open"}
-    assert site.kind("weak (n = 3, the rule asks for 5; so far not reproduced)") == "open"
+    words = {word for kind, words in ledger.WORDS.items() if kind != "registered" for word in words} | {"not run"}
+    assert {site.kind(word) for word in words} == {"good", "corrected", "failed", "open"}
+    assert site.kind("inconclusive (n = 3, the rule asks for 5; so far supported)") == "open"
 
 
 def test_colours_can_be_told_from_the_page():

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from snipnb._progress import track
 from snipnb.networks import lenet_variant, set_running_statistics, vgg16_mnist
 from snipnb.pruning.masks import layer_table
+from snipnb.publish.comparisons import interval_of
 from snipnb.publish.stats import rank_correlation
 from snipnb.saliences.brute_force import pick, stratified_sample
 from snipnb.saliences.exact import exact_salience
 from snipnb.saliences.snip import snip
-from snipnb.studies.shared import interval_of, quiet_mask
+from snipnb.studies.shared import quiet_mask
 
 RESAMPLES = 500
 Network = Callable[..., nn.Sequential]

@@ -11,9 +11,11 @@ import pandas as pd
 
 from snipnb.data import Split
 from snipnb.pruning.masks import num_removed
+from snipnb.publish.comparisons import place_errors as place_errors  # notebooks take it from here
+from snipnb.publish.comparisons import spread_of
 from snipnb.publish.published import reported
-from snipnb.publish.stats import LEVEL, t_quantile, table_fit
-from snipnb.studies.shared import binomial_variance, grid_of, of_snip, spread_of
+from snipnb.publish.stats import LEVEL, table_fit
+from snipnb.studies.shared import grid_of, of_snip
 from snipnb.training.loop import Recipe
 from snipnb.training.scores import WAYS, error_table
 
@@ -147,42 +149,6 @@ def error_summary(errors: pd.DataFrame, reported: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).rename(columns={"low95": "mean_low95", "high95": "mean_high95"})
 
 
-def place_errors(errors: pd.DataFrame, reported: pd.DataFrame, *, num_scored: int) -> pd.DataFrame:
-    """Where each published error rate lies beside the prediction interval of one more run's best epoch.
-
-    **Definition.** Mean of the runs plus or minus the t quantile times the root of s^2 (1 + 1/n) plus the binomial variance
-    of both sets of scored images, ours and the published one; degrees of freedom by Welch and Satterthwaite, since the
-    binomial part is known; level 1 - 0.05/k for k rates, so that all hold jointly with 95 %. Conservative: s^2 already
-    holds part of what the choice of images adds.
-
-    Args:
-        errors: As from :func:`snipnb.error_table`, at least two runs per sparsity.
-        reported: ``sparsity``, ``error_percent``.
-        num_scored: Images that our runs were scored on.
-
-    Returns:
-        One row per sparsity: ``sparsity``, ``n``, ``mean``, ``low``, ``high``, ``reported``, ``inside``; in percent.
-
-    Raises:
-        ValueError: If there are fewer than two runs of a sparsity.
-    """
-    best = errors[errors["way"] == WAYS["best_error_rate"]]
-    rows = []
-    for sparsity, published in zip(reported["sparsity"], reported["error_percent"], strict=True):
-        values = best.loc[best["sparsity"] == sparsity, "error_percent"].to_numpy()
-        n = len(values)
-        if n < 2:
-            raise ValueError(f"an interval for one more run needs at least 2; got {n} at sparsity {sparsity:g}")
-        binomial = binomial_variance(values.mean(), num_scored)
-        spread = values.var(ddof=1) * (1 + 1 / n)
-        degrees = (n - 1) * ((spread + binomial) / spread) ** 2 if spread > 0 else 1e9
-        half = t_quantile(degrees, level=1 - 0.05 / len(reported)) * (spread + binomial) ** 0.5
-        low, high = values.mean() - half, values.mean() + half
-        row = {"sparsity": sparsity, "n": n, "mean": values.mean(), "low": low, "high": high, "reported": published}
-        rows.append(row | {"inside": bool(low <= published <= high)})
-    return pd.DataFrame(rows)
-
-
 def recipe_levels(runs: pd.DataFrame, reported: pd.DataFrame, *, num_scored: int) -> pd.DataFrame:
     """Published error rates beside those of networks that were trained by several recipes.
 
@@ -208,11 +174,25 @@ def recipe_levels(runs: pd.DataFrame, reported: pd.DataFrame, *, num_scored: int
     return pd.concat(tables, ignore_index=True)[[*before, "low", "high", "reported", "inside"]]
 
 
-def follows_published_protocol(split: Split, recipe: Recipe) -> bool:
-    """Whether a run is trained and scored as the published ones were: C33's rule asks for it."""
-    alike = (recipe.epochs, recipe.batch_size, recipe.optimiser, recipe.learning_rate) == (80, 128, "adam", 0.0012)
+def protocol(split: Split, recipe: Recipe) -> pd.DataFrame:
+    """How the published networks were trained and scored, as their code says, and how these are.
+
+    Returns:
+        ``what``, ``published``, ``here``, ``same``. Any learning rate that falls counts as the same: how it fell is not known.
+    """
     falls = recipe.schedule in ("step", "exponential", "cosine")
-    return split.name == "published" and falls and alike and recipe.weight_decay == 0
+    rows = {
+        "images trained on": (59_500, len(split.train_labels)),
+        "images scored": (10_500, len(split.test_labels)),
+        "epochs": (80, recipe.epochs),
+        "batch": (128, recipe.batch_size),
+        "optimiser": ("adam", recipe.optimiser),
+        "learning rate": (0.0012, recipe.learning_rate),
+        "weight decay": (0.0, recipe.weight_decay),
+        "learning rate falls": ("yes", "yes" if falls else "no"),
+    }
+    facts = [{"what": what, "published": a, "here": b, "same": a == b} for what, (a, b) in rows.items()]
+    return pd.DataFrame(facts)
 
 
 def same_in_every_way(errors: pd.DataFrame) -> int:

@@ -17,11 +17,12 @@ from snipnb._progress import track
 from snipnb.data import Split
 from snipnb.pruning.criteria import Start, mask_for, salience_for
 from snipnb.pruning.masks import Mask, num_removed
+from snipnb.publish.comparisons import summarise
 from snipnb.publish.stats import rank_correlation
 from snipnb.saliences.brute_force import mean_loss
 from snipnb.saliences.exact import exact_salience
 from snipnb.saliences.snip import snip
-from snipnb.studies.shared import flat, parts_of, quiet_mask, summarise
+from snipnb.studies.shared import flat, parts_of, quiet_mask
 from snipnb.training.scores import error_rate
 
 SETS_AT_ONCE = 64  # what a processor's caches hold
@@ -285,16 +286,3 @@ def layer_summary(by_layer: pd.DataFrame) -> pd.DataFrame:
     table = summarise(by_layer, ["layer", "ranking"])
     table.insert(1, "named_percent", table["layer"].map(named))
     return table
-
-
-def farthest_from_one(changes: pd.DataFrame, sparsities: Sequence[float]) -> pd.Series:
-    """The statistic of C4: by sparsity, the largest distance of a network's ratio from one, SNIP's sets at initialisation.
-
-    Raises:
-        ValueError: If a ratio is missing.
-    """
-    some = changes[(changes["state"] == START) & (changes["criterion"] == "snip")]
-    some = some[some["sparsity"].isin(sparsities)]
-    if some["ratio"].isna().any() or set(some["sparsity"]) != set(sparsities):
-        raise ValueError(f"ratios are needed at sparsities {list(sparsities)}; some are missing")
-    return (some["ratio"] - 1).abs().groupby(some["sparsity"]).max()

@@ -12,12 +12,14 @@ from torch import Tensor
 from snipnb.networks import lenet5
 from snipnb.pruning.criteria import Start, mask_for, salience_for
 from snipnb.pruning.masks import layer_table
+from snipnb.publish.comparisons import LAST, differences, interval_of, margin_of
+from snipnb.publish.comparisons import excess as excess  # notebooks take it from here
 from snipnb.publish.stats import equivalence_test, non_inferiority_test
-from snipnb.studies.shared import differences, grid_of, interval_of, margin_of, paired
+from snipnb.studies.shared import grid_of
 from snipnb.training.grid import run_grid
 from snipnb.training.loop import Recipe
 from snipnb.training.runs import RunConfig
-from snipnb.training.scores import LAST, error_table
+from snipnb.training.scores import error_table
 
 RULES_OF_THUMB = (
     "snip",
@@ -108,12 +110,6 @@ def _outcome(low: float, high: float, equivalence_p: float, non_inferiority_p: f
     return "no worse" if non_inferiority_p <= 0.05 else "undecided"
 
 
-def paired_at(runs: pd.DataFrame, first: str, second: str, *, sparsity: float) -> tuple[float, float, float]:
-    """:func:`snipnb.studies.shared.paired` at the last epoch, of runs at one sparsity."""
-    rates = error_table(runs)
-    return paired(rates[rates["sparsity"] == sparsity], first, second, way=LAST)
-
-
 def kept_by_layer(
     images: Tensor, labels: Tensor, *, criteria: Sequence[str], sparsity: float, seed: int = 0
 ) -> pd.DataFrame:
@@ -198,25 +194,6 @@ def increases(runs: pd.DataFrame) -> pd.DataFrame:
             row = {"name": name, "sparsity": sparsity, "n": len(own)} | facts
             rows.append(row | interval_of((own[sparsity] - own[0.0]).to_numpy()))
     return pd.DataFrame(rows).rename(columns={"mean": "increase"})
-
-
-def excess(table: pd.DataFrame, *, allowed: float) -> pd.DataFrame:
-    """Largest increase less twice that of the best optimiser and what is allowed beside; per sparsity.
-
-    Args:
-        table: As from :func:`increases`.
-        allowed: In points.
-
-    Returns:
-        ``sparsity``, ``best`` (smallest error rate), ``its_increase``, ``worst`` (largest increase), ``largest_increase``, ``excess``.
-    """
-    rows = []
-    for sparsity, part in table.groupby("sparsity"):
-        best, worst = part.loc[part["error_percent"].idxmin()], part.loc[part["increase"].idxmax()]
-        over = worst["increase"] - (2 * best["increase"] + allowed)
-        row = {"sparsity": sparsity, "best": best["name"], "its_increase": best["increase"]}
-        rows.append(row | {"worst": worst["name"], "largest_increase": worst["increase"], "excess": over})
-    return pd.DataFrame(rows)
 
 
 def grids(parameters: Mapping[str, Any]) -> dict[str, list[RunConfig]]:

@@ -236,12 +236,12 @@ def other_rankings(model: nn.Module, images: Tensor, labels: Tensor, *, sparsity
     )
 
 
-def percentages(salience: Salience, sparsities: Sequence[float]) -> tuple[pd.DataFrame, int]:
-    """Saliences as percentages by layer, and at how many sparsities they would give another mask than the saliences.
+def percentages(salience: Salience, sparsities: Sequence[float]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Saliences as percentages by layer, and whether they would give another mask than the saliences.
 
     Returns:
         One row per parameter tensor: ``layer``, ``label``, ``parameters``, ``share_percent`` (of all salience),
-        ``parameters_percent``; and the number of sparsities at which the masks differ.
+        ``parameters_percent``; and one per sparsity: ``sparsity``, ``mask_changed``, ``sum_percent`` (of all percentages).
     """
     shares = standardise(salience)
     total = sum(s.numel() for s in salience.values())
@@ -255,8 +255,9 @@ def percentages(salience: Salience, sparsities: Sequence[float]) -> tuple[pd.Dat
         }
         for name, s in shares.items()
     )
-    changed = sum(overlap(keep_mask(shares, s), keep_mask(salience, s)) < 1 for s in sparsities)
-    return table, changed
+    changed = [overlap(keep_mask(shares, s), keep_mask(salience, s)) < 1 for s in sparsities]
+    masks = {"sparsity": sparsities, "mask_changed": changed, "sum_percent": float(table["share_percent"].sum())}
+    return table, pd.DataFrame(masks)
 
 
 def _averaged(layer: nn.Module) -> nn.AvgPool2d:

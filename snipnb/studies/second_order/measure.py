@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from snipnb._checks import Salience, call_with, float_parameters
 from snipnb._progress import track
 from snipnb.networks import WHOLE
+from snipnb.publish.comparisons import LAST, paired, summarise
 from snipnb.publish.stats import rank_correlation
 from snipnb.saliences import brute_force
 from snipnb.saliences.exact import exact_salience
 from snipnb.saliences.taylor import derivatives, diagonal_hessian, row_sum_hessian, taylor_salience
-from snipnb.studies.shared import flat, grid_of, log_bins, overlaps, paired, parts_of, summarise
+from snipnb.studies.shared import flat, grid_of, log_bins, overlaps, parts_of
 from snipnb.training.runs import RunConfig
-from snipnb.training.scores import LAST
 
 SECOND_ORDER = ("snip", "exact", "second_order", "third_order", "linear_region", "printed_second_order")
 

@@ -15,45 +15,12 @@ from torch import Tensor
 
 from snipnb.networks import WHOLE
 from snipnb.pruning.masks import Mask
-from snipnb.publish.stats import LEVEL, TableFit, table_fit
-from snipnb.studies.shared import Ensemble, kept_counts, masks, place_reported, summarise
+from snipnb.publish.comparisons import summarise
+from snipnb.publish.comparisons import variance_split as variance_split  # notebooks take it from here
+from snipnb.publish.stats import TableFit, table_fit
+from snipnb.studies.shared import Ensemble, kept_counts, masks, place_reported
 
-RESAMPLES = 2000
 BINS = 10  # of magnitude, each with as many weights
-
-
-def variance_split(counts: pd.DataFrame, *, by: Sequence[str], level: float = LEVEL) -> pd.DataFrame:
-    """How much of the variance of kept fractions lies between parameter tensors, how much between seeds.
-
-    **Definition.** With f[s, l] the kept fraction of tensor l under seed s: the sum of squares of the tensors' means about the
-    grand mean, over the sum of squares of all f about it. Tensors count alike, whatever their size. The interval
-    is the bootstrap's over seeds (percentiles of 2,000 resamples, seed 0).
-
-    Args:
-        counts: As from :func:`snipnb.studies.shared.kept_counts`, with the columns ``by``.
-        by: Columns that tell the conditions apart.
-        level: Of the interval.
-
-    Returns:
-        One row per condition: ``by``, ``n`` (seeds), ``share``, ``low``, ``high``.
-    """
-    rows = []
-    for condition, part in counts.groupby(list(by), sort=False):
-        fractions = part.assign(fraction=part["kept"] / part["parameters"])
-        values = fractions.pivot(index="seed", columns="layer", values="fraction").to_numpy()
-        draw = np.random.RandomState(0).randint(len(values), size=(RESAMPLES, len(values)))
-        low, high = np.quantile(_share(values[draw]), [(1 - level) / 2, (1 + level) / 2])
-        row = {"n": len(values), "share": float(_share(values)), "low": low, "high": high}
-        rows.append(dict(zip(by, condition, strict=True)) | row)
-    return pd.DataFrame(rows)
-
-
-def _share(values: np.ndarray) -> np.ndarray:
-    """[..., seeds, tensors] -> share of the variance between tensors."""
-    grand = values.mean((-2, -1), keepdims=True)
-    total = ((values - grand) ** 2).sum((-2, -1))
-    between = values.shape[-2] * ((values.mean(-2, keepdims=True) - grand) ** 2).sum((-2, -1))
-    return between / np.where(total > 0, total, 1)
 
 
 def mask_overlaps(first: Mask, second: Mask) -> pd.DataFrame:

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from snipnb._checks import Salience
 from snipnb._progress import track
 from snipnb.networks import WHOLE, lenet5, published_label
+from snipnb.publish.comparisons import spread_of
 from snipnb.publish.published import reported
 from snipnb.publish.stats import rank_correlation
 from snipnb.saliences import brute_force
 from snipnb.saliences.exact import exact_salience
 from snipnb.saliences.snip import snip
-from snipnb.studies.shared import PER_DECADE, check_same, flat, grid_of, log_bins, overlaps, parts_of, spread_of
+from snipnb.studies.shared import PER_DECADE, check_same, flat, grid_of, log_bins, overlaps, parts_of
 from snipnb.training.runs import RunConfig
 
 FIGURE_1 = ("exact", "snip", "random")  # and magnitude, in fewer runs

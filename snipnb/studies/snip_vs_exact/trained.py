@@ -6,11 +6,18 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from snipnb.publish.stats import equivalence_test
-from snipnb.studies.shared import PUBLISHED_RUNS, binomial_variance, differences, interval_of, margin_of, summarise
-from snipnb.training.scores import LAST, WAYS, error_table
-
-COLUMNS = ["criterion", "n", "mean_difference", "low95", "high95", "equivalence_p", "power"]  # of :func:`equivalence`
+from snipnb.publish.comparisons import (
+    BEST,
+    EQUIVALENCE,
+    LAST,
+    PUBLISHED_RUNS,
+    binomial_variance,
+    equivalence,
+    interval_of,
+    summarise,
+)
+from snipnb.publish.comparisons import differences as differences  # notebooks take it from here
+from snipnb.training.scores import error_table
 
 
 def curves(errors: pd.DataFrame, *, way: str = LAST) -> pd.DataFrame:
@@ -18,47 +25,12 @@ def curves(errors: pd.DataFrame, *, way: str = LAST) -> pd.DataFrame:
 
     Args:
         errors: As from :func:`snipnb.error_table`.
-        way: One of the values of ``WAYS``.
+        way: ``LAST`` or ``BEST``.
 
     Returns:
         ``criterion``, ``sparsity``, ``n``, ``mean``, ``smallest``, ``largest``; in percent.
     """
     return summarise(errors[errors["way"] == way], ["criterion", "sparsity"], "error_percent")
-
-
-def equivalence(
-    errors: pd.DataFrame,
-    *,
-    sparsities: Sequence[float],
-    smallest_margin: float,
-    way: str = LAST,
-    reference: str = "exact",
-) -> tuple[pd.DataFrame, float]:
-    """The test of equivalence of every criterion with the reference.
-
-    **Definition.** Per seed, the mean difference over the sparsities that are judged; two one-sided t tests over seeds; margin the
-    larger of the smallest one and a tenth of the reference's mean error rate there.
-
-    Args:
-        errors: As from :func:`snipnb.training.scores.error_table`.
-        sparsities: Those that are judged.
-        smallest_margin: In points.
-        way: One of the values of ``WAYS``.
-        reference: A criterion.
-
-    Returns:
-        One row per criterion: ``criterion``, ``n``, ``mean_difference``, ``low95``, ``high95``, ``equivalence_p``, ``power``; and the
-        margin, in points.
-    """
-    judged = errors[errors["sparsity"].isin(sparsities) & (errors["way"] == way)]
-    margin = margin_of(judged, reference=reference, smallest=smallest_margin)
-    rows = []
-    pairs = differences(judged, way=way, reference=reference)
-    for criterion, part in pairs.groupby("criterion", sort=False):
-        test = equivalence_test(part.groupby("seed")["difference"].mean().to_numpy(), margin)
-        facts = (test.mean, test.low, test.high, test.p_value, test.power)
-        rows.append((criterion, part["seed"].nunique(), *facts))
-    return pd.DataFrame(rows, columns=COLUMNS), margin
 
 
 def short_equivalence(runs: pd.DataFrame, *, sparsities: Sequence[float], smallest_margin: float) -> pd.DataFrame:
@@ -73,17 +45,9 @@ def short_equivalence(runs: pd.DataFrame, *, sparsities: Sequence[float], smalle
         As from :func:`equivalence`, with a column ``margin``; without rows if there are no runs.
     """
     if runs.empty:
-        return pd.DataFrame(columns=[*COLUMNS, "margin"])
+        return pd.DataFrame(columns=[*EQUIVALENCE, "margin"])
     tests, margin = equivalence(error_table(runs), sparsities=sparsities, smallest_margin=smallest_margin)
     return tests.assign(margin=margin)
-
-
-def short_statistics(tests: pd.DataFrame) -> dict[str, float]:
-    """The statistics of SNIP that the ledger shows with C25, from :func:`short_equivalence`; empty if fewer than two seeds ran."""
-    if len(tests) == 0 or tests["n"].min() < 2:
-        return {}
-    snip = tests.set_index("criterion").loc["snip"]
-    return {f"short_{name}": float(snip[name]) for name in ("n", "mean_difference", "equivalence_p")}
 
 
 def parting(pairs: pd.DataFrame, margin: float) -> pd.DataFrame:
@@ -113,7 +77,7 @@ def place_levels(errors: pd.DataFrame, reported: pd.DataFrame, *, num_scored: in
         ``expected_difference``: 1.96 standard deviations of the difference between two such means from seeds (as found) and from both sets
         of scored images (binomial); in percent.
     """
-    best = errors[errors["way"] == WAYS["best_error_rate"]]
+    best = errors[errors["way"] == BEST]
     published = reported.dropna(subset=["error_percent"]).set_index(["criterion", "sparsity"])["error_percent"]
     rows = []
     for (criterion, sparsity), values in best.groupby(["criterion", "sparsity"], sort=False)["error_percent"]:

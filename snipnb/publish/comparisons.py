@@ -1,0 +1,210 @@
+"""Error rates and counts compared, from tables alone: what measurements, drawings and verdicts share. No network, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from snipnb.publish.stats import LEVEL, equivalence_test, mean_interval, t_quantile
+
+LAST, BEST = "last epoch", "best epoch on scored images"  # ways of stating an error rate, as training.scores names them
+PUBLISHED_NUM_SCORED = 10_500  # 15 % of MNIST's 70,000 images
+PUBLISHED_RUNS = 10  # behind each point of Figure 1
+RESAMPLES = 2000
+EQUIVALENCE = [
+    "criterion",
+    "n",
+    "mean_difference",
+    "low95",
+    "high95",
+    "equivalence_p",
+    "power",
+]  # columns of :func:`equivalence`
+
+
+def interval_of(values: np.ndarray) -> dict[str, float]:
+    """``mean``, ``low95``, ``high95``: the mean and its 95 % t interval."""
+    return dict(zip(("mean", "low95", "high95"), mean_interval(values), strict=True))
+
+
+def spread_of(values: np.ndarray) -> dict[str, float]:
+    """Of values, one per seed: ``n``, their mean with its 95 % t interval (from 3 seeds on), ``smallest``, ``largest``."""
+    found = interval_of(values) if len(values) >= 3 else {"mean": values.mean(), "low95": np.nan, "high95": np.nan}
+    return {"n": len(values), **found, "smallest": values.min(), "largest": values.max()}
+
+
+def summarise(frame: pd.DataFrame, by: Sequence[str], value: str = "increase") -> pd.DataFrame:
+    """Over networks: ``by``, ``n``, ``mean``, ``smallest``, ``largest`` of a column."""
+    groups = frame.groupby(list(by), sort=False)[value]
+    return groups.agg(n="size", mean="mean", smallest="min", largest="max").reset_index()
+
+
+def differences(errors: pd.DataFrame, *, way: str = LAST, reference: str = "exact") -> pd.DataFrame:
+    """Error rate less that of the reference criterion, pair by pair: same initial weights, same image order.
+
+    Returns:
+        ``criterion``, ``sparsity``, ``seed``, ``difference`` in points; one row per pair.
+
+    Raises:
+        ValueError: If a run has no partner.
+    """
+    one = errors[errors["way"] == way]
+    with_reference = one[one["criterion"] == reference].set_index(["sparsity", "seed"])["error_percent"]
+    other = one[one["criterion"] != reference]
+    partner = with_reference.reindex(pd.MultiIndex.from_frame(other[["sparsity", "seed"]]))
+    if partner.isna().any():
+        raise ValueError(
+            f"every run needs one of criterion {reference!r} with the same seed and sparsity; some have none"
+        )
+    found = other.assign(difference=other["error_percent"].to_numpy() - partner.to_numpy())
+    return found[["criterion", "sparsity", "seed", "difference"]].reset_index(drop=True)
+
+
+def paired(errors: pd.DataFrame, first: str, second: str, *, way: str = LAST) -> tuple[float, float, float]:
+    """Mean difference in error rate, first criterion less second, pair by pair, in points, and its 95 % t interval.
+
+    Args:
+        errors: As from :func:`snipnb.error_table`, at one sparsity.
+        first: A criterion.
+        second: Another.
+        way: ``LAST`` or ``BEST``.
+    """
+    some = errors[errors["criterion"].isin([first, second])]
+    return mean_interval(differences(some, way=way, reference=second)["difference"].to_numpy())
+
+
+def margin_of(errors: pd.DataFrame, *, reference: str, smallest: float) -> float:
+    """What counts as no difference, in points: a tenth of the reference criterion's mean error rate, at least ``smallest``."""
+    return max(smallest, float(errors.loc[errors["criterion"] == reference, "error_percent"].mean()) / 10)
+
+
+def equivalence(
+    errors: pd.DataFrame,
+    *,
+    sparsities: Sequence[float],
+    smallest_margin: float,
+    way: str = LAST,
+    reference: str = "exact",
+) -> tuple[pd.DataFrame, float]:
+    """The test of equivalence of every criterion with the reference.
+
+    **Definition.** Per seed, the mean difference over the sparsities that are judged; two one-sided t tests over seeds; margin the
+    larger of the smallest one and a tenth of the reference's mean error rate there.
+
+    Args:
+        errors: As from :func:`snipnb.error_table`.
+        sparsities: Those that are judged.
+        smallest_margin: In points.
+        way: ``LAST`` or ``BEST``.
+        reference: A criterion.
+
+    Returns:
+        One row per criterion: ``criterion``, ``n``, ``mean_difference``, ``low95``, ``high95``, ``equivalence_p``, ``power``; and the
+        margin, in points.
+    """
+    judged = errors[errors["sparsity"].isin(sparsities) & (errors["way"] == way)]
+    margin = margin_of(judged, reference=reference, smallest=smallest_margin)
+    rows = []
+    pairs = differences(judged, way=way, reference=reference)
+    for criterion, part in pairs.groupby("criterion", sort=False):
+        test = equivalence_test(part.groupby("seed")["difference"].mean().to_numpy(), margin)
+        facts = (test.mean, test.low, test.high, test.p_value, test.power)
+        rows.append((criterion, part["seed"].nunique(), *facts))
+    return pd.DataFrame(rows, columns=EQUIVALENCE), margin
+
+
+def excess(table: pd.DataFrame, *, allowed: float) -> pd.DataFrame:
+    """Largest increase less twice that of the best optimiser and what is allowed beside; per sparsity.
+
+    Args:
+        table: ``name``, ``sparsity``, ``error_percent``, ``increase`` (means, in points).
+        allowed: In points.
+
+    Returns:
+        ``sparsity``, ``best`` (smallest error rate), ``its_increase``, ``worst`` (largest increase), ``largest_increase``, ``excess``.
+    """
+    rows = []
+    for sparsity, part in table.groupby("sparsity"):
+        best, worst = part.loc[part["error_percent"].idxmin()], part.loc[part["increase"].idxmax()]
+        over = worst["increase"] - (2 * best["increase"] + allowed)
+        row = {"sparsity": sparsity, "best": best["name"], "its_increase": best["increase"]}
+        rows.append(row | {"worst": worst["name"], "largest_increase": worst["increase"], "excess": over})
+    return pd.DataFrame(rows)
+
+
+def binomial_variance(percent: float, num_scored: int) -> float:
+    """Of the difference of an error rate on so many scored images and one on the published number, in points squared."""
+    share = percent / 100
+    return 100**2 * share * (1 - share) * (1 / num_scored + 1 / PUBLISHED_NUM_SCORED)
+
+
+def place_errors(errors: pd.DataFrame, reported: pd.DataFrame, *, num_scored: int) -> pd.DataFrame:
+    """Where each published error rate lies beside the prediction interval of one more run's best epoch.
+
+    **Definition.** Mean of the runs plus or minus the t quantile times the root of s^2 (1 + 1/n) plus the binomial variance
+    of both sets of scored images, ours and the published one; degrees of freedom by Welch and Satterthwaite, since the
+    binomial part is known; level 1 - 0.05/k for k rates, so that all hold jointly with 95 %. Conservative: s^2 already
+    holds part of what the choice of images adds.
+
+    Args:
+        errors: As from :func:`snipnb.error_table`, at least two runs per sparsity.
+        reported: ``sparsity``, ``error_percent``.
+        num_scored: Images that our runs were scored on.
+
+    Returns:
+        One row per sparsity: ``sparsity``, ``n``, ``mean``, ``low``, ``high``, ``reported``, ``inside``; in percent.
+
+    Raises:
+        ValueError: If there are fewer than two runs of a sparsity.
+    """
+    best = errors[errors["way"] == BEST]
+    rows = []
+    for sparsity, published in zip(reported["sparsity"], reported["error_percent"], strict=True):
+        values = best.loc[best["sparsity"] == sparsity, "error_percent"].to_numpy()
+        n = len(values)
+        if n < 2:
+            raise ValueError(f"an interval for one more run needs at least 2; got {n} at sparsity {sparsity:g}")
+        binomial = binomial_variance(values.mean(), num_scored)
+        spread = values.var(ddof=1) * (1 + 1 / n)
+        degrees = (n - 1) * ((spread + binomial) / spread) ** 2 if spread > 0 else 1e9
+        half = t_quantile(degrees, level=1 - 0.05 / len(reported)) * (spread + binomial) ** 0.5
+        low, high = values.mean() - half, values.mean() + half
+        row = {"sparsity": sparsity, "n": n, "mean": values.mean(), "low": low, "high": high, "reported": published}
+        rows.append(row | {"inside": bool(low <= published <= high)})
+    return pd.DataFrame(rows)
+
+
+def variance_split(counts: pd.DataFrame, *, by: Sequence[str], level: float = LEVEL) -> pd.DataFrame:
+    """How much of the variance of kept fractions lies between parameter tensors, how much between seeds.
+
+    **Definition.** With f[s, l] the kept fraction of tensor l under seed s: the sum of squares of the tensors' means about the
+    grand mean, over the sum of squares of all f about it. Tensors count alike, whatever their size. The interval
+    is the bootstrap's over seeds (percentiles of 2,000 resamples, seed 0).
+
+    Args:
+        counts: As from :func:`snipnb.studies.shared.kept_counts`, with the columns ``by``.
+        by: Columns that tell the conditions apart.
+        level: Of the interval.
+
+    Returns:
+        One row per condition: ``by``, ``n`` (seeds), ``share``, ``low``, ``high``.
+    """
+    rows = []
+    for condition, part in counts.groupby(list(by), sort=False):
+        fractions = part.assign(fraction=part["kept"] / part["parameters"])
+        values = fractions.pivot(index="seed", columns="layer", values="fraction").to_numpy()
+        draw = np.random.RandomState(0).randint(len(values), size=(RESAMPLES, len(values)))
+        low, high = np.quantile(_share(values[draw]), [(1 - level) / 2, (1 + level) / 2])
+        row = {"n": len(values), "share": float(_share(values)), "low": low, "high": high}
+        rows.append(dict(zip(by, condition, strict=True)) | row)
+    return pd.DataFrame(rows)
+
+
+def _share(values: np.ndarray) -> np.ndarray:
+    """[..., seeds, tensors] -> share of the variance between tensors."""
+    grand = values.mean((-2, -1), keepdims=True)
+    total = ((values - grand) ** 2).sum((-2, -1))
+    between = values.shape[-2] * ((values.mean(-2, keepdims=True) - grand) ** 2).sum((-2, -1))
+    return between / np.where(total > 0, total, 1)

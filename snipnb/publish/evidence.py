@@ -1,0 +1,380 @@
+"""What published rows say about a claim: one function a claim, from tables as they stand in ``figures/`` to the numbers its rule compares.
+
+Notebooks and ``make verify`` call the same functions on the same files, so a verdict follows from committed rows alone. Tables come as
+:func:`pandas.read_csv` gives them, in the order in which the notebook hands them to ``report.claim``; settings of a rule as keyword
+arguments. Nothing here knows a network, and nothing imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from snipnb.publish import comparisons
+from snipnb.publish.comparisons import LAST
+from snipnb.publish.stats import mean_interval, non_inferiority_test, table_fit
+
+WHOLE = "whole network"
+START = "at initialisation"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What rows say about a claim.
+
+    Attributes:
+        statistics: Name -> value; those that a rule compares have to be among them.
+        intervals: Name of a statistic -> (low, high), where it has one. A rule may name them ``<name>_low`` and ``<name>_high``.
+        n: Seeds, runs or rounds behind the numbers; None where there is nothing to count.
+        scope: What the numbers are about, such as ``"sparsity 0.95, 3 epochs"``.
+        not_run: Why the rule cannot be applied to these rows; empty if it can.
+    """
+
+    statistics: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    n: int | None = None
+    scope: str = ""
+    not_run: str = ""
+
+
+def function_of(claim_id: str) -> Callable[..., Finding]:
+    """The function of a claim."""
+    return globals()[claim_id.lower()]
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """A published table; only an empty cell is a missing value, and of texts an empty text."""
+    frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    return frame.fillna({name: "" for name in frame if not pd.api.types.is_numeric_dtype(frame[name])})
+
+
+# --- derivation (notebook 01) -----------------------------------------------------------------------------------------
+
+
+def c6(step_errors: pd.DataFrame, rankings: pd.DataFrame, *, step: float, sparsity: float) -> Finding:
+    errors = step_errors.loc[step_errors["step"] == step, "error"]
+    found = {"additive_overlap": _at(rankings, "overlap", ranking="gradient")}
+    found |= {"median_step_error": errors.median(), "largest_step_error": errors.max()}
+    return Finding(found, scope=f"LeNet-5, sparsity {sparsity:g}, {len(errors)} parameters sampled")
+
+
+c7 = c6
+
+
+def c8(indicators: pd.DataFrame, rankings: pd.DataFrame, *, sparsity: float) -> Finding:
+    overlap = _at(rankings, "overlap", ranking="signed salience")
+    found = {"relative_difference": indicators["relative_difference"].max(), "signed_overlap": overlap}
+    return Finding(found, scope=f"LeNet-5, sparsity {sparsity:g}, all parameters")
+
+
+def c10(percent_masks: pd.DataFrame) -> Finding:
+    found = {"masks_changed": percent_masks["mask_changed"].sum()}
+    found["distance_of_sum_from_100"] = (percent_masks["sum_percent"] - 100).abs().max()
+    return Finding(found, scope=f"LeNet-5, {len(percent_masks)} sparsities")
+
+
+def c14(at_one: pd.DataFrame) -> Finding:
+    value = at_one.set_index("what")["value"]
+    found = {"share_of_saliences_at_one": value["share of saliences equal to 1"]}
+    return Finding(found | {"loss_difference_at_one": abs(value["loss change, indicators at 1"])}, scope="LeNet-5")
+
+
+def c15(symbolic: pd.DataFrame, indicators: pd.DataFrame) -> Finding:
+    found = {"symbolic_differences": _differing(symbolic)}
+    return Finding(found | {"relative_difference": indicators["relative_difference"].max()}, scope="symbols; LeNet-5")
+
+
+def c16(operations: pd.DataFrame, indicators: pd.DataFrame) -> Finding:
+    found = {"operations_over_one_gradient": operations["over_one_gradient"].iloc[-1]}
+    return Finding(found | {"relative_difference": indicators["relative_difference"].max()}, scope="LeNet-5")
+
+
+def c17(symbolic: pd.DataFrame, remainder_orders: pd.DataFrame) -> Finding:
+    orders = remainder_orders["order"].dropna()
+    found = {"symbolic_differences": _differing(symbolic), "median_remainder_order": orders.median()}
+    return Finding(found, scope=f"symbols; LeNet-5, {len(orders)} of {len(remainder_orders)} sampled parameters")
+
+
+def c23(linearity: pd.DataFrame) -> Finding:
+    linear = linearity[linearity["case"] == linearity["case"].iloc[0]]
+    return Finding({"largest_error": linear["error"].max()}, scope=f"{len(linear)} parameters of a linear network")
+
+
+# --- SNIP and the exact salience (notebook 02) ------------------------------------------------------------------------
+
+
+def c1(brute_force: pd.DataFrame) -> Finding:
+    total = brute_force.iloc[-1]
+    return Finding(
+        _named(total, "largest_error", "spearman"), n=int(total["parameters"]), scope="parameters of LeNet-5"
+    )
+
+
+def c5(exact: pd.DataFrame) -> Finding:
+    found = {"cost_in_forward_passes_over_m": exact["engine_in_passes_over_parameters"].iloc[0]}
+    return Finding(found, scope=_over(exact, "this package's engine"))
+
+
+def c9(snip: pd.DataFrame) -> Finding:
+    row = snip.set_index("way").loc["SNIP of every parameter"]
+    interval = {"cost_in_gradients": (row["low95"], row["high95"])}
+    scope = _over(snip, "this package")
+    return Finding({"cost_in_gradients": row["in_gradients"]}, interval, n=int(row["rounds"]), scope=scope)
+
+
+def c24(agreement: pd.DataFrame, overlaps: pd.DataFrame, *, init: str) -> Finding:
+    rho = agreement[(agreement["init"] == init) & (agreement["layer"] == WHOLE)]
+    kept = overlaps[(overlaps["init"] == init) & (overlaps["layer"] == WHOLE)]
+    found = {"smallest_spearman": rho["spearman"].min(), "smallest_overlap": kept["overlap"].min()}
+    return Finding(
+        found, n=rho["seed"].nunique(), scope=f"LeNet-5 at its start, {kept['sparsity'].nunique()} sparsities"
+    )
+
+
+def c25a(runs: pd.DataFrame, short: pd.DataFrame, *, sparsities: Sequence[float], smallest_margin: float) -> Finding:
+    rates = _last_rates(runs)
+    tests, margin = comparisons.equivalence(rates, sparsities=sparsities, smallest_margin=smallest_margin)
+    tests = tests.set_index("criterion")
+    snip, random = tests.loc["snip"], tests.loc["random"]
+    found = {"equivalence_p": snip["equivalence_p"], "random_equivalence_p": random["equivalence_p"]}
+    found |= {"random_excess_low": random["low95"] - margin}
+    if (
+        len(short) and short["n"].min() > 1
+    ):  # a protocol of few epochs beside it, once there is more than one seed of it
+        row = short.set_index("criterion").loc["snip"]
+        found |= {f"short_{name}": row[name] for name in ("n", "mean_difference", "equivalence_p")}
+    return Finding(found, n=int(snip["n"]), scope=f"{len(sparsities)} sparsities, {_epochs(runs)}")
+
+
+# --- Figure 2 (notebook 03) -------------------------------------------------------------------------------------------
+
+
+def c12b(counts: pd.DataFrame, published: pd.DataFrame) -> Finding:
+    own = counts[counts["ranking"] == "snip"].groupby(["sparsity", "seed"])["kept"].sum().unstack("sparsity")
+    other = (own != published.groupby("sparsity")["kept"].sum()[own.columns]).to_numpy().sum()
+    scope = f"LeNet-5, sparsity {' and '.join(f'{s:g}' for s in own.columns)}"
+    return Finding({"seeds_with_another_total": other}, n=len(own), scope=scope)
+
+
+c12a = c12b
+
+
+def c32(counts: pd.DataFrame, published: pd.DataFrame) -> Finding:
+    own = counts[counts["ranking"] == "snip"].pivot(index="seed", columns=["sparsity", "label"], values="kept")
+    cells = list(zip(published["sparsity"], published["layer"], strict=True))
+    fit = table_fit(published["kept"].to_numpy(), own[cells].to_numpy())
+    return Finding({"share_as_extreme": fit.p_value, "counts_outside": fit.outside}, n=len(own), scope="20 counts")
+
+
+def c33(errors: pd.DataFrame, published: pd.DataFrame, protocol: pd.DataFrame) -> Finding:
+    facts = protocol.set_index("what")
+    best = errors[errors["way"] == comparisons.BEST].groupby("sparsity")["error_percent"]
+    found = {f"best_error_percent_at_{sparsity:g}": value for sparsity, value in best.mean().items()}
+    n, scope = int(best.size().min()), f"{facts['here']['epochs']} epochs, best one on the scored images"
+    if not facts["same"].all():
+        return Finding(found, n=n, scope=scope, not_run="not the published protocol")
+    placed = comparisons.place_errors(errors, published, num_scored=int(facts["here"]["images scored"]))
+    return Finding(found | {"outside_interval": (~placed["inside"]).sum()}, n=n, scope=scope)
+
+
+# --- seeds (notebook 04) ----------------------------------------------------------------------------------------------
+
+
+def c11(scores: pd.DataFrame, held_out: pd.DataFrame) -> Finding:
+    xavier = scores["init"].str.startswith("xavier")
+    best, other = scores.loc[xavier, "p_value"].max(), scores.loc[~xavier, "p_value"].max()
+    given = held_out.set_index("init")
+    side = np.equal.outer(*(names.str.startswith("xavier") for names in (given.index, given.columns)))
+    found: dict[str, float] = {"best_xavier_p": best, "best_other_p": other, "xavier_fits_best": best > other}
+    found["attribution_accuracy"] = given.to_numpy()[side].sum() / given.to_numpy().sum()
+    return Finding(found, n=int(scores["n"].min()), scope=f"20 counts, {len(scores)} initialisations")
+
+
+def c31(controls: pd.DataFrame) -> Finding:
+    split = comparisons.variance_split(controls[controls["condition"].isin(["SNIP", "random"])], by=["condition"])
+    split = split.set_index("condition")
+    intervals = {"share_between_layers": split.loc["SNIP"], "share_under_random": split.loc["random"]}
+    found = {name: row["share"] for name, row in intervals.items()}
+    ends = {name: (row["low"], row["high"]) for name, row in intervals.items()}
+    sparsity = controls["sparsity"].iloc[0]
+    return Finding(found, ends, n=int(split["n"].min()), scope=f"LeNet-5, sparsity {sparsity:g}, ten tensors")
+
+
+def c34(magnitudes: pd.DataFrame, variance: pd.DataFrame) -> Finding:
+    row = variance.iloc[0]
+    scope = f"LeNet-5, sparsity {row['sparsity']:g}"
+    return Finding({"largest_ratio_low_to_middle": magnitudes["ratio"].max()}, n=int(row["n"]), scope=scope)
+
+
+# --- second order (notebook 05) ---------------------------------------------------------------------------------------
+
+
+def c18(curvature: pd.DataFrame) -> Finding:
+    row = curvature.set_index("way").loc["diagonal"]
+    ends = (row["in_gradients_low95"], row["in_gradients_high95"])
+    scope = _over(curvature, "this package's exact diagonal")
+    return Finding({"cost_in_gradients": row["in_gradients"]}, {"cost_in_gradients": ends}, scope=scope)
+
+
+def c19(formulas: pd.DataFrame) -> Finding:
+    return Finding({"symbolic_differences": int(not formulas["exact"].iloc[1])}, scope="symbols")
+
+
+def c20(formulas: pd.DataFrame, orders: pd.DataFrame) -> Finding:
+    exactly = formulas.set_index(formulas["formula"].str.split(":").str[0])["exact"]
+    rho = _mean_of(orders, "spearman")
+    found = {f"{name}_symbolic_differences": float(not exactly[name]) for name in ("printed", "corrected")}
+    found["corrected_minus_printed_spearman"] = rho["second_order"] - rho["printed_second_order"]
+    return Finding(found, scope="symbols; LeNet-5 at its start")
+
+
+def c21(quadratic_errors: pd.DataFrame) -> Finding:
+    error = quadratic_errors.set_index("formula")["largest_error"]
+    return Finding({f"{name}_error": error[name] for name in ("printed", "corrected")}, scope="a quadratic loss")
+
+
+def c22(nested: pd.DataFrame) -> Finding:
+    higher = nested[nested["order"] > 2]
+    scope = f"orders 3 and 4, {nested['network'].nunique()} piecewise-linear networks"
+    return Finding({"largest_error": higher["largest_error"].max()}, scope=scope)
+
+
+def c28(orders: pd.DataFrame, histories: pd.DataFrame) -> Finding:
+    overlap = _mean_of(orders, "overlap")
+    gain, low, high = _paired(histories, "snip", "second_order", sparsity=0.95)
+    found = {"overlap_gain": overlap["second_order"] - overlap["snip"], "error_gain": gain}
+    n = min(int(orders["n"].min()), histories["init_seed"].nunique())
+    return Finding(found, {"error_gain": (low, high)}, n=n, scope=f"LeNet-5, sparsity 0.95, {_epochs(histories)}")
+
+
+# --- rules of thumb (notebook 06) -------------------------------------------------------------------------------------
+
+
+def c2(histories: pd.DataFrame, *, sparsity: float) -> Finding:
+    pairs = {
+        f"{name}_minus_snip": _paired(histories, f"snip_{name}", "snip", sparsity=sparsity)
+        for name in ("inverted", "shuffled")
+    }
+    return _of_pairs(histories, pairs, sparsity)
+
+
+def c3(greedy: pd.DataFrame) -> Finding:
+    best = greedy[greedy["ranking"] == "exact"].groupby("seed")["is_best"].all()
+    return Finding({"seeds_where_greedy_fails": 1 - best.mean()}, n=len(best), scope="toy networks of 16 parameters")
+
+
+def c4(joint: pd.DataFrame, *, sparsities: Sequence[float]) -> Finding:
+    some = joint[(joint["state"] == START) & (joint["criterion"] == "snip") & joint["sparsity"].isin(sparsities)]
+    if some["ratio"].isna().any() or set(some["sparsity"]) != set(sparsities):
+        raise ValueError(f"ratios are needed at sparsities {list(sparsities)}; some are missing")
+    distance = (some["ratio"] - 1).abs().groupby(some["sparsity"]).max()
+    found = {"smallest_distance_from_one": distance.min(), "largest_distance_from_one": distance.max()}
+    return Finding(found, n=some["seed"].nunique(), scope=f"LeNet-5 at its start, {len(distance)} sparsities")
+
+
+def c13(increases: pd.DataFrame, histories: pd.DataFrame, *, sparsities: Sequence[float], allowed: float) -> Finding:
+    table = comparisons.excess(increases[increases["sparsity"].isin(sparsities)], allowed=allowed)
+    scope = f"{increases['name'].nunique()} recipes, {_epochs(histories)}"
+    return Finding({"excess_increase": table["excess"].max()}, n=histories["init_seed"].nunique(), scope=scope)
+
+
+def c29(histories: pd.DataFrame, *, sparsity: float) -> Finding:
+    pairs = {
+        f"minus_{name}": _paired(histories, "snip_densities", criterion, sparsity=sparsity)
+        for name, criterion in (("uniform", "uniform"), ("erk", "erdos_renyi_kernel"))
+    }
+    return _of_pairs(histories, pairs, sparsity)
+
+
+def c30(removal: pd.DataFrame, agreement: pd.DataFrame) -> Finding:
+    half = removal[(removal["ranking"] == "snip") & (removal["sparsity"] == 0.5)]
+    rho = _at(agreement, "spearman", ranking="snip", layer=WHOLE)
+    found = {"spearman": rho, "error_increase": half["increase"].mean()}
+    return Finding(found, n=len(half), scope="trained LeNet-5, half removed, not retrained")
+
+
+def c35(histories: pd.DataFrame, *, sparsity: float, smallest_margin: float) -> Finding:
+    here = _last_rates(histories[histories["sparsity"] == sparsity])
+    margin = comparisons.margin_of(here, reference="snip", smallest=smallest_margin)
+    pairs = comparisons.differences(here, reference="snip")
+    values = pairs.loc[pairs["criterion"] == "closed_form", "difference"].to_numpy()
+    mean, low, high = mean_interval(values)
+    found = {"non_inferiority_p": non_inferiority_test(values, margin), "closed_form_minus_snip": mean}
+    scope = f"LeNet-5, sparsity {sparsity:g}, {_epochs(histories)}"
+    return Finding(found | {"margin": margin}, {"closed_form_minus_snip": (low, high)}, n=len(values), scope=scope)
+
+
+# --- larger networks (notebook 07) ------------------------------------------------------------------------------------
+
+
+def c26(projection: pd.DataFrame) -> Finding:
+    whole = projection[projection["images"] == projection["images"].max()].set_index("way")
+    ways = {"naive_minutes": "one pass per parameter", "engine_minutes": "engine"}
+    ends = {name: (whole["low95"][way], whole["high95"][way]) for name, way in ways.items()}
+    found = {name: whole["minutes"][way] for name, way in ways.items()}
+    return Finding(found, ends, scope=f"VGG16, {whole['images'].iloc[0]:,} images, this processor")
+
+
+def c27(sweep: pd.DataFrame, *, layers_more: Sequence[int]) -> Finding:
+    deeper = sweep[sweep["family"] == sweep["family"].iloc[0]]
+    slopes = [stats.linregress(own["layers"], own["spearman"]).slope for _, own in deeper.groupby("seed")]
+    slope, low, high = mean_interval(np.array(slopes))
+    scope = f"LeNet-5 with up to {max(layers_more)} layers more"
+    return Finding({"slope": slope}, {"slope": (low, high)}, n=len(slopes), scope=scope)
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _at(frame: pd.DataFrame, column: str, **where: object) -> float:
+    """The value in the one row of a table where columns have these values."""
+    for name, value in where.items():
+        frame = frame[frame[name] == value]
+    return float(frame[column].item())
+
+
+def _named(row: pd.Series, *names: str) -> dict[str, float]:
+    return {name: float(row[name]) for name in names}
+
+
+def _differing(symbolic: pd.DataFrame) -> int:
+    """How many identities leave a difference."""
+    return int((symbolic["difference"].astype(str) != "0").sum())
+
+
+def _mean_of(orders: pd.DataFrame, measure: str) -> dict[str, float]:
+    """Approximation -> its mean agreement with the exact salience, whole network at the start."""
+    some = orders[(orders["state"] == START) & (orders["layer"] == WHOLE) & (orders["measure"] == measure)]
+    return dict(zip(some["approximation"], some["mean"], strict=True))
+
+
+def _last_rates(runs: pd.DataFrame) -> pd.DataFrame:
+    """Error rates at the last epoch, as :func:`snipnb.error_table` has them."""
+    last = runs[runs["epoch"] == runs["epoch"].max()]
+    found = last[["criterion", "sparsity"]].assign(seed=last["init_seed"], way=LAST)
+    return found.assign(error_percent=100 * last["test_error"])
+
+
+def _paired(runs: pd.DataFrame, first: str, second: str, *, sparsity: float) -> tuple[float, float, float]:
+    """Mean paired difference of error rates at the last epoch, in points, and its interval."""
+    return comparisons.paired(_last_rates(runs[runs["sparsity"] == sparsity]), first, second)
+
+
+def _of_pairs(runs: pd.DataFrame, pairs: Mapping[str, tuple[float, float, float]], sparsity: float) -> Finding:
+    scope = f"LeNet-5, sparsity {sparsity:g}, {_epochs(runs)}"
+    found = {name: pair[0] for name, pair in pairs.items()}
+    return Finding(found, {name: pair[1:] for name, pair in pairs.items()}, runs["init_seed"].nunique(), scope)
+
+
+def _epochs(runs: pd.DataFrame) -> str:
+    return f"{runs['epoch'].max()} epochs"
+
+
+def _over(benchmark: pd.DataFrame, what: str) -> str:
+    """What was timed, over how many images."""
+    return f"{what}, {benchmark['images'].iloc[0]:,} images"
