@@ -208,3 +208,15 @@ def _share(values: np.ndarray) -> np.ndarray:
     total = ((values - grand) ** 2).sum((-2, -1))
     between = values.shape[-2] * ((values.mean(-2, keepdims=True) - grand) ** 2).sum((-2, -1))
     return between / np.where(total > 0, total, 1)
+
+
+def share_by_chance(counts: pd.DataFrame) -> float:
+    """What :func:`variance_split` could find at most: the share between layers if each had one keep rate and only binomial noise about it.
+
+    Args:
+        counts: Of one condition.
+    """
+    layers = counts.groupby("layer")[["kept", "parameters"]].sum()
+    rate, size = layers["kept"] / layers["parameters"], counts.groupby("layer")["parameters"].first()
+    between = float(rate.var(ddof=0))
+    return between / (between + float((rate * (1 - rate) / size).mean()))

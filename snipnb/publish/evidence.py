@@ -19,6 +19,7 @@ from snipnb.publish import comparisons
 from snipnb.publish.comparisons import LAST
 from snipnb.publish.stats import mean_interval, non_inferiority_test, table_fit
 
+ONE_SIDED = 0.90  # level of intervals whose ends are one-sided tests at 5 %
 WHOLE = "whole network"
 START = "at initialisation"
 
@@ -127,13 +128,18 @@ def c9(snip: pd.DataFrame) -> Finding:
     return Finding({"cost_in_gradients": row["in_gradients"]}, interval, n=int(row["rounds"]), scope=scope)
 
 
-def c24(agreement: pd.DataFrame, overlaps: pd.DataFrame, *, init: str) -> Finding:
+def c24(agreement: pd.DataFrame, overlaps: pd.DataFrame, *, init: str, least_overlap: float) -> Finding:
     rho = agreement[(agreement["init"] == init) & (agreement["layer"] == WHOLE)]
     kept = overlaps[(overlaps["init"] == init) & (overlaps["layer"] == WHOLE)]
     found = {"smallest_spearman": rho["spearman"].min(), "smallest_overlap": kept["overlap"].min()}
-    return Finding(
-        found, n=rho["seed"].nunique(), scope=f"LeNet-5 at its start, {kept['sparsity'].nunique()} sparsities"
-    )
+    means = {s: mean_interval(own["overlap"].to_numpy(), level=ONE_SIDED) for s, own in kept.groupby("sparsity")}
+    spearman, low, high = mean_interval(rho["spearman"].to_numpy(), level=ONE_SIDED)
+    worst = min(means, key=lambda s: means[s])
+    found |= {"spearman": spearman, "overlap_at_the_worst": means[worst][0], "worst_sparsity": worst}
+    found["sparsities_inside"] = sum(low >= least_overlap for _, low, _ in means.values())
+    found["sparsities_outside"] = sum(high <= least_overlap for _, _, high in means.values())
+    intervals = {"spearman": (low, high), "overlap_at_the_worst": means[worst][1:]}
+    return Finding(found, intervals, rho["seed"].nunique(), f"LeNet-5 at its start, {len(means)} sparsities")
 
 
 def c25a(runs: pd.DataFrame, short: pd.DataFrame, *, sparsities: Sequence[float], smallest_margin: float) -> Finding:
@@ -142,13 +148,18 @@ def c25a(runs: pd.DataFrame, short: pd.DataFrame, *, sparsities: Sequence[float]
     tests = tests.set_index("criterion")
     snip, random = tests.loc["snip"], tests.loc["random"]
     found = {"equivalence_p": snip["equivalence_p"], "random_equivalence_p": random["equivalence_p"]}
-    found |= {"random_excess_low": random["low95"] - margin}
+    found |= {"random_excess_low": random["low95"] - margin, "margin": margin}
+    pairs = comparisons.differences(rates[rates["sparsity"].isin(sparsities)], reference="exact")
+    each = pairs[pairs["criterion"] == "snip"].groupby("seed")["difference"].mean().to_numpy()
+    mean, low, high = mean_interval(each, level=ONE_SIDED)
+    found |= {"mean_difference": mean, "beyond_margin": max(low, -high) - margin} | _power(each, margin)
     if (
         len(short) and short["n"].min() > 1
     ):  # a protocol of few epochs beside it, once there is more than one seed of it
         row = short.set_index("criterion").loc["snip"]
         found |= {f"short_{name}": row[name] for name in ("n", "mean_difference", "equivalence_p")}
-    return Finding(found, n=int(snip["n"]), scope=f"{len(sparsities)} sparsities, {_epochs(runs)}")
+    scope = f"LeNet-5, {len(sparsities)} sparsities, {_epochs(runs)}"
+    return Finding(found, {"mean_difference": (low, high)}, int(snip["n"]), scope)
 
 
 # --- Figure 2 (notebook 03) -------------------------------------------------------------------------------------------
@@ -171,38 +182,54 @@ def c32(counts: pd.DataFrame, published: pd.DataFrame) -> Finding:
     return Finding({"share_as_extreme": fit.p_value, "counts_outside": fit.outside}, n=len(own), scope="20 counts")
 
 
-def c33(errors: pd.DataFrame, published: pd.DataFrame, protocol: pd.DataFrame) -> Finding:
+def c33(errors: pd.DataFrame, published: pd.DataFrame, protocol: pd.DataFrame, assay: pd.DataFrame) -> Finding:
     facts = protocol.set_index("what")
-    best = errors[errors["way"] == comparisons.BEST].groupby("sparsity")["error_percent"]
-    found = {f"best_error_percent_at_{sparsity:g}": value for sparsity, value in best.mean().items()}
-    n, scope = int(best.size().min()), f"{facts['here']['epochs']} epochs, best one on the scored images"
+    seeds = _best(errors).pivot(index="seed", columns="sparsity", values="error_percent")
+    found = {f"best_error_percent_at_{sparsity:g}": value for sparsity, value in seeds.mean().items()}
+    n, scope = len(seeds), f"LeNet-5, {facts['here']['epochs']} epochs, best one on the scored images"
     if not facts["same"].all():
         return Finding(found, n=n, scope=scope, not_run="not the published protocol")
     placed = comparisons.place_errors(errors, published, num_scored=int(facts["here"]["images scored"]))
-    return Finding(found | {"outside_interval": (~placed["inside"]).sum()}, n=n, scope=scope)
+    short = placed["sparsity"].map(_best(assay).groupby("sparsity")["error_percent"].mean())
+    found["outside_interval"] = (~placed["inside"]).sum()
+    found["assay_outside"] = ((short < placed["low"]) | (short > placed["high"])).sum()
+    contrast = mean_interval((seeds[0.5] - seeds[0.0]).to_numpy(), level=ONE_SIDED)
+    rates = published.set_index("sparsity")["error_percent"]
+    found |= {"half_minus_dense": contrast[0], "published_half_minus_dense": rates[0.5] - rates[0.0]}
+    found |= {"sum_of_three": seeds.sum(axis=1).mean(), "published_sum_of_three": rates.sum()}
+    return Finding(found, {"half_minus_dense": contrast[1:]}, n, scope)
 
 
 # --- seeds (notebook 04) ----------------------------------------------------------------------------------------------
 
 
-def c11(scores: pd.DataFrame, held_out: pd.DataFrame) -> Finding:
+def c11(scores: pd.DataFrame, held_out: pd.DataFrame, *, candidates: Sequence[str]) -> Finding:
     xavier = scores["init"].str.startswith("xavier")
     best, other = scores.loc[xavier, "p_value"].max(), scores.loc[~xavier, "p_value"].max()
     given = held_out.set_index("init")
     side = np.equal.outer(*(names.str.startswith("xavier") for names in (given.index, given.columns)))
     found: dict[str, float] = {"best_xavier_p": best, "best_other_p": other, "xavier_fits_best": best > other}
     found["attribution_accuracy"] = given.to_numpy()[side].sum() / given.to_numpy().sum()
-    return Finding(found, n=int(scores["n"].min()), scope=f"20 counts, {len(scores)} initialisations")
+    able = given.index.isin(candidates)[:, None]
+    found["accuracy_of_candidates"] = given.to_numpy()[side & able].sum() / given.loc[list(candidates)].to_numpy().sum()
+    found["pytorch_p"] = _at(scores, "p_value", init="pytorch")
+    return Finding(found, n=int(scores["n"].min()), scope=f"20 counts, {len(candidates)} initialisations")
 
 
 def c31(controls: pd.DataFrame) -> Finding:
-    split = comparisons.variance_split(controls[controls["condition"].isin(["SNIP", "random"])], by=["condition"])
-    split = split.set_index("condition")
-    intervals = {"share_between_layers": split.loc["SNIP"], "share_under_random": split.loc["random"]}
-    found = {name: row["share"] for name, row in intervals.items()}
-    ends = {name: (row["low"], row["high"]) for name, row in intervals.items()}
-    sparsity = controls["sparsity"].iloc[0]
-    return Finding(found, ends, n=int(split["n"].min()), scope=f"LeNet-5, sparsity {sparsity:g}, ten tensors")
+    tensors = controls[controls["condition"].isin(["SNIP", "random"])]
+    layers = tensors.assign(layer=tensors["layer"].str.split(".").str[0])
+    layers = layers.groupby(["condition", "seed", "layer"], sort=False)[["kept", "parameters"]].sum().reset_index()
+    old = comparisons.variance_split(tensors, by=["condition"]).set_index("condition")
+    new = comparisons.variance_split(layers, by=["condition"], level=ONE_SIDED).set_index("condition")
+    rows = {"share_between_layers": old.loc["SNIP"], "share_under_random": old.loc["random"]}
+    rows |= {"share_between_five_layers": new.loc["SNIP"], "five_under_random": new.loc["random"]}
+    found = {name: row["share"] for name, row in rows.items()}
+    for number, counts in (("ten_tensors", tensors), ("five_layers", layers)):
+        found[f"noise_ceiling_{number}"] = comparisons.share_by_chance(counts[counts["condition"] == "SNIP"])
+    ends = {name: (row["low"], row["high"]) for name, row in rows.items()}
+    scope = f"LeNet-5, sparsity {controls['sparsity'].iloc[0]:g}, five layers"
+    return Finding(found, ends, n=int(old["n"].min()), scope=scope)
 
 
 def c34(magnitudes: pd.DataFrame, variance: pd.DataFrame) -> Finding:
@@ -274,7 +301,13 @@ def c4(joint: pd.DataFrame, *, sparsities: Sequence[float]) -> Finding:
         raise ValueError(f"ratios are needed at sparsities {list(sparsities)}; some are missing")
     distance = (some["ratio"] - 1).abs().groupby(some["sparsity"]).max()
     found = {"smallest_distance_from_one": distance.min(), "largest_distance_from_one": distance.max()}
-    return Finding(found, n=some["seed"].nunique(), scope=f"LeNet-5 at its start, {len(distance)} sparsities")
+    misses = {}
+    for sparsity, own in some.groupby("sparsity"):
+        miss = own["joint"] - own["sum_of_single"]
+        misses[sparsity] = _root_mean_square(miss) / _root_mean_square(own["joint"])
+        found[f"correlation_at_{sparsity:g}"] = own["joint"].corr(own["sum_of_single"])
+    found |= {"smallest_relative_miss": min(misses.values()), "largest_relative_miss": max(misses.values())}
+    return Finding(found, n=some["seed"].nunique(), scope=f"LeNet-5 at its start, {len(misses)} sparsities")
 
 
 def c13(increases: pd.DataFrame, histories: pd.DataFrame, *, sparsities: Sequence[float], allowed: float) -> Finding:
@@ -369,6 +402,28 @@ def _of_pairs(runs: pd.DataFrame, pairs: Mapping[str, tuple[float, float, float]
     scope = f"LeNet-5, sparsity {sparsity:g}, {_epochs(runs)}"
     found = {name: pair[0] for name, pair in pairs.items()}
     return Finding(found, {name: pair[1:] for name, pair in pairs.items()}, runs["init_seed"].nunique(), scope)
+
+
+def _best(errors: pd.DataFrame) -> pd.DataFrame:
+    """The rates of the best epoch on the scored images."""
+    return errors[errors["way"] == comparisons.BEST]
+
+
+def _power(values: np.ndarray, margin: float, *, sides: int = 2, wanted: float = 0.8) -> dict[str, float]:
+    """Chance that a difference of 0 is found to be within a margin, on one or both sides at 5 %, and the n for which it is ``wanted``."""
+
+    def power(n: int) -> float:
+        shift = margin / (spread / n**0.5) - stats.t.ppf(0.95, n - 1)
+        return max(0.0, sides * stats.t.cdf(shift, n - 1) - (sides - 1))
+
+    if len(values) < 2 or not (spread := values.std(ddof=1)) > 0:
+        return {}
+    enough = next((n for n in range(2, 1000) if power(n) >= wanted), np.inf)
+    return {"power": power(len(values)), "n_to_decide": enough}
+
+
+def _root_mean_square(values: pd.Series) -> float:
+    return float((values**2).mean() ** 0.5)
 
 
 def _epochs(runs: pd.DataFrame) -> str:

@@ -35,6 +35,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 
+# Networks that a test of the published error rates ought to tell from those of 80 epochs.
+ASSAY = Recipe(epochs=3, learning_rate=0.01, schedule="one_cycle")
+
 
 def rejected_controls(counts: pd.DataFrame, *, level: float = LEVEL) -> pd.DataFrame:
     """Would the rule for a whole table notice another procedure? Each seed's table by another ranking against SNIP's.
@@ -204,12 +207,14 @@ def grids(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Training runs of the notebook with these parameters; saliences are taken over all images to train on.
 
     Returns:
-        ``figure2``: SNIP at sparsity 0 and those of Figure 2; ``recipes``: by name in :data:`RECIPES`, runs at sparsity 0 and the largest.
+        ``figure2``: SNIP at sparsity 0 and those of Figure 2; ``assay``: the same by :data:`ASSAY`; ``recipes``: by name in
+        :data:`RECIPES`, runs at sparsity 0 and the largest.
     """
     sparsities, num_seeds = sorted(reported("figure2")["sparsity"].unique()), parameters["num_recipe_runs"]
     others = {name: Recipe(epochs=parameters["epochs"], **options) for name, options in RECIPES.items()}
     return {
         "figure2": grid_of(parameters, ["snip"], [0.0, *sparsities]),
+        "assay": grid_of(parameters, ["snip"], [0.0, *sparsities], recipe=ASSAY),
         "recipes": {
             name: grid_of(parameters, ["snip"], [0.0, sparsities[-1]], num_seeds=num_seeds, recipe=recipe)
             for name, recipe in others.items()
