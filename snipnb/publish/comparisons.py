@@ -220,3 +220,26 @@ def share_by_chance(counts: pd.DataFrame) -> float:
     rate, size = layers["kept"] / layers["parameters"], counts.groupby("layer")["parameters"].first()
     between = float(rate.var(ddof=0))
     return between / (between + float((rate * (1 - rate) / size).mean()))
+
+
+def place_levels(errors: pd.DataFrame, reported: pd.DataFrame, *, num_scored: int) -> pd.DataFrame:
+    """Our levels beside the published curves of Figure 1: best epoch against best epoch.
+
+    Returns:
+        One row per criterion and sparsity that was published: ``criterion``, ``sparsity``, ``n``, ``mean``, ``reported``, ``difference``, and
+        ``expected_difference``: 1.96 standard deviations of the difference between two such means from seeds (as found) and from both sets
+        of scored images (binomial); in percent.
+    """
+    best = errors[errors["way"] == BEST]
+    published = reported.dropna(subset=["error_percent"]).set_index(["criterion", "sparsity"])["error_percent"]
+    rows = []
+    for (criterion, sparsity), values in best.groupby(["criterion", "sparsity"], sort=False)["error_percent"]:
+        if (criterion, sparsity) not in published.index:
+            continue
+        binomial = binomial_variance(values.mean(), num_scored)
+        seeds = values.var(ddof=1) * (1 / len(values) + 1 / PUBLISHED_RUNS) if len(values) > 1 else float("nan")
+        there = published[criterion, sparsity]
+        row = {"criterion": criterion, "sparsity": sparsity, "n": len(values), "mean": values.mean(), "reported": there}
+        row |= {"difference": values.mean() - there, "expected_difference": 1.96 * (binomial + seeds) ** 0.5}
+        rows.append(row)
+    return pd.DataFrame(rows)

@@ -142,6 +142,13 @@ def c24(agreement: pd.DataFrame, overlaps: pd.DataFrame, *, init: str, least_ove
     return Finding(found, intervals, rho["seed"].nunique(), f"LeNet-5 at its start, {len(means)} sparsities")
 
 
+def c36(exact: pd.DataFrame, snip: pd.DataFrame) -> Finding:
+    seconds, row = _at(snip, "seconds", way="SNIP of every parameter"), exact.iloc[0]
+    found = {"times_snip_directly": 3600 * row["loop_hours"] / seconds}
+    found["times_snip_by_the_engine"] = row["engine_seconds"] / seconds
+    return Finding(found, scope=_over(exact, "LeNet-5"))
+
+
 def c25a(runs: pd.DataFrame, short: pd.DataFrame, *, sparsities: Sequence[float], smallest_margin: float) -> Finding:
     rates = _last_rates(runs)
     tests, margin = comparisons.equivalence(rates, sparsities=sparsities, smallest_margin=smallest_margin)
@@ -160,6 +167,17 @@ def c25a(runs: pd.DataFrame, short: pd.DataFrame, *, sparsities: Sequence[float]
         found |= {f"short_{name}": row[name] for name in ("n", "mean_difference", "equivalence_p")}
     scope = f"LeNet-5, {len(sparsities)} sparsities, {_epochs(runs)}"
     return Finding(found, {"mean_difference": (low, high)}, int(snip["n"]), scope)
+
+
+def c25b(runs: pd.DataFrame, short_runs: pd.DataFrame, published: pd.DataFrame, *, num_scored: int) -> Finding:
+    outside = []
+    for own in (runs, short_runs):
+        placed = comparisons.place_levels(_best_rates(own), published, num_scored=num_scored)
+        t = placed["difference"].abs() / (placed["expected_difference"] / 1.96)
+        outside.append((2 * stats.t.sf(t, placed["n"] - 1) * len(placed) <= 0.05).sum())  # jointly: Bonferroni
+    found = {"means_outside": outside[0], "assay_outside": outside[1], "means": published["error_percent"].count()}
+    n = runs.groupby(["criterion", "sparsity"])["init_seed"].nunique().min()
+    return Finding(found, n=int(n), scope=f"LeNet-5, {_epochs(runs)}, best one on the scored images")
 
 
 # --- Figure 2 (notebook 03) -------------------------------------------------------------------------------------------
@@ -200,6 +218,18 @@ def c33(errors: pd.DataFrame, published: pd.DataFrame, protocol: pd.DataFrame, a
     return Finding(found, {"half_minus_dense": contrast[1:]}, n, scope)
 
 
+def c37(published: pd.DataFrame) -> Finding:
+    return Finding({"largest_percent": published["error_percent"].max()}, scope="Figure 2, result")
+
+
+def c38(image_counts: pd.DataFrame, published: pd.DataFrame) -> Finding:
+    cells, found = list(zip(published["sparsity"], published["layer"], strict=True)), {}
+    for way, part in image_counts.groupby("way", sort=False):
+        own = part.pivot(index="seed", columns=["sparsity", "label"], values="kept")[cells]
+        found[f"p_{way}"] = table_fit(published["kept"].to_numpy(), own.to_numpy()).p_value
+    return Finding(found, n=image_counts["seed"].nunique(), scope=f"LeNet-5, {len(cells)} counts")
+
+
 # --- seeds (notebook 04) ----------------------------------------------------------------------------------------------
 
 
@@ -225,10 +255,17 @@ def c31(controls: pd.DataFrame) -> Finding:
     rows = {"share_between_layers": old.loc["SNIP"], "share_under_random": old.loc["random"]}
     rows |= {"share_between_five_layers": new.loc["SNIP"], "five_under_random": new.loc["random"]}
     found = {name: row["share"] for name, row in rows.items()}
+    ends = {name: (row["low"], row["high"]) for name, row in rows.items()}
     for number, counts in (("ten_tensors", tensors), ("five_layers", layers)):
         found[f"noise_ceiling_{number}"] = comparisons.share_by_chance(counts[counts["condition"] == "SNIP"])
-    ends = {name: (row["low"], row["high"]) for name, row in rows.items()}
-    scope = f"LeNet-5, sparsity {controls['sparsity'].iloc[0]:g}, five layers"
+    wide = layers[layers["condition"] == "SNIP"].pivot(index="seed", columns="layer", values="kept")
+    first, second = wide.iloc[0 : len(wide) // 2 * 2 : 2].to_numpy(), wide.iloc[1::2].to_numpy()
+    change = np.abs(first - second) / ((first + second) / 2)
+    most = change[:, np.argmax(np.median(change, axis=0))]
+    found["largest_typical_change"] = np.median(most)
+    ends["largest_typical_change"] = tuple(stats.quantile_test(most, p=0.5).confidence_interval(ONE_SIDED))
+    seeds = f"seeds {wide.index.min()} to {wide.index.max()}"
+    scope = f"LeNet-5, sparsity {controls['sparsity'].iloc[0]:g}, five layers, {seeds}"
     return Finding(found, ends, n=int(old["n"].min()), scope=scope)
 
 
@@ -271,12 +308,17 @@ def c22(nested: pd.DataFrame) -> Finding:
     return Finding({"largest_error": higher["largest_error"].max()}, scope=scope)
 
 
-def c28(orders: pd.DataFrame, histories: pd.DataFrame) -> Finding:
+def c28(orders: pd.DataFrame, histories: pd.DataFrame, *, sparsity: float, largest_gain: float) -> Finding:
     overlap = _mean_of(orders, "overlap")
-    gain, low, high = _paired(histories, "snip", "second_order", sparsity=0.95)
-    found = {"overlap_gain": overlap["second_order"] - overlap["snip"], "error_gain": gain}
-    n = min(int(orders["n"].min()), histories["init_seed"].nunique())
-    return Finding(found, {"error_gain": (low, high)}, n=n, scope=f"LeNet-5, sparsity 0.95, {_epochs(histories)}")
+    rates = _last_rates(histories[histories["sparsity"] == sparsity])
+    pairs = comparisons.differences(rates[rates["criterion"].isin(["snip", "second_order"])], reference="second_order")
+    gains = pairs["difference"].to_numpy()
+    found = {"overlap_gain": overlap["second_order"] - overlap["snip"], "error_gain_high": mean_interval(gains)[2]}
+    gain, low, high = mean_interval(gains, level=ONE_SIDED)
+    found |= {"gain": gain} | _power(gains, largest_gain, sides=1)
+    seeds = f"seeds {histories['init_seed'].min()} to {histories['init_seed'].max()}"
+    scope = f"LeNet-5, sparsity {sparsity:g}, {_epochs(histories)}, {seeds}"
+    return Finding(found, {"gain": (low, high)}, n=len(gains), scope=scope)
 
 
 # --- rules of thumb (notebook 06) -------------------------------------------------------------------------------------
@@ -407,6 +449,12 @@ def _of_pairs(runs: pd.DataFrame, pairs: Mapping[str, tuple[float, float, float]
 def _best(errors: pd.DataFrame) -> pd.DataFrame:
     """The rates of the best epoch on the scored images."""
     return errors[errors["way"] == comparisons.BEST]
+
+
+def _best_rates(runs: pd.DataFrame) -> pd.DataFrame:
+    """Error rates at the best epoch on the scored images, as :func:`snipnb.error_table` has them."""
+    best = 100 * runs.groupby(["criterion", "sparsity", "init_seed"], sort=False)["test_error"].min()
+    return best.rename("error_percent").reset_index().assign(way=comparisons.BEST)
 
 
 def _power(values: np.ndarray, margin: float, *, sides: int = 2, wanted: float = 0.8) -> dict[str, float]:

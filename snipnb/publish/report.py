@@ -169,7 +169,7 @@ class Report:
 
     def judge(self, claim_id: str, names: Sequence[str], figure: str | None) -> dict[str, Any]:
         """A row of the ledger from the files that a claim rests on."""
-        finding = ledger.find(claim_id, [self._read(name) for name in names], profile=self.profile)
+        finding = ledger.find(claim_id, map(self._read, names), profile=self.profile)
         rows = {name: ledger.digest(self._path(name).read_text(encoding="utf-8")) for name in names}
         return ledger.entry(claim_id, finding, profile=self.profile, rows=rows, figure=figure)
 

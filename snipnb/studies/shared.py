@@ -38,7 +38,7 @@ def grid_of(
     """Training runs as a notebook's parameters say.
 
     Args:
-        parameters: Of the notebook: ``num_runs``, ``split_name``, ``sample``, ``epochs``, ``learning_rate``, ``schedule``, and where
+        parameters: Of the notebook: ``num_runs``, where they do not begin at seed 0 ``first_seed``, ``split_name``, ``sample``, ``epochs``, ``learning_rate``, ``schedule``, and where
             saliences take fewer images than there are to train on ``salience_images``.
         criteria: Names in :data:`snipnb.CRITERIA`.
         sparsities: Fractions removed.
@@ -46,10 +46,11 @@ def grid_of(
         recipe: Instead of the parameters' own.
     """
     own = Recipe(**{name: parameters[name] for name in ("epochs", "learning_rate", "schedule")})
+    first = parameters.get("first_seed", 0)
     return grid(
         criteria=criteria,
         sparsities=sparsities,
-        seeds=range(parameters["num_runs"] if num_seeds is None else num_seeds),
+        seeds=range(first, first + (parameters["num_runs"] if num_seeds is None else num_seeds)),
         split=parameters["split_name"],
         sample=parameters["sample"],
         salience_images=parameters.get("salience_images") or None,

@@ -189,10 +189,10 @@ def test_formulas_do_not_cut_a_table():
 
 def test_one_run_has_no_interval_and_that_leaves_a_claim_open():
     nan = float("nan")
-    finding = Finding({"error_gain": 0.1, "overlap_gain": 0.0}, {"error_gain": (nan, nan)}, 1)
+    finding = Finding({"gain": 0.1, "overlap_gain": 0.0, "error_gain_high": nan}, {"gain": (nan, nan)}, 1)
     row = ledger.entry("C28", finding, profile="default")
     assert row["verdict"].startswith("inconclusive (n = 1, the rule asks for ")
-    assert row["measured"] == {"error_gain": 0.1, "overlap_gain": 0}
+    assert row["measured"] == {"gain": 0.1, "overlap_gain": 0}
     assert row["low"] == {}
     with pytest.raises(ValueError, match="must be a finite number; got"):
         ledger.judge(CLAIMS["C28"], Finding(finding.statistics, finding.intervals, 50), profile="default")

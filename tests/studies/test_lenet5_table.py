@@ -6,6 +6,7 @@ import scipy.stats
 
 import snipnb
 from snipnb.data import Split
+from snipnb.publish import evidence
 from snipnb.publish.report import reported
 from snipnb.studies import shared
 from snipnb.studies.lenet5_table import measure as structure
@@ -210,3 +211,34 @@ def test_recipes_are_placed_one_by_one():
     assert levels["inside"].tolist() == [True, False, False, True]
     alone = structure.recipe_levels(runs[runs["name"] == "other"], reported, num_scored=10_000)
     pd.testing.assert_frame_equal(alone, levels[levels["recipe"] == "other"].reset_index(drop=True))
+
+
+# --- which images -------------------------------------------------------------------------------------------------------
+
+
+def test_counts_from_mini_batches_are_those_of_the_masks():
+    images, labels = (t[:600] for t in snipnb.load_mnist("train", sample=True))
+    networks = shared.ensemble(images, labels, seeds=[3, 1])
+    found = structure.counts_by_images(networks, images, labels, sparsities=[0.95], num_seeds=2)
+    model = snipnb.lenet5(seed=1)
+    ways = {
+        "all_images": snipnb.snip(model, images, labels),
+        "one_batch": snipnb.snip(model, images[128:256], labels[128:256]),  # the second network's
+        "batch_magnitudes": snipnb.snip(model, images[:512], labels[:512], aggregate="batch_magnitude", batch_size=128),
+    }
+    for way, salience in ways.items():
+        own = found[(found["way"] == way) & (found["seed"] == 1)].set_index("layer")["kept"]
+        assert own.to_dict() == {name: int(m.sum()) for name, m in snipnb.keep_mask(salience, 0.95).items()}
+    assert structure.counts_by_images(networks, images, labels, sparsities=[0.95], num_seeds=0).empty
+
+
+def test_each_way_is_placed():
+    images, labels = (t[:256] for t in snipnb.load_mnist("train", sample=True))
+    networks = shared.ensemble(images, labels, seeds=range(4))
+    found = structure.counts_by_images(networks, images, labels, sparsities=[0.5, 0.95], num_seeds=4)
+    fits = structure.fits_by_images(found, reported("figure2"))
+    assert fits["way"].tolist() == ["all_images", "one_batch", "batch_magnitudes"]
+    assert fits["n"].tolist() == [4] * 3
+    finding = evidence.c38(found, reported("figure2"))
+    assert finding.statistics == {f"p_{way}": p for way, p in zip(fits["way"], fits["p_value"], strict=True)}
+    assert structure.fits_by_images(found[:0], reported("figure2")).empty

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from snipnb.publish import ledger
+from snipnb.publish import comparisons, ledger
 from snipnb.studies.snip_vs_exact import trained
 from snipnb.training import scores
 
@@ -74,7 +74,7 @@ def test_levels_beside_the_published_ones():
     reported = pd.DataFrame(
         {"criterion": ["snip", "snip"], "sparsity": [0.75, 0.9], "error_percent": [1.0, float("nan")]}
     )
-    found = trained.place_levels(scores.error_table(many({"snip": 0.0})), reported, num_scored=10_500)
+    found = comparisons.place_levels(scores.error_table(many({"snip": 0.0})), reported, num_scored=10_500)
     assert found["sparsity"].tolist() == [0.75]
     assert found["difference"].item() == pytest.approx(found["mean"].item() - 1.0)
     binomial = 1.96 * (100**2 * 0.01 * 0.99 * 2 / 10_500) ** 0.5

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
+from snipnb._engine.ensembles import stacked
+from snipnb._progress import track
 from snipnb.data import Split
+from snipnb.networks import lenet5
 from snipnb.pruning.masks import num_removed
 from snipnb.publish.comparisons import place_errors as place_errors  # notebooks take it from here
 from snipnb.publish.comparisons import spread_of
 from snipnb.publish.published import reported
 from snipnb.publish.stats import LEVEL, table_fit
-from snipnb.studies.shared import grid_of, of_snip
+from snipnb.saliences.snip import snip, snip_together
+from snipnb.studies.shared import Ensemble, grid_of, kept_counts, of_snip, place_reported
 from snipnb.training.loop import Recipe
 from snipnb.training.scores import WAYS, error_table
 
@@ -131,6 +137,57 @@ def totals(counts: pd.DataFrame, reported: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def counts_by_images(
+    networks: Ensemble, images: Tensor, labels: Tensor, *, sparsities: Sequence[float], num_seeds: int, batch: int = 128
+) -> pd.DataFrame:
+    """What SNIP keeps when saliences come from all images, from one mini-batch, or from magnitudes averaged over mini-batches.
+
+    **Definition.** ``one_batch``: of the k-th network, from the k-th mini-batch in order. ``batch_magnitudes``: as
+    ``snip(aggregate="batch_magnitude")``, the mean over all whole mini-batches of the salience's magnitude.
+
+    Args:
+        networks: Of the initialisations, with saliences over all images.
+        images: [n, 1, 28, 28].
+        labels: [n].
+        sparsities: Fractions removed.
+        num_seeds: How many of the networks; 0 gives no rows.
+        batch: Images in a mini-batch.
+
+    Returns:
+        As from :func:`snipnb.studies.shared.kept_counts`, with a column ``way``: ``all_images``, ``one_batch`` or ``batch_magnitudes``.
+    """
+    if num_seeds == 0:
+        return pd.DataFrame(columns=["seed", "sparsity", "label", "kept", "way"])
+    models = [lenet5(seed=seed) for seed in networks.seeds[:num_seeds]]
+    parts = list(zip(images.split(batch), labels.split(batch), strict=True))[: len(labels) // batch]
+    one = [snip(model, *part) for model, part in zip(models, itertools.cycle(parts), strict=False)]
+    total: dict[str, Tensor] = {}
+    for some, classes in track(parts, "mini-batches"):
+        found = stacked(snip_together(models, some, classes))
+        total = {name: s.abs().double() + total.get(name, 0) for name, s in found.items()}
+    saliences = {
+        "all_images": {name: s[:num_seeds] for name, s in networks.saliences.items()},
+        "one_batch": stacked(one),
+        "batch_magnitudes": {name: s / len(parts) for name, s in total.items()},
+    }
+    weights = {name: w[:num_seeds] for name, w in networks.weights.items()}
+    frames = [
+        kept_counts(Ensemble(networks.seeds[:num_seeds], weights, found), sparsities=sparsities).assign(way=way)
+        for way, found in saliences.items()
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def fits_by_images(counts: pd.DataFrame, reported: pd.DataFrame) -> pd.DataFrame:
+    """How well a published table fits each way of :func:`counts_by_images`: ``way``, ``n``, ``p_value``, ``counts_outside``."""
+    rows = []
+    for way, part in counts.groupby("way", sort=False):
+        _, fit = place_reported(part, reported)
+        facts = {"p_value": fit.p_value, "counts_outside": fit.outside}
+        rows.append({"way": way, "n": part["seed"].nunique()} | facts)
+    return pd.DataFrame(rows, columns=["way", "n", "p_value", "counts_outside"])
 
 
 def error_summary(errors: pd.DataFrame, reported: pd.DataFrame) -> pd.DataFrame:

@@ -7,16 +7,14 @@ from collections.abc import Sequence
 import pandas as pd
 
 from snipnb.publish.comparisons import (
-    BEST,
     EQUIVALENCE,
     LAST,
-    PUBLISHED_RUNS,
-    binomial_variance,
     equivalence,
     interval_of,
     summarise,
 )
-from snipnb.publish.comparisons import differences as differences  # notebooks take it from here
+from snipnb.publish.comparisons import differences as differences  # notebooks take them from here
+from snipnb.publish.comparisons import place_levels as place_levels
 from snipnb.training.scores import error_table
 
 
@@ -66,27 +64,4 @@ def parting(pairs: pd.DataFrame, margin: float) -> pd.DataFrame:
         found = interval_of(part["difference"].to_numpy())
         row = {"criterion": criterion, "sparsity": sparsity, "n": len(part)} | found
         rows.append(row | {"apart": bool(found["low95"] > margin or found["high95"] < -margin)})
-    return pd.DataFrame(rows)
-
-
-def place_levels(errors: pd.DataFrame, reported: pd.DataFrame, *, num_scored: int) -> pd.DataFrame:
-    """Our levels beside the published curves of Figure 1: best epoch against best epoch.
-
-    Returns:
-        One row per criterion and sparsity that was published: ``criterion``, ``sparsity``, ``n``, ``mean``, ``reported``, ``difference``, and
-        ``expected_difference``: 1.96 standard deviations of the difference between two such means from seeds (as found) and from both sets
-        of scored images (binomial); in percent.
-    """
-    best = errors[errors["way"] == BEST]
-    published = reported.dropna(subset=["error_percent"]).set_index(["criterion", "sparsity"])["error_percent"]
-    rows = []
-    for (criterion, sparsity), values in best.groupby(["criterion", "sparsity"], sort=False)["error_percent"]:
-        if (criterion, sparsity) not in published.index:
-            continue
-        binomial = binomial_variance(values.mean(), num_scored)
-        seeds = values.var(ddof=1) * (1 / len(values) + 1 / PUBLISHED_RUNS) if len(values) > 1 else float("nan")
-        there = published[criterion, sparsity]
-        row = {"criterion": criterion, "sparsity": sparsity, "n": len(values), "mean": values.mean(), "reported": there}
-        row |= {"difference": values.mean() - there, "expected_difference": 1.96 * (binomial + seeds) ** 0.5}
-        rows.append(row)
     return pd.DataFrame(rows)
