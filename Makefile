@@ -5,6 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v pyth
 FORCE ?=
 FRESH ?=
 ALL ?=
+C ?= C20
 KILLS ?= 10
 TORCH ?= 2.5.1
 TORCHVISION ?= 0.20.1
@@ -25,7 +26,7 @@ NOTEBOOKS := $(sort $(basename $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb)
 
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP MPLBACKEND JUPYTER_PATH JUPYTER_PREFER_ENV_PATH
 .DEFAULT_GOAL := help
-.PHONY: help env env-test data figures redraw smoke verify-runs bench robustness test test-lab test-torch audit lint format lab report readme lock clean distclean $(NOTEBOOKS)
+.PHONY: help env env-test data figures redraw smoke verify status claim verify-runs bench robustness test test-lab test-torch audit lint format lab report readme lock clean distclean $(NOTEBOOKS)
 
 help:  ## this list
 	@echo "make figures regenerates every figure, table and verdict; make test runs every test."
@@ -72,6 +73,15 @@ redraw: env  ## pictures, tables and ledger again from published numbers, in min
 
 smoke: env  ## every notebook on the shipped sample, into build/smoke/
 	@$(PY) -m tools figures --profile smoke $(if $(FORCE),--force) $(if $(FRESH),--fresh)
+
+verify: env  ## every published verdict again, from the rows beside it, in seconds
+	@$(PY) -m tools.verify
+
+status: env  ## which published notebooks are out of date, and why; runs nothing
+	@$(PY) -m tools.status
+
+claim: env  ## run the notebook that decides a claim, and print expected beside obtained (C=C20)
+	@$(PY) -m tools.claim --profile "$(PROFILE)" "$(C)"
 
 verify-runs: env data  ## train the first epoch of kept runs again, compare with the records (ALL=1: of every run)
 	@$(PY) -m tools.verify_runs $(if $(ALL),--all)

@@ -25,6 +25,7 @@ from snipnb.publish.profiles import Profile
 from snipnb.publish.report import versions
 
 PACKAGE = Path(snipnb.__file__).resolve().parent
+NOT_RUN = "not run yet"
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,16 @@ def _read_claims(text: str) -> list[dict[str, Any]]:
 
 
 def record(notebook: str, mark: Mapping[str, str], files: Iterable[str], place: Place) -> None:
-    """Write down what is published for a notebook, files relative to the folder, and the fingerprint of what it was made from."""
+    """Write down what is published for a notebook, files relative to the folder, and the fingerprint of what it was made from; that in its provenance too."""
     hashes = {file: file_hash(place.published / file) for file in files}
     write_atomically(place.state(notebook), json.dumps({"fingerprint": mark, "files": hashes}, indent=1))
+    path = place.published / "provenance.json"
+    try:
+        provenance = json.loads(path.read_text(encoding="utf-8"))
+        provenance["notebooks"][notebook]["made_from"] = mark
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # nothing is recorded of it
+    write_atomically(path, json.dumps(provenance, indent=1, ensure_ascii=False) + "\n")
 
 
 def why_stale(notebook: str, mark: Mapping[str, str], place: Place) -> str:
@@ -122,7 +130,7 @@ def why_stale(notebook: str, mark: Mapping[str, str], place: Place) -> str:
         before, files = {**state["fingerprint"], **state["files"]}, list(state["files"])
         now = {**mark, **{file: file_hash(place.published / file) for file in files}}
     except FileNotFoundError:
-        return "not run yet"
+        return NOT_RUN
     except (OSError, ValueError, KeyError, TypeError):
         return "what was published is of no known state"
     missing = [file for file in files if now[file] is None]

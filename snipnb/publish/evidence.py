@@ -33,7 +33,8 @@ class Finding:
         intervals: Name of a statistic -> (low, high), where it has one. A rule may name them ``<name>_low`` and ``<name>_high``.
         n: Seeds, runs or rounds behind the numbers; None where there is nothing to count.
         scope: What the numbers are about, such as ``"sparsity 0.95, 3 epochs"``.
-        not_run: Why the rule cannot be applied to these rows; empty if it can.
+        not_run: Why no rule can be applied to these rows; empty if one can.
+        not_fresh: Why a rule that asks for seeds which nobody had looked at cannot be applied; empty if it can. The rule as registered can.
     """
 
     statistics: Mapping[str, float]
@@ -41,6 +42,7 @@ class Finding:
     n: int | None = None
     scope: str = ""
     not_run: str = ""
+    not_fresh: str = ""
 
 
 def function_of(claim_id: str) -> Callable[..., Finding]:
@@ -246,7 +248,7 @@ def c11(scores: pd.DataFrame, held_out: pd.DataFrame, *, candidates: Sequence[st
     return Finding(found, n=int(scores["n"].min()), scope=f"20 counts, {len(candidates)} initialisations")
 
 
-def c31(controls: pd.DataFrame) -> Finding:
+def c31(controls: pd.DataFrame, *, fresh_from: int) -> Finding:
     tensors = controls[controls["condition"].isin(["SNIP", "random"])]
     layers = tensors.assign(layer=tensors["layer"].str.split(".").str[0])
     layers = layers.groupby(["condition", "seed", "layer"], sort=False)[["kept", "parameters"]].sum().reset_index()
@@ -264,9 +266,8 @@ def c31(controls: pd.DataFrame) -> Finding:
     most = change[:, np.argmax(np.median(change, axis=0))]
     found["largest_typical_change"] = np.median(most)
     ends["largest_typical_change"] = tuple(stats.quantile_test(most, p=0.5).confidence_interval(ONE_SIDED))
-    seeds = f"seeds {wide.index.min()} to {wide.index.max()}"
-    scope = f"LeNet-5, sparsity {controls['sparsity'].iloc[0]:g}, five layers, {seeds}"
-    return Finding(found, ends, n=int(old["n"].min()), scope=scope)
+    scope = f"LeNet-5, sparsity {controls['sparsity'].iloc[0]:g}, five layers, {_seeds(layers['seed'])}"
+    return Finding(found, ends, int(old["n"].min()), scope, not_fresh=_if_seen(layers["seed"], fresh_from))
 
 
 def c34(magnitudes: pd.DataFrame, variance: pd.DataFrame) -> Finding:
@@ -308,7 +309,9 @@ def c22(nested: pd.DataFrame) -> Finding:
     return Finding({"largest_error": higher["largest_error"].max()}, scope=scope)
 
 
-def c28(orders: pd.DataFrame, histories: pd.DataFrame, *, sparsity: float, largest_gain: float) -> Finding:
+def c28(
+    orders: pd.DataFrame, histories: pd.DataFrame, *, sparsity: float, largest_gain: float, fresh_from: int
+) -> Finding:
     overlap = _mean_of(orders, "overlap")
     rates = _last_rates(histories[histories["sparsity"] == sparsity])
     pairs = comparisons.differences(rates[rates["criterion"].isin(["snip", "second_order"])], reference="second_order")
@@ -316,9 +319,8 @@ def c28(orders: pd.DataFrame, histories: pd.DataFrame, *, sparsity: float, large
     found = {"overlap_gain": overlap["second_order"] - overlap["snip"], "error_gain_high": mean_interval(gains)[2]}
     gain, low, high = mean_interval(gains, level=ONE_SIDED)
     found |= {"gain": gain} | _power(gains, largest_gain, sides=1)
-    seeds = f"seeds {histories['init_seed'].min()} to {histories['init_seed'].max()}"
-    scope = f"LeNet-5, sparsity {sparsity:g}, {_epochs(histories)}, {seeds}"
-    return Finding(found, {"gain": (low, high)}, n=len(gains), scope=scope)
+    scope = f"LeNet-5, sparsity {sparsity:g}, {_epochs(histories)}, {_seeds(pairs['seed'])}"
+    return Finding(found, {"gain": (low, high)}, len(gains), scope, not_fresh=_if_seen(pairs["seed"], fresh_from))
 
 
 # --- rules of thumb (notebook 06) -------------------------------------------------------------------------------------
@@ -476,6 +478,15 @@ def _root_mean_square(values: pd.Series) -> float:
 
 def _epochs(runs: pd.DataFrame) -> str:
     return f"{runs['epoch'].max()} epochs"
+
+
+def _seeds(seeds: pd.Series) -> str:
+    return f"seeds {seeds.min()} to {seeds.max()}"
+
+
+def _if_seen(seeds: pd.Series, fresh_from: int) -> str:
+    """Why a rule that was registered before the seeds from this one on were looked at cannot be applied; empty if it can."""
+    return "" if seeds.min() >= fresh_from else f"its rule asks for seeds from {fresh_from} on"
 
 
 def _over(benchmark: pd.DataFrame, what: str) -> str:

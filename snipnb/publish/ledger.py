@@ -14,6 +14,7 @@ import math
 import re
 import textwrap
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -121,8 +122,8 @@ def judge(claim: Mapping[str, Any], finding: Finding, *, profile: str) -> tuple[
     not_run = "untested" if kind == "registered" else "not run"
     if profile not in needs.get("profiles", [profile]):
         return f"{not_run} (budget of profile {profile})", ""
-    if finding.not_run:
-        return f"{not_run} ({finding.not_run})", ""
+    if why := finding.not_run or (finding.not_fresh if kind != "registered" else ""):
+        return f"{not_run} ({why})", ""
     found, needed, n = _numbers_of(finding), statistics(claim), finding.n
     if missing := needed - found.keys():
         raise ValueError(f"{claim['id']} needs the statistics {sorted(needed)}; missing are {sorted(missing)}")
@@ -198,9 +199,7 @@ def entry(
     if extra := finding.intervals.keys() - finding.statistics.keys():
         raise ValueError(f"{claim_id}: intervals for {sorted(extra)}, which are not among the statistics")
     ends = {name: (_rounded(low), _rounded(high)) for name, (low, high) in finding.intervals.items()}
-    shown = Finding(
-        {k: _rounded(v) for k, v in finding.statistics.items()}, ends, finding.n, finding.scope, finding.not_run
-    )
+    shown = replace(finding, statistics={k: _rounded(v) for k, v in finding.statistics.items()}, intervals=ends)
     verdict, reason = judge(claim, shown, profile=profile)
     before = load_registered().get(claim_id.rstrip("ab"))
     drawn = {name: pair for name, pair in ends.items() if all(map(math.isfinite, pair))}

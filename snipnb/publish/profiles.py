@@ -18,6 +18,7 @@ from snipnb._files import resource
 SECTIONS = ("about", "common", "notebooks")
 # Folders of figures/, and profiles of ours.
 RESERVED = ("default", "smoke", "full", "notebooks", "claims", "drawn", "bench")
+KINDS = {int: "an integer", float: "a number", str: "a text", bool: "true or false", list: "a list", dict: "a mapping"}
 MOST_THREADS = 1024
 REQUIRED = ("profile", "threads", "sample")
 
@@ -138,7 +139,7 @@ def complete(profile: Profile, notebook: str, declared: Mapping[str, Any]) -> di
             hint = "; YAML reads 1e-3 as a text and 1.0e-3 as a number" if isinstance(value, str) else ""
             raise ValueError(
                 f"profile {profile.name!r} sets {name} = {value!r} for {notebook}; "
-                f"accepted is a {type(declared[name]).__name__}, as in {declared[name]!r}{hint}"
+                f"it must be {KINDS[type(declared[name])]}, as in {declared[name]!r}{hint}"
             )
     if not 1 <= given.get("threads", 1) <= MOST_THREADS:
         raise ValueError(

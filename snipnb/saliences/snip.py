@@ -18,8 +18,10 @@ from snipnb._checks import (
     batch_starts,
     call_with,
     check_alike_and_precise,
+    check_choice,
     check_classes,
     check_examples,
+    check_integer,
     float_parameters,
     in_mode,
     unchanged,
@@ -81,8 +83,7 @@ def snip(
         >>> salience["conv1.weight"].shape
         torch.Size([6, 1, 5, 5])
     """
-    if aggregate not in AGGREGATES:
-        raise ValueError(f"aggregate is {aggregate!r}; accepted are {', '.join(AGGREGATES)}")
+    check_choice("aggregate", aggregate, AGGREGATES)
     parameters = float_parameters(model)
     total = {name: torch.zeros_like(p, dtype=_accumulator(p)) for name, p in parameters.items()}
     check_examples(images, labels, batch_size)
@@ -133,8 +134,7 @@ def random_salience(model: nn.Module, *, seed: int = 0) -> Salience:
     """
     parameters = float_parameters(model)
     count = sum(p.numel() for p in parameters.values())
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"seed is {seed!r}; accepted are integers")
+    check_integer("seed", seed)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)) + 1
     salience, start = {}, 0
     for name, p in parameters.items():

@@ -33,6 +33,7 @@ from snipnb._checks import (
     batch_starts,
     call_with,
     check_alike_and_precise,
+    check_choice,
     check_classes,
     check_examples,
     float_parameters,
@@ -275,8 +276,7 @@ def _check_order(order: object, accepted: str) -> None:
 
 def _covers(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int, method: str, order: int) -> bool:
     """Whether the closed form is to be taken; an error if nothing is. Order 0: that anyone covers it is enough."""
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}; accepted are {', '.join(METHODS)}")
+    check_choice("method", method, METHODS)
     tensors = float_parameters(model)
     check_examples(images, labels, batch_size)
     check_alike_and_precise(tensors, images)

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from snipnb._checks import Salience
+from snipnb._checks import Salience, check_choice
 from snipnb._engine.ensembles import stacked
 from snipnb._progress import track
 from snipnb.networks import WHOLE, lenet5, published_label
@@ -124,8 +124,7 @@ def masks(networks: Ensemble, sparsity: float, *, ranking: str = "snip", ties: s
     Raises:
         ValueError: If the ranking is unknown.
     """
-    if ranking not in RANKINGS:
-        raise ValueError(f"ranking must be one of {', '.join(RANKINGS)}; got {ranking!r}")
+    check_choice("ranking", ranking, RANKINGS)
     # That a control, or an extreme, cuts the network shows in its counts.
     keep, found = keep_mask if ranking == "snip" and sparsity <= 0.98 else quiet_mask, []
     for k, seed in enumerate(networks.seeds):

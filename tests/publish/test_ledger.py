@@ -98,6 +98,13 @@ def test_too_little_evidence_leaves_a_claim_open():
     assert ledger.judge(CLAIMS["C33"], other, profile="full")[0] == "not run (not the published protocol)"
 
 
+def test_a_rule_on_fresh_seeds_is_not_applied_to_others():
+    statistics = {"overlap_gain": 0.0, "gain": 0.0, "error_gain_high": 0.01}
+    seen = Finding(statistics, {"gain": (-0.01, 0.01)}, 10, not_fresh="its rule asks for seeds from 10 on")
+    row = ledger.entry("C28", seen, profile="full")
+    assert (row["verdict"], row["registered"]) == ("not run (its rule asks for seeds from 10 on)", "reproduced")
+
+
 def test_what_would_decide_is_said():
     found = {"decided": 0.0, "power": 0.493, "n_to_decide": 29.0}
     claim = {

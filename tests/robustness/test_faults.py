@@ -261,7 +261,7 @@ SPLIT = COMMON + "notebooks: {03_lenet5_table: {num_seeds: 2, split_name: %s}}\n
         ("notebooks: {}\nshell: mkdir owned\n", "accepted are the sections"),
         (
             "common: {threads: \"__import__('os').mkdir('owned')\", sample: true}\nnotebooks: {}\n",
-            "accepted is an? int",
+            "it must be an integer",
         ),
         (SPLIT % "'$(mkdir owned); `mkdir owned`'", "split must be one of"),
         (SPLIT % "\"x'\\n__import__('os').mkdir('owned')\\n'\"", "split must be one of"),

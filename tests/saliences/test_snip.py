@@ -276,7 +276,7 @@ def test_random_salience_has_no_ties_in_half_precision():
         ({"loss": lambda z, y: z.detach().sum()}, "that depends on the parameters; got torch.float32"),
         ({"batch_size": 0}, "batch_size must be an integer .*; got 0"),
         ({"batch_size": 2.5}, "batch_size must be an integer .*; got 2.5"),
-        ({"aggregate": "mean"}, "'mean'; accepted are dataset, batch_magnitude"),
+        ({"aggregate": "mean"}, "aggregate must be one of 'dataset', 'batch_magnitude'; got 'mean'"),
         ({"mode": "test"}, "mode must be one of 'eval', 'train'; got 'test'"),
         ({"model": nn.Flatten()}, "has no parameters"),
         ({"model": nn.LazyLinear(2)}, "has no shape yet"),

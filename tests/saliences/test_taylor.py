@@ -502,7 +502,7 @@ def refuses(words, model, *args, call=snipnb.diagonal_hessian, shape=(4,), **opt
 def test_what_is_not_covered_is_named():
     linear = nn.Sequential(nn.Linear(4, 3))
     series = snipnb.taylor_salience
-    refuses("method is 'exact'; accepted are auto, cumulants, autodiff", linear, method="exact")
+    refuses("method must be one of 'auto', 'cumulants', 'autodiff'; got 'exact'", linear, method="exact")
     refuses("order is 0; accepted are integers from 1", linear, call=series, order=0)
     refuses("order is True; accepted are integers", linear, call=series, order=True)
     refuses("order is 1.5; accepted are integers", linear, call=series, order=1.5)

@@ -65,7 +65,7 @@ def test_controls_are_other_rankings():
     controls = structure.rejected_controls(counts).set_index("ranking")
     assert controls.loc["magnitude", "rejected"] == 20  # quite another structure is noticed every time
     assert controls.loc["snip", "rejected"] <= 3  # SNIP's own tables hardly ever are
-    with pytest.raises(ValueError, match=r"ranking must be one of snip, gradient, .*; got 'grasp'"):
+    with pytest.raises(ValueError, match=r"ranking must be one of 'snip', 'gradient', .*; got 'grasp'"):
         shared.kept_counts(networks, sparsities=[0.5], rankings=["grasp"])
 
 

@@ -1,0 +1,52 @@
+"""What ``make claim C=C20`` does: run the notebook that decides a claim, and print what is published beside what came out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from snipnb.publish import ledger
+from snipnb.publish.profiles import load_profile
+from tools import checkout, runner, state
+
+SHOWN = ("measured", "low", "high", "n", "scope", "verdict", "registered")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run and compare; returns 0 if the row comes out as published, 1 otherwise."""
+    parser = argparse.ArgumentParser(prog="tools.claim", description=__doc__)
+    parser.add_argument("claim", help="for instance C20")
+    parser.add_argument("--profile", default="default", help="profile name or path of a YAML file (default: default)")
+    given = parser.parse_args(arguments)
+    claims, root = ledger.load_claims(), checkout()
+    if given.claim not in claims:
+        print(f"there is no claim {given.claim!r}; the claims are {', '.join(claims)}", file=sys.stderr)
+        return 1
+    claim = claims[given.claim]
+    file = state.place_of(load_profile(given.profile), root).published / "claims.json"
+    expected = _row(file, given.claim)
+    if not runner.run(given.profile, [claim["notebook"]], force=True):
+        return 1
+    obtained = _row(file, given.claim)
+    print(f"{given.claim}: “{' '.join(claim['words'].split())}” ({claim['place']})\n{claim['rule']}\n")
+    for field in SHOWN:
+        before, now = (row.get(field) for row in (expected, obtained))
+        print(
+            f"  {field:<12} {now}" if before == now else f"  {field:<12} published {before}\n{'':<14} obtained  {now}"
+        )
+    same = all(expected.get(field) == obtained.get(field) for field in SHOWN)
+    print("\nas published" if same else "\nnot as published")
+    return 0 if same else 1
+
+
+def _row(file: Path, claim: str) -> dict[str, Any]:
+    """A row of a published ledger; empty if there is none."""
+    rows = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    return next((row for row in rows if row["id"] == claim), {})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
