@@ -142,7 +142,8 @@ def judge(claim: Mapping[str, Any], finding: Finding, *, profile: str) -> tuple[
     outcome, reason = _outcome(claim, found)
     verdict = outcome["verdict"]
     if short:
-        return f"{UNDECIDED[kind]} ({short}; so far {verdict})", reason
+        so_far = "" if verdict == UNDECIDED[kind] else f"; so far {verdict}"
+        return f"{UNDECIDED[kind]} ({short}{so_far})", reason
     remark = outcome.get("remark", claim.get("weak_as") if verdict == "weak" else None)
     if verdict == "inconclusive" and "n_to_decide" in found:
         remark = f"power {found['power']:.2f}; {_needed(found['n_to_decide'])}"
@@ -372,8 +373,9 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
 
 
 def quoted(words: str) -> str:
-    """A quotation for a table: bars of its formulas as LaTeX's own command, which a table's bars do not cut."""
-    return re.sub(r"\$[^$]*\$", lambda formula: formula[0].replace("|", r"\vert "), _squeezed(words))
+    """A quotation for a table: formulas in the line, their bars as LaTeX's own command, which a table's bars do not cut."""
+    inline = _squeezed(words).replace("$$", "$")
+    return re.sub(r"\$[^$]*\$", lambda formula: formula[0].replace("|", r"\vert "), inline)
 
 
 def scope(row: Mapping[str, Any]) -> str:

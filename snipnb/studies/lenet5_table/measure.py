@@ -25,7 +25,7 @@ from snipnb.studies.shared import Ensemble, grid_of, kept_counts, of_snip, place
 from snipnb.training.loop import Recipe
 from snipnb.training.scores import WAYS, error_table
 
-# What the published training may have been, besides the recipe that is followed. The text says Adam at a falling rate, not how it falls; the first is how the
+# What the published training may have been, besides the recipe that is followed. The longer report says Adam at 0.0012, not how that falls; the first is how the
 # published code lets it fall unless told otherwise, the last is the training of its sample notebook.
 RECIPES: dict[str, dict[str, Any]] = {
     "Adam, times 0.99 every epoch": {"learning_rate": 0.0012, "schedule": "exponential", "decay": 0.99},
