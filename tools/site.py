@@ -6,6 +6,7 @@ Notebooks are rendered by nbconvert, their formulas as MathML, the reference by 
 from __future__ import annotations
 
 import base64
+import html
 import json
 import re
 import shutil
@@ -148,6 +149,7 @@ def _ledger(environment: Any, root: Path, profile: str, executed: list[_Page], s
     for row in rows:
         own = row["profile"] or profile
         row["page"] = files.get((own, row["notebook"]))
+        row["said"] = _safe(with_mathml(html.escape(ledger.quoted(row["words"]), quote=False)))
         row["numbers"] = [n for n in ledger.verdict_frame([row])["found"].iloc[0].split("; ") if n]
         row |= {name: rules[row["id"]].get(name) for name in ("changed", "looks")}
         row["figure_file"] = _copied(published_dir(figures, own), row["figure"], stage, "" if own == profile else own)

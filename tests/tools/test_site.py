@@ -61,7 +61,12 @@ def project(tmp_path_factory):
     notebook = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     (figures / "notebooks" / "02_snip_vs_exact.ipynb").write_text(json.dumps(notebook))
     picture = "02_snip_vs_exact/figure1.png"
-    found = ledger.entry("C9", Finding({"cost_in_gradients": 1.01}), profile="default", figure=picture)
+    found = ledger.entry(
+        "C9",
+        Finding({"cost_in_gradients": 1.01}, {"cost_in_gradients": (1.0, 1.02)}),
+        profile="default",
+        figure=picture,
+    )
     ledger.write_ledger(figures, ledger.assemble([found]))
     return root
 
@@ -125,7 +130,7 @@ def test_verdicts_are_those_of_full_where_it_was_run(project, tmp_path):
     shutil.copytree(default / "notebooks", full / "notebooks")
     (full / "02_snip_vs_exact").mkdir()
     shutil.copy(default / "02_snip_vs_exact" / "figure1.png", full / "02_snip_vs_exact")
-    statistics = {"equivalence_p": 0.001, "random_equivalence_p": 0.9, "random_excess_low": 2.0}
+    statistics = {"equivalence_p": 0.001, "random_equivalence_p": 0.9, "random_excess_low": 2.0, "beyond_margin": -0.1}
     decided = ledger.entry("C25a", Finding(statistics, n=10), profile="full", figure="02_snip_vs_exact/figure1.png")
     ledger.write_ledger(full, ledger.assemble([decided]))
     site.make(tmp_path, tmp_path / "report", reference=False)
