@@ -199,6 +199,7 @@ def test_recipes_are_placed_one_by_one():
         "recipe",
         "sparsity",
         "n",
+        "untrained",
         "last_epoch",
         "best_epoch",
         "smallest",
@@ -209,6 +210,11 @@ def test_recipes_are_placed_one_by_one():
         "inside",
     ]
     assert levels["inside"].tolist() == [True, False, False, True]
+    assert levels["untrained"].tolist() == [0] * 4
+    failed = runs.assign(test_error=runs["test_error"].where((runs["init_seed"] > 0) | (runs["sparsity"] > 0), 0.9))
+    dense = structure.recipe_levels(failed, reported, num_scored=10_000).iloc[0]
+    assert (dense["untrained"], dense["inside"]) == (1, False)
+    assert dense[["low", "high"]].isna().all()  # an interval from -334 to 394 % says nothing
     alone = structure.recipe_levels(runs[runs["name"] == "other"], reported, num_scored=10_000)
     pd.testing.assert_frame_equal(alone, levels[levels["recipe"] == "other"].reset_index(drop=True))
 

@@ -68,6 +68,8 @@ def test_where_criteria_part():
     assert len(apart) == 2 * len(JUDGED)
     below = trained.parting(trained.differences(scores.error_table(many({"exact": 2.0, "snip": 0.0})), way=LAST), 0.1)
     assert below["apart"].all()
+    few = table[table["seed"] < 4]
+    assert not trained.parting(trained.differences(few, way=LAST), 0.1)["apart"].any()  # four seeds have no interval
 
 
 def test_levels_beside_the_published_ones():

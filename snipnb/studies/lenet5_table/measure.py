@@ -218,8 +218,10 @@ def recipe_levels(runs: pd.DataFrame, reported: pd.DataFrame, *, num_scored: int
         num_scored: Images that our runs were scored on.
 
     Returns:
-        One row per recipe and sparsity: ``recipe``, ``sparsity``, ``n``, ``last_epoch`` (mean), and of the best epoch ``best_epoch`` (mean),
-        ``smallest``, ``largest``, and from :func:`place_errors` ``low``, ``high``, ``reported``, ``inside``; in percent.
+        One row per recipe and sparsity: ``recipe``, ``sparsity``, ``n``, ``untrained`` (networks that are wrong on more than half of the images at
+        their best epoch), ``last_epoch`` (mean), and of the best epoch ``best_epoch`` (mean), ``smallest``, ``largest``, and from
+        :func:`place_errors` ``low``, ``high``, ``reported``, ``inside``; in percent. Where a network did not train, there is no interval and nothing
+        is inside.
     """
     tables = []
     for name, own in runs.groupby("name", sort=False):
@@ -227,11 +229,15 @@ def recipe_levels(runs: pd.DataFrame, reported: pd.DataFrame, *, num_scored: int
         by_way = rates.groupby(["way", "sparsity"])["error_percent"]
         last, best = WAYS["error_rate"], WAYS["best_error_rate"]
         found = {"last_epoch": by_way.mean()[last], "smallest": by_way.min()[best], "largest": by_way.max()[best]}
+        found["untrained"] = by_way.agg(lambda rate: int((rate > 50).sum()))[best]
         placed = place_errors(rates, reported[reported["sparsity"].isin(own["sparsity"])], num_scored=num_scored)
         placed = placed.rename(columns={"mean": "best_epoch"}).assign(recipe=name)
         tables.append(placed.merge(pd.DataFrame(found), on="sparsity"))
-    before = ["recipe", "sparsity", "n", "last_epoch", "best_epoch", "smallest", "largest"]
-    return pd.concat(tables, ignore_index=True)[[*before, "low", "high", "reported", "inside"]]
+    table = pd.concat(tables, ignore_index=True)
+    table.loc[table["untrained"] > 0, ["low", "high"]] = np.nan
+    table.loc[table["untrained"] > 0, "inside"] = False
+    before = ["recipe", "sparsity", "n", "untrained", "last_epoch", "best_epoch", "smallest", "largest"]
+    return table[[*before, "low", "high", "reported", "inside"]]
 
 
 def protocol(split: Split, recipe: Recipe) -> pd.DataFrame:

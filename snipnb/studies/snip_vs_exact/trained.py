@@ -17,6 +17,8 @@ from snipnb.publish.comparisons import differences as differences  # notebooks t
 from snipnb.publish.comparisons import place_levels as place_levels
 from snipnb.training.scores import error_table
 
+FEWEST = 5  # seeds for an interval that says where curves part
+
 
 def curves(errors: pd.DataFrame, *, way: str = LAST) -> pd.DataFrame:
     """Mean, smallest and largest error rate of the seeds, per criterion and sparsity.
@@ -57,11 +59,13 @@ def parting(pairs: pd.DataFrame, margin: float) -> pd.DataFrame:
 
     Returns:
         ``criterion``, ``sparsity``, ``n``, ``mean``, ``low95``, ``high95`` (t interval over seeds), ``apart``: the interval lies beyond the
-        margin.
+        margin. Fewer than :data:`FEWEST` seeds have no interval, and are never apart.
     """
     rows = []
     for (criterion, sparsity), part in pairs.groupby(["criterion", "sparsity"], sort=False):
         found = interval_of(part["difference"].to_numpy())
+        if len(part) < FEWEST:
+            found |= {"low95": float("nan"), "high95": float("nan")}
         row = {"criterion": criterion, "sparsity": sparsity, "n": len(part)} | found
         rows.append(row | {"apart": bool(found["low95"] > margin or found["high95"] < -margin)})
     return pd.DataFrame(rows)
