@@ -57,9 +57,9 @@ def fingerprint(path: Path, parameters: Mapping[str, Any], *, package: Path = PA
     tables = re.findall(r"\bbenchmark\(\s*[\"'](\w+)", code)
     bench, study = path.parent.parent / "figures" / "bench", package / "studies" / path.stem.split("_", 1)[1]
     drawing = [study / "draw.py", study / "captions.yaml", package / "publish" / "style.py"]
-    judging = package / "publish" / "evidence.py"
+    judging = [package / "publish" / name for name in ("evidence.py", "ledger.py")]
     others = {file for file in package.glob("studies/*/*") if file.parent != study}
-    library = {*package.rglob("[!.]*.py")} - {*drawing, *others, judging, package / "__main__.py"}
+    library = {*package.rglob("[!.]*.py")} - {*drawing, *others, *judging, package / "__main__.py"}
     parts = {
         "code": [text for runs, text in cells if runs],
         "prose": ["" if runs else text for runs, text in cells],  # and where it stands
@@ -68,7 +68,7 @@ def fingerprint(path: Path, parameters: Mapping[str, Any], *, package: Path = PA
         "parameters": parameters,
         "claims": [
             _claims_of(path.stem, code, package / "resources" / "claims.yaml"),
-            _contents(package, [judging]),
+            _contents(package, judging),
         ],
         "benchmarks": _contents(bench, [bench / f"{name}.csv" for name in tables]),
         "reported values": _contents(package, package.glob("resources/reported/*.csv")),

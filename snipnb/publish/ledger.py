@@ -202,7 +202,7 @@ def entry(
     ends = {name: (_rounded(low), _rounded(high)) for name, (low, high) in finding.intervals.items()}
     shown = replace(finding, statistics={k: _rounded(v) for k, v in finding.statistics.items()}, intervals=ends)
     verdict, reason = judge(claim, shown, profile=profile)
-    before = load_registered().get(claim_id.rstrip("ab"))
+    before = _as_registered(claim)
     drawn = {name: pair for name, pair in ends.items() if all(map(math.isfinite, pair))}
     return {
         **_description(claim),
@@ -416,7 +416,8 @@ def verdict_frame(entries: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 def _rules(claim_id: str) -> str:
     """The rule of a claim, its changes, the looks at it, and the rule as registered where that is another one."""
-    claim, before = _claim(claim_id), load_registered().get(claim_id.rstrip("ab"), {})
+    claim = _claim(claim_id)
+    before = _as_registered(claim)
     lines = [f"- **{claim_id}** ({claim['kind']}) {claim['rule']}"]
     lines += [f"  - *{name.capitalize()}:* {claim[name]}" for name in ("changed", "looks") if name in claim]
     if before:
@@ -432,6 +433,11 @@ def _claim(claim_id: str, claims: Claims | None = None) -> Mapping[str, Any]:
     if claim_id not in claims:
         raise ValueError(f"there is no claim {claim_id!r}; the claims are {', '.join(claims)}")
     return claims[claim_id]
+
+
+def _as_registered(claim: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The claim as first registered; None for one that came later."""
+    return load_registered().get(claim["id"].rstrip("ab")) if claim.get("registered", True) else None
 
 
 def _description(claim: Mapping[str, Any]) -> dict[str, Any]:

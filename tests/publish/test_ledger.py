@@ -10,7 +10,7 @@ from snipnb.training import scores
 CLAIMS = ledger.load_claims()
 REGISTERED = ledger.load_registered()
 FIELDS = {"id", "kind", "words", "place", "notebook", "rule", "outcomes"}
-MORE = {"reported", "needs", "settings", "judged", "changed", "looks"}
+MORE = {"reported", "registered", "needs", "settings", "judged", "changed", "looks"}
 
 
 def judged(claim, statistics, *, n=None, profile="default", intervals=None, registered=False):
@@ -178,7 +178,8 @@ def test_the_ledger_holds_every_claim(tmp_path):
     assert "a network; n = 4" in text
     assert "(full/claims.md)" not in text
     assert text.count("\n- **C") == len(CLAIMS)
-    assert text.count("*As registered:*") == sum(claim.rstrip("ab") in REGISTERED for claim in CLAIMS)
+    later = {"C25b", "C36", "C37", "C38"}
+    assert text.count("*As registered:*") == len(CLAIMS) - len(later)
     paper = (tmp_path / "claims.tex").read_text()
     assert r"\begin{longtable}" in paper
     assert paper.count("\nC") == len(CLAIMS)

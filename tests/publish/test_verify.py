@@ -18,12 +18,24 @@ from tools import verify
 
 FIGURES = project_root() / "figures"
 TRIES = 200
+WITHOUT_TORCH = """
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "torch":
+            raise ImportError(f"{name} is asked for")
+
+sys.meta_path.insert(0, Block())
+from tools import verify
+
+sys.exit(verify.main([]))
+"""
 
 
 def test_the_published_verdicts_follow_from_their_rows_without_torch():
-    blocked = "import sys; sys.modules['torch'] = None; from tools import verify; sys.exit(verify.main())"
     start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", blocked], cwd=project_root(), capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], cwd=project_root(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     many = len(ledger.load_claims())
     assert [line.split(" (")[0] for line in done.stdout.splitlines()] == [
@@ -84,12 +96,8 @@ def test_an_altered_cell_is_noticed_by_its_digest(published, seed):
     files = sorted({file for row in rows for file in row["rows"] if not file.startswith("reported/")})
     path = folder / (file := rng.choice(files))
     before = path.read_text(encoding="utf-8")
-    lines = before.splitlines()
-    row = rng.integers(1, len(lines))
-    digits = [k for k, letter in enumerate(lines[row]) if letter.isdigit()]
-    k = rng.choice(digits)
-    lines[row] = f"{lines[row][:k]}{(int(lines[row][k]) + rng.integers(1, 10)) % 10}{lines[row][k + 1 :]}"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    k = rng.choice([k for k, letter in enumerate(before) if letter.isdigit() and k > before.index("\n")])
+    path.write_text(f"{before[:k]}{(int(before[k]) + rng.integers(1, 10)) % 10}{before[k + 1 :]}", encoding="utf-8")
     try:
         wrong = found(folder, only=concerned(rows, file))
     finally:
@@ -112,7 +120,7 @@ def test_an_altered_cell_is_noticed_by_its_number_when_the_digest_is_rewritten(p
             other = {**frames, file: moved(frames[file], rng)}
             try:
                 entry = ledger.entry(claim, ledger.find(claim, other.values(), profile="full"), profile="full")
-            except ValueError:
+            except (ValueError, RuntimeWarning):
                 continue
             if any(entry[field] != row[field] for field in ("measured", "low", "high", "n")):
                 break
