@@ -1,7 +1,7 @@
 """What published rows say about a claim: one function a claim, from tables as they stand in ``figures/`` to the numbers its rule compares.
 
 Notebooks and ``make verify`` call the same functions on the same files, so a verdict follows from committed rows alone. Tables come as
-:func:`pandas.read_csv` gives them, in the order in which the notebook hands them to ``report.claim``; settings of a rule as keyword
+``pandas.read_csv`` gives them, in the order in which the notebook hands them to ``report.claim``; settings of a rule as keyword
 arguments. Nothing here knows a network, and nothing imports torch.
 """
 

@@ -101,9 +101,9 @@ def test_the_time_is_told_in_epochs_of_a_plain_loop_too(tmp_path):
 
 
 def test_parts_follow_from_the_files(tmp_path):
-    text = "a\n<!-- generated: verdicts -->\nold\n<!-- end -->\nb\n<!-- generated: cost -->\n<!-- end -->\n"
+    text = "a\n<!-- generated: verdicts -->\nOUT OF DATE\n<!-- end -->\nb\n<!-- generated: cost -->\n<!-- end -->\n"
     new = readme.render(text, ROOT / "figures")
-    assert "old" not in new
+    assert "OUT OF DATE" not in new
     assert "| C35 |" in new
     assert "\n| 01_salience_derivation |" in new
     assert readme.render(new, ROOT / "figures") == new
