@@ -163,9 +163,7 @@ def c25a(runs: pd.DataFrame, short: pd.DataFrame, *, sparsities: Sequence[float]
     each = pairs[pairs["criterion"] == "snip"].groupby("seed")["difference"].mean().to_numpy()
     mean, low, high = mean_interval(each, level=ONE_SIDED)
     found |= {"mean_difference": mean, "beyond_margin": max(low, -high) - margin} | _power(each, margin)
-    if (
-        len(short) and short["n"].min() > 1
-    ):  # a protocol of few epochs beside it, once there is more than one seed of it
+    if len(short) and short["n"].min() > 1:  # few epochs, once there is more than one seed of them
         row = short.set_index("criterion").loc["snip"]
         found |= {f"short_{name}": row[name] for name in ("n", "mean_difference", "equivalence_p")}
     scope = f"LeNet-5, {len(sparsities)} sparsities, {_epochs(runs)}"

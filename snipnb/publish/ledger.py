@@ -375,7 +375,7 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
 def quoted(words: str) -> str:
     """A quotation for a table: formulas in the line, their bars as LaTeX's own command, which a table's bars do not cut."""
     inline = _squeezed(words).replace("$$", "$")
-    return re.sub(r"\$[^$]*\$", lambda formula: formula[0].replace("|", r"\vert "), inline)
+    return re.sub(r"\$[^$]*\$", lambda formula: formula[0].replace("|", r"{\vert}"), inline)
 
 
 def scope(row: Mapping[str, Any]) -> str:

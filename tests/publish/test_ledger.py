@@ -190,7 +190,7 @@ def test_the_ledger_holds_every_claim(tmp_path):
 
 
 def test_formulas_do_not_cut_a_table():
-    assert ledger.quoted("a $|x|$ and | b") == r"a $\vert x\vert $ and | b"
+    assert ledger.quoted("a $|x|$ and | b") == r"a ${\vert}x{\vert}$ and | b"
     row = next(line for line in ledger.markdown_table(ledger.assemble([])).splitlines() if line.startswith("| C1 "))
     assert row.count(" | ") == 6
 

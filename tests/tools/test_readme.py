@@ -77,8 +77,8 @@ def test_verdicts_are_those_of_full_with_scope_and_as_registered(tmp_path):
     (tmp_path / "full" / "claims.json").write_text(json.dumps([row, open_row]))
     rows = readme.verdicts(tmp_path).splitlines()[2:]
     where = "[02](notebooks/02_x.ipynb), [png](figures/full/f.png)"
-    assert rows[0] == rf"| C1 | “a $\vert x\vert $” | supported | LeNet-5; n = 3 | weak | {where} |"
-    assert rows[1] == r"| C2 | “a $\vert x\vert $” | not run |  |  |  |"
+    assert rows[0] == rf"| C1 | “a ${{\vert}}x{{\vert}}$” | supported | LeNet-5; n = 3 | weak | {where} |"
+    assert rows[1] == r"| C2 | “a ${\vert}x{\vert}$” | not run |  |  |  |"
 
 
 def test_finished_runs_are_counted(tmp_path):
