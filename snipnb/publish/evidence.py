@@ -46,8 +46,11 @@ class Finding:
 
 
 def function_of(claim_id: str) -> Callable[..., Finding]:
-    """The function of a claim."""
-    return globals()[claim_id.lower()]
+    """The function of a claim; ValueError if there is none."""
+    found = globals().get(claim_id.lower())
+    if found is None:
+        raise ValueError(f"snipnb/publish/evidence.py has no function {claim_id.lower()}; add the one of {claim_id}")
+    return found
 
 
 def read_rows(path: Path) -> pd.DataFrame:
@@ -113,9 +116,8 @@ def c23(linearity: pd.DataFrame) -> Finding:
 
 def c1(brute_force: pd.DataFrame) -> Finding:
     total = brute_force.iloc[-1]
-    return Finding(
-        _named(total, "largest_error", "spearman"), n=int(total["parameters"]), scope="parameters of LeNet-5"
-    )
+    found = {name: float(total[name]) for name in ("largest_error", "spearman")}
+    return Finding(found, n=int(total["parameters"]), scope="parameters of LeNet-5")
 
 
 def c5(exact: pd.DataFrame) -> Finding:
@@ -417,10 +419,6 @@ def _at(frame: pd.DataFrame, column: str, **where: object) -> float:
     for name, value in where.items():
         frame = frame[frame[name] == value]
     return float(frame[column].item())
-
-
-def _named(row: pd.Series, *names: str) -> dict[str, float]:
-    return {name: float(row[name]) for name in names}
 
 
 def _differing(symbolic: pd.DataFrame) -> int:

@@ -282,7 +282,7 @@ def _differences(
 ) -> list[str]:
     claim, row = _claim(claim_id, claims), published.get(claim_id)
     if row is None:
-        return ["the ledger has no row for it"]
+        return ["the ledger has no row for it; run its notebook"]
     found = []
     if quotations.get(claim_id) != digest(_squeezed(claim["words"])):
         found.append("its words are not those of the write-up")

@@ -160,7 +160,7 @@ def test_an_altered_rule_or_quotation_is_noticed(published, seed):
 def test_a_missing_row_table_or_ledger_is_said(published, tmp_path):
     folder, rows = published
     write(folder, [row for row in rows if row["id"] != "C3"])
-    assert found(folder, only=["C3", "C4"]) == {"C3": ["the ledger has no row for it"]}
+    assert found(folder, only=["C3", "C4"]) == {"C3": ["the ledger has no row for it; run its notebook"]}
     write(folder, rows)
     path = folder / "06_rules_of_thumb" / "greedy_all.csv"
     path.rename(path.with_suffix(".away"))

@@ -118,7 +118,7 @@ def test_numbers_of_rules_that_were_drawn_need_a_run(root, capsys, monkeypatch):
 def test_prose_is_taken_over_and_is_then_up_to_date(root, capsys):
     edit(root / "notebooks" / f"{NOTEBOOK}.ipynb", "Ranked by magnitude they compete", "By magnitude they compete")
     assert stale(root) == "prose changed"
-    assert again(root, capsys) == ({EXECUTED}, True, f"{NOTEBOOK}: 12 drawn again")
+    assert again(root, capsys) == ({EXECUTED, "provenance.json"}, True, f"{NOTEBOOK}: 12 drawn again")
     assert "By magnitude they compete" in (root / "build" / "smoke" / EXECUTED).read_text(encoding="utf-8")
     assert stale(root) == ""
 
