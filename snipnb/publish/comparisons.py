@@ -243,3 +243,13 @@ def place_levels(errors: pd.DataFrame, reported: pd.DataFrame, *, num_scored: in
         row |= {"difference": values.mean() - there, "expected_difference": 1.96 * (binomial + seeds) ** 0.5}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def right_side(attributed: pd.DataFrame, *, prefix: str = "xavier") -> float:
+    """Share of seeds that are given to an initialisation of their own side: one whose name begins so, or not."""
+    right = total = 0
+    for row in attributed.to_dict("records"):
+        own = row.pop("init").startswith(prefix)
+        total += sum(row.values())
+        right += sum(number for other, number in row.items() if other.startswith(prefix) == own)
+    return right / total

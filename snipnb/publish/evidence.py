@@ -241,15 +241,12 @@ def c38(image_counts: pd.DataFrame, published: pd.DataFrame) -> Finding:
 
 
 def c11(scores: pd.DataFrame, held_out: pd.DataFrame, *, candidates: Sequence[str]) -> Finding:
-    xavier = scores["init"].str.startswith("xavier")
+    xavier, able = scores["init"].str.startswith("xavier"), scores["init"].isin(candidates)
     best, other = scores.loc[xavier, "p_value"].max(), scores.loc[~xavier, "p_value"].max()
-    given = held_out.set_index("init")
-    side = np.equal.outer(*(names.str.startswith("xavier") for names in (given.index, given.columns)))
     found: dict[str, float] = {"best_xavier_p": best, "best_other_p": other, "xavier_fits_best": best > other}
-    found["attribution_accuracy"] = given.to_numpy()[side].sum() / given.to_numpy().sum()
-    able = given.index.isin(candidates)[:, None]
-    found["accuracy_of_candidates"] = given.to_numpy()[side & able].sum() / given.loc[list(candidates)].to_numpy().sum()
-    found["xavier_p"] = scores.loc[xavier & scores["init"].isin(candidates), "p_value"].max()
+    found["attribution_accuracy"] = comparisons.right_side(held_out)
+    found["accuracy_of_candidates"] = comparisons.right_side(held_out[held_out["init"].isin(candidates)])
+    found["xavier_p"] = scores.loc[xavier & able, "p_value"].max()
     found["pytorch_p"] = _at(scores, "p_value", init="pytorch")
     return Finding(found, n=int(scores["n"].min()), scope=f"20 counts, {len(candidates)} initialisations")
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from snipnb.networks import WHOLE
 from snipnb.pruning.masks import Mask
+from snipnb.publish.comparisons import right_side as right_side  # notebooks take them from here
 from snipnb.publish.comparisons import summarise
-from snipnb.publish.comparisons import variance_split as variance_split  # notebooks take it from here
+from snipnb.publish.comparisons import variance_split as variance_split
 from snipnb.publish.stats import TableFit, table_fit
 from snipnb.studies.shared import Ensemble, kept_counts, masks, place_reported
 
@@ -143,16 +144,6 @@ def attribute_seeds(counts: Mapping[str, pd.DataFrame], cells: Sequence[tuple[fl
             given[max(fits, key=lambda other: _rank(fits[other]))] += 1
         rows.append({"init": init} | given)
     return pd.DataFrame(rows)
-
-
-def right_side(attributed: pd.DataFrame, *, prefix: str = "xavier") -> float:
-    """Share of seeds that are given to an initialisation of their own side: one whose name begins so, or not."""
-    right = total = 0
-    for row in attributed.to_dict("records"):
-        own = row.pop("init").startswith(prefix)
-        total += sum(row.values())
-        right += sum(number for other, number in row.items() if other.startswith(prefix) == own)
-    return right / total
 
 
 def _rank(fit: TableFit) -> tuple[float, float, float]:
