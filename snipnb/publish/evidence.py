@@ -17,7 +17,7 @@ from scipy import stats
 
 from snipnb.publish import comparisons
 from snipnb.publish.comparisons import LAST
-from snipnb.publish.stats import mean_interval, non_inferiority_test, table_fit
+from snipnb.publish.stats import mean_interval, non_inferiority_test, power_of, table_fit
 
 ONE_SIDED = 0.90  # level of intervals whose ends are one-sided tests at 5 %
 WHOLE = "whole network"
@@ -459,16 +459,12 @@ def _best_rates(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _power(values: np.ndarray, margin: float, *, sides: int = 2, wanted: float = 0.8) -> dict[str, float]:
-    """Chance that a difference of 0 is found to be within a margin, on one or both sides at 5 %, and the n for which it is ``wanted``."""
-
-    def power(n: int) -> float:
-        shift = margin / (spread / n**0.5) - stats.t.ppf(0.95, n - 1)
-        return max(0.0, sides * stats.t.cdf(shift, n - 1) - (sides - 1))
-
+    """The power of a test on these differences at no difference, and the n for which it would be ``wanted``; empty without a spread."""
     if len(values) < 2 or not (spread := values.std(ddof=1)) > 0:
         return {}
-    enough = next((n for n in range(2, 1000) if power(n) >= wanted), np.inf)
-    return {"power": power(len(values)), "n_to_decide": enough}
+    power = {n: power_of(spread / n**0.5, n, margin, sides=sides) for n in (len(values), *range(2, 1000))}
+    enough = next((n for n in range(2, 1000) if power[n] >= wanted), np.inf)
+    return {"power": power[len(values)], "n_to_decide": enough}
 
 
 def _root_mean_square(values: pd.Series) -> float:
