@@ -57,8 +57,10 @@ def fingerprint(path: Path, parameters: Mapping[str, Any], *, package: Path = PA
     tables = re.findall(r"\bbenchmark\(\s*[\"'](\w+)", code)
     bench, study = path.parent.parent / "figures" / "bench", package / "studies" / path.stem.split("_", 1)[1]
     drawing = [study / "draw.py", study / "captions.yaml", package / "publish" / "style.py"]
-    judging = [package / "publish" / name for name in ("evidence.py", "ledger.py")]
-    others = {file for file in package.glob("studies/*/*") if file.parent != study}
+    evidence = {file.stem: file for file in package.glob("publish/evidence/*.py")}
+    judging = [package / "publish" / "ledger.py"]
+    judging += [file for name, file in evidence.items() if name in ("__init__", "parts", study.name)]
+    others = {file for file in package.glob("studies/*/*") if file.parent != study} | {*evidence.values()}
     library = {*package.rglob("[!.]*.py")} - {*drawing, *others, *judging, package / "__main__.py"}
     parts = {
         "code": [text for runs, text in cells if runs],

@@ -144,7 +144,7 @@ def test_bad_claims_and_rows_are_named():
     with pytest.raises(ValueError, match="does not use the statistic 'size'"):
         ledger.bound("C23", "size")
     assert ledger.bound("C23", "largest_error") == 1e-10
-    with pytest.raises(ValueError, match=r"evidence\.py has no function c99; add the one of C99"):
+    with pytest.raises(ValueError, match=r"evidence/ has no function c99; add the one of C99"):
         evidence.function_of("C99")
     rows = published.reported("figure2")
     with pytest.raises(ValueError, match="C23 cannot be read from these rows: KeyError: 'case'"):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import snipnb
-from snipnb.publish import evidence
+from snipnb.publish.evidence import rules_of_thumb as evidence
 from snipnb.studies.rules_of_thumb import assumptions
 from snipnb.studies.rules_of_thumb import draw as plotting_controls
 

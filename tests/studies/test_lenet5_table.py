@@ -6,7 +6,7 @@ import scipy.stats
 
 import snipnb
 from snipnb.data import Split
-from snipnb.publish import evidence
+from snipnb.publish.evidence import lenet5_table as evidence
 from snipnb.publish.report import reported
 from snipnb.studies import shared
 from snipnb.studies.lenet5_table import measure as structure

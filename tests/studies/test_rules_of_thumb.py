@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from snipnb.publish import evidence
+from snipnb.publish.evidence import rules_of_thumb as evidence
 from snipnb.studies.rules_of_thumb import draw as plotting_controls
 from snipnb.studies.rules_of_thumb import measure as controls
 

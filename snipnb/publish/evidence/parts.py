@@ -1,0 +1,116 @@
+"""What an evidence function returns, and what several of them use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from snipnb.publish import comparisons
+from snipnb.publish.comparisons import LAST
+from snipnb.publish.stats import power_of
+
+ONE_SIDED = 0.90  # level of intervals whose ends are one-sided tests at 5 %
+WHOLE = "whole network"
+START = "at initialisation"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What rows say about a claim.
+
+    Attributes:
+        statistics: Name -> value; those that a rule compares have to be among them.
+        intervals: Name of a statistic -> (low, high), where it has one. A rule may name them ``<name>_low`` and ``<name>_high``.
+        n: Seeds, runs or rounds behind the numbers; None where there is nothing to count.
+        scope: What the numbers are about, such as ``"sparsity 0.95, 3 epochs"``.
+        not_run: Why no rule can be applied to these rows; empty if one can.
+        not_fresh: Why a rule that asks for seeds which nobody had looked at cannot be applied; empty if it can. The rule as registered can.
+    """
+
+    statistics: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    n: int | None = None
+    scope: str = ""
+    not_run: str = ""
+    not_fresh: str = ""
+
+
+def value_at(frame: pd.DataFrame, column: str, **where: object) -> float:
+    """The value in the one row of a table where columns have these values."""
+    for name, value in where.items():
+        frame = frame[frame[name] == value]
+    return float(frame[column].item())
+
+
+def differing(symbolic: pd.DataFrame) -> int:
+    """How many identities leave a difference."""
+    return int((symbolic["difference"].astype(str) != "0").sum())
+
+
+def mean_of(orders: pd.DataFrame, measure: str) -> dict[str, float]:
+    """Approximation -> its mean agreement with the exact salience, whole network at the start."""
+    some = orders[(orders["state"] == START) & (orders["layer"] == WHOLE) & (orders["measure"] == measure)]
+    return dict(zip(some["approximation"], some["mean"], strict=True))
+
+
+def last_rates(runs: pd.DataFrame) -> pd.DataFrame:
+    """Error rates at the last epoch, as :func:`snipnb.error_table` has them."""
+    last = runs[runs["epoch"] == runs["epoch"].max()]
+    found = last[["criterion", "sparsity"]].assign(seed=last["init_seed"], way=LAST)
+    return found.assign(error_percent=100 * last["test_error"])
+
+
+def paired(runs: pd.DataFrame, first: str, second: str, *, sparsity: float) -> tuple[float, float, float]:
+    """Mean paired difference of error rates at the last epoch, in points, and its interval."""
+    return comparisons.paired(last_rates(runs[runs["sparsity"] == sparsity]), first, second)
+
+
+def of_pairs(runs: pd.DataFrame, pairs: Mapping[str, tuple[float, float, float]], sparsity: float) -> Finding:
+    scope = f"LeNet-5, sparsity {sparsity:g}, {epochs_of(runs)}"
+    found = {name: pair[0] for name, pair in pairs.items()}
+    return Finding(found, {name: pair[1:] for name, pair in pairs.items()}, runs["init_seed"].nunique(), scope)
+
+
+def best_rows(errors: pd.DataFrame) -> pd.DataFrame:
+    """The rates of the best epoch on the scored images."""
+    return errors[errors["way"] == comparisons.BEST]
+
+
+def best_rates(runs: pd.DataFrame) -> pd.DataFrame:
+    """Error rates at the best epoch on the scored images, as :func:`snipnb.error_table` has them."""
+    best = 100 * runs.groupby(["criterion", "sparsity", "init_seed"], sort=False)["test_error"].min()
+    return best.rename("error_percent").reset_index().assign(way=comparisons.BEST)
+
+
+def power(values: np.ndarray, margin: float, *, sides: int = 2, wanted: float = 0.8) -> dict[str, float]:
+    """The power of a test on these differences at no difference, and the n for which it would be ``wanted``; empty without a spread."""
+    if len(values) < 2 or not (spread := values.std(ddof=1)) > 0:
+        return {}
+    power = {n: power_of(spread / n**0.5, n, margin, sides=sides) for n in (len(values), *range(2, 1000))}
+    enough = next((n for n in range(2, 1000) if power[n] >= wanted), np.inf)
+    return {"power": power[len(values)], "n_to_decide": enough}
+
+
+def root_mean_square(values: pd.Series) -> float:
+    return float((values**2).mean() ** 0.5)
+
+
+def epochs_of(runs: pd.DataFrame) -> str:
+    return f"{runs['epoch'].max()} epochs"
+
+
+def seeds_of(seeds: pd.Series) -> str:
+    return f"seeds {seeds.min()} to {seeds.max()}"
+
+
+def if_seen(seeds: pd.Series, fresh_from: int) -> str:
+    """Why a rule that was registered before the seeds from this one on were looked at cannot be applied; empty if it can."""
+    return "" if seeds.min() >= fresh_from else f"its rule asks for seeds from {fresh_from} on"
+
+
+def timed(benchmark: pd.DataFrame, what: str) -> str:
+    """What was timed, over how many images."""
+    return f"{what}, {benchmark['images'].iloc[0]:,} images"
