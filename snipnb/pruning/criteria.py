@@ -32,6 +32,7 @@ from snipnb.saliences.snip import magnitude_salience, random_salience, snip, sni
 from snipnb.saliences.taylor import printed_second_order, taylor_salience
 
 OTHER_NETWORKS = 5  # whose saliences are taken where a rule knows the architecture, not the network
+PERTURBATIONS = 6  # of one network's densities, each a criterion of its own
 OTHER_SEEDS = 1_000_000  # their seeds begin here, above the network's own
 
 
@@ -117,11 +118,32 @@ def shuffled(start: Start, salience: Salience, sparsity: float) -> Mask:
 
 def mean_densities(start: Start, salience: Salience, sparsity: float) -> Mask:
     """Random masks with mean layer densities of several networks, whose saliences are stacked: name -> [networks, ...]."""
+    return _drawn(start, _mean_densities(start, salience, sparsity), sparsity)
+
+
+def _mean_densities(start: Start, salience: Salience, sparsity: float) -> densities.Densities:
     found = [
         densities.densities_of(by_magnitude(start, {name: s[k] for name, s in salience.items()}, sparsity))
         for k in range(len(next(iter(salience.values()))))
     ]
-    return _drawn(start, {name: float(np.mean([d[name] for d in found])) for name in found[0]}, sparsity)
+    return {name: float(np.mean([d[name] for d in found])) for name in found[0]}
+
+
+def perturbed_densities(number: int) -> Callable[[Start, Salience, float], Mask]:
+    """Like :func:`mean_densities`, but the density of every tensor times 2^u, u even in [-1, 1], and then all by one factor so that as many are kept.
+
+    Args:
+        number: Of the draw of u, from 1; networks of other seeds have other draws.
+    """
+
+    def mask(start: Start, salience: Salience, sparsity: float) -> Mask:
+        wanted = _mean_densities(start, salience, sparsity)
+        sizes, kept = sizes_and_kept(start.model, sparsity)
+        powers = np.random.default_rng((start.seed, 2, number)).uniform(-1, 1, len(wanted))
+        scaled = {name: density * 2**u for (name, density), u in zip(wanted.items(), powers, strict=True)}
+        return _drawn(start, densities.proportional_densities(sizes, scaled, kept), sparsity)
+
+    return mask
 
 
 def with_densities(rule: densities.Rule) -> Callable[[Start, Salience, float], Mask]:
@@ -185,4 +207,8 @@ CRITERIA: dict[str, Criterion] = {
     "erdos_renyi_kernel": Criterion(mask=with_densities(_RULES["erdos_renyi_kernel"]), uses_images=False, version=1),
     "uniform": Criterion(mask=with_densities(_RULES["uniform"]), uses_images=False, version=1),
     "snip_inverted": Criterion(salience_of="snip", mask=smallest, version=1),
+    **{
+        f"perturbed_{number}": Criterion(salience_of="snip_densities", mask=perturbed_densities(number), version=1)
+        for number in range(1, PERTURBATIONS + 1)
+    },
 }

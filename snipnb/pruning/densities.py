@@ -7,7 +7,7 @@ The rules: the closed form of :mod:`snipnb.pruning.closed_form`, Erdos-Renyi-ker
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,10 +54,21 @@ def erdos_renyi_kernel_densities(model: nn.Module, sparsity: float, *, biases: s
     for name, own in shapes.items():
         shape = shapes.get(name.removesuffix("bias") + "weight", own) if biases == "like_weights" else own
         ratios[name] = sum(shape) / math.prod(shape) if shape else 1.0
+    return proportional_densities(sizes, ratios, kept)
+
+
+def proportional_densities(sizes: Mapping[str, int], ratios: Mapping[str, float], num_kept: int) -> Densities:
+    """Densities min(1, c r) with one factor c for all tensors, such that so many parameters are kept.
+
+    Args:
+        sizes: Name -> number of parameters.
+        ratios: Name -> r, at least 0, above 0 for enough parameters.
+        num_kept: From 0 to the number of all parameters.
+    """
     whole: set[str] = set()
     while True:
         others = [name for name in sizes if name not in whole]
-        room = kept - sum(sizes[name] for name in whole)
+        room = num_kept - sum(sizes[name] for name in whole)
         factor = room / sum(ratios[name] * sizes[name] for name in others) if others else 0.0
         over = {name for name in others if factor * ratios[name] > 1}
         if not over:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from snipnb.publish.stats import LEVEL, equivalence_test, mean_interval, t_quantile
 
@@ -62,17 +63,20 @@ def differences(errors: pd.DataFrame, *, way: str = LAST, reference: str = "exac
     return found[["criterion", "sparsity", "seed", "difference"]].reset_index(drop=True)
 
 
-def paired(errors: pd.DataFrame, first: str, second: str, *, way: str = LAST) -> tuple[float, float, float]:
-    """Mean difference in error rate, first criterion less second, pair by pair, in points, and its 95 % t interval.
+def paired(
+    errors: pd.DataFrame, first: str, second: str, *, way: str = LAST, level: float = LEVEL
+) -> tuple[float, float, float]:
+    """Mean difference in error rate, first criterion minus second, over the seeds that both have, in points, and its t interval.
 
     Args:
         errors: As from :func:`snipnb.error_table`, at one sparsity.
         first: A criterion.
         second: Another.
         way: ``LAST`` or ``BEST``.
+        level: Of the interval.
     """
-    some = errors[errors["criterion"].isin([first, second])]
-    return mean_interval(differences(some, way=way, reference=second)["difference"].to_numpy())
+    wide = errors[errors["way"] == way].pivot(index="seed", columns="criterion", values="error_percent")
+    return mean_interval((wide[first] - wide[second]).dropna().to_numpy(), level=level)
 
 
 def margin_of(errors: pd.DataFrame, *, reference: str, smallest: float) -> float:
@@ -131,6 +135,96 @@ def excess(table: pd.DataFrame, *, allowed: float) -> pd.DataFrame:
         over = worst["increase"] - (2 * best["increase"] + allowed)
         row = {"sparsity": sparsity, "best": best["name"], "its_increase": best["increase"]}
         rows.append(row | {"worst": worst["name"], "largest_increase": worst["increase"], "excess": over})
+    return pd.DataFrame(rows)
+
+
+def draws_together(errors: pd.DataFrame) -> pd.DataFrame:
+    """Error rates in which the criteria ``perturbed_1``, ``perturbed_2`` and so on of a seed are one, ``perturbed``: their mean."""
+    named = errors.assign(criterion=errors["criterion"].str.replace(r"^perturbed_\d+$", "perturbed", regex=True))
+    keys = ["criterion", "sparsity", "seed", "way"]
+    return named.groupby(keys, sort=False)["error_percent"].mean().reset_index()
+
+
+def increases(runs: pd.DataFrame) -> pd.DataFrame:
+    """By how much pruning raises the error rate under each optimiser, against its own dense networks, seed by seed.
+
+    Args:
+        runs: As from :func:`snipnb.run_grid`, with sparsity 0.
+
+    Returns:
+        One row per name and sparsity above 0: ``name``, ``sparsity``, ``n``, ``dense_percent``, ``error_percent`` (means, last epoch), ``increase``,
+        ``low95``, ``high95`` (points).
+    """
+    wide, rows = _last_percent(runs), []
+    for name, sparsity in [(n, s) for n in dict.fromkeys(runs["name"]) for s in wide.columns if s > 0]:
+        own = wide.loc[name]
+        facts = {"dense_percent": own[0.0].mean(), "error_percent": own[sparsity].mean()}
+        row = {"name": name, "sparsity": sparsity, "n": len(own)} | facts
+        rows.append(row | interval_of((own[sparsity] - own[0.0]).to_numpy()))
+    return pd.DataFrame(rows).rename(columns={"mean": "increase"})
+
+
+def recipe_ratios(runs: pd.DataFrame, *, level: float = LEVEL) -> pd.DataFrame:
+    """What pruning does to the error rate under each optimiser, as a factor, and beside the best optimiser's.
+
+    **Definition.** Factors are geometric means over seeds, intervals those of mean logarithms. ``factor``: error rate of pruned over that of
+    dense networks, each with the learning rate chosen for its own kind. ``over_best``: that factor over the one of the optimiser with the smallest
+    error rate at that sparsity. ``unadjusted``: error rate of pruned networks with the rate chosen for dense ones, over theirs with their own.
+
+    Args:
+        runs: As from :func:`snipnb.run_grid`, named ``"<optimiser>|dense"`` (with sparsity 0) and ``"<optimiser>|pruned"``.
+        level: Of the intervals.
+
+    Returns:
+        One row per optimiser and sparsity: ``name``, ``sparsity``, ``n``, ``dense_percent``, ``unadjusted_percent``, ``adjusted_percent`` (means,
+        last epoch), and ``factor``, ``over_best``, ``unadjusted``, each with ``_low`` and ``_high``. Empty if there are no runs.
+    """
+    wide, rows = _last_percent(runs), []
+    names = list(dict.fromkeys(runs["name"].str.split("|").str[0]))
+    for sparsity in [s for s in wide.columns if s > 0]:
+        means = {name: wide.loc[f"{name}|pruned"][sparsity].mean() for name in names}
+        best = _log_factors(wide, min(means, key=means.__getitem__), sparsity)
+        for name in names:
+            dense, own = wide.loc[f"{name}|dense"], wide.loc[f"{name}|pruned"][sparsity]
+            logs = _log_factors(wide, name, sparsity)
+            unadjusted = np.log((dense[sparsity] / own).to_numpy(float))
+            row = {"name": name, "sparsity": sparsity, "n": len(own), "dense_percent": dense[0.0].mean()}
+            row |= {"unadjusted_percent": dense[sparsity].mean(), "adjusted_percent": own.mean()}
+            for column, values in (("factor", logs), ("over_best", logs - best), ("unadjusted", unadjusted)):
+                found = np.exp(mean_interval(values, level=level))
+                row |= dict(zip((column, f"{column}_low", f"{column}_high"), found, strict=True))
+            rows.append(row)
+    return pd.DataFrame(rows, columns=None if rows else ["name", "sparsity"])
+
+
+def _log_factors(wide: pd.DataFrame, name: str, sparsity: float) -> np.ndarray:
+    """Logarithm of pruned over dense error rate, seed by seed."""
+    return np.log((wide.loc[f"{name}|pruned"][sparsity] / wide.loc[f"{name}|dense"][0.0]).to_numpy(float))
+
+
+def _last_percent(runs: pd.DataFrame) -> pd.DataFrame:
+    """Error rates of named runs at the last epoch, in percent: a row per name and seed, a column per sparsity."""
+    last = runs[runs["epoch"] == runs["epoch"].max()]
+    return 100 * last.pivot(index=["name", "init_seed"], columns="sparsity", values="test_error")
+
+
+def slopes_by_seed(swept: pd.DataFrame) -> pd.DataFrame:
+    """Slope of the Spearman correlation on the number of layers, or where all have as many on doublings of the width.
+
+    Args:
+        swept: ``family``, ``value``, ``layers``, ``seed``, ``spearman``.
+
+    Returns:
+        One row per family and seed: ``family``, ``per`` (layer, doubling of width), ``seed``, ``slope`` of the line of least squares; NaN where there is none.
+    """
+    rows = []
+    for family, part in swept.groupby("family", sort=False):
+        wide = part["layers"].nunique() == 1 < part["value"].nunique()
+        x = np.log2(part["value"].astype(float)) if wide else part["layers"].astype(float)
+        for seed, own in part.groupby("seed"):
+            slope = stats.linregress(x[own.index], own["spearman"]).slope if x.nunique() > 1 else np.nan
+            per = "doubling of width" if wide else "layer"
+            rows.append({"family": family, "per": per, "seed": seed, "slope": float(slope)})
     return pd.DataFrame(rows)
 
 

@@ -72,6 +72,7 @@ LOOKS = {
     "closed_form": Look("closed-form densities", "#b2182b", ">", "-"),
     "erdos_renyi_kernel": Look("Erdos-Renyi-kernel densities", "#8c6d1f", "8", (0, (5, 2))),
     "uniform": Look("uniform densities", "#4d4d4d", "H", (0, (1, 1))),
+    "perturbed": Look("SNIP's densities, perturbed", "#a88bd0", "8", (0, (1, 2))),
     "snip_inverted": Look("SNIP, inverted within layers", "#e377a2", "x", (0, (2, 1))),
 }
 

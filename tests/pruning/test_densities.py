@@ -1,3 +1,4 @@
+import dataclasses
 import warnings
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 import snipnb
-from snipnb.pruning import densities
+from snipnb.pruning import criteria, densities
 from snipnb.pruning.closed_form import FITTED, Constants
 from snipnb.studies.seed_consistency import prediction
 
@@ -117,6 +118,32 @@ def test_a_mask_is_shuffled_within_its_layers(examples):
     hits = int((shuffled["full1.weight"] & other["full1.weight"]).sum())
     share = densities.densities_of(mask)["full1.weight"]
     assert hits == pytest.approx(48_000 * share**2, abs=6 * 48_000**0.5 * share)  # as of independent draws
+
+
+def test_proportional_densities_are_capped_and_exact():
+    found = densities.proportional_densities({"a": 10, "b": 100, "c": 10}, {"a": 8.0, "b": 1.0, "c": 0.0}, 60)
+    assert found == pytest.approx({"a": 1.0, "b": 0.5, "c": 0.0})
+
+
+def test_perturbed_densities_keep_as_many(examples):
+    model, sizes = snipnb.lenet5(seed=3), {name: p.numel() for name, p in snipnb.lenet5().named_parameters()}
+    start = snipnb.Start(model, *examples, seed=3, draw=lambda seed: snipnb.lenet5(seed=seed))
+    salience = criteria.salience_for("perturbed_1", start)
+    plain, *perturbed = (
+        criteria.mask_for(name, start, salience, 0.95) for name in ("snip_densities", "perturbed_1", "perturbed_2")
+    )
+    assert [sum(int(m.sum()) for m in mask.values()) for mask in (plain, *perturbed)] == [3086] * 3
+    before, *after = (densities.densities_of(mask) for mask in (plain, *perturbed))
+    assert after[0] != after[1]
+    large = [name for name, size in sizes.items() if size > 1000]
+    for one in after:
+        factors = np.array([one[name] / before[name] for name in large])
+        assert 1.1 < factors.max() / factors.min() < 4.5  # all by 2^u, then by one number
+        assert all(one[name] > 0 for name in large)
+    again = criteria.mask_for("perturbed_1", start, salience, 0.95)
+    assert all(torch.equal(again[name], perturbed[0][name]) for name in again)
+    other = criteria.mask_for("perturbed_1", dataclasses.replace(start, seed=4), salience, 0.95)
+    assert densities.densities_of(other) != after[0]
 
 
 def test_masks_of_a_seed_nest_and_the_random_state_stays():

@@ -81,8 +81,9 @@ def test_the_first_outcome_that_holds_is_the_verdict(claim, measured, verdict, r
     ("interval", "verdict"), [((1.6, 3.0), "contradicted"), ((1.4, 3.0), "inconclusive"), ((1.0, 1.4), "supported")]
 )
 def test_an_interval_across_the_edge_is_inconclusive(interval, verdict):
+    both = ("cost_in_gradients", "approximate_cost_in_gradients")
     middle = sum(interval) / 2
-    said, _ = judged("C18", {"cost_in_gradients": middle}, intervals={"cost_in_gradients": interval})
+    said, _ = judged("C18", dict.fromkeys(both, middle), intervals=dict.fromkeys(both, interval))
     assert said.split(" (")[0] == verdict
 
 

@@ -93,9 +93,9 @@ def test_trained_networks(examples):
     snipnb.train_together(models, split, recipe=snipnb.Recipe(epochs=1))
     images, labels = (t[:100] for t in examples)
     saliences = assumptions.rankings_of(models, images, labels)
-    agreement = assumptions.trained_agreement(saliences).set_index(["ranking", "layer"])
-    assert agreement.loc[("snip", "whole network"), "spearman"] > 0.8
-    assert abs(agreement.loc[("random", "whole network"), "spearman"]) < 0.05
+    agreement = assumptions.trained_agreement(saliences).set_index(["ranking", "layer", "seed"]).sort_index()
+    assert agreement.loc[("snip", "whole network", 1), "spearman"] > 0.8
+    assert abs(agreement.loc[("random", "whole network", 0), "spearman"]) < 0.05
     removal = assumptions.removal_errors(models, saliences, split, sparsities=[0.0, 0.9])
     assert removal.loc[removal["sparsity"] == 0, "increase"].eq(0).all()
     mean = assumptions.summarise(removal, ["ranking", "sparsity"]).set_index(["ranking", "sparsity"])["mean"]
@@ -108,6 +108,17 @@ def test_trained_networks(examples):
     pruned = assumptions.masked(models[0], snipnb.keep_mask(saliences[0]["snip"], 0.9, ties="stable"))
     row = removal[(removal["seed"] == 0) & (removal["ranking"] == "snip") & (removal["sparsity"] == 0.9)].iloc[0]
     assert row["error_percent"] == pytest.approx(100 * snipnb.error_rate(pruned, split.test_images, split.test_labels))
+    finding = evidence.c30(removal, layers, agreement.reset_index(), named_from=50, fresh_from=0)
+    own = layers[layers["ranking"] == "snip"].groupby("layer")[["named_percent", "increase"]].mean()
+    named = own[own["named_percent"] >= 50]["increase"]
+    assert finding.statistics["largest_cost_of_named"] == pytest.approx(named.max())
+    assert finding.statistics["smallest_cost_of_others"] == pytest.approx(own["increase"].drop(named.index).min())
+    rho = agreement.loc["snip", "spearman"].unstack()
+    weights = rho[rho.index.str.endswith(".weight")].mean(axis=1)
+    assert finding.statistics["smallest_spearman_by_layer"] == pytest.approx(weights.min())
+    assert finding.statistics["spearman"] == pytest.approx(rho.loc["whole network"].mean())
+    assert finding.scope.startswith("LeNet-5 after training; layers named: full1")
+    assert evidence.c30(removal, layers, agreement.reset_index(), named_from=101, fresh_from=0).not_fresh
     plotting_controls.trained(removal, layers, sparsity=0.5, top=50)
     plt.close("all")
 

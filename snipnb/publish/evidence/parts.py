@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,6 +39,28 @@ class Finding:
     not_fresh: str = ""
 
 
+Triple = tuple[float, float, float]  # a number and the ends of its interval
+
+
+def finding(values: Mapping[str, float | Triple], **facts: Any) -> Finding:
+    """A finding from numbers, some of them with the ends of their intervals; the rest as of :class:`Finding`."""
+    numbers = {name: value[0] if isinstance(value, tuple) else value for name, value in values.items()}
+    ends = {name: value[1:] for name, value in values.items() if isinstance(value, tuple)}
+    return Finding(numbers, ends, **facts)
+
+
+def largest(triples: Iterable[Triple]) -> Triple:
+    """The largest number, with the largest lower and the largest upper end: an interval for the largest one."""
+    first, low, high = zip(*triples, strict=True)
+    return max(first), max(low), max(high)
+
+
+def smallest(triples: Iterable[Triple]) -> Triple:
+    """The smallest number, with the smallest ends."""
+    first, low, high = zip(*triples, strict=True)
+    return min(first), min(low), min(high)
+
+
 def value_at(frame: pd.DataFrame, column: str, **where: object) -> float:
     """The value in the one row of a table where columns have these values."""
     for name, value in where.items():
@@ -63,15 +86,11 @@ def last_rates(runs: pd.DataFrame) -> pd.DataFrame:
     return found.assign(error_percent=100 * last["test_error"])
 
 
-def paired(runs: pd.DataFrame, first: str, second: str, *, sparsity: float) -> tuple[float, float, float]:
-    """Mean paired difference of error rates at the last epoch, in points, and its interval."""
-    return comparisons.paired(last_rates(runs[runs["sparsity"] == sparsity]), first, second)
-
-
-def of_pairs(runs: pd.DataFrame, pairs: Mapping[str, tuple[float, float, float]], sparsity: float) -> Finding:
-    scope = f"LeNet-5, sparsity {sparsity:g}, {epochs_of(runs)}"
-    found = {name: pair[0] for name, pair in pairs.items()}
-    return Finding(found, {name: pair[1:] for name, pair in pairs.items()}, runs["init_seed"].nunique(), scope)
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """P-values corrected for their number by Holm's step-down method."""
+    order = np.argsort(p_values)
+    steps = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1))
+    return np.minimum(steps, 1)[np.argsort(order)]
 
 
 def best_rows(errors: pd.DataFrame) -> pd.DataFrame:

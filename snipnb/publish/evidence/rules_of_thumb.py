@@ -4,29 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from snipnb.publish import comparisons
 from snipnb.publish.evidence.parts import (
+    ONE_SIDED,
     START,
     WHOLE,
     Finding,
+    Triple,
     epochs_of,
+    finding,
+    if_seen,
+    largest,
     last_rates,
-    of_pairs,
-    paired,
+    power,
     root_mean_square,
-    value_at,
+    seeds_of,
+    smallest,
 )
 from snipnb.publish.stats import mean_interval, non_inferiority_test
 
+RULES = {"uniform": "uniform", "erk": "erdos_renyi_kernel"}  # name in statistics -> rule for densities
 
-def c2(histories: pd.DataFrame, *, sparsity: float) -> Finding:
-    pairs = {
-        f"{name}_minus_snip": paired(histories, f"snip_{name}", "snip", sparsity=sparsity)
-        for name in ("inverted", "shuffled")
+
+def c2(histories: pd.DataFrame, *, sparsity: float, half: float, margin: float, fresh_from: int) -> Finding:
+    rates = last_rates(histories)
+    here = rates[rates["sparsity"] == sparsity]
+    found: dict[str, float | Triple] = {
+        f"{name}_minus_snip": comparisons.paired(here, f"snip_{name}", "snip") for name in ("inverted", "shuffled")
     }
-    return of_pairs(histories, pairs, sparsity)
+    wide = rates[rates["criterion"] == "snip"].pivot(index="seed", columns="sparsity", values="error_percent")
+    if not {0.0, half} <= set(wide.columns):
+        return finding(found, n=len(wide), not_fresh="no dense networks beside those pruned by half")
+    each = (wide[half] - wide[0.0]).dropna()
+    found["pruned_minus_dense"] = mean_interval(each.to_numpy(), level=ONE_SIDED)
+    scope = f"LeNet-5, sparsity {half:g}, {epochs_of(histories)}, {seeds_of(each.index)}"
+    why = if_seen(each.index, fresh_from)
+    return finding(found | power(each.to_numpy(), margin), n=len(each), scope=scope, not_fresh=why)
 
 
 def c3(greedy: pd.DataFrame) -> Finding:
@@ -49,33 +65,78 @@ def c4(joint: pd.DataFrame, *, sparsities: Sequence[float]) -> Finding:
     return Finding(found, n=some["seed"].nunique(), scope=f"LeNet-5 at its start, {len(misses)} sparsities")
 
 
-def c13(increases: pd.DataFrame, histories: pd.DataFrame, *, sparsities: Sequence[float], allowed: float) -> Finding:
-    table = comparisons.excess(increases[increases["sparsity"].isin(sparsities)], allowed=allowed)
-    scope = f"{increases['name'].nunique()} recipes, {epochs_of(histories)}"
-    return Finding({"excess_increase": table["excess"].max()}, n=histories["init_seed"].nunique(), scope=scope)
+def c13(
+    histories: pd.DataFrame, *, sparsities: Sequence[float], allowed: float, least_epochs: int, fresh_from: int
+) -> Finding:
+    dense = histories[histories["name"].str.endswith("|dense")]
+    plain = comparisons.increases(dense.assign(name=dense["name"].str.removesuffix("|dense")))
+    old = comparisons.excess(plain[plain["sparsity"].isin(sparsities)], allowed=allowed)
+    last = dense[(dense["epoch"] == dense["epoch"].max()) & dense["sparsity"].isin(sparsities)]
+    errors = (100 * last["test_error"]).groupby([last["name"], last["sparsity"]])
+    ratios = comparisons.recipe_ratios(histories, level=ONE_SIDED)
+    found: dict[str, float | Triple] = {"excess_increase": old["excess"].max()}
+    found["largest_error"] = largest(mean_interval(own.to_numpy(), level=ONE_SIDED) for _, own in errors)
+    for name, column in (("largest_factor_over_best", "over_best"), ("largest_factor_unadjusted", "unadjusted")):
+        found[name] = largest(ratios[[column, f"{column}_low", f"{column}_high"]].itertuples(index=False, name=None))
+    seeds, short = histories["init_seed"], histories["epoch"].max() < least_epochs
+    why = f"its rule asks for {least_epochs} epochs" if short else if_seen(seeds, fresh_from)
+    scope = f"LeNet-5, {ratios['name'].nunique()} recipes, {epochs_of(histories)}, {seeds_of(seeds)}"
+    return finding(found, n=seeds.nunique(), scope=scope, not_fresh=why)
 
 
-def c29(histories: pd.DataFrame, *, sparsity: float) -> Finding:
-    pairs = {
-        f"minus_{name}": paired(histories, "snip_densities", criterion, sparsity=sparsity)
-        for name, criterion in (("uniform", "uniform"), ("erk", "erdos_renyi_kernel"))
+def c29(histories: pd.DataFrame, *, sparsity: float, fresh_from: int) -> Finding:
+    rates = comparisons.draws_together(last_rates(histories[histories["sparsity"] == sparsity]))
+    found: dict[str, float | Triple] = {
+        f"minus_{name}": comparisons.paired(rates, "snip_densities", rule) for name, rule in RULES.items()
     }
-    return of_pairs(histories, pairs, sparsity)
+    why = "" if (rates["criterion"] == "perturbed").any() else "no perturbed densities were trained"
+    for name, rule in ({} if why else {**RULES, "perturbed": "perturbed"}).items():
+        found[f"{name}_costs"] = comparisons.paired(rates, rule, "snip_densities", level=ONE_SIDED)
+    seeds = rates.loc[rates["criterion"] == "uniform", "seed"]
+    scope = f"LeNet-5, sparsity {sparsity:g}, {epochs_of(histories)}, {seeds_of(seeds)}"
+    return finding(found, n=seeds.nunique(), scope=scope, not_fresh=why or if_seen(seeds, fresh_from))
 
 
-def c30(removal: pd.DataFrame, agreement: pd.DataFrame) -> Finding:
+def c30(
+    removal: pd.DataFrame, by_layer: pd.DataFrame, agreement: pd.DataFrame, *, named_from: float, fresh_from: int
+) -> Finding:
     half = removal[(removal["ranking"] == "snip") & (removal["sparsity"] == 0.5)]
-    rho = value_at(agreement, "spearman", ranking="snip", layer=WHOLE)
-    found = {"spearman": rho, "error_increase": half["increase"].mean()}
-    return Finding(found, n=len(half), scope="trained LeNet-5, half removed, not retrained")
+    rho, own = agreement[agreement["ranking"] == "snip"], by_layer[by_layer["ranking"] == "snip"]
+    share = own.groupby("layer", sort=False)["named_percent"].mean()
+    named, others = share[share >= named_from].index, share[share < named_from].index
+    costs = {
+        layer: mean_interval(x.to_numpy(), level=ONE_SIDED) for layer, x in own.groupby("layer", sort=False)["increase"]
+    }
+    weights = rho[rho["layer"].isin(share.index)].groupby("layer")["spearman"]
+    found: dict[str, float | Triple] = {
+        "error_increase": half["increase"].mean(),
+        "spearman": rho.loc[rho["layer"] == WHOLE, "spearman"].mean(),
+        "largest_cost_of_named": largest(costs[layer] for layer in named) if len(named) else (np.nan,) * 3,
+        "smallest_cost_of_others": min((costs[layer][0] for layer in others), default=np.nan),
+        "smallest_spearman_by_layer": smallest(mean_interval(x.to_numpy(), level=ONE_SIDED) for _, x in weights),
+    }
+    names = ", ".join(layer.removesuffix(".weight") for layer in named) or "none"
+    scope = f"LeNet-5 after training; layers named: {names}; {seeds_of(half['seed'])}"
+    why = if_seen(half["seed"], fresh_from) if len(named) else "SNIP names no layer"
+    return finding(found, n=len(half), scope=scope, not_fresh=why)
 
 
-def c35(histories: pd.DataFrame, *, sparsity: float, smallest_margin: float) -> Finding:
-    here = last_rates(histories[histories["sparsity"] == sparsity])
-    margin = comparisons.margin_of(here, reference="snip", smallest=smallest_margin)
-    pairs = comparisons.differences(here, reference="snip")
-    values = pairs.loc[pairs["criterion"] == "closed_form", "difference"].to_numpy()
-    mean, low, high = mean_interval(values)
-    found = {"non_inferiority_p": non_inferiority_test(values, margin), "closed_form_minus_snip": mean}
-    scope = f"LeNet-5, sparsity {sparsity:g}, {epochs_of(histories)}"
-    return Finding(found | {"margin": margin}, {"closed_form_minus_snip": (low, high)}, n=len(values), scope=scope)
+def c35(histories: pd.DataFrame, *, sparsity: float, also: float, smallest_margin: float, fresh_from: int) -> Finding:
+    rates = last_rates(histories)
+    found: dict[str, float | Triple] = {}
+    for at, name in ((sparsity, ""), (also, f"_at_{also:g}")):
+        here, tests, beyond = rates[rates["sparsity"] == at], {}, {}
+        margin = comparisons.margin_of(here, reference="snip", smallest=smallest_margin)
+        for rule in ("snip_densities", "closed_form"):
+            pairs = comparisons.differences(here[here["criterion"].isin(["snip", rule])], reference="snip")
+            values = pairs["difference"].to_numpy()
+            tests[rule] = non_inferiority_test(values, margin)
+            found[f"{rule}_minus_snip{name}"] = interval = mean_interval(values)
+            beyond[rule] = interval[1] - margin  # one-sided 2.5 %, as two rules are tried
+        found |= {f"margin{name}": margin, f"smallest_p{name}": min(tests.values())}
+        found[f"all_worse_by{name}"] = min(beyond.values())
+        if not name:
+            found |= {"non_inferiority_p": tests["closed_form"], "snip_densities_p": tests["snip_densities"]}
+    seeds = rates.loc[rates["criterion"] == "closed_form", "seed"]
+    scope = f"LeNet-5, sparsity {sparsity:g} (and {also:g}), {epochs_of(histories)}, {seeds_of(seeds)}"
+    return finding(found, n=seeds.nunique(), scope=scope, not_fresh=if_seen(seeds, fresh_from))

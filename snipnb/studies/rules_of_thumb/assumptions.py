@@ -54,6 +54,7 @@ def joint_changes(
     sparsities: Sequence[float],
     criteria: Sequence[str] = ("snip", "random"),
     exact: Mapping[str, Sequence[Salience]] | None = None,
+    first_seed: int = 0,
 ) -> pd.DataFrame:
     """The loss change when a whole set is removed, beside the sum of the changes when each parameter alone is.
 
@@ -64,15 +65,16 @@ def joint_changes(
         sparsities: Fractions removed.
         criteria: Names in :data:`snipnb.CRITERIA`, which choose the sets.
         exact: State -> exact saliences of its networks over these images, where they are known.
+        first_seed: Of each state's networks; the others follow.
 
     Returns:
         One row per state, network, criterion and sparsity: ``state``, ``seed``, ``criterion``, ``sparsity``, ``joint``, ``sum_of_single``, ``ratio``.
     """
     rows = []
-    jobs = [(state, seed, model) for state, models in states.items() for seed, model in enumerate(models)]
-    for state, seed, model in track(jobs, "joint changes, networks"):
-        known = (exact or {}).get(state)
-        alone = known[seed] if known else exact_salience(model, images, labels)
+    jobs = [(state, k, model) for state, models in states.items() for k, model in enumerate(models)]
+    for state, k, model in track(jobs, "joint changes, networks"):
+        known, seed = (exact or {}).get(state), first_seed + k
+        alone = known[k] if known else exact_salience(model, images, labels)
         before = _loss(model, images, labels)
         for name in criteria:
             start = Start(model, images, labels, seed)
@@ -194,23 +196,24 @@ def number_of_sets(count: int, sparsity: float) -> float:
 RANKINGS = ("snip", "exact", "second_order", "magnitude", "random")
 
 
-def trained_agreement(saliences: Sequence[Mapping[str, Salience]]) -> pd.DataFrame:
+def trained_agreement(saliences: Sequence[Mapping[str, Salience]], *, first_seed: int = 0) -> pd.DataFrame:
     """Rank correlation of every ranking with the exact salience in trained networks, by tensor and for the whole network.
 
     Args:
         saliences: As from :func:`rankings_of`, one per network.
+        first_seed: Of the networks; the others follow.
 
     Returns:
-        ``ranking``, ``layer``, ``n``, ``spearman`` (mean), ``smallest``, ``largest``.
+        One row per network, ranking and part: ``seed``, ``ranking``, ``layer``, ``spearman``.
     """
     rows = []
-    for found in saliences:
+    for seed, found in enumerate(saliences, first_seed):
         exact = found["exact"]
         others = [name for name in found if name != "exact"]
         for name, (layer, names) in itertools.product(others, parts_of(exact, label=str).items()):
             a, b = (flat(s, names).abs().numpy() for s in (found[name], exact))
-            rows.append({"ranking": name, "layer": layer, "spearman": rank_correlation(a, b)})
-    return summarise(pd.DataFrame(rows), ["ranking", "layer"], "spearman").rename(columns={"mean": "spearman"})
+            rows.append({"seed": seed, "ranking": name, "layer": layer, "spearman": rank_correlation(a, b)})
+    return pd.DataFrame(rows)
 
 
 def rankings_of(models: Sequence[nn.Module], images: Tensor, labels: Tensor) -> list[dict[str, Salience]]:
@@ -227,6 +230,7 @@ def removal_errors(
     split: Split,
     *,
     sparsities: Sequence[float],
+    first_seed: int = 0,
 ) -> pd.DataFrame:
     """Test error of trained networks without the parameters that a ranking puts last, and without training again.
 
@@ -234,7 +238,7 @@ def removal_errors(
         ``seed``, ``ranking``, ``sparsity``, ``error_percent``, ``increase`` (points).
     """
     rows = []
-    jobs = list(enumerate(zip(models, saliences, strict=True)))
+    jobs = list(enumerate(zip(models, saliences, strict=True), first_seed))
     for seed, (model, found) in track(jobs, "removal, trained networks"):
         before = _error_percent(model, split)
         for ranking, sparsity in itertools.product(found, sparsities):
@@ -255,6 +259,7 @@ def removal_by_layer(
     *,
     sparsity: float,
     rankings: Sequence[str] = ("snip", "exact", "magnitude", "random"),
+    first_seed: int = 0,
 ) -> pd.DataFrame:
     """What SNIP says of each weight tensor of trained networks, and what removing parameters of it alone costs.
 
@@ -266,7 +271,7 @@ def removal_by_layer(
         ``seed``, ``layer``, ``named_percent``, ``ranking``, ``increase``.
     """
     rows = []
-    jobs = list(enumerate(zip(models, saliences, strict=True)))
+    jobs = list(enumerate(zip(models, saliences, strict=True), first_seed))
     for seed, (model, found) in track(jobs, "removal by layer, trained networks"):
         before = _error_percent(model, split)
         whole = quiet_mask(found["snip"], sparsity)

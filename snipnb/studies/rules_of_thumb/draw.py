@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -64,24 +64,31 @@ def _beside(axis: Axes, row: int, text: str) -> None:
     write(axis, text, (1, row), (4, 0), xycoords=("axes fraction", "data"), va="center")
 
 
-def optimisers(table: pd.DataFrame, *, limits: Mapping[float, float]) -> Figure:
-    """By how much pruning raises the error rate under each optimiser, a panel per sparsity; dashed: what the rule of C13 allows.
+def optimisers(table: pd.DataFrame, *, bound: float) -> Figure:
+    """What pruning multiplies the error rate by under each optimiser, over the best one's factor, a panel per sparsity; dashed: what C13's rule allows.
 
     Args:
-        table: ``name``, ``sparsity``, ``dense_percent``, ``error_percent``, ``increase``, ``low95``, ``high95``.
-        limits: Sparsity -> largest increase that is allowed.
+        table: As from :func:`snipnb.publish.comparisons.recipe_ratios`; without rows the figure says so.
+        bound: Largest factor over the best one's that is allowed.
     """
+    if table.empty:
+        figure, axis = plt.subplots(figsize=(9.6, 1.2), layout="constrained")
+        axis.axis("off")
+        axis.text(0.5, 0.5, "Optimisers are not compared under this profile; the profile full does.", ha="center")
+        return figure
     names, sparsities = list(dict.fromkeys(table["name"])), sorted(table["sparsity"].unique())
     figure, axes = panels(1, len(sparsities), 9.6, 1.5 + 0.42 * len(names), sharey=True)
     for axis, sparsity in zip(axes[0], sparsities, strict=True):
         here = table[table["sparsity"] == sparsity].set_index("name").loc[names]
-        axis.axvline(0, color="black", lw=0.8)
-        axis.axvline(limits[sparsity], color=PALETTE[3], lw=1, ls="--", label="allowed by the rule of C13")
-        _interval(axis, here, "increase", range(len(names)), fmt="o", color=PALETTE[0], ms=5.5)
-        for row, (dense, error) in enumerate(zip(here["dense_percent"], here["error_percent"], strict=True)):
+        axis.axvline(1, color="black", lw=0.8)
+        axis.axvline(bound, color=PALETTE[3], lw=1, ls="--", label="allowed by the rule of C13")
+        bars = whiskers(here, "over_best", "over_best_low", "over_best_high")
+        options = {"fmt": "o", "color": PALETTE[0], "ms": 5.5, "capsize": 3, "elinewidth": 1.2}
+        axis.errorbar(here["over_best"], range(len(names)), xerr=bars, **options)
+        for row, (dense, error) in enumerate(zip(here["dense_percent"], here["adjusted_percent"], strict=True)):
             _beside(axis, row, f"{dense:.2f} \u2192 {error:.2f} %")
         axis.set_title(f"sparsity {sparsity:g}")
-        axis.set_xlabel("error rate less that of dense networks, points")
+        axis.set_xlabel("pruned over dense error rate, over the best recipe's")
         axis.grid(axis="y", visible=False)
     axes[0][0].set_yticks(range(len(names)), names)
     axes[0][0].set_ylim(len(names) - 0.5, -0.5)

@@ -10,10 +10,10 @@ import pandas as pd
 from torch import Tensor
 
 from snipnb.networks import lenet5
-from snipnb.pruning.criteria import Start, mask_for, salience_for
+from snipnb.pruning.criteria import PERTURBATIONS, Start, mask_for, salience_for
 from snipnb.pruning.masks import layer_table
-from snipnb.publish.comparisons import LAST, differences, interval_of, margin_of
-from snipnb.publish.comparisons import excess as excess  # notebooks take it from here
+from snipnb.publish.comparisons import LAST, differences, draws_together, margin_of
+from snipnb.publish.comparisons import recipe_ratios as recipe_ratios  # notebooks take it from here
 from snipnb.publish.stats import equivalence_test, non_inferiority_test
 from snipnb.studies.shared import grid_of
 from snipnb.training.grid import run_grid
@@ -21,17 +21,9 @@ from snipnb.training.loop import Recipe
 from snipnb.training.runs import RunConfig
 from snipnb.training.scores import error_table
 
-RULES_OF_THUMB = (
-    "snip",
-    "snip_shuffled",
-    "snip_redrawn",
-    "snip_densities",
-    "closed_form",
-    "erdos_renyi_kernel",
-    "uniform",
-    "magnitude",
-    "snip_inverted",
-)
+RULES_OF_THUMB = ("snip", "snip_densities", "closed_form")  # with as many seeds as decide
+CONTROLS = ("snip_shuffled", "snip_redrawn", "erdos_renyi_kernel", "uniform", "magnitude", "snip_inverted")
+PERTURBED = tuple(f"perturbed_{number}" for number in range(1, PERTURBATIONS + 1))
 # What is tried of optimisers and schedules: name -> recipe but for epochs, and the learning rates to choose from.
 OPTIMISERS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     "Adam, one-cycle": ({"optimiser": "adam", "schedule": "one_cycle"}, (0.003, 0.01, 0.03)),
@@ -42,14 +34,17 @@ OPTIMISERS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     "SGD, constant": ({"optimiser": "sgd", "schedule": "constant", "momentum": 0.0}, (0.03, 0.1, 0.3)),
 }
 TUNING_SEED = 1000  # its networks are in no comparison
+STATES = {"dense": 0.0, "pruned": 0.95}  # networks that learning rates are chosen for: name -> sparsity
 
 JUDGED = 0.95  # the sparsity that rules are about
+HALF = 0.5  # that at which pruned networks are compared with dense ones
 # What each control asks, in the order in which the notebook answers.
 QUESTIONS = {
     "snip_shuffled": "Does it matter which parameters of a layer are kept?",
     "snip_redrawn": "Does a mask belong to the weights it was made for?",
     "snip_densities": "Are the layer densities of other networks enough?",
     "closed_form": "Can densities be computed from shapes and initialisation, with four constants fitted once?",
+    "perturbed": "Do the densities have to be just these?",
     "erdos_renyi_kernel": "Does a rule that knows no images at all, only fan-in and fan-out, do?",
     "uniform": "Does it matter how many each layer keeps?",
     "magnitude": "Are the largest initial weights worth keeping?",
@@ -65,7 +60,8 @@ def against_snip(runs: pd.DataFrame, *, smallest_margin: float) -> tuple[pd.Data
     equivalent, *no worse* if only the non-inferiority test holds, else *undecided*.
 
     Args:
-        runs: As from :func:`snipnb.run_grid`, with the criterion ``snip``.
+        runs: As from :func:`snipnb.run_grid`, with the criterion ``snip``. The :data:`PERTURBED` ones of a seed count as one, ``perturbed``,
+            whose error rate is their mean.
         smallest_margin: In points; the margin is a tenth of SNIP's mean error rate, at least this.
 
     Returns:
@@ -73,7 +69,7 @@ def against_snip(runs: pd.DataFrame, *, smallest_margin: float) -> tuple[pd.Data
         difference), ``margin``, ``equivalence_p``, ``non_inferiority_p``, ``outcome``, ``collapsed`` (runs with a layer of which nothing is
         kept); and one row per pair: ``criterion``, ``sparsity``, ``seed``, ``difference``.
     """
-    rates = error_table(runs, way=LAST)
+    rates = draws_together(error_table(runs, way=LAST))
     pairs = differences(rates, reference="snip")
     cut = runs[runs["collapsed"] > 0].groupby(["criterion", "sparsity"])["init_seed"].nunique()
     rows = []
@@ -142,76 +138,55 @@ def _said(row: pd.Series) -> str:
 
 
 def choose_rates(parameters: Mapping[str, Any], *, store: str | os.PathLike[str] | None = None) -> pd.DataFrame:
-    """Validation error of a dense network for every optimiser and learning rate, and which rate is taken.
+    """Validation error under every optimiser and learning rate, of a dense network and of one pruned by SNIP, and which rate either would take.
 
     Args:
         parameters: Of the notebook.
         store: See :func:`snipnb.run_grid`.
 
     Returns:
-        One row per optimiser and rate: ``name``, ``rate``, ``validation_error_percent`` (last epoch), ``chosen`` (smallest error, of equal ones the
-        smallest rate).
+        One row per optimiser and rate: ``name``, ``rate``, ``dense_percent``, ``pruned_percent`` (validation error, last epoch), ``best_dense``,
+        ``best_pruned`` (smallest error, of equal ones the smallest rate). Empty if no optimisers are compared.
 
     Raises:
         ValueError: If the split has no validation images.
     """
-    configs = tuning(parameters)
-    runs = run_grid({f"{name}|{rate}": [config] for (name, rate), config in configs.items()}, store=store)
-    last = runs[runs["epoch"] == parameters["optimiser_epochs"]].set_index("name")["validation_error"]
-    if last.isna().any():
+    columns = ["name", "rate", *(f"{what}_{state}" for what in ("percent", "best") for state in STATES)]
+    if not parameters["num_optimiser_runs"]:
+        return pd.DataFrame(columns=columns)
+    runs = run_grid(tuning(parameters), store=store)
+    last = runs[runs["epoch"] == parameters["optimiser_epochs"]]
+    if last["validation_error"].isna().any():
         raise ValueError(f"learning rates are chosen on validation images; split {parameters['split_name']!r} has none")
-    rows = [
-        {"name": name, "rate": rate, "validation_error_percent": 100 * last[f"{name}|{rate}"]} for name, rate in configs
-    ]
-    table = pd.DataFrame(rows)
-    best = table.sort_values(["validation_error_percent", "rate"]).groupby("name").head(1).index
-    return table.assign(chosen=table.index.isin(best))
+    table = pd.DataFrame(
+        [(name, rate) for name, (_, rates) in OPTIMISERS.items() for rate in rates], columns=columns[:2]
+    )
+    for state, sparsity in STATES.items():
+        errors = 100 * last[last["sparsity"] == sparsity].set_index("name")["validation_error"]
+        table[f"percent_{state}"] = [errors[_tried(*pair)] for pair in table[columns[:2]].itertuples(index=False)]
+        best = table.sort_values([f"percent_{state}", "rate"]).groupby("name").head(1).index
+        table[f"best_{state}"] = table.index.isin(best)
+    return table[columns]
 
 
-def rates_of(tried: pd.DataFrame) -> dict[str, float]:
-    """Name -> chosen learning rate, from :func:`choose_rates`."""
-    chosen = tried[tried["chosen"]]
-    return dict(zip(chosen["name"], chosen["rate"].astype(float), strict=True))
-
-
-def increases(runs: pd.DataFrame) -> pd.DataFrame:
-    """By how much pruning raises the error rate under each optimiser, against its own dense networks, seed by seed.
-
-    Args:
-        runs: As from :func:`snipnb.run_grid`, with sparsity 0.
-
-    Returns:
-        One row per name and sparsity above 0: ``name``, ``sparsity``, ``n``, ``dense_percent``, ``error_percent`` (means, last epoch), ``increase``,
-        ``low95``, ``high95`` (points).
-    """
-    last = runs[runs["epoch"] == runs["epoch"].max()]
-    wide = 100 * last.pivot(index=["name", "init_seed"], columns="sparsity", values="test_error")
-    rows = []
-    for name in dict.fromkeys(runs["name"]):
-        own = wide.loc[name]
-        for sparsity in [s for s in own.columns if s > 0]:
-            facts = {"dense_percent": own[0.0].mean(), "error_percent": own[sparsity].mean()}
-            row = {"name": name, "sparsity": sparsity, "n": len(own)} | facts
-            rows.append(row | interval_of((own[sparsity] - own[0.0]).to_numpy()))
-    return pd.DataFrame(rows).rename(columns={"mean": "increase"})
+def _tried(name: str, rate: float) -> str:
+    return f"{name}|{rate}"
 
 
 def grids(parameters: Mapping[str, Any]) -> dict[str, list[RunConfig]]:
-    """Training runs of the notebook with these parameters: ``rules_of_thumb``, SNIP, its controls, and masks by rules for layer densities."""
+    """Training runs of the notebook with these parameters: ``rules_of_thumb``, SNIP at half and dense beside it, rules for layer densities, controls."""
     sparsities = sorted({*parameters["sparsities"], JUDGED})
-    return {"rules_of_thumb": grid_of(parameters, RULES_OF_THUMB, sparsities)}
+    runs = grid_of(parameters, ["snip"], [0.0, HALF]) + grid_of(parameters, RULES_OF_THUMB, sparsities)
+    few = parameters["num_control_runs"]
+    return {"rules_of_thumb": runs + grid_of(parameters, CONTROLS + PERTURBED, sparsities, num_seeds=few)}
 
 
-def tuning(parameters: Mapping[str, Any]) -> dict[tuple[str, float], RunConfig]:
-    """Dense networks of a seed of their own, from whose validation error the learning rate of each optimiser is chosen."""
+def tuning(parameters: Mapping[str, Any]) -> dict[str, list[RunConfig]]:
+    """Networks of a seed of their own, dense and pruned, from whose validation error the learning rates of each optimiser are chosen."""
+    alone = {**parameters, "first_seed": TUNING_SEED}
     return {
-        (name, rate): RunConfig(
-            criterion="random",
-            sparsity=0.0,
-            init_seed=TUNING_SEED,
-            split=parameters["split_name"],
-            sample=parameters["sample"],
-            recipe=_recipe(parameters, name, rate),
+        _tried(name, rate): grid_of(
+            alone, ["snip"], list(STATES.values()), num_seeds=1, recipe=_recipe(parameters, name, rate)
         )
         for name, (_, rates) in OPTIMISERS.items()
         for rate in rates
@@ -219,17 +194,22 @@ def tuning(parameters: Mapping[str, Any]) -> dict[tuple[str, float], RunConfig]:
 
 
 def optimisers(
-    parameters: Mapping[str, Any], rates: Mapping[str, float], *, sparsities: Sequence[float]
+    parameters: Mapping[str, Any], tried: pd.DataFrame, *, sparsities: Sequence[float]
 ) -> dict[str, list[RunConfig]]:
-    """Runs by optimiser: SNIP at these sparsities, and dense networks.
+    """Runs by optimiser and by what its rate was chosen for, ``"<name>|dense"`` and ``"<name>|pruned"``: dense networks, and SNIP at these sparsities.
 
     Args:
         parameters: Of the notebook.
-        rates: Name in :data:`OPTIMISERS` -> learning rate.
+        tried: From :func:`choose_rates`.
         sparsities: Fractions removed.
     """
-    recipes = {name: _recipe(parameters, name, rate) for name, rate in rates.items()}
-    return {name: grid_of(parameters, ["snip"], [0.0, *sparsities], recipe=recipe) for name, recipe in recipes.items()}
+    found = {}
+    for state in STATES:
+        for name, rate in tried[tried[f"best_{state}"].astype(bool)][["name", "rate"]].itertuples(index=False):
+            taken = [0.0, *sparsities] if state == "dense" else sparsities
+            recipe, number = _recipe(parameters, name, float(rate)), parameters["num_optimiser_runs"]
+            found[f"{name}|{state}"] = grid_of(parameters, ["snip"], taken, num_seeds=number, recipe=recipe)
+    return found
 
 
 def _recipe(parameters: Mapping[str, Any], name: str, rate: float) -> Recipe:
