@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,19 +22,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from snipnb._checks import Salience
 from snipnb._files import write_atomically
 from snipnb._progress import note, track
 from snipnb.data import Split
 from snipnb.networks import lenet5, set_running_statistics, vgg16_mnist
 from snipnb.pruning.masks import Mask, keep_mask
+from snipnb.publish.evidence.second_order import APPROXIMATE
 from snipnb.publish.stats import mean_interval
 from snipnb.saliences.brute_force import stratified_sample
 from snipnb.saliences.exact import exact_salience
 from snipnb.saliences.snip import snip, snip_together
-from snipnb.saliences.taylor import derivatives, diagonal_hessian, hessian_times, row_sum_hessian, taylor_salience
+from snipnb.saliences.taylor import derivatives, diagonal_hessian, row_sum_hessian, taylor_salience
 from snipnb.training.loop import Recipe, train_together
 from snipnb.training.plain import plain_training
+from tools import curvature
 
 PRUNED = 0.95  # sparsity of the networks that are trained together once more
 TOGETHER = "networks together"
@@ -165,11 +165,11 @@ def snip_cost(model: nn.Module, images: Tensor, labels: Tensor, *, rounds: int =
 
 
 def curvature_cost(
-    model: nn.Module, images: Tensor, labels: Tensor, *, rounds: int = 3, few: int = 10_000
+    model: nn.Sequential, images: Tensor, labels: Tensor, *, rounds: int = 3, few: int = 10_000
 ) -> pd.DataFrame:
     """Second and higher orders against one gradient, and against BackPACK's diagonal, over the same images, in turn.
 
-    The diagonal, which a claim is about, and BackPACK's take all images; everything else the first ``few`` of them.
+    The diagonals, which a claim is about, and BackPACK's take all images; everything else the first ``few`` of them.
 
     Returns:
         One row per way: ``way``, ``rounds``, ``images``, ``seconds`` (mean), ``in_gradients`` (over the same images) with its 95 % t
@@ -180,8 +180,9 @@ def curvature_cost(
     ways: dict[str, Callable[[Tensor, Tensor], object]] = {
         "one gradient": lambda x, y: gradient(model, x, y),
         "diagonal": lambda x, y: diagonal_hessian(model, x, y),
+        APPROXIMATE: lambda x, y: curvature.approximate_diagonal(model, x, y, batch_size=BATCH),
     }
-    if (backpack := _backpack_diagonal(model)) is not None:
+    if (backpack := curvature.backpack_diagonal(model)) is not None:
         ways["diagonal by BackPACK"] = backpack
     others: dict[str, Callable[[Tensor, Tensor], object]] = {
         "one gradient ": ways["one gradient"],  # over the fewer images
@@ -189,7 +190,7 @@ def curvature_cost(
         "derivatives to order 3": lambda x, y: derivatives(model, x, y, order=3),
         "linear region": lambda x, y: taylor_salience(model, x, y, order="linear-region"),
         "row sums": lambda x, y: row_sum_hessian(model, x, y),
-        "Hutchinson, 1 sample": lambda x, y: hutchinson_sample(model, x, y),
+        "Hutchinson, 1 sample": lambda x, y: curvature.hutchinson_sample(model, x, y),
     }
     gradient(model, images[:BATCH], labels[:BATCH])  # warm up
     rows = []
@@ -208,44 +209,6 @@ def curvature_cost(
                 row |= interval(ratio, column, f"{column}_low95", f"{column}_high95")
             rows.append(row)
     return pd.DataFrame(rows)
-
-
-def hutchinson_sample(model: nn.Module, images: Tensor, labels: Tensor, *, seed: int = 0) -> Salience:
-    """An unbiased estimate of the Hessian's diagonal: v * (H v) for one vector v of random signs.
-
-    E[v_j (H v)_j] = H_jj for independent v of +-1 (Hutchinson 1989; Bekas, Kokiopoulou and Saad 2007); its variance is the sum of the
-    squares of the other entries of row j, so that few samples are far off where the Hessian is not nearly diagonal.
-    """
-    draw = torch.Generator().manual_seed(seed)
-    signs = {n: (torch.randint(2, p.shape, generator=draw) * 2 - 1).to(p) for n, p in model.named_parameters()}
-    return {n: signs[n] * product for n, product in hessian_times(model, images, labels, signs).items()}
-
-
-def _backpack_diagonal(model: nn.Module) -> Callable[[Tensor, Tensor], object] | None:
-    """BackPACK's exact diagonal of the same Hessian, or None where it is not installed (it comes with ``make test``)."""
-    try:
-        import backpack
-        from backpack.extensions import DiagGGNExact  # the Hessian's diagonal too here, and faster than DiagHessian
-    except ImportError:
-        note("BackPACK is not installed: it is left out (make env-test installs it)")
-        return None
-    network = backpack.extend(copy.deepcopy(model))
-    loss = backpack.extend(nn.CrossEntropyLoss(reduction="sum"))
-    size = 100  # images at once, at which it is fastest
-
-    def diagonal(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        total = {name: torch.zeros_like(p) for name, p in network.named_parameters()}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Full backward hook is firing")  # its hooks; images need no gradient
-            for x, y in zip(images.split(size), labels.split(size), strict=True):
-                network.zero_grad()
-                with backpack.backpack(DiagGGNExact()):
-                    loss(network(x), y).backward()
-                for name, p in network.named_parameters():
-                    total[name] += p.diag_ggn_exact
-        return {name: t / len(labels) for name, t in total.items()}
-
-    return diagonal
 
 
 def exact_against_loop(model: nn.Module, images: Tensor, labels: Tensor, *, per_tensor: int = 2) -> pd.DataFrame:

@@ -4,11 +4,12 @@ import pandas as pd
 import pytest
 import torch
 from small_networks import sequential
+from torch import nn
 
 import snipnb
 from snipnb import networks as models
 from snipnb.publish import report
-from tools import bench
+from tools import bench, curvature
 
 
 def test_the_loop_and_the_engine_compute_the_same(examples):
@@ -38,24 +39,47 @@ def test_curvature_is_measured_in_gradients_and_against_backpack(examples, monke
     images, labels = (t[:60] for t in examples)
     model = snipnb.lenet5(seed=0)
     table = bench.curvature_cost(model, images, labels, rounds=2, few=30)
-    assert table["images"].tolist() == [60] * 3 + [30] * 6
+    assert table["images"].tolist() == [60] * 4 + [30] * 6
     assert table.loc[table["way"] == "one gradient", "in_gradients"].tolist() == [1, 1]
     frame = table.set_index("way")
     assert frame.loc["diagonal by BackPACK", "of_backpack"] == 1
     assert (frame["seconds"] > 0).all()
-    theirs, ours = bench._backpack_diagonal(model)(images, labels), snipnb.diagonal_hessian(model, images, labels)
+    theirs, ours = curvature.backpack_diagonal(model)(images, labels), snipnb.diagonal_hessian(model, images, labels)
     for name, h in ours.items():
         torch.testing.assert_close(theirs[name], h, rtol=1e-4, atol=1e-6 * float(h.max()))
-    monkeypatch.setattr(bench, "_backpack_diagonal", lambda *_: None)
+    monkeypatch.setattr(curvature, "backpack_diagonal", lambda *_: None)
     alone = bench.curvature_cost(model, images, labels, rounds=2, few=30).set_index("way")
     assert "diagonal by BackPACK" not in alone.index
     assert alone["of_backpack"].isna().all()
 
 
+def test_the_approximate_diagonal_is_one_pass_of_squares(few):
+    images, labels = few
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(1, 2, 5, stride=2, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 10)]
+    model = nn.Sequential(*layers).double()
+    found = curvature.approximate_diagonal(model, images, labels, batch_size=25)
+    exact = snipnb.diagonal_hessian(model, images, labels)
+    for name in ("4.weight", "4.bias"):  # nothing is left out there
+        torch.testing.assert_close(found[name], exact[name])
+    # the convolution: squares of each image's own Jacobian, as if the second derivatives of its outputs were independent
+    expected = torch.zeros_like(layers[0].bias)
+    for x in images:
+        before = layers[0](x[None])
+        gates = torch.autograd.functional.jacobian(layers[2], before.relu()).reshape(72, -1).T  # 0 or 1
+        p = model(x[None]).softmax(1)[0]
+        pooled = (p * (1 - p)) @ layers[4].weight.square()
+        into = (gates @ pooled).view_as(before) * (before > 0)
+        expected += into.sum((0, 2, 3)) / len(images)
+    torch.testing.assert_close(found["0.bias"], expected)
+    assert not torch.allclose(found["0.bias"], exact["0.bias"], rtol=1e-3)
+
+
 def test_hutchinson_tends_to_the_diagonal():
     model, images, labels = sequential("linear, no bias")
     expected = snipnb.diagonal_hessian(model, images, labels)
-    samples = [bench.hutchinson_sample(model, images, labels, seed=seed) for seed in range(400)]
+    samples = [curvature.hutchinson_sample(model, images, labels, seed=seed) for seed in range(400)]
     one, all_of_them = (
         max(float((sum(s[name] for s in some) / len(some) - h).abs().max()) for name, h in expected.items())
         for some in (samples[:1], samples)
