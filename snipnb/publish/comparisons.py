@@ -179,6 +179,10 @@ def recipe_ratios(runs: pd.DataFrame, *, level: float = LEVEL) -> pd.DataFrame:
         One row per optimiser and sparsity: ``name``, ``sparsity``, ``n``, ``dense_percent``, ``unadjusted_percent``, ``adjusted_percent`` (means,
         last epoch), and ``factor``, ``over_best``, ``unadjusted``, each with ``_low`` and ``_high``. Empty if there are no runs.
     """
+    columns = ["name", "sparsity", "n", "dense_percent", "unadjusted_percent", "adjusted_percent"]
+    columns += [f"{what}{end}" for what in ("factor", "over_best", "unadjusted") for end in ("", "_low", "_high")]
+    if runs.empty:
+        return pd.DataFrame(columns=columns)
     wide, rows = _last_percent(runs), []
     names = list(dict.fromkeys(runs["name"].str.split("|").str[0]))
     for sparsity in [s for s in wide.columns if s > 0]:
@@ -194,7 +198,7 @@ def recipe_ratios(runs: pd.DataFrame, *, level: float = LEVEL) -> pd.DataFrame:
                 found = np.exp(mean_interval(values, level=level))
                 row |= dict(zip((column, f"{column}_low", f"{column}_high"), found, strict=True))
             rows.append(row)
-    return pd.DataFrame(rows, columns=None if rows else ["name", "sparsity"])
+    return pd.DataFrame(rows)[columns]
 
 
 def _log_factors(wide: pd.DataFrame, name: str, sparsity: float) -> np.ndarray:

@@ -68,6 +68,8 @@ def c4(joint: pd.DataFrame, *, sparsities: Sequence[float]) -> Finding:
 def c13(
     histories: pd.DataFrame, *, sparsities: Sequence[float], allowed: float, least_epochs: int, fresh_from: int
 ) -> Finding:
+    if histories.empty:
+        return Finding({}, not_run="no optimisers were trained")
     dense = histories[histories["name"].str.endswith("|dense")]
     plain = comparisons.increases(dense.assign(name=dense["name"].str.removesuffix("|dense")))
     old = comparisons.excess(plain[plain["sparsity"].isin(sparsities)], allowed=allowed)
