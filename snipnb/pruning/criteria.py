@@ -4,11 +4,10 @@ A criterion ranks parameters (a function from a :class:`Start` to a salience), o
 that makes the mask), or both. A new one is such a function and an entry in :data:`CRITERIA`, also from outside of the package:
 
     >>> from snipnb import CRITERIA, Criterion, snip
-    >>> def gradient(start):
-    ...     salience = snip(start.model, start.images, start.labels)
-    ...     return {name: salience[name] / p.detach() for name, p in start.model.named_parameters()}
-    >>> CRITERIA["gradient"] = Criterion(gradient, version=1)
-    >>> CRITERIA.pop("gradient").version
+    >>> def of_one_mini_batch(start):
+    ...     return snip(start.model, start.images[:128], start.labels[:128])
+    >>> CRITERIA["snip_of_128"] = Criterion(of_one_mini_batch, version=1)
+    >>> CRITERIA.pop("snip_of_128").version
     1
 """
 
@@ -16,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -173,7 +172,11 @@ def ranked_by(name: str) -> str:
 def salience_for(name: str, start: Start) -> Salience:
     """The salience that a criterion takes; empty if it needs none."""
     function = CRITERIA[ranked_by(name)].salience
-    return function(start) if function else {}
+    found = function(start) if function else {}
+    if not isinstance(found, Mapping):
+        got = type(found).__name__
+        raise ValueError(f"criterion {name!r} must return a dictionary, parameter name -> salience; got a {got}")
+    return dict(found)
 
 
 def mask_for(name: str, start: Start, salience: Salience, sparsity: float) -> Mask:

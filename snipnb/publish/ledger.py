@@ -71,7 +71,24 @@ Claims = Mapping[str, Mapping[str, Any]]
 def load_claims(path: Path | None = None) -> dict[str, dict[str, Any]]:
     """All claims by id, in the write-up's order, as they stand in ``claims.yaml`` or another such file."""
     text = (resource("claims.yaml") if path is None else path).read_text(encoding="utf-8")
-    return {claim["id"]: claim for claim in yaml.safe_load(text)}
+    found = {claim["id"]: claim for claim in yaml.safe_load(text)}
+    if path is None:
+        for claim in found.values():
+            _check(claim)
+    return found
+
+
+def _check(claim: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the words and comparisons of a claim are those that there are."""
+    kinds = [kind for kind in WORDS if kind != "registered"]
+    if claim["kind"] not in kinds:
+        raise ValueError(f"{claim['id']}: kind must be one of {', '.join(kinds)}; got {claim['kind']!r}")
+    for outcome in claim["outcomes"]:
+        if outcome["verdict"] not in (words := (*WORDS[claim["kind"]], "not run")):
+            raise ValueError(f"{claim['id']}: a verdict must be one of {', '.join(words)}; got {outcome['verdict']!r}")
+        for name, bounds in outcome.get("when", {}).items():
+            if not bounds or not bounds.keys() <= _COMPARISONS.keys():
+                raise ValueError(f"{claim['id']}: {name} must be compared by {', '.join(_COMPARISONS)}; got {bounds!r}")
 
 
 @cache

@@ -160,7 +160,8 @@ class Report:
                 f"{claim_id} is none of the claims of {self.notebook}: {', '.join(ledger.claims_of(self.notebook))}"
             )
         if figure is not None:
-            figure = f"{self._stem(figure.split('.')[0])}.{figure.split('.')[1]}"
+            name, _, ending = figure.partition(".")
+            figure = f"{self._stem(name)}.{ending}"
             if not (self.folder / figure).is_file():
                 raise ValueError(f"{claim_id} points at {figure}, which this notebook has not written")
         names = [self._table_of(frame, claim_id, k) for k, frame in enumerate(frames, 1)]

@@ -38,6 +38,22 @@ def test_every_claim_has_a_rule_that_can_be_applied():
             assert resource("reported", claim["reported"]).is_file()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "opinion"}, "kind must be one of published number, empirical, .*; got 'opinion'"),
+        ({"outcomes": [{"verdict": "refuted"}]}, "a verdict must be one of supported, .*; got 'refuted'"),
+        (
+            {"outcomes": [{"verdict": "supported", "when": {"p": {"below": 1}}}]},
+            "p must be compared by at_most, at_least; got {'below': 1}",
+        ),
+    ],
+)
+def test_a_claim_that_cannot_be_judged_is_refused_when_it_is_read(change, message):
+    with pytest.raises(ValueError, match=message):
+        ledger._check({**CLAIMS["C28"], **change})
+
+
 def test_quotations_are_those_whose_digests_were_written_down():
     digests = json.loads(resource("quotations.json").read_text())
     assert digests == {claim["id"]: ledger.digest(" ".join(claim["words"].split())) for claim in CLAIMS.values()}

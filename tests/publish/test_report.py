@@ -218,6 +218,8 @@ def test_verdicts_need_every_claim_existing_figures_and_published_rows(written, 
         ValueError, match=r"points at 01_salience_derivation/nothing\.png, which this notebook has not written"
     ):
         current.claim("C23", cases, figure="nothing.png")
+    with pytest.raises(ValueError, match=r"points at 01_salience_derivation/linearity\., which"):
+        current.claim("C23", cases, figure="linearity")
     with pytest.raises(ValueError, match="C1 is none of the claims of 01_salience_derivation: C6, C7"):
         current.claim("C1", cases)
     with pytest.raises(

@@ -483,6 +483,12 @@ def test_every_criterion_ranks_every_parameter(name, examples):
     assert all(torch.equal(masks[0][n], masks[1][n]) for n in shapes)
 
 
+def test_a_criterion_returns_a_dictionary(examples, monkeypatch):
+    monkeypatch.setitem(criteria.CRITERIA, "vector", criteria.Criterion(lambda start: torch.zeros(61_706)))
+    with pytest.raises(ValueError, match=r"criterion 'vector' must return a dictionary, .*; got a Tensor"):
+        criteria.salience_for("vector", criteria.Start(snipnb.lenet5(), *examples, 0))
+
+
 def test_names_stand_beside_their_runs():
     recipe = snipnb.Recipe(epochs=2, batch_size=500)
     configs = {
