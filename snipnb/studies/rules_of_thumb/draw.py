@@ -74,7 +74,7 @@ def optimisers(table: pd.DataFrame, *, bound: float) -> Figure:
     if table.empty:
         figure, axis = plt.subplots(figsize=(9.6, 1.2), layout="constrained")
         axis.axis("off")
-        axis.text(0.5, 0.5, "Optimisers are not compared under this profile; the profile full does.", ha="center")
+        axis.text(0.5, 0.5, "No networks were trained by other optimisers under this profile.", ha="center")
         return figure
     names, sparsities = list(dict.fromkeys(table["name"])), sorted(table["sparsity"].unique())
     figure, axes = panels(1, len(sparsities), 9.6, 1.5 + 0.42 * len(names), sharey=True)
