@@ -1,4 +1,5 @@
 import json
+import re
 from io import BytesIO
 
 import matplotlib.pyplot as plt
@@ -283,7 +284,7 @@ def test_what_was_drawn_is_kept_so_that_it_can_be_drawn_again(captioned):
 
 
 def test_every_criterion_has_a_look_of_its_own_and_an_unknown_one_is_grey():
-    assert set(style.LOOKS) == set(snipnb.CRITERIA)
+    assert set(style.LOOKS) == {re.sub(r"_\d+$", "", name) for name in snipnb.CRITERIA}  # draws of one rule look alike
     assert len({look.label for look in style.LOOKS.values()}) == len(style.LOOKS)
     assert style.look("snip").label == "SNIP"
     assert (style.look("mine").label, style.look("mine").colour) == ("mine", style.NEUTRAL)
