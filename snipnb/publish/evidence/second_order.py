@@ -28,7 +28,9 @@ def c18(curvature: pd.DataFrame) -> Finding:
             row = rows.loc[way]
             found[name], ends[name] = row["in_gradients"], (row["in_gradients_low95"], row["in_gradients_high95"])
     why = "" if len(found) == 2 else "no approximate diagonal was timed"
-    return Finding(found, ends, scope=timed(curvature, "this package's exact diagonal and an approximate one"), not_fresh=why)
+    return Finding(
+        found, ends, scope=timed(curvature, "this package's exact diagonal and an approximate one"), not_fresh=why
+    )
 
 
 def c19(formulas: pd.DataFrame) -> Finding:
