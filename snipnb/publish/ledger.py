@@ -40,28 +40,8 @@ UNDECIDED = {
     "registered": "weak",
 }
 JUDGED_BY = ("rule", "outcomes", "settings", "judged", "needs")  # what of a claim a verdict follows from
-FIELDS = [
-    "id",
-    "kind",
-    "words",
-    "place",
-    "rule",
-    "reported",
-    "measured",
-    "low",
-    "high",
-    "n",
-    "scope",
-    "verdict",
-    "reason",
-    "registered",
-    "profile",
-    "notebook",
-    "figure",
-    "data",
-    "rows",
-    "rule_digest",
-]
+FIELDS = ["id", "kind", "words", "place", "rule", "reported", "measured", "low", "high", "n", "scope"]
+FIELDS += ["verdict", "reason", "registered", "profile", "notebook", "figure", "data", "rows", "rule_digest"]
 _COMPARISONS = {"at_most": (float.__le__, "above"), "at_least": (float.__ge__, "below")}
 
 Claims = Mapping[str, Mapping[str, Any]]

@@ -9,6 +9,7 @@ from snipnb.publish.evidence.parts import (
     ONE_SIDED,
     Finding,
     epochs_of,
+    finding,
     if_seen,
     last_rates,
     mean_of,
@@ -22,15 +23,13 @@ APPROXIMATE = "approximate diagonal"  # of one backward recursion, as the benchm
 
 
 def c18(curvature: pd.DataFrame) -> Finding:
-    rows, found, ends = curvature.set_index("way"), {}, {}
-    for name, way in (("cost_in_gradients", "diagonal"), ("approximate_cost_in_gradients", APPROXIMATE)):
-        if way in rows.index:
-            row = rows.loc[way]
-            found[name], ends[name] = row["in_gradients"], (row["in_gradients_low95"], row["in_gradients_high95"])
-    why = "" if len(found) == 2 else "no approximate diagonal was timed"
-    return Finding(
-        found, ends, scope=timed(curvature, "this package's exact diagonal and an approximate one"), not_fresh=why
-    )
+    rows = curvature.set_index("way")
+    ways = {"cost_in_gradients": "diagonal", "approximate_cost_in_gradients": APPROXIMATE}
+    columns = ["in_gradients", "in_gradients_low95", "in_gradients_high95"]
+    found = {name: tuple(rows.loc[way, columns]) for name, way in ways.items() if way in rows.index}
+    why = "" if len(found) == len(ways) else "no approximate diagonal was timed"
+    scope = timed(curvature, "this package's exact diagonal and an approximate one")
+    return finding(found, scope=scope, not_fresh=why)
 
 
 def c19(formulas: pd.DataFrame) -> Finding:
