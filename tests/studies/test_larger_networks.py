@@ -1,5 +1,7 @@
 """Agreement from samples of parameters: weights, intervals, families of networks, VGG16."""
 
+import itertools
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -9,6 +11,9 @@ from scipy import stats
 
 import snipnb
 from snipnb import networks as models
+from snipnb.publish import comparisons
+from snipnb.publish.evidence import larger_networks as evidence
+from snipnb.publish.evidence.parts import holm
 from snipnb.saliences.snip import snip
 from snipnb.studies.larger_networks import draw as plotting_larger
 from snipnb.studies.larger_networks import measure as larger
@@ -60,6 +65,50 @@ def test_slopes_are_per_layer_and_over_seeds(examples):
     assert fits["n"].tolist() == [2, 2]
     plotting_larger.sweep(swept, fits.reset_index())
     plt.close("all")
+
+
+def test_one_family_of_five_has_to_stand_out():
+    draw, rows = np.random.default_rng(0), []
+    for k, family in enumerate("abcde"):
+        for seed, layers in itertools.product(range(10, 16), (5, 7, 9)):
+            spearman = 0.99 - (0.02 * layers if family == "c" else 0) + draw.normal(0, 0.002)
+            rows.append({"family": family, "value": k, "layers": layers, "seed": seed, "spearman": spearman})
+    found = evidence.c27(pd.DataFrame(rows), layers_more=[0, 2, 4], fresh_from=10)
+    slopes = comparisons.slopes_by_seed(pd.DataFrame(rows))
+    p = slopes.groupby("family")["slope"].apply(lambda x: stats.ttest_1samp(x, 0, alternative="less").pvalue)
+    assert found.statistics["smallest_p"] == pytest.approx(5 * p["c"])  # Holm's first step
+    assert found.statistics["families_worse"] >= 1
+    assert found.statistics["steepest_slope"] == pytest.approx(-0.02, abs=0.001)
+    assert found.scope.endswith("steepest: c")
+    assert (found.n, found.statistics["families"]) == (6, 5)
+    assert holm(np.array([0.04, 0.01, 0.03])).tolist() == pytest.approx([0.06, 0.03, 0.06])
+
+
+def test_passes_are_counted():
+    table = larger.passes_at_peak().set_index("processor")
+    row = table.loc["Tesla P100 (PCIe)"]
+    assert row["parameters"] == 14_879_494
+    # thirteen convolutions on images padded to 32 pixels a side (the linear layers are small); a product and a sum are two operations
+    sides, channels, products, inputs = (
+        (32, 16, 8, 4, 2),
+        ((64, 64), (128, 128), *[(256,) * 3], *[(512,) * 3] * 2),
+        0,
+        1,
+    )
+    for side, outputs in zip(sides, channels, strict=True):
+        for out in outputs:
+            products, inputs = products + side**2 * 9 * inputs * out, out
+    assert row["gigaflop_per_pass"] == pytest.approx(2e-9 * products, rel=0.01)
+    assert row["minutes_for_one_image"] == pytest.approx(14_879_494 * row["gigaflop_per_pass"] / 9300 / 60)
+    assert row["images_in_an_hour"] * row["hours_for_a_mini_batch"] == pytest.approx(larger.MINI_BATCH)
+    projection = pd.DataFrame(
+        [(way, n, 1.0 * n, 0.5 * n, 2.0 * n) for n in (60_000, 128) for way in ("one pass per parameter", "engine")],
+        columns=["way", "images", "minutes", "low95", "high95"],
+    )
+    found = evidence.c26(projection, table.reset_index())
+    assert found.statistics["images_in_an_hour"] == table["images_in_an_hour"].max()
+    assert found.statistics["naive_minutes"] == 60_000
+    assert found.intervals["engine_minutes_for_a_mini_batch"] == (64, 256)
 
 
 def test_vgg_tables():

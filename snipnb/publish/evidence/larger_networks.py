@@ -8,21 +8,36 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from snipnb.publish.evidence.parts import Finding
+from snipnb.publish.comparisons import slopes_by_seed
+from snipnb.publish.evidence.parts import ONE_SIDED, Finding, Triple, finding, holm, if_seen
 from snipnb.publish.stats import mean_interval
 
 
-def c26(projection: pd.DataFrame) -> Finding:
-    whole = projection[projection["images"] == projection["images"].max()].set_index("way")
-    ways = {"naive_minutes": "one pass per parameter", "engine_minutes": "engine"}
-    ends = {name: (whole["low95"][way], whole["high95"][way]) for name, way in ways.items()}
-    found = {name: whole["minutes"][way] for name, way in ways.items()}
-    return Finding(found, ends, scope=f"VGG16, {whole['images'].iloc[0]:,} images, this processor")
+def c26(projection: pd.DataFrame, passes: pd.DataFrame) -> Finding:
+    found: dict[str, float | Triple] = {}
+    for name, images in (("", projection["images"].max()), ("_for_a_mini_batch", projection["images"].min())):
+        own = projection[projection["images"] == images].set_index("way")
+        for way, row in (("naive", own.loc["one pass per parameter"]), ("engine", own.loc["engine"])):
+            found[f"{way}_minutes{name}"] = row["minutes"], row["low95"], row["high95"]
+    fastest = passes.loc[passes["images_in_an_hour"].idxmax()]
+    found["images_in_an_hour"] = fastest["images_in_an_hour"]
+    scope = f"VGG16; one pass per parameter at the peak of a {fastest['processor']}, this package's engine on this processor"
+    return finding(found, scope=scope)
 
 
-def c27(sweep: pd.DataFrame, *, layers_more: Sequence[int]) -> Finding:
-    deeper = sweep[sweep["family"] == sweep["family"].iloc[0]]
-    slopes = [stats.linregress(own["layers"], own["spearman"]).slope for _, own in deeper.groupby("seed")]
-    slope, low, high = mean_interval(np.array(slopes))
-    scope = f"LeNet-5 with up to {max(layers_more)} layers more"
-    return Finding({"slope": slope}, {"slope": (low, high)}, n=len(slopes), scope=scope)
+def c27(sweep: pd.DataFrame, *, layers_more: Sequence[int], fresh_from: int) -> Finding:
+    slopes = {family: own["slope"].to_numpy() for family, own in slopes_by_seed(sweep).groupby("family", sort=False)}
+    tests = {family: stats.ttest_1samp(own, 0, alternative="less").pvalue for family, own in slopes.items()}
+    each = {family: mean_interval(own, level=ONE_SIDED) for family, own in slopes.items()}
+    corrected, steepest = holm(np.array(list(tests.values()))), min(tests, key=tests.__getitem__)
+    found: dict[str, float | Triple] = {
+        "slope": mean_interval(next(iter(slopes.values()))),
+        "steepest_slope": each[steepest],
+        "smallest_p": corrected.min(),
+        "families_worse": (corrected <= 0.05).sum(),
+        "families_not_worse": sum(low >= 0 for _, low, _ in each.values()),
+        "families": len(slopes),
+    }
+    scope = f"LeNet-5, {len(slopes)} families, up to {max(layers_more)} layers more or 4 times as wide; steepest: {steepest}"
+    n = int(sweep["seed"].nunique())
+    return finding(found, n=n, scope=scope, not_fresh=if_seen(sweep["seed"], fresh_from))

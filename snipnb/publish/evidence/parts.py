@@ -86,6 +86,13 @@ def last_rates(runs: pd.DataFrame) -> pd.DataFrame:
     return found.assign(error_percent=100 * last["test_error"])
 
 
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """P-values corrected for their number by Holm's step-down method."""
+    order = np.argsort(p_values)
+    steps = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1))
+    return np.minimum(steps, 1)[np.argsort(order)]
+
+
 def best_rows(errors: pd.DataFrame) -> pd.DataFrame:
     """The rates of the best epoch on the scored images."""
     return errors[errors["way"] == comparisons.BEST]

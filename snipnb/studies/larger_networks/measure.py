@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from snipnb._progress import track
 from snipnb.networks import lenet_variant, set_running_statistics, vgg16_mnist
@@ -21,6 +22,9 @@ from snipnb.saliences.snip import snip
 from snipnb.studies.shared import quiet_mask
 
 RESAMPLES = 500
+# Float32 operations per second at the peak of graphics processors of 2016 to 2019, by their data sheets.
+PEAKS = {"Tesla P100 (PCIe)": 9.3e12, "Tesla T4": 8.1e12, "Tesla V100 (SXM2)": 15.7e12}
+MINI_BATCH = 128  # images from which the published code takes its saliences by default
 Network = Callable[..., nn.Sequential]
 WIDTHS = (0.5, 1, 2, 4)
 WEIGHTS = r"(conv|full)\d+\.weight"  # as opposed to those of batch norm
@@ -228,6 +232,27 @@ def vgg_layers(images: Tensor, labels: Tensor, *, seed: int, sparsity: float) ->
         table = table[table["layer"].str.match(WEIGHTS)]
         frames.append(table.assign(mode=mode, kept_percent=100 * table["kept"] / table["parameters"]))
     return pd.concat(frames, ignore_index=True)[["mode", "layer", "parameters", "kept_percent"]]
+
+
+@torch.no_grad()
+def passes_at_peak() -> pd.DataFrame:
+    """How long one forward pass per parameter of VGG16 takes at the least, at the peak speed of graphics processors.
+
+    Returns:
+        One row per processor: ``processor``, ``teraflops`` (operations per second, peak), ``parameters``, ``gigaflop_per_pass`` (counted, one image),
+        ``minutes_for_one_image``, ``images_in_an_hour``, ``hours_for_a_mini_batch`` (of :data:`MINI_BATCH`).
+    """
+    model = vgg16_mnist(seed=0).eval()
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 1, 28, 28))
+    count, each = sum(p.numel() for p in model.parameters()), counter.get_total_flops()
+    rows = []
+    for name, peak in PEAKS.items():
+        minutes = count * each / peak / 60
+        row = {"processor": name, "teraflops": peak / 1e12, "parameters": count, "gigaflop_per_pass": each / 1e9}
+        row |= {"minutes_for_one_image": minutes, "images_in_an_hour": 60 / minutes}
+        rows.append(row | {"hours_for_a_mini_batch": minutes * MINI_BATCH / 60})
+    return pd.DataFrame(rows)
 
 
 @torch.no_grad()
