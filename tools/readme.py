@@ -1,4 +1,4 @@
-"""The generated parts of README.md, between markers, and the gallery ``figures/README.md``: both follow from the files of ``figures/``."""
+"""The generated parts of README.md and of docs, between markers, the picture on top, and the gallery ``figures/README.md``: all follow from ``figures/``."""
 
 from __future__ import annotations
 
@@ -7,43 +7,64 @@ import json
 import re
 from collections.abc import Container
 from pathlib import Path
+from typing import Any
 
 from snipnb._files import published_dir, write_atomically
 from snipnb.publish import ledger
+from snipnb.publish.sentences import sentence
 from snipnb.training.store import Store
-from tools import checkout
+from tools import checkout, hero
 from tools.gallery import gallery
 
 MARKER = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TRAINED_ON = 55_000  # images of an epoch of the default profile
+PAGES = ("README.md", "docs/profiles.md")
+HERO = "hero.png"
+# What a newcomer asks, and the claims that answer.
+FINDINGS = {
+    "C24": "Is SNIP a good approximation of the exact loss change?",
+    "C25a": "Does it train as well?",
+    "C32": "Are the published layer counts typical?",
+    "C35": "Which weights, or how many per layer?",
+    "C28": "Does a second order help?",
+}
+# Notebook -> its question, and the claim that answers it.
+QUESTIONS = {
+    "01_salience_derivation": ("What does SNIP's salience measure?", "C17"),
+    "02_snip_vs_exact": ("What does the exact loss change cost?", "C36"),
+    "03_lenet5_table": ("Do the published error rates recur?", "C33"),
+    "04_seed_consistency": ("What stays the same over seeds?", "C31"),
+    "05_second_order": ("Is the second-order formula right?", "C20"),
+    "06_rules_of_thumb": ("Does SNIP know what each layer needs?", "C29"),
+    "07_larger_networks": ("What about larger networks?", "C26"),
+}
 
 
 def update(*, check: bool = False, root: Path | None = None) -> bool:
-    """Bring README.md and the gallery up to date with what is published.
+    """Bring README.md, the pages with generated parts, the picture and the gallery up to date with what is published.
 
     Args:
-        check: Change nothing; only say whether all but the run times, which differ every time, is up to date.
+        check: Change nothing; only say whether all is up to date but the parts with run times, which differ every time.
         root: The checkout.
 
     Returns:
-        Whether both are up to date afterwards.
+        Whether all are up to date afterwards.
 
     Raises:
         ValueError: If a marker names a part that cannot be generated.
     """
     root = root or checkout()
-    readme, figures = root / "README.md", root / "figures"
-    text = readme.read_text(encoding="utf-8")
-    pages = {
-        readme: render(text, figures, parts=set(_PARTS) - {"cost"} if check else None),
-        figures / "README.md": gallery(figures, root / "notebooks"),
-    }
-    stale = [path for path, new in pages.items() if not path.is_file() or path.read_text(encoding="utf-8") != new]
+    figures = root / "figures"
+    parts = set(_PARTS) - {"cost", "run", "notebooks"} if check else None
+    pages = {root / page: render((root / page).read_text(encoding="utf-8"), figures, parts=parts) for page in PAGES}
+    pages[figures / "README.md"] = gallery(figures, root / "notebooks")
+    contents = {path: text.encode() for path, text in pages.items()} | {figures / HERO: hero.draw(figures)}
+    stale = [path for path, new in contents.items() if not path.is_file() or path.read_bytes() != new]
     if check and stale:
         print(f"{', '.join(str(path.relative_to(root)) for path in stale)}: not as figures/ says; run make readme")
         return False
     for path in stale:
-        write_atomically(path, pages[path])
+        write_atomically(path, contents[path])
     return True
 
 
@@ -53,23 +74,64 @@ def render(text: str, figures: Path, *, parts: Container[str] | None = None) -> 
 
     def replace(found: re.Match[str]) -> str:
         if found[2] not in _PARTS:
-            raise ValueError(f"README.md has a part {found[2]!r}; the generated parts are {', '.join(_PARTS)}")
+            raise ValueError(f"there is no part {found[2]!r}; the generated parts are {', '.join(_PARTS)}")
         return f"{found[1]}{_PARTS[found[2]](figures)}\n{found[3]}" if found[2] in chosen else found[0]
 
     return MARKER.sub(replace, text)
 
 
+def picture(figures: Path) -> str:
+    """The picture on top, with what it shows in words."""
+    return f"![{hero.alt(_ledger(figures))}](figures/{HERO})"
+
+
+def findings(figures: Path) -> str:
+    """How many verdicts came out how, and what came out for the questions that a newcomer asks."""
+    rows = {row["id"]: row for row in _ledger(figures)}
+    names = [hero.outcome(row["verdict"])[2] for row in rows.values()]
+    counts = [(names.count(name), name.replace("holds", "hold")) for _, _, name in hero.OUTCOMES.values()]
+    tally = ", ".join(f"{count} {name}" for count, name in counts if count)
+    lines = [f"**{len(rows)} verdicts: {tally}.**\n"]
+    lines += [f"- **{question}** {sentence(rows[claim])} ({claim})" for claim, question in FINDINGS.items()]
+    return "\n".join(lines)
+
+
+def notebooks(figures: Path) -> str:
+    """Each notebook's question, what came out, the executed copy, and minutes of the default profile."""
+    rows = {row["id"]: row for row in _ledger(figures)}
+    runs = _provenance(figures)
+    lines = ["| | question | what came out | minutes |", "|---|---|---|---|"]
+    for name, (question, claim) in QUESTIONS.items():
+        copy = f"[{name.split('_')[0]}](figures/full/notebooks/{name}.ipynb)"
+        minutes = f"{runs[name]['seconds'] / 60:.0f}" if name in runs else ""
+        lines.append(f"| {copy} | {question} | {sentence(rows[claim])} | {minutes} |")
+    return "\n".join(lines)
+
+
+def run(figures: Path) -> str:
+    """The two commands, with the minutes of the published run."""
+    minutes = sum(run["seconds"] for run in _provenance(figures).values()) / 60
+    return f"""```sh
+git clone <address of this repository> snip && cd snip
+make figures   # environment, MNIST, all notebooks: {minutes:.0f} minutes on two cores, 2 GB
+make test      # environment, all tests, a smoke run of every notebook: 20 minutes, no data needed
+```"""
+
+
 def verdicts(figures: Path) -> str:
     """The verdict table: every claim, by the ledger of the profile ``full``."""
-    lines = ["| | the write-up says | verdict | scope | as registered | where |", "|---|---|---|---|---|---|"]
-    for row in json.loads((figures / "full" / "claims.json").read_text(encoding="utf-8")):
+    titles = ["", "the write-up says", "verdict", "what came out", "scope", "as registered", "evidence"]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for row in _ledger(figures):
         name, where = row["notebook"], ""
         if row["profile"]:
-            where = f"[{name.split('_')[0]}](notebooks/{name}.ipynb)"
-            file = published_dir(Path("figures"), row["profile"]) / (row["figure"] or "")
-            where += f", [{file.suffix[1:]}]({file.as_posix()})" if row["figure"] else ""
+            folder = published_dir(Path("figures"), row["profile"])
+            where = f"[{name.split('_')[0]}]({(folder / 'notebooks' / name).as_posix()}.ipynb)"
+            if row["figure"]:
+                kind = "table" if row["figure"].endswith(".md") else "figure"
+                where += f", [{kind}]({(folder / row['figure']).as_posix()})"
         words = f"“{ledger.quoted(row['words'])}”"
-        cells = [row["id"], words, row["verdict"], ledger.scope(row), row["registered"] or "", where]
+        cells = [row["id"], words, row["verdict"], sentence(row), ledger.scope(row), row["registered"] or "", where]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
@@ -77,8 +139,7 @@ def verdicts(figures: Path) -> str:
 def cost(figures: Path) -> str:
     """What each notebook of the default profile took when the published files were made."""
     lines = ["| notebook | minutes | peak memory | machine |", "|---|---|---|---|"]
-    path = figures / "provenance.json"
-    runs = json.loads(path.read_text(encoding="utf-8"))["notebooks"] if path.is_file() else {}
+    runs = _provenance(figures)
     for notebook, run in runs.items():
         machine = f"{run['machine']['cores']} cores, {run['machine']['processor']}"
         memory = f"{run['peak_memory_mb'] / 1024:.1f} GiB" if run.get("peak_memory_mb") else ""
@@ -89,6 +150,17 @@ def cost(figures: Path) -> str:
         if epoch := _plain_epoch(figures):
             lines.append(f"| the same, in epochs of a plain loop ({epoch:.1f} s) | {total / epoch:.0f} epochs | | |")
     return "\n".join(lines)
+
+
+def _ledger(figures: Path) -> list[dict[str, Any]]:
+    """The rows of the profile ``full``."""
+    return json.loads((figures / "full" / "claims.json").read_text(encoding="utf-8"))
+
+
+def _provenance(figures: Path) -> dict[str, dict[str, Any]]:
+    """Notebook -> how its run of the default profile went."""
+    path = figures / "provenance.json"
+    return json.loads(path.read_text(encoding="utf-8"))["notebooks"] if path.is_file() else {}
 
 
 def _plain_epoch(figures: Path) -> float | None:
@@ -110,9 +182,17 @@ def kept(figures: Path) -> str:
     longest = max(len(run["history"]["epoch"]) for run in runs)
     long = sum(len(run["history"]["epoch"]) == longest for run in runs)
     return (
-        f"{len(runs):,} trained networks, {long:,} of them over {longest} epochs, are kept in [figures/full/runs](figures/full/runs). They are found by what "
-        "their configurations say, whatever becomes of the code, and `make verify-runs` trains the first epoch of some of them again."
+        f"{len(runs):,} trained networks, {long:,} of them over {longest} epochs, are kept in `figures/full/runs`. Their configurations identify them, "
+        "whatever becomes of the code, and `make verify-runs` trains the first epoch of some of them again."
     )
 
 
-_PARTS = {"verdicts": verdicts, "cost": cost, "kept": kept}
+_PARTS = {
+    "hero": picture,
+    "findings": findings,
+    "run": run,
+    "notebooks": notebooks,
+    "verdicts": verdicts,
+    "cost": cost,
+    "kept": kept,
+}

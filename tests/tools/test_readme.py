@@ -6,25 +6,71 @@ import pytest
 
 import snipnb
 from snipnb._files import project_root
+from snipnb.publish.sentences import sentence
 from snipnb.training import store
 from tools import readme
 from tools.runner import find_notebooks
 
 ROOT = project_root()
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [
+    "README.md",
+    "figures/README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+]
+WRITTEN = [page for page in PAGES if page != "figures/README.md"]
+EXAMPLES = {
+    page: re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    for page in ("README.md", "docs/library.md")
+}
+
+
+def words_of(text):
+    """How many words a reader meets: without code, the folded table, targets of links, and texts that stand for pictures."""
+    for unread in (r"```.*?```", r"<details>.*?</details>", r"!\[.*?\]\([^)]*\)", r"<!--.*?-->", r"(?<=\])\([^)]*\)"):
+        text = re.sub(unread, "", text, flags=re.DOTALL)
+    return len(re.findall(r"\w[\w'-]*", text))
+
+
+def test_readme_takes_a_few_minutes_to_read():
+    assert words_of("one [two](three.md) ![four](five.png)\n```sh\nsix\n```\n<details>seven</details>") == 2
+    assert 500 < words_of(TEXT) <= 900
+
+
+def test_readme_answers_with_what_the_ledger_says():
+    rows = {row["id"]: row for row in json.loads((ROOT / "figures/full/claims.json").read_text(encoding="utf-8"))}
+    for claim in [*readme.FINDINGS, *(claim for _, claim in readme.QUESTIONS.values())]:
+        assert sentence(rows[claim]) in TEXT
+    assert readme.QUESTIONS.keys() == {path.stem for path in find_notebooks(ROOT)}
+
+
+def test_links_to_notebooks_lead_to_outputs():
+    copies = re.findall(r"\]\(([^)]+\.ipynb)\)", TEXT)
+    assert len(copies) >= 7 + 30
+    for copy in set(copies):
+        cells = json.loads((ROOT / copy).read_text(encoding="utf-8"))["cells"]
+        assert any(cell.get("outputs") for cell in cells), copy
 
 
 def test_generated_parts_are_up_to_date():
     assert readme.update(check=True), "run make readme"
 
 
-@pytest.mark.parametrize("page", ["README.md", "figures/README.md"])
-def test_every_linked_file_exists(page):
+@pytest.mark.parametrize("page", PAGES)
+def test_every_linked_file_and_heading_exists(page):
     path = ROOT / page
     targets = re.findall(r"\]\(([^)]+)\)|<img src=\"([^\"]+)\"", path.read_text(encoding="utf-8"))
-    targets = [link or image for link, image in targets if "://" not in link]
-    assert len(targets) > 8
-    assert not [target for target in targets if not (path.parent / target).exists()]
+    targets = [(link or image).partition("#") for link, image in targets if "://" not in link]
+    assert not [target for target, _, _ in targets if not (path.parent / target).exists()]
+    for target, _, heading in targets:
+        if heading:
+            titles = re.findall(r"^#+ (.*)", (path.parent / target).read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert heading in [title.lower().replace(" ", "-") for title in titles]
+
+
+def test_a_link_that_leads_nowhere_would_be_found():
+    assert len(re.findall(r"\]\((?!https)", TEXT)) > 60
 
 
 def test_the_gallery_shows_every_figure():
@@ -34,8 +80,9 @@ def test_the_gallery_shows_every_figure():
 
 
 def test_every_path_named_exists():
-    paths = re.findall(r"`((?:snipnb|notebooks|tests|figures|tools)/[\w./]*)`", TEXT)
-    assert paths
+    texts = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in WRITTEN)
+    paths = re.findall(r"`((?:snipnb|notebooks|tests|figures|tools)/[\w./]*)`", texts)
+    assert len(paths) > 20
     made_on_demand = {"figures/mine/"}
     assert not [path for path in set(paths) - made_on_demand if not (ROOT / path).exists()]
 
@@ -43,24 +90,33 @@ def test_every_path_named_exists():
 def test_every_command_is_a_target():
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE)) | {p.stem for p in find_notebooks(ROOT)}
-    commands = re.findall(r"(?:`|^)(make [^`#\n]*)", TEXT, flags=re.MULTILINE)
-    assert len(commands) > 5
+    texts = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in WRITTEN)
+    commands = re.findall(r"(?:`|^)(make [^`#\n]*)", texts, flags=re.MULTILINE)
+    assert len(commands) > 20
     for command in commands:
         words = [word for word in shlex.split(command)[1:] if "=" not in word]
         assert set(words) <= targets, command
 
 
-def test_the_example_runs(capsys):
-    example = re.search(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)[1]
-    exec(compile(example, "README.md", "exec"), {})
+@pytest.mark.parametrize("page", EXAMPLES)
+def test_the_example_runs(page, capsys):
+    exec(compile(EXAMPLES[page][0], page, "exec"), {})
     assert "conv1.weight" in capsys.readouterr().out
+
+
+def test_the_grid_of_the_page_runs_and_is_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    example = next(e for e in EXAMPLES["docs/library.md"] if "my-runs" in e)
+    exec(compile(example, "docs/library.md", "exec"), {})
+    assert re.search(r"random +0.90 +0\.\d", capsys.readouterr().out)
+    assert len(list((tmp_path / "my-runs").glob("*.json"))) == 3
 
 
 def test_a_criterion_of_your_own_runs_as_the_page_shows(capsys):
     before = dict(snipnb.CRITERIA)
-    example = next(e for e in re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL) if "CRITERIA" in e)
+    example = next(e for e in EXAMPLES["docs/library.md"] if "CRITERIA" in e)
     try:
-        exec(compile(example, "README.md", "exec"), {})
+        exec(compile(example, "docs/library.md", "exec"), {})
     finally:
         snipnb.CRITERIA.clear()
         snipnb.CRITERIA.update(before)
@@ -70,15 +126,17 @@ def test_a_criterion_of_your_own_runs_as_the_page_shows(capsys):
 
 
 def test_verdicts_are_those_of_full_with_scope_and_as_registered(tmp_path):
-    row = {"id": "C1", "words": "a $|x|$", "notebook": "02_x", "figure": "f.png", "profile": "full"}
+    row = {"id": "C9", "words": "a $|x|$", "notebook": "02_x", "figure": "f.png", "profile": "full"}
     row |= {"verdict": "supported", "registered": "weak", "scope": "LeNet-5", "n": 3}
+    row |= {"measured": {"cost_in_gradients": 1.016}, "low": {}, "high": {}}
     (tmp_path / "full").mkdir()
     open_row = {**row, "id": "C2", "profile": None, "verdict": "not run", "registered": None, "scope": "", "n": None}
     (tmp_path / "full" / "claims.json").write_text(json.dumps([row, open_row]))
     rows = readme.verdicts(tmp_path).splitlines()[2:]
-    where = "[02](notebooks/02_x.ipynb), [png](figures/full/f.png)"
-    assert rows[0] == rf"| C1 | “a ${{\vert}}x{{\vert}}$” | supported | LeNet-5; n = 3 | weak | {where} |"
-    assert rows[1] == r"| C2 | “a ${\vert}x{\vert}$” | not run |  |  |  |"
+    where = "[02](figures/full/notebooks/02_x.ipynb), [figure](figures/full/f.png)"
+    said = "SNIP scores every parameter for the price of 1.02 gradients."
+    assert rows[0] == rf"| C9 | “a ${{\vert}}x{{\vert}}$” | supported | {said} | LeNet-5; n = 3 | weak | {where} |"
+    assert rows[1] == r"| C2 | “a ${\vert}x{\vert}$” | not run | Not run. |  |  |  |"
 
 
 def test_finished_runs_are_counted(tmp_path):
@@ -110,5 +168,5 @@ def test_parts_follow_from_the_files(tmp_path):
     only_verdicts = readme.render(text, ROOT / "figures", parts=("verdicts",))
     assert "| C35 |" in only_verdicts
     assert "\n| 01_salience_derivation |" not in only_verdicts
-    with pytest.raises(ValueError, match="has a part 'weather'; the generated parts are verdicts, cost, kept"):
+    with pytest.raises(ValueError, match="no part 'weather'; the generated parts are hero, findings, run, notebooks"):
         readme.render("<!-- generated: weather -->\n<!-- end -->", tmp_path)

@@ -1,0 +1,88 @@
+"""What came out for a claim, as a sentence: templates of ``sentences.yaml``, by verdict, filled with the numbers of the ledger's row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import cache
+from string import Formatter
+from typing import Any
+
+import yaml
+
+from snipnb._files import resource
+
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+GENERAL = {"not run": "Not run.", "inconclusive": "Open.", "cannot tell": "Open."}  # where no sentence is written
+
+
+def _power(value: float) -> str:
+    """One digit times a power of ten, such as 6 × 10⁻⁸; 0 as it is."""
+    if value == 0:
+        return "0"
+    digit, exponent = f"{value:.0e}".split("e")
+    return f"{digit} × 10{str(int(exponent)).translate(SUPERSCRIPTS)}"
+
+
+def _p(value: float) -> str:
+    """A p-value with two digits, or that it is below 0.001 or above 0.99."""
+    return "<0.001" if value < 0.001 else ">0.99" if value > 0.99 else f"{value:.2g}"
+
+
+# Formats of a number besides Python's.
+FORMATS: dict[str, Callable[[float], str]] = {
+    "power": _power,
+    "p": _p,
+    "inverse": lambda value: f"{1 / value:,.0f}",
+    "years": lambda minutes: f"{minutes / (365.25 * 24 * 60):,.0f}",
+}
+
+
+@cache
+def load_sentences() -> dict[str, dict[str, str]]:
+    """Claim -> verdict -> template, as in ``sentences.yaml``."""
+    return yaml.safe_load(resource("sentences.yaml").read_text(encoding="utf-8"))
+
+
+def sentence(row: Mapping[str, Any]) -> str:
+    """What came out for a claim.
+
+    Args:
+        row: Of the ledger, as in ``claims.json``.
+
+    Raises:
+        ValueError: If a sentence names a number that the row does not have.
+    """
+    word, _, remark = row["verdict"].removesuffix(")").partition(" (")
+    if "the rule asks for" in remark:  # too few runs for a verdict
+        return f"Open: {remark}."
+    written = load_sentences().get(row["id"], {})
+    template = written.get(row["verdict"], written.get(word))
+    if template is None:
+        return f"{GENERAL[word].removesuffix('.')}: {remark}." if remark else GENERAL[word]
+    return fill(template, _numbers(row))
+
+
+def fill(template: str, numbers: Mapping[str, float]) -> str:
+    """A template with numbers in place of its fields; names may hold a dot.
+
+    Raises:
+        ValueError: If a field has no number.
+    """
+    text = []
+    for literal, name, spec, _ in Formatter().parse(template):
+        text.append(literal)
+        if name is None:
+            continue
+        if not math.isfinite(numbers.get(name, math.nan)):
+            raise ValueError(f"{template!r} has no number {name!r}; there are {', '.join(numbers)}")
+        value = numbers[name]
+        shown = FORMATS[spec](value) if spec in FORMATS else format(value, spec or "")
+        text.append(shown.replace("-", "−").replace("%", " %"))
+    return "".join(text)
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """Statistics of a row, the ends of their intervals, and n."""
+    ends = {f"{name}_{end}": value for end in ("low", "high") for name, value in row[end].items()}
+    return {**row["measured"], **ends, **({} if row["n"] is None else {"n": row["n"]})}
