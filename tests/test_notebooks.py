@@ -1,6 +1,7 @@
 """The notebooks themselves: anatomy, and a smoke run of every file; and the runner, on tiny notebooks of its own."""
 
 import ast
+import html
 import importlib
 import inspect
 import json
@@ -19,6 +20,7 @@ from golden import smoke
 
 from snipnb._files import project_root
 from snipnb.publish import captions, ledger, profiles
+from snipnb.publish.sentences import sentence
 from tools import runner
 
 ROOT = project_root()
@@ -140,6 +142,7 @@ def checkout(tmp_path_factory):
 
 
 CLAIMS, SECOND = "snipnb/resources/claims.yaml", "notebooks/02_snip_vs_exact.ipynb"
+SENTENCES = "snipnb/resources/sentences.yaml"
 ALL = [path.stem[:2] for path in NOTEBOOKS]
 
 
@@ -162,6 +165,7 @@ ALL = [path.stem[:2] for path in NOTEBOOKS]
         ("snipnb/resources/reported/figure1_reported.csv", "\n", "\n0,0\n", ALL, "reported values changed"),
         (CLAIMS, "rule: One matter with C6", "rule: The same matter as C6", ["01"], "claims changed"),
         (CLAIMS, "at_most: 1.0e-5", "at_most: 1.1e-5", ["02"], "claims changed"),
+        (SENTENCES, "All {n} networks keep", "Each of {n} networks keeps", ["03"], "claims changed"),
         (CLAIMS, "place: section 1\n", "place: section 2\n", [], ""),
         (CLAIMS, "# The sentences of", "# All sentences of", [], ""),
         ("figures/bench/snip.csv", "\n", "\n\n", ["02"], "benchmarks changed"),
@@ -225,6 +229,10 @@ def test_smoke(path, tmp_path, monkeypatch):
         o["metadata"]["image/png"]["alt"] for o in outputs if o["output_type"] != "stream" and "image/png" in o["data"]
     )
     assert str(ROOT) not in json.dumps(executed)
+    told = "".join(executed["cells"][1]["source"])
+    assert all(sentence(entry) in told for entry in entries)
+    table = "".join(outputs[-2]["data"]["text/html"])
+    assert all(html.escape(sentence(entry), quote=False) in table for entry in entries)  # whole, not cut
     run = json.loads((place.published / "provenance.json").read_text())["notebooks"][path.stem]
     assert run["seconds"] > 0
     assert run["peak_memory_mb"] > 50

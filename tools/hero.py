@@ -14,17 +14,9 @@ from matplotlib.ticker import NullLocator
 
 from snipnb._files import resource
 from snipnb.publish import style
+from snipnb.publish.sentences import OUTCOMES, outcome
 
 PER_ROW = 20
-# Words of verdicts -> what they come to: glyph, colour of the tile, and the name in the key.
-OUTCOMES = {
-    ("supported", "matches", "correct"): ("✓", "#a8d8c0", "holds"),
-    ("partly supported", "correct up to wording"): ("≈", "#dcebb2", "in part or reworded"),
-    ("error, corrected",): ("✎", "#f7d59c", "corrected"),
-    ("contradicted", "differs"): ("✗", "#eda9a0", "contradicted"),
-    ("inconclusive", "cannot tell", "not run"): ("?", "#ffffff", "open"),
-    ("no verdict",): ("·", "#e4e4e4", "no verdict"),
-}
 # What the verdict on a claim lets a panel say; where none of these is the verdict, its question.
 TITLES = {
     "C25a": {
@@ -44,19 +36,6 @@ TITLES = {
     },
 }
 RULES = {"closed_form": "closed form", "erdos_renyi_kernel": "ERK", "uniform": "uniform", "magnitude": "magnitude"}
-
-
-def outcome(verdict: str) -> tuple[str, str, str]:
-    """Glyph, colour and name of what a verdict comes to.
-
-    Raises:
-        ValueError: If its word is none of the ledger's.
-    """
-    word = verdict.partition(" (")[0]
-    for words, shown in OUTCOMES.items():
-        if word in words:
-            return shown
-    raise ValueError(f"a verdict must begin with a word of the ledger; got {verdict!r}")
 
 
 def draw(figures: Path) -> bytes:

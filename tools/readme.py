@@ -11,7 +11,7 @@ from typing import Any
 
 from snipnb._files import published_dir, write_atomically
 from snipnb.publish import ledger
-from snipnb.publish.sentences import sentence
+from snipnb.publish.sentences import OUTCOMES, outcome, sentence
 from snipnb.training.store import Store
 from tools import checkout, hero
 from tools.gallery import gallery
@@ -88,8 +88,8 @@ def picture(figures: Path) -> str:
 def findings(figures: Path) -> str:
     """How many verdicts came out how, and what came out for the questions that a newcomer asks."""
     rows = {row["id"]: row for row in _ledger(figures)}
-    names = [hero.outcome(row["verdict"])[2] for row in rows.values()]
-    counts = [(names.count(name), name.replace("holds", "hold")) for _, _, name in hero.OUTCOMES.values()]
+    names = [outcome(row["verdict"])[2] for row in rows.values()]
+    counts = [(names.count(name), name.replace("holds", "hold")) for _, _, name in OUTCOMES.values()]
     tally = ", ".join(f"{count} {name}" for count, name in counts if count)
     lines = [f"**{len(rows)} verdicts: {tally}.**\n"]
     lines += [f"- **{question}** {sentence(rows[claim])} ({claim})" for claim, question in FINDINGS.items()]

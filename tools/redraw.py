@@ -17,10 +17,10 @@ from typing import Any
 import matplotlib
 import pandas as pd
 
-from snipnb._files import project_root, write_atomically
+from snipnb._files import project_root
 from snipnb.publish import ledger, style
 from snipnb.publish.profiles import load_profile
-from snipnb.publish.report import DRAWN, Picture, Report
+from snipnb.publish.report import DRAWN, Picture, Report, Verdicts
 from tools import runner, state
 
 REDRAWN = {"drawing", "prose", "claims"}  # the parts of a fingerprint that a redraw brings up to date
@@ -91,7 +91,7 @@ def redraw_one(source: Path, published: Path) -> int:
     if missing := ledger.without_verdict(source.stem, report.entries):
         raise NeedsRunError(f"it gave no verdict on {', '.join(missing)}")
     style.use_house_style()
-    shown: dict[str, Picture | pd.DataFrame] = {name: report.draw(name) for name in report.drawn["figures"]}
+    shown: dict[str, Picture | Verdicts] = {name: report.draw(name) for name in report.drawn["figures"]}
     for name in report.drawn["tables"]:
         report.render(name)
     shown["verdicts"] = report.verdicts()
@@ -99,7 +99,8 @@ def redraw_one(source: Path, published: Path) -> int:
     for cell in notebook["cells"]:
         if (name := shown_by(cell)) in shown:
             _show(cell, shown[name])
-    write_atomically(executed, json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+    notebook = runner.with_summary(notebook, report.entries)
+    runner.write_notebook(executed, notebook)
     return len(report.drawn["figures"]) + len(report.drawn["tables"])
 
 
@@ -162,7 +163,7 @@ def shown_by(cell: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _show(cell: dict[str, Any], thing: Picture | pd.DataFrame) -> None:
+def _show(cell: dict[str, Any], thing: Picture | Verdicts) -> None:
     """Put a picture or a table into the output of a cell, as a notebook's kernel does."""
     if judges(cell):
         cell["outputs"] = [
@@ -177,7 +178,7 @@ def _show(cell: dict[str, Any], thing: Picture | pd.DataFrame) -> None:
         }
     else:
         with pd.option_context("display.max_columns", 20):  # a terminal has another number
-            texts = {"text/html": thing.to_html(notebook=True), "text/plain": repr(thing)}
+            texts = {"text/html": str(thing._repr_html_()), "text/plain": repr(thing)}
         output["data"] = {kind: text.splitlines(True) for kind, text in texts.items()}
 
 

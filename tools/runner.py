@@ -26,12 +26,14 @@ from snipnb._files import data_dir, write_atomically
 from snipnb.data import acquire_mnist
 from snipnb.publish import ledger, profiles
 from snipnb.publish.report import DRAWN, RUN_FILE, versions
+from snipnb.publish.sentences import summary
 from snipnb.training.provenance import commit, machine
 from tools import checkout
 from tools.state import PACKAGE, Place, fingerprint, place_of, record, why_stale
 
 KERNEL = "python3"
 INJECTED_ID = "injected-parameters"
+SUMMARY_ID = "summary"
 # Method of a report -> endings of the files that it writes.
 WRITES = {"figure": ("png", "svg", "csv"), "table": ("md", "tex", "csv"), "data": ("csv",)}
 QUIET_KERNEL = "--IPKernelApp.log_level=50"  # or an interrupted one prints a traceback of its sockets
@@ -169,6 +171,8 @@ def run_one(path: Path, parameters: Mapping[str, Any], place: Place, mark: Mappi
     seconds = time.monotonic() - start
     slow = _slow_cells(executed)
     clean(executed, root=path.parent.parent)
+    rows = _verdicts(stage / "claims" / f"{path.stem}.json") or []
+    write_notebook(executed, with_summary(json.loads(executed.read_text(encoding="utf-8")), rows))
     files = _publish(path.stem, stage, place)
     facts = {"seconds": round(seconds, 1), "slow_cells": slow, **run_facts, "parameters": parameters}
     _write_provenance(place, path.stem, facts)
@@ -207,7 +211,21 @@ def clean(executed: Path, *, root: Path) -> None:
         for output in cell.get("outputs", []):
             if "text" in output:
                 output["text"] = [line.replace(f"{root}{os.sep}", "") for line in output["text"]]
-    write_atomically(executed, json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+    write_notebook(executed, notebook)
+
+
+def with_summary(notebook: dict[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """An executed notebook whose first cell is followed by one with what came out for each of its claims, if it has any."""
+    if not rows:
+        return notebook
+    first, *others = (cell for cell in notebook["cells"] if cell["id"] != SUMMARY_ID)
+    metadata = {"tags": [SUMMARY_ID]}
+    told = {"cell_type": "markdown", "id": SUMMARY_ID, "metadata": metadata, "source": summary(rows).splitlines(True)}
+    return {**notebook, "cells": [first, told, *others]}
+
+
+def write_notebook(path: Path, notebook: Mapping[str, Any]) -> None:
+    write_atomically(path, json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
 
 
 # --- execution --------------------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def fingerprint(path: Path, parameters: Mapping[str, Any], *, package: Path = PA
     bench, study = path.parent.parent / "figures" / "bench", package / "studies" / path.stem.split("_", 1)[1]
     drawing = [study / "draw.py", study / "captions.yaml", package / "publish" / "style.py"]
     evidence = {file.stem: file for file in package.glob("publish/evidence/*.py")}
-    judging = [package / "publish" / "ledger.py"]
+    judging = [package / "publish" / name for name in ("ledger.py", "sentences.py")]
     judging += [file for name, file in evidence.items() if name in ("__init__", "parts", study.name)]
     others = {file for file in package.glob("studies/*/*") if file.parent != study} | {*evidence.values()}
     library = {*package.rglob("[!.]*.py")} - {*drawing, *others, *judging, package / "__main__.py"}
@@ -69,7 +69,7 @@ def fingerprint(path: Path, parameters: Mapping[str, Any], *, package: Path = PA
         "drawing": _contents(package, drawing),
         "parameters": parameters,
         "claims": [
-            _claims_of(path.stem, code, package / "resources" / "claims.yaml"),
+            _claims_of(path.stem, code, package / "resources"),
             _contents(package, judging),
         ],
         "benchmarks": _contents(bench, [bench / f"{name}.csv" for name in tables]),
@@ -97,18 +97,22 @@ def _meaning(code: str) -> str:
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
-def _claims_of(notebook: str, code: str, file: Path) -> list[dict[str, Any]]:
-    """The claims that are a notebook's own or that its code names, without the history of their rules."""
+def _claims_of(notebook: str, code: str, resources: Path) -> list[dict[str, Any]]:
+    """The claims that are a notebook's own or that its code names, with what is said of them, without the history of their rules."""
     named = set(re.findall(r"\bC\d+[ab]?\b", code))
-    claims = _read_claims(file.read_text(encoding="utf-8"))
+    claims, sentences = (
+        _read_yaml((resources / name).read_text("utf-8")) for name in ("claims.yaml", "sentences.yaml")
+    )
     own = [claim for claim in claims if claim["notebook"] == notebook or claim["id"] in named]
+    history = ("changed", "looks", "place")
     return [
-        {field: value for field, value in claim.items() if field not in ("changed", "looks", "place")} for claim in own
+        {field: value for field, value in claim.items() if field not in history} | {"says": sentences.get(claim["id"])}
+        for claim in own
     ]
 
 
 @cache
-def _read_claims(text: str) -> list[dict[str, Any]]:
+def _read_yaml(text: str) -> Any:
     return yaml.safe_load(text)
 
 

@@ -22,6 +22,7 @@ from snipnb.publish import captions, ledger, style
 from snipnb.publish.evidence import read_rows
 from snipnb.publish.profiles import declared_parameters, load_profile
 from snipnb.publish.published import reported as reported  # notebooks take it from here
+from snipnb.publish.sentences import sentence
 
 PACKAGES = ("torch", "numpy", "pandas", "scipy", "matplotlib", "seaborn", "sympy")
 RUN_FILE = "run.json"  # what the runner reads: kept out of everything that is compared
@@ -40,6 +41,14 @@ class Picture:
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         return {"image/png": self.png, "text/plain": self.alt}, {"image/png": {"alt": self.alt}}
+
+
+class Verdicts(pd.DataFrame):
+    """The verdicts of a notebook; Jupyter shows their texts whole."""
+
+    def _repr_html_(self) -> str | None:
+        with pd.option_context("display.max_colwidth", None):
+            return super()._repr_html_()
 
 
 @dataclass
@@ -174,15 +183,17 @@ class Report:
         rows = {name: ledger.digest(self._path(name).read_text(encoding="utf-8")) for name in names}
         return ledger.entry(claim_id, finding, profile=self.profile, rows=rows, figure=figure)
 
-    def verdicts(self) -> pd.DataFrame:
-        """The verdicts of this notebook as a table.
+    def verdicts(self) -> Verdicts:
+        """The verdicts of this notebook as a table, with what came out in a sentence each.
 
         Raises:
             ValueError: If a claim that this notebook owns has none.
         """
         if missing := ledger.without_verdict(self.notebook, self.entries):
             raise ValueError(f"{self.notebook} has no verdict on {', '.join(missing)}")
-        return ledger.verdict_frame(self.entries)
+        frame = ledger.verdict_frame(self.entries)
+        frame.insert(1, "what came out", [sentence(entry) for entry in self.entries])
+        return Verdicts(frame[["the write-up says", "verdict", "what came out", "scope", "as registered"]])
 
     def write_verdicts(self, data: str) -> None:
         """Write the verdicts, each with the SHA-256 of the images."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from string import Formatter
 from typing import Any
@@ -13,6 +13,15 @@ import yaml
 from snipnb._files import resource
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+# Words of verdicts -> what they come to: glyph, colour of a tile, and name.
+OUTCOMES = {
+    ("supported", "matches", "correct"): ("✓", "#a8d8c0", "holds"),
+    ("partly supported", "correct up to wording"): ("≈", "#dcebb2", "in part or reworded"),
+    ("error, corrected",): ("✎", "#f7d59c", "corrected"),
+    ("contradicted", "differs"): ("✗", "#eda9a0", "contradicted"),
+    ("inconclusive", "cannot tell", "not run"): ("?", "#ffffff", "open"),
+    ("no verdict",): ("·", "#e4e4e4", "no verdict"),
+}
 GENERAL = {"not run": "Not run.", "inconclusive": "Open.", "cannot tell": "Open."}  # where no sentence is written
 
 
@@ -61,6 +70,29 @@ def sentence(row: Mapping[str, Any]) -> str:
     if template is None:
         return f"{GENERAL[word].removesuffix('.')}: {remark}." if remark else GENERAL[word]
     return fill(template, _numbers(row))
+
+
+def outcome(verdict: str) -> tuple[str, str, str]:
+    """Glyph, colour and name of what a verdict comes to, whatever its remark.
+
+    Raises:
+        ValueError: If its word is none of the ledger's.
+    """
+    word = verdict.partition(" (")[0]
+    for words, shown in OUTCOMES.items():
+        if word in words:
+            return shown
+    raise ValueError(f"a verdict must begin with a word of the ledger; got {verdict!r}")
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What came out for the claims of a run, as a table in Markdown: id, verdict with its glyph, sentence."""
+    profiles = " and ".join(sorted({row["profile"] for row in rows}))
+    lines = [f"**What came out** (profile {profiles})", "", "| claim | verdict | |", "|---|---|---|"]
+    for row in rows:
+        word = row["verdict"].partition(" (")[0]
+        lines.append(f"| {row['id']} | {outcome(word)[0]} {word} | {sentence(row)} |")
+    return "\n".join(lines)
 
 
 def fill(template: str, numbers: Mapping[str, float]) -> str:

@@ -6,13 +6,15 @@ import pytest
 
 from snipnb._files import project_root
 from snipnb.publish import ledger
-from snipnb.publish.sentences import FORMATS, fill, load_sentences, sentence
+from snipnb.publish.sentences import FORMATS, OUTCOMES, fill, load_sentences, outcome, sentence, summary
 
+WORDS = [word for kind, words in ledger.WORDS.items() if kind != "registered" for word in words]
 ROWS = {row["id"]: row for row in json.loads((project_root() / "figures/full/claims.json").read_text("utf-8"))}
 
 
 def row(**changed):
     facts = {"id": "C5", "verdict": "supported (for the direct way; a structured one needs fewer)", "n": None}
+    facts["profile"] = "smoke"
     measured = {"cost_in_forward_passes_over_m": 0.001}
     return facts | {"measured": measured, "low": {}, "high": {}} | changed
 
@@ -20,9 +22,9 @@ def row(**changed):
 @pytest.mark.parametrize("claim_id", ledger.load_claims())
 def test_every_outcome_of_a_rule_has_a_sentence(claim_id):
     written, general = load_sentences()[claim_id], {"inconclusive", "cannot tell", "not run"}
-    for outcome in ledger.load_claims()[claim_id]["outcomes"]:
-        whole = f"{outcome['verdict']} ({outcome['remark']})" if "remark" in outcome else outcome["verdict"]
-        assert {whole, outcome["verdict"]} & (written.keys() | general), whole
+    for case in ledger.load_claims()[claim_id]["outcomes"]:
+        whole = f"{case['verdict']} ({case['remark']})" if "remark" in case else case["verdict"]
+        assert {whole, case["verdict"]} & (written.keys() | general), whole
 
 
 def test_no_sentence_is_of_a_verdict_that_no_rule_has():
@@ -97,3 +99,26 @@ def test_every_format_is_used():
     templates = [template for written in load_sentences().values() for template in written.values()]
     used = {spec for template in templates for _, _, spec, _ in Formatter().parse(template)}
     assert FORMATS.keys() <= used
+
+
+@pytest.mark.parametrize("word", [*WORDS, "not run"])
+def test_every_word_of_a_verdict_comes_to_one_thing(word):
+    assert outcome(f"{word} (with a remark)") in OUTCOMES.values()
+    assert sum(word in words for words in OUTCOMES) == 1
+
+
+def test_what_verdicts_come_to_differs_without_colours():
+    glyphs, colours, names = zip(*OUTCOMES.values(), strict=True)
+    assert len(set(glyphs)) == len(set(colours)) == len(set(names)) == len(OUTCOMES)
+
+
+def test_a_word_that_no_ledger_has_is_refused():
+    with pytest.raises(ValueError, match="a verdict must begin with a word of the ledger; got 'refuted'"):
+        outcome("refuted")
+
+
+def test_a_summary_has_a_line_for_every_verdict():
+    lines = summary([row(), row(id="C2", verdict="not run (why)")]).splitlines()
+    assert lines[0] == "**What came out** (profile smoke)"
+    assert lines[4] == f"| C5 | ✓ supported | {sentence(row())} |"
+    assert lines[5:] == ["| C2 | ? not run | Not run: why. |"]
