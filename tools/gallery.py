@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from PIL import Image
+
 from snipnb.publish.report import DRAWN, Report
 
 HEAD = """# Figures
@@ -35,7 +37,8 @@ def _section(report: Report, notebooks: Path) -> str:
         "|---|---|---|",
     ]
     for name, figure in report.drawn["figures"].items():
-        alt = report.caption(name)["alt"].strip()
+        with Image.open(figures / f"{notebook}/{name}.png") as picture:
+            alt = picture.info["Description"]
         files = [f"{notebook}/{name}.{kind}" for kind in ("png", "svg")] + figure["frames"]
         places = [file if (figures / file).is_file() else f"../snipnb/resources/{file}" for file in files]
         links = [f"[{Path(place).name}]({place})" for place in places]

@@ -102,11 +102,13 @@ class Report:
         drawn = self.drawn["figures"][name]
         settings, text = _settings(drawn), self.caption(name)
         figure = self._drawing(name)(*map(self._read, drawn["frames"]), **settings)
+        title = style.headline_of(figure)
+        alt = f"{title}. {text['alt']}" if title else text["alt"]
         style.footnote(figure, text["note"])
         for ending in ("png", "svg"):
-            content = style.render(figure, ending, alt=text["alt"])
+            content = style.render(figure, ending, alt=alt)
             write_atomically(self.folder / f"{self._stem(name)}.{ending}", content)
-        shown = Picture(style.render(figure, "png", alt=text["alt"], dpi=INLINE_DPI), text["alt"])
+        shown = Picture(style.render(figure, "png", alt=alt, dpi=INLINE_DPI), alt)
         plt.close(figure)
         return shown
 

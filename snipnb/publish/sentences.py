@@ -26,10 +26,10 @@ GENERAL = {"not run": "Not run.", "inconclusive": "Open.", "cannot tell": "Open.
 
 
 def _power(value: float) -> str:
-    """One digit times a power of ten, such as 6 × 10⁻⁸; 0 as it is."""
+    """Two digits times a power of ten, such as 6.3 × 10⁻⁸; 0 as it is."""
     if value == 0:
         return "0"
-    digit, exponent = f"{value:.0e}".split("e")
+    digit, exponent = f"{value:.1e}".split("e")
     return f"{digit} × 10{str(int(exponent)).translate(SUPERSCRIPTS)}"
 
 

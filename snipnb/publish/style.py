@@ -38,6 +38,7 @@ LAYER_COLOURS = {
     "full2": PALETTE[4],
     "full3": PALETTE[2],
 }
+HEADLINE = "headline"  # how the text above a figure is found again
 LEAST_KEPT = 0.2  # percent, where axes of kept shares begin
 
 
@@ -140,6 +141,32 @@ def with_palette(png: bytes) -> bytes:
         kept = few if lost < MOST_LOST else whole
         kept.save(stream, "PNG", optimize=True, dpi=picture.info["dpi"], pnginfo=described)
     return stream.getvalue()
+
+
+def headline(figure: Figure, text: str) -> None:
+    """What a figure shows, in a sentence above it, with numbers from its own tables."""
+    lines = textwrap.wrap(text, round(11.5 * figure.get_figwidth()))  # characters that fit
+    band = 0.06 + 0.19 * len(lines)  # inches that are added at the top
+    height = figure.get_figheight() + band
+    figure.set_figheight(height)
+    taken = band
+    for legend in figure.legends:  # all of them stand above the axes
+        legend.set_bbox_to_anchor((0, 0, 1, 1 - band / height), transform=figure.transFigure)
+        taken += legend.get_window_extent(figure.canvas.get_renderer()).height / figure.dpi + 0.1  # type: ignore[attr-defined]
+    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - taken / height))
+    place = 0.01, 1 - 0.04 / height
+    figure.text(*place, "\n".join(lines), va="top", fontsize=10.5, fontweight="bold", linespacing=1.15, gid=HEADLINE)
+
+
+def headline_of(figure: Figure) -> str:
+    """What :func:`headline` wrote above a figure; empty if nothing."""
+    return next((" ".join(text.get_text().split()) for text in figure.texts if text.get_gid() == HEADLINE), "")
+
+
+def init_label(init: str) -> str:
+    """What an initialisation is called in figures."""
+    words = init.replace("_", " ").replace("xavier", "Xavier").replace("pytorch", "PyTorch")
+    return "PyTorch's default" if words == "PyTorch" else words.replace(" zero bias", ", zero biases")
 
 
 def footnote(figure: Figure, text: str) -> None:

@@ -1,6 +1,7 @@
 import json
 import re
 from io import BytesIO
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -51,6 +52,8 @@ def small_figure(*frames, **settings):
     figure, axis = plt.subplots(figsize=(2, 1))
     axis.plot([0, 1], [1, 0], label="a")
     axis.legend()
+    if frames:
+        style.headline(figure, "It falls by 1")
     SEEN.append((frames, figure, settings))
     return figure
 
@@ -79,8 +82,34 @@ def test_a_figure_is_drawn_from_its_csv_in_three_forms_with_its_alternative_text
     assert "A falling line." in (folder / "01_salience_derivation" / "small_one.svg").read_text()
     data, metadata = picture._repr_mimebundle_()
     assert data["image/png"].startswith(b"\x89PNG")
-    assert metadata["image/png"]["alt"] == data["text/plain"] == "A falling line."
+    assert metadata["image/png"]["alt"] == data["text/plain"] == "It falls by 1. A falling line."
     assert not plt.get_fignums()  # closed
+
+
+def test_a_headline_stands_above_the_legend_and_that_above_the_axes():
+    style.use_house_style()
+    figure, axis = plt.subplots(figsize=(4, 2), layout="constrained")
+    axis.plot([0, 1], label="a line")
+    axis.set_title("a panel")
+    figure.legend(loc="outside upper center")
+    style.headline(figure, "A finding that is so long that it takes more than one line of the figure, with 1 number")
+    style.footnote(figure, "n = 2")
+    figure.draw_without_rendering()
+    (text,) = (text for text in figure.texts if text.get_gid())
+    (legend,) = figure.legends
+    boxes = [part.get_window_extent() for part in (text, legend, axis._left_title, axis, figure._supxlabel)]
+    assert all(above.y0 > below.y1 for above, below in pairwise(boxes))
+    assert figure.bbox.contains(*boxes[0].min)
+    assert figure.bbox.contains(*boxes[0].max)
+    assert style.headline_of(figure).startswith("A finding that is so long that it takes more than one line")
+    assert text.get_text().count("\n") >= 1
+    plt.close(figure)
+
+
+def test_a_figure_without_a_headline_has_none():
+    figure, _ = plt.subplots()
+    assert style.headline_of(figure) == ""
+    plt.close(figure)
 
 
 def test_further_frames_are_taken_from_where_they_stand(captioned):

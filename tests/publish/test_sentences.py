@@ -78,8 +78,8 @@ def test_a_number_that_is_missing_is_named():
 @pytest.mark.parametrize(
     ("template", "value", "said"),
     [
-        ("{x:power}", 6.26e-8, "6 × 10⁻⁸"),
-        ("{x:power}", 9.96e-8, "1 × 10⁻⁷"),
+        ("{x:power}", 6.26e-8, "6.3 × 10⁻⁸"),
+        ("{x:power}", 9.96e-8, "1.0 × 10⁻⁷"),
         ("{x:power}", 0.0, "0"),
         ("{x:p}", 0.0004, "<0.001"),
         ("{x:p}", 0.9999, ">0.99"),

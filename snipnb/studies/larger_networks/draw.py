@@ -9,42 +9,53 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from snipnb.networks import published_label
-from snipnb.publish.style import NEUTRAL, PALETTE, look, panels, whiskers
+from snipnb.publish.style import NEUTRAL, PALETTE, headline, look, panels, whiskers
 
 
 def sweep(frame: pd.DataFrame, fits: pd.DataFrame) -> Figure:
-    """Rank correlation of SNIP and exact salience over families of networks: a panel each, a dot per network.
+    """Rank correlation of SNIP and exact salience over families of networks: deeper ones (left), wider ones (right).
 
     Args:
         frame: ``family``, ``value``, ``layers``, ``seed``, ``spearman``, ``train_mode_spearman``.
         fits: ``family``, ``per``, ``slope``, ``low95``, ``high95``.
     """
     families = list(dict.fromkeys(frame["family"]))
-    figure, axes = panels(1, len(families), 2.45 * len(families), 3.5, sharey=True)
-    for axis, family in zip(axes[0], families, strict=True):
-        part = frame[frame["family"] == family]
-        values = sorted(part["value"].unique())
-        place = dict(zip(values, range(len(values)), strict=True))
-        columns = {"spearman": "snip"}
-        if (part["spearman"] - part["train_mode_spearman"]).abs().max() > 1e-3:  # batch norm
-            columns["train_mode_spearman"] = "snip_train_mode"
-        for column, criterion in columns.items():
-            style = look(criterion)
-            means = part.groupby("value")[column].mean()
-            axis.plot([place[v] for v in means.index], means, color=style.colour, ls=style.dash, lw=1.3)
-            axis.plot(part["value"].map(place), part[column], style.marker, color=style.colour, ms=4, alpha=0.7, mew=0)
-        fit = fits[fits["family"] == family].iloc[0]
-        slope = f"slope {fit['slope']:+.4f} per {fit['per']}\n[{fit['low95']:.4f}, {fit['high95']:.4f}]"
-        axis.set_title(f"{family}\n{slope}", fontsize=8)
+    deeper = [name for name in families if frame.loc[frame["family"] == name, "layers"].nunique() > 1]
+    figure, axes = panels(1, 2, 9.8, 4.2, sharey=True, width_ratios=(1.7, 1))
+    slopes = fits.set_index("family")
+    for axis, names in zip(axes[0], (deeper, [f for f in families if f not in deeper]), strict=True):
+        for i, family in enumerate(names):
+            part, order = frame[frame["family"] == family], families.index(family)
+            values = sorted(part["value"].unique())
+            place = {value: k + 0.06 * (i - (len(names) - 1) / 2) for k, value in enumerate(values)}
+            means = part.groupby("value")["spearman"].mean()
+            colour, marker = PALETTE[(0, 1, 2, 3, 4)[order % 5]], "osD^v"[order % 5]
+            fit = slopes.loc[family]
+            label = f"{family}: {fit['slope']:+.4f} per {fit['per']} [{fit['low95']:+.4f}, {fit['high95']:+.4f}]"
+            axis.plot([place[v] for v in means.index], means, color=colour, lw=1.5, marker=marker, label=label)
+            axis.plot(part["value"].map(place), part["spearman"], ".", color=colour, ms=4, alpha=0.5, mew=0)
+            if (part["spearman"] - part["train_mode_spearman"]).abs().max() > 1e-3:  # batch norm
+                train = part.groupby("value")["train_mode_spearman"].mean()
+                label = f"{family}: SNIP in training mode"
+                axis.plot([place[v] for v in train.index], train, color=colour, lw=1.2, ls=":", label=label)
         layers = part.groupby("value")["layers"].first()
-        shown = [f"{v:g}" if layers.nunique() == 1 else f"{v:g}\n({layers[v]})" for v in values]
-        axis.set_xticks(range(len(values)), shown)
-        axis.set_xlim(-0.4, len(values) - 0.6)
-        axis.set_xlabel("times" if layers.nunique() == 1 else "more (layers in all)")
-    axes[0][0].set_ylabel("rank correlation with exact salience")
-    axes[0][0].set_ylim(top=1.005)
-    handles = [plt.Line2D([], [], **look(criterion).line, ms=4) for criterion in ("snip", "snip_train_mode")]
-    axes[0][0].legend(handles, ["SNIP", "SNIP in training mode"], loc="lower left")
+        more = names == deeper
+        axis.set_xticks(range(len(values)), [f"{v:g}\n({layers[v]})" if more else f"{v:g}" for v in values])
+        axis.set_xlabel("layers more (layers in all)" if more else "times as wide")
+        axis.legend(loc="lower left", fontsize=7)
+    axes[0, 0].set_ylabel("rank correlation with exact salience")
+    low = frame[["spearman", "train_mode_spearman"]].min().min()
+    axes[0, 0].set_ylim(low - 0.55 * (1 - low), 1.01)
+    worst = slopes.loc[slopes["slope"].idxmin()]
+    others = slopes["slope"].drop(worst.name)
+    said = (
+        f"SNIP agrees less with exact salience in deeper networks with {worst.name}"
+        if worst["high95"] < 0
+        else f"Steepest: {worst.name}"
+    )
+    said = said.replace("with fully connected, batch norm", "with batch norm")
+    text = f"{said} ({worst['slope']:+.3f} per {worst['per']}); elsewhere the slopes are {others.min():+.4f} to {others.max():+.4f}"
+    headline(figure, text.replace("-", "\u2212"))
     return figure
 
 
@@ -79,6 +90,9 @@ def vgg(sample: pd.DataFrame, depth: pd.DataFrame) -> Figure:
     right.xaxis.set_minor_locator(NullLocator())
     right.set_ylabel("difference relative to exact salience\n(median, quartiles)")
     right.grid(axis="x", visible=False)
+    first, last = depth.iloc[0], depth.iloc[-1]
+    said = f"In VGG16, SNIP is off by {100 * first[middle]:.0f} % in {published_label(first['layer'])} (median)"
+    headline(figure, f"{said} and by {100 * last[middle]:.0f} % in {published_label(last['layer'])}")
     return figure
 
 
@@ -111,4 +125,7 @@ def layers(frame: pd.DataFrame, *, sparsity: float) -> Figure:
     axis.set_ylabel(f"weights kept at sparsity {sparsity:g}, %")
     axis.legend()
     axis.grid(axis="x", visible=False)
+    gone = {mode: (part["kept_percent"] == 0).sum() for mode, part in frame.groupby("mode")}
+    said = f"With batch norm's statistics untouched, SNIP removes {gone['untouched statistics']} of {len(layers)} layers entirely"
+    headline(figure, f"{said} at sparsity {sparsity:g}; with statistics set from the data {gone['eval']}")
     return figure

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from snipnb.publish.style import NEUTRAL, PALETTE, REPORTED, dots, look, panels, percent_axis, write
+from snipnb.publish.style import NEUTRAL, PALETTE, REPORTED, dots, headline, look, panels, percent_axis, write
 
 PUBLISHED = REPORTED | {"markersize": 7, "markeredgewidth": 1.4}
 
@@ -52,6 +52,8 @@ def figure2(frame: pd.DataFrame, reported: pd.DataFrame) -> Figure:
         "published": plt.Line2D([], [], **PUBLISHED),
     }
     figure.legend(handles.values(), handles, loc="outside upper center", ncols=3)
+    said = f"{reported['inside'].sum()} of {len(reported)} published counts lie within the range of one more seed"
+    headline(figure, f"{said} ({frame['seed'].nunique()} seeds)")
     return figure
 
 
@@ -63,7 +65,7 @@ def errors(frame: pd.DataFrame, reported: pd.DataFrame) -> Figure:
         reported: ``sparsity``, ``error_percent``.
     """
     sparsities, ways = sorted(frame["sparsity"].unique()), list(dict.fromkeys(frame["way"]))
-    figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    figure, axis = plt.subplots(figsize=(6.8, 3.6), layout="constrained")
     colours = dict(zip(ways, (PALETTE[0], PALETTE[3], PALETTE[4]), strict=False))
     for column, sparsity in enumerate(sparsities):
         for place, way in enumerate(ways):
@@ -87,4 +89,8 @@ def errors(frame: pd.DataFrame, reported: pd.DataFrame) -> Figure:
     handles = [plt.Line2D([], [], color=colours[way], marker="o", ms=4, lw=1.5, label=way) for way in ways]
     handles.append(plt.Line2D([], [], **PUBLISHED, label="published (best of 80 epochs)"))
     axis.legend(handles=handles, loc="upper left")
+    means = frame[frame["way"] == ways[-1]].groupby("sparsity")["error_percent"].mean()
+    pairs = [(s, means[s], reported.set_index("sparsity")["error_percent"][s]) for s in sparsities]
+    said = ", ".join(f"{own:.2f} % at {s:g} (published {value:.2f})" for s, own, value in pairs)
+    headline(figure, f"Error rates, {ways[-1].removesuffix(' on scored images')}: {said}")
     return figure

@@ -13,17 +13,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from snipnb.networks import published_label
-from snipnb.publish.style import PALETTE, look, panels, sparsity_axis, whiskers, write
+from snipnb.publish.style import NEUTRAL, PALETTE, headline, look, panels, sparsity_axis, whiskers, write
+
+JUDGED = 0.95  # sparsity that titles name
 
 
 def controls(pairs: pd.DataFrame, compared: pd.DataFrame) -> Figure:
-    """Error rate less SNIP's for every control and rule, a panel per sparsity; grey: the margin of equivalence.
+    """Error rate minus SNIP's for every control and rule, a panel per sparsity; grey: the margin of equivalence.
 
     Args:
-        pairs: ``criterion``, ``sparsity``, ``seed``, ``difference``, in points.
+        pairs: ``criterion``, ``sparsity``, ``seed``, ``difference``, in percentage points.
         compared: ``criterion``, ``sparsity``, ``mean``, ``low95``, ``high95``, ``margin``, ``outcome``, ``error_percent``.
     """
-    criteria, sparsities = list(dict.fromkeys(compared["criterion"])), sorted(compared["sparsity"].unique())
+    sparsities = sorted(compared["sparsity"].unique())
+    first = compared[compared["sparsity"] == sparsities[0]]
+    criteria = list(first.sort_values("mean")["criterion"])
     width, height = 2.4 + 3.7 * len(sparsities), 1.4 + 0.42 * len(criteria)
     figure, axes = panels(1, len(sparsities), width, height, sharey=True)
     for axis, sparsity in zip(axes[0], sparsities, strict=True):
@@ -46,10 +50,14 @@ def controls(pairs: pd.DataFrame, compared: pd.DataFrame) -> Figure:
         axis.xaxis.set_minor_locator(NullLocator())
         reach = [*pairs.loc[pairs["sparsity"] == sparsity, "difference"], *here["low95"], *here["high95"]]
         axis.set_xlim(min(1.4 * min(reach), -2 * margin), max(1.4 * max(reach), 2 * margin))
-        axis.set_xlabel("error rate less SNIP's, points")
+        axis.set_xlabel("error rate minus SNIP's, percentage points")
         axis.grid(axis="y", visible=False)
     axes[0][0].set_yticks(range(len(criteria)), [look(c).label for c in criteria])
     axes[0][0].set_ylim(len(criteria) - 0.5, -0.5)
+    good = compared[compared["outcome"] == "as good"].groupby("sparsity")["criterion"].apply(list)
+    named = [" and ".join(look(c).label for c in good.get(sparsity, [])) or "none" for sparsity in sparsities]
+    said = "; ".join(f"at {sparsity:g}: {names}" for sparsity, names in zip(sparsities, named, strict=True))
+    headline(figure, f"As good as SNIP {said}")
     return figure
 
 
@@ -93,39 +101,47 @@ def optimisers(table: pd.DataFrame, *, bound: float) -> Figure:
     axes[0][0].set_yticks(range(len(names)), names)
     axes[0][0].set_ylim(len(names) - 0.5, -0.5)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper right")
+    most = table.loc[table["over_best"].idxmax()]
+    said = f"Pruning raises the error rate by up to {most['over_best']:.1f} times the factor of the best recipe"
+    headline(figure, f"{said} ({most['name']}, sparsity {most['sparsity']:g}; {bound:g} is allowed)")
     return figure
 
 
 def joint(changes: pd.DataFrame) -> Figure:
-    """Loss change of removing a set at once beside the sum of single changes: a column per state, a row per criterion, two lines
-    per network.
+    """Loss change of removing a set at once against the sum of single changes: a panel per state, a mark per network and sparsity.
 
     Args:
         changes: ``state``, ``seed``, ``criterion``, ``sparsity``, ``joint``, ``sum_of_single``.
     """
     states, criteria = (list(dict.fromkeys(changes[column])) for column in ("state", "criterion"))
-    figure, axes = panels(len(criteria), len(states), 4.8 * len(states), 2.6 * len(criteria) + 0.6)
-    sparsities = sorted(changes["sparsity"].unique())
-    for j, state in enumerate(states):
-        for i, criterion in enumerate(criteria):
-            axis, part = axes[i, j], changes[(changes["state"] == state) & (changes["criterion"] == criterion)]
-            looks = {
-                "joint": ("all removed at once", look(criterion).colour, "o-"),
-                "sum_of_single": ("sum of the changes one by one", "black", "s--"),
-            }
-            for column, (label, colour, mark) in looks.items():
-                for seed, own in part.sort_values("sparsity").groupby("seed"):
-                    shown = label if seed == part["seed"].iloc[0] else None
-                    options = {"color": colour, "label": shown, "ms": 3.5, "lw": 1.1, "alpha": 0.85}
-                    axis.plot(1 - own["sparsity"], own[column], mark, **options)
-            axis.axhline(0, color="black", lw=0.6)
-            sparsity_axis(axis, sparsities, unlabelled=(0.2, 0.4, 0.7))
-            if i < len(criteria) - 1:
-                axis.set_xlabel("")
-            axis.set_title(f"{state}: set chosen by {look(criterion).label}")
-        axes[0, j].legend(loc="best")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("loss change")
+    figure, axes = panels(1, len(states), 4.6 * len(states), 4.4)
+    for axis, state in zip(axes[0], states, strict=True):
+        here = changes[changes["state"] == state]
+        scale = here[["joint", "sum_of_single"]].abs().to_numpy().max()
+        linear = scale * 10.0 ** -(2 if scale < 1 else 3)
+        for criterion in criteria:
+            part, style = here[here["criterion"] == criterion], look(criterion)
+            options = {"c": style.colour, "marker": style.marker, "alpha": 0.75, "linewidths": 0}
+            sizes = 8 + 50 * part["sparsity"] ** 3
+            axis.scatter(part["sum_of_single"], part["joint"], s=sizes, label=f"set by {style.label}", **options)
+        path = np.linspace(here["sum_of_single"].min(), here["sum_of_single"].max(), 500)
+        axis.plot(path, path, color="black", lw=0.9, ls=":", label="equal")
+        for along in ("x", "y"):
+            (axis.set_xscale if along == "x" else axis.set_yscale)("symlog", linthresh=linear)
+        axis.axhline(0, color=NEUTRAL, lw=0.5)
+        axis.axvline(0, color=NEUTRAL, lw=0.5)
+        axis.set_title(state)
+        axis.set_xlabel("sum of the changes one by one")
+        axis.tick_params(axis="x", labelsize=7)
+    axes[0, 0].set_ylabel("loss change, all removed at once")
+    axes[0, 0].legend(loc="best")
+    last = changes[(changes["criterion"] == criteria[0]) & (changes["sparsity"] == JUDGED)].groupby("state")
+    means = last[["joint", "sum_of_single"]].mean()
+    pairs = [f"{means['joint'][s]:.2g} {s} (sum {means['sum_of_single'][s]:.2g})" for s in states if s in means.index]
+    headline(
+        figure,
+        f"Influences do not add up: removing {100 * JUDGED:g} % by SNIP changes the loss by {', by '.join(pairs)}",
+    )
     return figure
 
 
@@ -148,6 +164,9 @@ def greedy(summary: pd.DataFrame) -> Figure:
     for axis in (left, right):
         axis.set_xlabel("parameters removed, of 16")
         axis.legend()
+    exact = summary[summary["ranking"] == "exact"].set_index("size")["best_in_percent"]
+    said = f"Choosing one by one is not enough: of size {exact.idxmin()}, the set of smallest exact saliences is the best one"
+    headline(figure, f"{said} in {exact.min():.0f} % of the networks")
     return figure
 
 
@@ -183,7 +202,11 @@ def trained(errors: pd.DataFrame, by_layer: pd.DataFrame, *, sparsity: float, to
     right.set_yticks(ticks, [f"{t:g}" for t in ticks])
     right.yaxis.set_minor_locator(NullLocator())
     right.set_xticks(range(len(layers)), [f"{published_label(layer)}\nSNIP: {named[layer]:.0f} %" for layer in layers])
-    right.set_ylabel("increase of the error rate, points")
+    right.set_ylabel("increase of the error rate, percentage points")
     right.set_title(f"{100 * sparsity:g} % of one layer removed; below: what SNIP would remove")
     right.grid(axis="x", visible=False)
+    costs = by_layer[by_layer["ranking"] == "snip"].groupby("layer", sort=False)["increase"].mean()
+    least, most = costs.idxmin(), costs.idxmax()
+    said = f"After training, losing half of {published_label(least)} by SNIP costs {costs[least]:.2f} percentage points"
+    headline(figure, f"{said}, half of {published_label(most)} {costs[most]:.1f}")
     return figure

@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from snipnb.publish.style import NEUTRAL, PALETTE, dots, look, panels, write
+from snipnb.publish.sentences import fill
+from snipnb.publish.style import NEUTRAL, PALETTE, dots, headline, look, panels, write
 
 
 def loss_paths(frame: pd.DataFrame) -> Figure:
@@ -49,6 +50,12 @@ def loss_paths(frame: pd.DataFrame) -> Figure:
         plt.Line2D([], [], color=snip, lw=1.3, ls="--", marker="o", mfc="white"),
     ]
     figure.legend(handles, names, loc="outside upper center", ncols=2)
+    off = frame.groupby("kind", sort=False)["error"].max()
+    typical, worst = (100 * off[kind] for kind in kinds[:2])
+    headline(
+        figure,
+        f"SNIP follows the tangent: off by up to {typical:.0f} % for typical weights, {worst:.0f} % for the worst",
+    )
     return figure
 
 
@@ -80,4 +87,7 @@ def linearity(frame: pd.DataFrame, *, bound: float) -> Figure:
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xlim(left=floor / 3)
     axis.grid(axis="y", visible=False)
+    most, elsewhere = (frame.loc[frame["case"] == case, "error"] for case in (cases[0], cases[-1]))
+    said = "SNIP differs by at most {most:power} where the loss is linear in each weight, by {usual:power} (median) in LeNet-5"
+    headline(figure, fill(said, {"most": most.max(), "usual": elsewhere.median()}))
     return figure

@@ -12,7 +12,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from snipnb.networks import WHOLE, published_label
-from snipnb.publish.style import LAYER_COLOURS, NEUTRAL, PALETTE, density, panels, whiskers
+from snipnb.publish.sentences import fill
+from snipnb.publish.style import LAYER_COLOURS, NEUTRAL, PALETTE, density, headline, panels, whiskers
+
+HEADED = ("snip", "second_order", "printed_second_order")  # criteria that the title of the error rates names
 
 
 def quadratic(frame: pd.DataFrame, errors: pd.DataFrame) -> Figure:
@@ -34,10 +37,13 @@ def quadratic(frame: pd.DataFrame, errors: pd.DataFrame) -> Figure:
         axis.set_xscale("log")
         axis.set_yscale("log")
         row = errors[errors["formula"] == formula].iloc[0]
-        axis.set_title(f"{title}\nlargest error {row['largest_error']:.1g}, rank correlation {row['spearman']:.3f}")
+        axis.set_title(f"{title}\nlargest error {row['largest_error']:.2g}, rank correlation {row['spearman']:.3f}")
         axis.set_xlabel("exact salience, magnitude")
     axes[0].set_ylabel("formula")
     axes[0].legend(loc="lower right", ncols=2, fontsize=7)
+    off = errors.set_index("formula")["largest_error"]
+    said = "On a quadratic loss the corrected formula is exact to {corrected:power}; the printed one is off by {printed:.1f} times the largest salience"
+    headline(figure, fill(said, dict(off)))
     return figure
 
 
@@ -70,6 +76,10 @@ def row_sums(points: pd.DataFrame, table: pd.DataFrame) -> Figure:
     axes[0, 0].set_ylabel("row sum, positive")
     axes[1, 0].set_ylabel("row sum, negative\n(magnitude)")
     figure.colorbar(mesh, ax=axes, label="parameters in a bin", shrink=0.6, pad=0.01)
+    found = table[table["layer"].isin(layers)]
+    said = f"The Hessian's row sums are not its diagonal: rank correlation {found['spearman'].min():.2f} to {found['spearman'].max():.2f}"
+    signs = f"{found['negative_percent'].min():.0f} to {found['negative_percent'].max():.0f} % of the sums are negative"
+    headline(figure, f"{said}, and {signs} (dotted: equal)")
     return figure
 
 
@@ -107,6 +117,11 @@ def orders(frame: pd.DataFrame, names: Mapping[str, str]) -> Figure:
     for axis, label in zip(axes[:, 0], measures.values(), strict=True):
         axis.set_ylabel(label)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(layers))
+    whole = frame[(frame["layer"] == WHOLE) & (frame["measure"] == "overlap")].set_index(["state", "approximation"])[
+        "mean"
+    ]
+    steps = [f"from {whole[state, 'snip']:.2f} to {whole[state, 'second_order']:.2f} {state}" for state in states]
+    headline(figure, f"A second order changes the overlap with exact salience {', '.join(steps)}")
     return figure
 
 
@@ -127,4 +142,7 @@ def errors(pairs: pd.DataFrame, names: Mapping[str, str], *, sparsity: float) ->
     axis.set_xticks(range(len(names)), names.values(), rotation=15, ha="right")
     axis.set_ylabel(f"error rate at sparsity {sparsity:g}, %")
     axis.grid(axis="x", visible=False)
+    means = wide.mean()
+    said = ", ".join(f"{name} {means[criterion]:.2f} %" for criterion, name in names.items() if criterion in HEADED)
+    headline(figure, f"Error rates after training, means of {len(wide)} seeds: {said}")
     return figure

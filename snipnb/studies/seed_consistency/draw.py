@@ -15,11 +15,15 @@ from snipnb.publish.style import (
     NEUTRAL,
     PALETTE,
     dots,
+    headline,
+    init_label,
     panels,
     percent_axis,
     sparsity_axis,
     whiskers,
 )
+
+REJECTED = 0.05  # p up to which a table counts as unlikely
 
 
 def controls(counts: pd.DataFrame, shares: pd.DataFrame, *, whole: float) -> Figure:
@@ -48,6 +52,9 @@ def controls(counts: pd.DataFrame, shares: pd.DataFrame, *, whole: float) -> Fig
         axis.set_xlabel("kept, % (log)")
     axes[0, 0].set_yticks(range(len(labels)), labels)
     axes[0, 0].set_ylim(len(labels) - 0.4, -0.6)
+    of = shares.set_index("condition")["share"]
+    said = f"What a tensor keeps depends more on the tensor than on the seed: {100 * of[conditions[0]]:.0f} % of the variance"
+    headline(figure, f"{said} with SNIP, {100 * of[conditions[-1]]:.0f} % with {conditions[-1]} masks")
     return figure
 
 
@@ -71,38 +78,53 @@ def overlap(summary: pd.DataFrame) -> Figure:
     axis.set_xlim(-0.02, 1.03)
     axis.set_xlabel("overlap of the kept sets (intersection over union)")
     figure.legend(loc="outside upper center", ncols=2)
+    whole = summary[summary["layer"] == layers[0]].set_index("comparison")
+    last, first = whole.loc[comparisons[-1]], whole.loc[comparisons[0]]
+    said = f"Which weights are kept does not recur: two networks overlap by {last['mean']:.3f}, chance gives {last['chance']:.3f}"
+    headline(figure, f"{said}; one network with other images by {first['mean']:.2f}")
     return figure
 
 
 def initialisations(cells: pd.DataFrame, scores: pd.DataFrame) -> Figure:
-    """Counts that each initialisation makes likely, relative to the published ones.
+    """Counts that each initialisation makes likely at the highest sparsity, relative to the published ones.
+
+    Initialisations whose biases start at zero keep none of them; they stand in a line of text.
 
     Args:
-        cells: ``init``, ``sparsity``, ``label``, ``reported``, ``low``, ``high`` (prediction interval), ``mean``.
+        cells: ``init``, ``sparsity``, ``label``, ``reported``, ``low``, ``high`` (prediction interval), ``mean``, ``inside``.
         scores: ``init``, ``p_value``.
     """
-    inits, labels = list(dict.fromkeys(cells["init"])), list(dict.fromkeys(cells["label"]))
-    sparsities, floor = sorted(cells["sparsity"].unique()), 0.1
-    figure, axes = panels(1, len(sparsities), 4.9 * len(sparsities), 5.2, sharey=True)
-    for axis, sparsity in zip(axes[0], sparsities, strict=True):
-        for i, init in enumerate(inits):
-            part = cells[(cells["init"] == init) & (cells["sparsity"] == sparsity)].set_index("label").loc[labels]
-            y = np.arange(len(labels)) + 0.15 * (i - (len(inits) - 1) / 2)
-            colour = PALETTE[(0, 1, 2, 9, 4)[i]]
-            ratio = {key: (part[key] / part["reported"]).clip(lower=floor) for key in ("low", "high", "mean")}
-            axis.hlines(y, ratio["low"], ratio["high"], color=colour, lw=2.2, alpha=0.75)
-            p = scores.loc[scores["init"] == init, "p_value"].iloc[0]
-            name = f"{init.replace('_', ' ')} (p = {p:.2f})"
-            axis.plot(ratio["mean"], y, "o", ms=3.2, color=colour, label=name if axis is axes[0, 0] else None)
-        axis.axvline(1, color="black", lw=1)
-        percent_axis(axis, [floor, 0.2, 0.5, 1, 2, 5])
-        axis.set_xticklabels(["0", "0.2", "0.5", "1", "2", "5"])
-        axis.set_xlim(floor / 1.15, max(3.0, 1.1 * (cells["high"] / cells["reported"]).max()))
-        axis.set_title(f"sparsity {sparsity:g}")
-        axis.set_xlabel("kept, relative to the published count (log)")
-    axes[0, 0].set_yticks(range(len(labels)), labels)
-    axes[0, 0].set_ylim(len(labels) - 0.5, -0.5)
-    figure.legend(loc="outside upper center", ncols=3)
+    here = cells[cells["sparsity"] == cells["sparsity"].max()]
+    biases = here[here["label"].str.startswith("bias")].groupby("init")["mean"].sum()
+    none, p = [init for init in biases.index if biases[init] == 0], scores.set_index("init")["p_value"]
+    inits = sorted((init for init in biases.index if init not in none), key=lambda init: -p[init])
+    labels = list(dict.fromkeys(here["label"]))
+    figure, axis = plt.subplots(figsize=(8.4, 5.0), layout="constrained")
+    for i, init in enumerate(inits):
+        part = here[here["init"] == init].set_index("label").loc[labels]
+        y = np.arange(len(labels)) + 0.22 * (i - (len(inits) - 1) / 2)
+        colour, marker = PALETTE[(0, 1, 4, 2, 9)[i % 5]], "osD^v"[i % 5]
+        ratio = {key: (part[key] / part["reported"]).clip(lower=0.1) for key in ("low", "high", "mean")}
+        axis.hlines(y, ratio["low"], ratio["high"], color=colour, lw=2.2, alpha=0.75)
+        axis.plot(ratio["mean"], y, marker, ms=4.5, color=colour, label=f"{init_label(init)} (p = {p[init]:.2f})")
+        out = ~part["inside"].astype(bool).to_numpy()
+        axis.plot(ratio["high"][out] * 1.06, y[out], "x", ms=5, mew=1.4, color="black")
+    axis.axvline(1, color="black", lw=1)
+    percent_axis(axis, [0.1, 0.2, 0.5, 1, 2, 5])
+    axis.set_xlim(0.1 / 1.15, max(2.6, 1.1 * (here["high"] / here["reported"]).max()))
+    axis.set_xlabel(
+        f"kept at sparsity {here['sparsity'].max():g}, relative to the published count (log); \u00d7: outside"
+    )
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set_ylim(len(labels) - 0.5, -0.5)
+    if none:
+        text = "\n".join(f"{init_label(init)}: no bias is kept (p = {p[init]:.2f})" for init in none)
+        axis.text(0.01, 0.985, text, va="top", transform=axis.transAxes, fontsize=7.5, color=NEUTRAL)
+    figure.legend(loc="outside upper center", ncols=len(inits))
+    fitting = [f"{init_label(init)} (p = {p[init]:.2f})" for init in p.index if p[init] > REJECTED]
+    said = f"Of {len(p)} initialisations, the published table fits {' and '.join(fitting) or 'none'}"
+    others = f"; the others have p = {p[p <= REJECTED].max():.2f} at most" if len(fitting) < len(p) else ""
+    headline(figure, said + others)
     return figure
 
 
@@ -136,6 +158,12 @@ def places(maps: pd.DataFrame) -> Figure:
             axis.set_ylabel(f"sparsity {sparsity:g}", fontsize=9.5, fontweight="bold")
     bar = figure.colorbar(picture, ax=axes, shrink=0.6, pad=0.02, label="kept, relative to the tensor's mean")
     bar.set_ticks([0, 0.5, 1, 2, 3], labels=["0", "0.5", "1", "2", "3 or more"])
+    middle = sparsities[len(sparsities) // 2]
+    grid = maps[(maps["title"] == titles[-2]) & (maps["sparsity"] == middle)]
+    grid = grid.pivot(index="row", columns="column", values="kept").to_numpy()
+    ratio = grid[len(grid) // 2, len(grid) // 2] / grid[[0, 0, -1, -1], [0, -1, 0, -1]].mean()
+    said = f"The centre of the image counts: at sparsity {middle:g}, full 1 keeps {ratio:.1f} times as many weights from the centre"
+    headline(figure, f"{said} of the last map as from its corners")
     return figure
 
 
@@ -146,7 +174,7 @@ def units(frame: pd.DataFrame) -> Figure:
         frame: ``layer``, ``rank``, ``mean``, ``smallest``, ``largest``, ``shuffled``.
     """
     layers = list(dict.fromkeys(frame["layer"]))
-    figure, axes = panels(1, len(layers), 3.1 * len(layers), 3.1)
+    figure, axes = panels(1, len(layers), 2.5 * len(layers), 3.1)
     for axis, layer in zip(axes[0], layers, strict=True):
         part = frame[frame["layer"] == layer]
         colour = LAYER_COLOURS[layer.split(".")[0]]
@@ -156,40 +184,42 @@ def units(frame: pd.DataFrame) -> Figure:
         axis.set_title(published_label(layer))
         axis.set_xlabel("unit, by rank")
         axis.set_ylim(bottom=0)
+        axis.set_xticks([1, part["rank"].max() // 2, part["rank"].max()])
     axes[0, 0].set_ylabel("kept weights into a unit")
     axes[0, -1].legend(loc="upper right")
+    first = frame[frame["rank"] == 1].assign(ratio=lambda own: own["mean"] / own["shuffled"])
+    most = first.loc[first["ratio"].idxmax()]
+    said = f"Kept weights gather in few units: the first of {published_label(most['layer'])} keeps {most['mean']:.0f}"
+    headline(figure, f"{said}, and {most['shuffled']:.0f} where the same number is shuffled")
     return figure
 
 
 def weights(histograms: pd.DataFrame, tenths: pd.DataFrame, *, bound: float) -> Figure:
-    """Weights before and after pruning, by tensor (columns) and initialisation (rows); last row: kept share by magnitude.
+    """Weights before and after pruning, by tensor (columns); below: kept share by magnitude, for each initialisation.
 
     Args:
-        histograms: ``init``, ``layer``, ``value``, ``before``, ``kept``.
+        histograms: ``init``, ``layer``, ``value``, ``before``, ``kept``; the first initialisation is drawn.
         tenths: ``init``, ``layer``, ``tenth``, ``kept``, ``low``, ``high``.
         bound: What C34 asks the lowest tenth to stay below, as a share of the middle eight.
     """
     inits, layers = list(dict.fromkeys(histograms["init"])), list(dict.fromkeys(histograms["layer"]))
-    figure, axes = panels(len(inits) + 1, len(layers), 2.2 * len(layers), 1.75 * len(inits) + 2.4)
-    for (init, layer), part in histograms.groupby(["init", "layer"], sort=False):
-        axis = axes[inits.index(init), layers.index(layer)]
+    figure, axes = panels(2, len(layers), 2.1 * len(layers), 4.6)
+    for layer, part in histograms[histograms["init"] == inits[0]].groupby("layer", sort=False):
+        axis = axes[0, layers.index(layer)]
         width = np.diff(part["value"]).mean()
-        before, kept = (part[column] / part[column].max() for column in ("before", "kept"))
-        axis.bar(part["value"], before, width, color="#d0d0d0", lw=0, label="before")
-        axis.bar(part["value"], kept, width * 0.9, color=PALETTE[0], alpha=0.55, lw=0, label="kept")
+        axis.bar(part["value"], part["before"], width, color="#d0d0d0", lw=0, label="weights before")
+        axis.bar(part["value"], part["kept"], width * 0.9, color=PALETTE[0], lw=0, label="weights kept")
         axis.set_yticks([])
         axis.set_xticks([-1, 0, 1])
         axis.grid(visible=False)
-        if init == inits[0]:
-            axis.set_title(published_label(layer))
-        if layer == layers[0]:
-            axis.set_ylabel(f"{init.replace('_', ' ')}\nweights", fontsize=8.5)
+        axis.set_title(published_label(layer))
+        axis.set_xlabel("weight over its bound")
     for column, layer in enumerate(layers):
-        axis = axes[-1, column]
+        axis = axes[1, column]
         for i, init in enumerate(inits):
             part = tenths[(tenths["layer"] == layer) & (tenths["init"] == init)]
             bars = [100 * bar for bar in whiskers(part, "kept", "low", "high")]
-            options = {"fmt": ("o-", "s-")[i % 2], "color": PALETTE[i % 2], "label": init.replace("_", " ")}
+            options = {"fmt": ("o-", "s--")[i % 2], "color": PALETTE[i % 2], "label": init_label(init)}
             axis.errorbar(part["tenth"] + 0.15 * i, 100 * part["kept"], yerr=bars, ms=3, lw=1, **options)
             if i == 0:
                 middle = 100 * part["kept"].to_numpy()[1:-1].mean()
@@ -197,10 +227,15 @@ def weights(histograms: pd.DataFrame, tenths: pd.DataFrame, *, bound: float) -> 
         axis.set_ylim(bottom=0)
         axis.set_xticks([1, 5, 10])
         axis.set_xlabel("tenth of magnitude")
-    axes[-1, 0].set_ylabel("kept, %")
-    ends = (axis.get_legend_handles_labels() for axis in (axes[0, 0], axes[-1, 0]))
+    axes[0, 0].set_ylabel(f"number of weights\n({init_label(inits[0])})")
+    axes[1, 0].set_ylabel("kept, %")
+    ends = (axis.get_legend_handles_labels() for axis in (axes[0, 0], axes[1, 0]))
     handles, names = ([*above, *below] for above, below in zip(*ends, strict=True))
     figure.legend(handles, names, loc="outside upper center", ncols=4)
+    own = tenths[tenths["init"] == inits[0]].pivot(index="layer", columns="tenth", values="kept").loc[layers]
+    largest = own.iloc[:, 0].idxmax()
+    said = f"Small weights go: of the smallest tenth at most {100 * own.loc[largest].iloc[0]:.0f} % is kept ({published_label(largest)})"
+    headline(figure, f"{said}, of its largest tenth {100 * own.loc[largest].iloc[-1]:.0f} %")
     return figure
 
 
@@ -234,6 +269,11 @@ def curves(curves: pd.DataFrame) -> Figure:
         axis.set_title(network)
     axes[0, 0].set_ylabel("weights kept, % (log)")
     axes[0, 0].set_ylim(LEAST_KEPT, 130)
+    last = curves[(curves["network"] == networks[0]) & (curves["sparsity"] == curves["sparsity"].max())]
+    last = last.set_index("layer")["mean"] * 100
+    most, least = last.idxmax(), last.idxmin()
+    said = f"Small layers keep far more: at sparsity {curves['sparsity'].max():g}, {published_label(most)} keeps {last[most]:.0f} %"
+    headline(figure, f"{said} of its weights, {published_label(least)} {last[least]:.1f} %")
     return figure
 
 
@@ -243,23 +283,30 @@ def prediction(frame: pd.DataFrame) -> Figure:
     Args:
         frame: ``rule``, ``network``, ``layer``, ``measured``, ``predicted`` (fractions), ``fitted`` (whether constants saw the network).
     """
+    frame = frame[frame["rule"] != "uniform"]
     rules = list(dict.fromkeys(frame["rule"]))
-    networks = list(dict.fromkeys(frame["network"]))
-    figure, axes = panels(1, len(rules), 3.5 * len(rules), 3.9, sharey=True)
-    ends = [0.1, 110]
+    figure, axes = panels(1, len(rules), 3.9 * len(rules), 4.0, sharey=True)
+    lowest = 100 * frame[["measured", "predicted"]].to_numpy().min()
+    ends = [max(0.7 * lowest, 0.1), 130]
+    looks = {True: ("constants fitted on it", "o", PALETTE[0]), False: ("another network", "D", "none")}
     for axis, rule in zip(axes[0], rules, strict=True):
         axis.plot(ends, ends, color="black", lw=0.8, ls=":")
-        for i, network in enumerate(networks):
-            part = frame[(frame["rule"] == rule) & (frame["network"] == network)]
+        for fitted, (label, marker, face) in looks.items():
+            part = frame[(frame["rule"] == rule) & (frame["fitted"].astype(bool) == fitted)]
             x, y = ((100 * part[column]).clip(lower=ends[0]) for column in ("predicted", "measured"))
-            mark, colour = "osD^vXP*<>"[i % 10], PALETTE[i % 10]
-            face = colour if part["fitted"].any() else "none"
-            axis.plot(x, y, mark, ms=5, mfc=face, mec=colour, label=network)
+            edge = PALETTE[0] if fitted else PALETTE[3]
+            axis.plot(x, y, marker, ms=5.5, mfc=face, mec=edge, mew=1.2, alpha=0.9, label=label)
         for along in ("x", "y"):
-            percent_axis(axis, [0.1, 1, 10, 100], along=along)
+            percent_axis(axis, [0.1, 1, 2, 5, 10, 20, 50, 100], along=along)
+        axis.set_xlim(*ends)
+        axis.set_ylim(*ends)
         axis.set_title(rule)
         axis.set_xlabel("predicted density, % (log)")
-        axis.set_aspect("equal")
     axes[0, 0].set_ylabel("SNIP's density, % (log)")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    axes[0, 0].legend(loc="lower right")
+    logs = np.log(frame[["measured", "predicted"]].clip(lower=1e-6)).assign(rule=frame["rule"])
+    off = np.exp((logs["measured"] - logs["predicted"]).abs().groupby(logs["rule"]).median())
+    said = " and ".join(f"within {100 * (off[rule] - 1):.0f} % by the {rule} rule" for rule in rules)
+    said = said.replace("closed form rule", "closed form")
+    headline(figure, f"Shapes predict how much SNIP keeps of a layer: typically {said}")
     return figure

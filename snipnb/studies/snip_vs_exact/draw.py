@@ -12,18 +12,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from snipnb.publish.sentences import fill
 from snipnb.publish.style import (
+    LAYER_COLOURS,
     LOOKS,
     NEUTRAL,
     PALETTE,
-    REPORTED,
     density,
+    headline,
+    init_label,
     look,
     panels,
     sparsity_axis,
     whiskers,
     write,
 )
+
+LEAST_SHOWN = 0.75  # sparsity from which on pairs are drawn: those that C25 judges
 
 
 def salience_density(frame: pd.DataFrame) -> Figure:
@@ -56,6 +61,9 @@ def salience_density(frame: pd.DataFrame) -> Figure:
     for axis in axes[-1]:
         axis.set_xlabel("exact, magnitude")
     figure.colorbar(mesh, ax=axes, label="parameters in a bin", shrink=0.6, pad=0.01)
+    near = (frame["log10_snip"] - frame["log10_exact"]).abs() < np.log10(2)
+    share = frame.loc[near, "parameters"].sum() / frame["parameters"].sum()
+    headline(figure, f"SNIP is within a factor of two of the exact salience for {100 * share:.0f} % of the parameters")
     return figure
 
 
@@ -63,29 +71,39 @@ def overlap(frame: pd.DataFrame, *, bound: float) -> Figure:
     """Overlap of the sets that SNIP and the exact salience keep, by initialisation (left) and by layer (right).
 
     Args:
-        frame: ``panel``, ``line``, ``sparsity``, ``mean``, ``smallest``, ``largest``, ``chance``.
+        frame: ``panel``, ``line``, ``sparsity``, ``mean``, ``smallest``, ``largest``, ``chance``; the first line is the one that C24 judges.
         bound: What the rule of C24 asks for.
     """
     titles = list(dict.fromkeys(frame["panel"]))
     figure, axes = panels(1, len(titles), 4.9 * len(titles), 3.9, sharey=True)
     looks = tuple(zip("osD^vX", (PALETTE[i] for i in (0, 1, 2, 4, 3, 5)), strict=True))
+    judged = frame[(frame["panel"] == titles[0]) & (frame["line"] == frame["line"].iloc[0])]
+    worst = judged.loc[judged["mean"].idxmin()]
     for axis, title in zip(axes[0], titles, strict=True):
         here = frame[frame["panel"] == title]
         lines = list(dict.fromkeys(here["line"]))
-        for i, line in enumerate(lines):
+        for i, line in reversed([*enumerate(lines)]):  # the judged one on top
             part, (marker, colour) = here[here["line"] == line], looks[i % 6]
+            colour = LAYER_COLOURS.get(str(line).replace(" ", ""), colour)
             x = (1 - part["sparsity"]) * 1.012 ** (i - (len(lines) - 1) / 2)
-            options = {"color": colour, "marker": marker, "label": str(line).replace("_", " ")}
-            axis.errorbar(x, part["mean"], yerr=whiskers(part), ms=4, lw=1.4, **options)
-        if title == titles[0]:
-            whole = here[here["line"] == lines[0]]
-            axis.plot(1 - whole["sparsity"], whole["chance"], color=NEUTRAL, ls=":", label="two random sets")
-            axis.axhline(bound, color="black", lw=0.9, ls="--", label=f"C24 asks for {bound:g} in the blue line")
+            first = title == titles[0] and i == 0
+            options = {"color": colour, "marker": marker, "label": init_label(str(line))}
+            axis.errorbar(x, part["mean"], yerr=whiskers(part), ms=4, lw=2.4 if first else 1.2, **options)
         sparsity_axis(axis, sorted(frame["sparsity"].unique()), unlabelled=(0.15, 0.35, 0.45, 0.65))
-        axis.set_title(title)
-        axis.set_ylim(0, 1.02)
-        axis.legend(loc="center right", bbox_to_anchor=(1, 0.45))
-    axes[0, 0].set_ylabel("overlap of kept sets\n(intersection over union)")
+        axis.set_title(title.replace("pytorch", init_label("pytorch")))
+        axis.legend(loc="lower left", ncols=2)
+    left, low = axes[0, 0], frame["smallest"].min()
+    left.set_ylim(min(0.02 * np.floor(50 * low) - 0.04, 0.76), 1.01)
+    left.axhspan(left.get_ylim()[0], bound, color="#efefef", zorder=0)
+    text = f"below {bound:g}, the bound of C24; two random sets: {judged['chance'].iloc[0]:.2f} to {judged['chance'].iloc[-1]:.2f}"
+    write(left, text, (0, bound), (4, -10), xycoords=("axes fraction", "data"))
+    place = 1 - worst["sparsity"], worst["mean"]
+    write(left, f"{worst['mean']:.3f}", place, (-8, -4), ha="right", va="top", color="black", fontsize=8.5)
+    left.set_ylabel("overlap of kept sets\n(intersection over union)")
+    headline(
+        figure,
+        f"SNIP and exact salience keep sets that overlap by {worst['mean']:.2f} at sparsity {worst['sparsity']:g}, where they differ most",
+    )
     return figure
 
 
@@ -107,7 +125,14 @@ def batches(frame: pd.DataFrame) -> Figure:
         axis.set_ylim(0, 1.03)
         axis.set_xlabel("images in the batch")
         axis.set_ylabel(label)
+        sizes = sorted(frame["images"].unique())
+        axis.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=7.5)
+        axis.xaxis.set_minor_locator(NullLocator())
     axes[1].legend(loc="lower right")
+    few = min(sizes, key=lambda size: abs(size - 100))
+    means = frame[frame["images"] == few].groupby("comparison", sort=False)["overlap"].mean()
+    said = f"From {few:,} images, the set that SNIP keeps overlaps by {means.iloc[0]:.2f} with the exact one"
+    headline(figure, f"{said}, and by {means.iloc[1]:.2f} with the exact one of all images")
     return figure
 
 
@@ -141,38 +166,42 @@ def float32_steps(points: pd.DataFrame, kept: pd.DataFrame, *, step: float) -> F
     right.plot(x, kept["published"], color=PALETTE[3], marker="v", ls="--", label="float32 differences and exact")
     sparsity_axis(right, list(kept["sparsity"]), unlabelled=(0.15, 0.25, 0.35, 0.45, 0.65))
     right.set_ylabel("overlap of kept sets")
-    right.set_ylim(0, 1.02)
+    right.set_ylim(min(0.8, kept[["snip", "published"]].min().min() - 0.05), 1.01)
     right.legend(loc="lower left")
+    said = "A difference of float32 losses comes in steps of {step:power}; the sets that it keeps overlap by {least:.2f} or more with exact ones"
+    headline(figure, fill(said, {"step": step, "least": kept["published"].min()}))
     return figure
 
 
 def figure1(frame: pd.DataFrame, reported: pd.DataFrame, *, top: float) -> Figure:
-    """The write-up's Figure 1: error rate against sparsity, ours in one panel and the published curves in the other.
+    """The write-up's Figure 1: error rate against sparsity, over the published means and ranges.
 
     Args:
-        frame: ``criterion``, ``sparsity``, ``mean``, ``smallest``, ``largest``, in percent.
+        frame: ``criterion``, ``sparsity``, ``n``, ``mean``, ``smallest``, ``largest``, in percent.
         reported: ``criterion``, ``sparsity``, ``error_percent``, ``low``, ``high``; empty where a curve runs off the plot.
         top: Upper end of the axis, in percent; means beyond it are written at the edge.
     """
-    published = reported.rename(columns={"error_percent": "mean", "low": "smallest", "high": "largest"})
-    figure, axes = plt.subplots(1, 2, figsize=(9.8, 4.4), sharey=True, layout="constrained")
-    titles = ("regenerated (black rings: published means)", "published (mean and range of 10 runs)")
-    for axis, title, curves in zip(axes, titles, (frame, published), strict=True):
-        criteria = list(dict.fromkeys(curves["criterion"]))
-        for i, criterion in enumerate(criteria):
-            part = curves[curves["criterion"] == criterion].sort_values("sparsity")
-            shift = 1.012 ** (i - (len(criteria) - 1) / 2)  # bars stand side by side
-            options = {**look(criterion).line, "ms": 4.5, "lw": 1.5, "elinewidth": 1}
-            axis.errorbar((1 - part["sparsity"]) * shift, part["mean"], yerr=whiskers(part), **options)
-            if axis is axes[0]:
-                rings = published[published["criterion"] == criterion]
-                axis.plot((1 - rings["sparsity"]) * shift, rings["mean"], **REPORTED, ms=7.5, mew=0.9, zorder=5)
-        _beyond(axis, curves, top)
-        axis.set_title(title)
-        sparsity_axis(axis, sorted(frame["sparsity"].unique()), unlabelled=(0.15, 0.25, 0.45, 0.65))
-    axes[0].set_ylim(0, top)
-    axes[0].set_ylabel("error rate on scored images, %")
-    axes[0].legend(loc="upper left", bbox_to_anchor=(0, 0.8))
+    figure, axis = plt.subplots(figsize=(8.4, 4.6), layout="constrained")
+    criteria = list(dict.fromkeys(frame["criterion"]))
+    for i, criterion in enumerate(criteria):
+        part = frame[frame["criterion"] == criterion].sort_values("sparsity")
+        shift = 1.012 ** (i - (len(criteria) - 1) / 2)  # bars stand side by side
+        options = {**look(criterion).line, "ms": 4.5, "lw": 1.8, "elinewidth": 1, "zorder": 3}
+        axis.errorbar((1 - part["sparsity"]) * shift, part["mean"], yerr=whiskers(part), **options)
+        band, colour = reported[reported["criterion"] == criterion].dropna(), look(criterion).colour
+        axis.fill_between(1 - band["sparsity"], band["low"], band["high"], color=colour, alpha=0.15, lw=0)
+        axis.plot(1 - band["sparsity"], band["error_percent"], color=colour, lw=0.9, ls=(0, (1, 1.5)), zorder=2)
+    _beyond(axis, frame, top)
+    sparsity_axis(axis, sorted(frame["sparsity"].unique()), unlabelled=(0.15, 0.25, 0.45, 0.65))
+    axis.set_ylim(0, top)
+    axis.set_ylabel("error rate on scored images, %")
+    handles, names = axis.get_legend_handles_labels()
+    handles.append(plt.Rectangle((0, 0), 1, 1, color=NEUTRAL, alpha=0.2, lw=0))
+    axis.legend(handles, [*names, "published: mean (dotted) and range"], loc="upper left", bbox_to_anchor=(0, 0.9))
+    most = frame["sparsity"].max()
+    rates = frame[frame["sparsity"] == most].set_index("criterion")
+    said = ", ".join(f"{look(c).label} {rates['mean'][c]:.{2 if rates['mean'][c] < 10 else 0}f} %" for c in criteria)
+    headline(figure, f"Error rates at sparsity {most:g}: {said} ({rates['n'].max()} seeds)")
     return figure
 
 
@@ -194,42 +223,50 @@ def _beyond(axis: Axes, curves: pd.DataFrame, top: float) -> None:
 
 
 def differences(pairs: pd.DataFrame, tests: pd.DataFrame, *, margin: float) -> Figure:
-    """Error rate less that of the exact salience, pair by pair (left), and what C25 judges (right).
+    """Error rate minus that of the exact salience, pair by pair (left), and what C25 judges (right).
 
     Args:
-        pairs: ``criterion``, ``sparsity``, ``seed``, ``difference``, in points.
-        tests: ``criterion``, ``mean_difference``, ``low95``, ``high95``, ``equivalence_p``.
-        margin: Of equivalence, in points.
+        pairs: ``criterion``, ``sparsity``, ``seed``, ``difference``, in percentage points.
+        tests: ``criterion``, ``n``, ``mean_difference``, ``low95``, ``high95``, ``equivalence_p``.
+        margin: Of equivalence, in percentage points.
     """
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(9.8, 3.9), layout="constrained", sharey=True, width_ratios=(2.4, 1)
     )
     criteria = [c for c in LOOKS if c in set(pairs["criterion"])]
-    linear = 4 * margin
+    shown = pairs[pairs["sparsity"] >= LEAST_SHOWN]
     for axis in (left, right):
         axis.axhspan(-margin, margin, color="#d9d9d9", lw=0, zorder=0)
         axis.axhline(0, color="black", lw=0.8)
-        axis.set_yscale("symlog", linthresh=linear, linscale=2)
+        axis.set_yscale("symlog", linthresh=2 * margin, linscale=1.5)
     for i, criterion in enumerate(criteria):
-        part, style = pairs[pairs["criterion"] == criterion], look(criterion)
+        part, style = shown[shown["criterion"] == criterion], look(criterion)
         shift = 1.015 ** (i - (len(criteria) - 1) / 2)
-        options = {"color": style.colour, "ms": 4, "alpha": 0.75, "mew": 0}
-        left.plot((1 - part["sparsity"]) * shift, part["difference"], style.marker, **options)
+        for _, own in part.sort_values("sparsity").groupby("seed"):
+            left.plot((1 - own["sparsity"]) * shift, own["difference"], color=style.colour, lw=0.7, alpha=0.35)
         means = part.groupby("sparsity")["difference"].mean()
-        left.plot((1 - means.index) * shift, means, color=style.colour, ls=style.dash, lw=1.2, label=style.label)
+        options = {"color": style.colour, "ls": style.dash, "marker": style.marker, "ms": 5, "lw": 1.8}
+        left.plot((1 - means.index) * shift, means, label=style.label, **options)
         test = tests[tests["criterion"] == criterion]
         bars = whiskers(test, "mean_difference", "low95", "high95")
         right.errorbar([i], test["mean_difference"], yerr=bars, fmt=style.marker, color=style.colour, ms=6, capsize=3)
-    ticks = [t * margin for t in (-4, -2, -1, 0, 1, 2, 4)] + [t for t in (1, 3, 10, 30, 90) if t > 2 * linear]
-    left.set_yticks(ticks, [f"{t:.2g}" for t in ticks])
-    left.set_ylim(bottom=min(-1.5 * margin, 1.15 * pairs["difference"].min()))
+        write(right, f"{test['mean_difference'].iloc[0]:+.2g}", (i, test["mean_difference"].iloc[0]), (8, -3))
+    ticks = [-margin, 0, margin, *(t for t in (1, 3, 10, 30, 90) if t > 3 * margin)]
+    left.set_yticks(ticks, [f"{t:+.2f}".replace("-", "\u2212") if abs(t) == margin else f"{t:g}" for t in ticks])
+    reach = pd.concat([shown["difference"], tests["low95"], tests["high95"]])  # one seed has no interval
+    left.set_ylim(min(1.3 * reach.min(), -1.5 * margin), 1.4 * reach.max())
     left.yaxis.set_minor_locator(NullLocator())
-    sparsity_axis(left, sorted(pairs["sparsity"].unique()), unlabelled=(0.15, 0.25, 0.45, 0.65))
-    left.set_ylabel("error rate less that of the\nexact salience, points")
-    left.set_title("pair by pair: a marker is a seed, lines are means")
+    sparsity_axis(left, sorted(shown["sparsity"].unique()), unlabelled=())
+    left.set_ylabel("error rate minus that of the\nexact salience, percentage points")
+    left.set_title("thin lines: seeds; thick: means; grey: margin")
     left.legend(loc="upper left")
     right.set_xticks(range(len(criteria)), [look(c).label for c in criteria])
-    right.set_xlim(-0.6, len(criteria) - 0.4)
+    right.set_xlim(-0.6, len(criteria) - 0.2)
     right.grid(axis="x", visible=False)
-    right.set_title("mean over 0.75 to 0.96, 95 %")
+    right.set_title(f"mean over {LEAST_SHOWN:g} to {shown['sparsity'].max():g}, 95 %")
+    test = tests.set_index("criterion").loc["snip"]
+    said = f"SNIP minus exact salience: {test['mean_difference']:+.3f} percentage points"
+    if test["n"] > 1:
+        said += f" [{test['low95']:+.3f}, {test['high95']:+.3f}]"
+    headline(figure, f"{said} (margin {margin:.2f}, seeds: {test['n']:.0f})".replace("-", "\u2212"))
     return figure
