@@ -26,7 +26,7 @@ NOTEBOOKS := $(sort $(basename $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb)
 
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP MPLBACKEND JUPYTER_PATH JUPYTER_PREFER_ENV_PATH
 .DEFAULT_GOAL := help
-.PHONY: help env env-test data figures redraw smoke verify status claim verify-runs bench robustness test test-lab test-torch audit lint format lab report readme lock clean distclean $(NOTEBOOKS)
+.PHONY: help env env-test data figures redraw smoke verify status claim verify-runs bench robustness test test-lab test-torch audit lint format lab site test-site readme lock clean distclean $(NOTEBOOKS)
 
 help:  ## this list
 	@echo "make figures regenerates every figure, table and verdict; make test runs every test."
@@ -121,8 +121,12 @@ format: env-test  ## bring code and notebooks into the style
 lab: env  ## open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab --notebook-dir=notebooks
 
-report: env  ## ledger, executed notebooks and reference as pages that need no network: build/report/index.html
-	@$(PY) -m tools report --profile "$(PROFILE)"
+site: env  ## front page, ledger, notebooks, reference and search as pages that need no network: build/site/index.html
+	$(call install,notebooks$(comma)site)
+	@$(PY) -m sphinx -q -W --keep-going -b html -c docs . build/site && echo "build/site/index.html"
+
+test-site: site  ## the site in a headless browser; needs Chromium and playwright, and says so
+	@$(PY) tests/browser/site.py $(if $(PICTURES),--pictures "$(PICTURES)")
 
 readme: env  ## bring README.md's generated parts and the gallery figures/README.md up to date
 	@$(PY) -m tools readme

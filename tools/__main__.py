@@ -22,8 +22,6 @@ def main(arguments: list[str] | None = None) -> int:
     bench = commands.add_parser("bench", help="measure speed, side by side; writes figures/bench/")
     bench.add_argument("--threads", type=int, default=2, help="processor threads (default: 2)")
     bench.add_argument("--only", help="one table alone, e.g. training")
-    report = commands.add_parser("report", help="ledger, executed notebooks and reference as static pages")
-    report.add_argument("--profile", default="default", help="whose published figures (default: default)")
     readme = commands.add_parser("readme", help="bring the generated parts of README.md up to date")
     readme.add_argument("--check", action="store_true", help="change nothing; fail if something is out of date")
     given = parser.parse_args(arguments)
@@ -64,14 +62,7 @@ def _readme(given: argparse.Namespace) -> int:
     return 0 if readme.update(check=given.check) else 1
 
 
-def _report(given: argparse.Namespace) -> int:
-    from tools import site
-
-    root = checkout()
-    return site.main(root, root / "build" / "report", profile=given.profile)
-
-
-_COMMANDS = {"figures": _figures, "bench": _bench, "report": _report, "readme": _readme}
+_COMMANDS = {"figures": _figures, "bench": _bench, "readme": _readme}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -31,7 +31,7 @@ def _section(report: Report, notebooks: Path) -> str:
     title = "".join(cells[0]["source"]).splitlines()[0].lstrip("# ")
     lines = [
         f"## {title}\n",
-        f"`make {notebook}`: [notebook](../notebooks/{notebook}.ipynb), [as it was run](notebooks/{notebook}.ipynb), "
+        f"`make {notebook}`: [the notebook as it was run](notebooks/{notebook}.ipynb), "
         f"[code of the drawings](../{report.study.replace('.', '/')}/draw.py)\n",
         "| | what it shows | files |",
         "|---|---|---|",

@@ -18,7 +18,7 @@ from tools.gallery import gallery
 
 MARKER = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TRAINED_ON = 55_000  # images of an epoch of the default profile
-PAGES = ("README.md", "docs/profiles.md")
+PAGES = ("README.md", "docs/profiles.md", "docs/notebooks.md")
 HERO = "hero.png"
 # What a newcomer asks, and the claims that answer.
 FINDINGS = {

@@ -24,6 +24,7 @@ import yaml
 
 from snipnb._files import resource, write_atomically
 from snipnb.publish.evidence import Finding, function_of, read_rows
+from snipnb.publish.sentences import sentence
 
 # Kind of a claim -> the words of its verdicts; those of any kind besides: "not run".
 WORDS = {
@@ -322,7 +323,7 @@ def _rule_digest(claim: Mapping[str, Any]) -> str:
 def write_ledger(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Write ``claims.json``, ``claims.md`` and ``claims.tex`` into a folder; they point to the ledger of the profile ``full`` in it, if there is one."""
     write_atomically(folder / "claims.json", json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    rules = "\n".join(_rules(row["id"]) for row in rows)
+    rules = "\n".join(map(_rules, rows))
     stronger = (folder / "full" / "claims.json").is_file()
     more = (
         "The verdicts that count are those of [the profile full](full/claims.md): more seeds, longer training.\n\n"
@@ -350,9 +351,9 @@ def latex(frame: pd.DataFrame, columns: str, *, long: bool = False) -> str:
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """The ledger as a Markdown table: id, quotation, verdict, numbers, where to look."""
+    """The ledger as a Markdown table: id, quotation, verdict, what came out, where to look."""
     lines = [
-        "| | the write-up says | verdict | as registered | found | scope | where |",
+        "| | the write-up says | verdict | what came out | as registered | scope | where |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -360,8 +361,8 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
             row["id"],
             f"“{quoted(row['words'])}” ({row['place']})",
             f"**{row['verdict']}**" + (f"<br>{row['reason']}" if row["reason"] else ""),
+            sentence(row),
             row["registered"] or "",
-            "<br>".join(_numbers(row)),
             scope(row),
             row["notebook"] + (f"<br>{row['figure']}" if row["figure"] else ""),
         ]
@@ -411,11 +412,13 @@ def verdict_frame(entries: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     ).set_index("claim")
 
 
-def _rules(claim_id: str) -> str:
-    """The rule of a claim, its changes, the looks at it, and the rule as registered where that is another one."""
-    claim = _claim(claim_id)
+def _rules(row: Mapping[str, Any]) -> str:
+    """The rule of a claim, the numbers found, its changes, the looks at it, and the rule as registered where that is another one."""
+    claim = _claim(row["id"])
     before = _as_registered(claim)
-    lines = [f"- **{claim_id}** ({claim['kind']}) {claim['rule']}"]
+    lines = [f"- **{row['id']}** ({claim['kind']}) {claim['rule']}"]
+    if found := "; ".join(_numbers(row)):
+        lines.append(f"  - *Found:* {found}")
     lines += [f"  - *{name.capitalize()}:* {claim[name]}" for name in ("changed", "looks") if name in claim]
     if before:
         lines.append(
