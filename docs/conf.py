@@ -37,6 +37,7 @@ TREES = {
         "Library <docs/library>",
         "Reference <docs/api>",
         "docs/corrections",
+        "docs/glossary",
         "docs/departures",
         "docs/profiles",
         "docs/benchmarks",

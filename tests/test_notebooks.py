@@ -77,6 +77,21 @@ def test_each_parameter_has_a_comment(path):
     assert all("  # " in line for line in code(path)[0].splitlines())
 
 
+@every_notebook
+def test_a_reader_is_told_what_is_tested_and_what_to_try(path):
+    cells = ["".join(c["source"]) for c in load(path)["cells"] if c["cell_type"] == "markdown"]
+    chain = cells[0].splitlines()[2].split(" → ")
+    assert [part.strip("*") for part in chain] == ["network", "score", "threshold", "mask", "train"]
+    assert any(part.startswith("**") for part in chain)
+    (tried,) = re.findall(r"## Try it\n.*?```python\n(.*?)```\n\n(?=.*\?)", "\n".join(cells), flags=re.DOTALL)
+    declared, given = profiles.declared_parameters(path), {}
+    exec(tried, {}, given)
+    assert len(given) == 2
+    for name, value in given.items():
+        assert type(value) is type(declared[name])
+        assert value != declared[name]
+
+
 def test_promises_are_what_the_calls_of_the_report_say():
     promised = {path.stem: runner.promises(path) for path in NOTEBOOKS}
     assert {"png", "svg", "csv"} == {f.split(".")[1] for f in promised["01_salience_derivation"] if "/linearity." in f}
