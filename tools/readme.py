@@ -91,7 +91,9 @@ def findings(figures: Path) -> str:
     names = [outcome(row["verdict"])[2] for row in rows.values()]
     counts = [(names.count(name), name.replace("holds", "hold")) for _, _, name in OUTCOMES.values()]
     tally = ", ".join(f"{count} {name}" for count, name in counts if count)
-    lines = [f"**{len(rows)} verdicts: {tally}.**\n"]
+    changed = sum("changed" in claim for claim in ledger.load_claims().values())
+    said = f"The rules of {changed} changed after they were first written: the [ledger](figures/full/claims.md) says when and why."
+    lines = [f"**{len(rows)} sentences and numbers: {tally}.** {said}\n"]
     lines += [f"- **{question}** {sentence(rows[claim])} ({claim})" for claim, question in FINDINGS.items()]
     return "\n".join(lines)
 
