@@ -126,7 +126,7 @@ site: env  ## front page, ledger, notebooks, reference and search as pages that 
 	@$(PY) -m sphinx -q -W --keep-going -b html -c docs . build/site && echo "build/site/index.html"
 
 test-site: site  ## the site in a headless browser; needs Chromium and playwright, and says so
-	@$(PY) tests/browser/site.py $(if $(PICTURES),--pictures "$(PICTURES)")
+	@$(PY) tests/browser/pages.py $(if $(PICTURES),--pictures "$(PICTURES)")
 
 readme: env  ## bring README.md's generated parts and the gallery figures/README.md up to date
 	@$(PY) -m tools readme

@@ -22,8 +22,8 @@ include_patterns = [
     "figures/README.md",
     "figures/claims.md",
     "figures/full/claims.md",
-    "figures/full/*/*.md",
-    "figures/*/*.md",
+    "figures/[0b]*/*.md",
+    "figures/full/0*/*.md",
     "figures/notebooks/*.ipynb",
     "figures/full/notebooks/*.ipynb",
     "snipnb/resources/README.md",
@@ -65,7 +65,7 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
-suppress_warnings = ["toc.not_included", "myst.header"]  # tables are pages without a title and a place
+suppress_warnings = ["toc.not_included"]  # tables are pages without a place
 
 html_theme = "pydata_sphinx_theme"
 html_title = project
@@ -87,6 +87,8 @@ html_context = {"default_mode": "auto"}
 
 def add_tree(app: Any, name: str, source: list[str]) -> None:
     """Give a page its place, and leave out what asks the network."""
+    if name.startswith("figures/") and not source[0].startswith(("#", "{")):  # a table
+        source[0] = f"# {Path(name).name.replace('_', ' ')}\n\n{source[0]}"
     source[0] = re.sub(r"^!\[.*?\]\(https://img\.shields\.io/.*\n", "", source[0], flags=re.MULTILINE)
     if name in TREES:
         lines = ["", "```{toctree}", ":hidden:", ":glob:", *TREES[name], "```", ""]

@@ -26,7 +26,7 @@ TITLES = {
     },
     "C32": {
         "matches": "Published counts look like\none more seed",
-        "differs": "Published counts differ\nfrom every seed",
+        "differs": "Published counts are unlike\nthose of these seeds",
         "": "Do published counts\nlook like one more seed?",
     },
     "C35": {
@@ -35,7 +35,13 @@ TITLES = {
         "": "Which weights,\nor how many per layer?",
     },
 }
-RULES = {"closed_form": "closed form", "erdos_renyi_kernel": "ERK", "uniform": "uniform", "magnitude": "magnitude"}
+RULES = {
+    "snip_densities": "SNIP's mean",
+    "closed_form": "closed form",
+    "erdos_renyi_kernel": "ERK",
+    "uniform": "uniform",
+    "magnitude": "magnitude",
+}
 
 
 def draw(figures: Path) -> bytes:

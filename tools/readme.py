@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Container
+from collections.abc import Callable, Container
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def update(*, check: bool = False, root: Path | None = None) -> bool:
     """
     root = root or checkout()
     figures = root / "figures"
-    parts = set(_PARTS) - {"cost", "run", "notebooks"} if check else None
+    parts = set(_PARTS) - {"cost", "run", "notebooks", "copies"} if check else None
     pages = {root / page: render((root / page).read_text(encoding="utf-8"), figures, parts=parts) for page in PAGES}
     pages[figures / "README.md"] = gallery(figures, root / "notebooks")
     contents = {path: text.encode() for path, text in pages.items()} | {figures / HERO: hero.draw(figures)}
@@ -91,20 +92,22 @@ def findings(figures: Path) -> str:
     names = [outcome(row["verdict"])[2] for row in rows.values()]
     counts = [(names.count(name), name.replace("holds", "hold")) for _, _, name in OUTCOMES.values()]
     tally = ", ".join(f"{count} {name}" for count, name in counts if count)
-    changed = sum("changed" in claim for claim in ledger.load_claims().values())
+    changed = sum(
+        "changed" in claim and rows[name]["registered"] is not None for name, claim in ledger.load_claims().items()
+    )
     said = f"The rules of {changed} changed after they were first written: the [ledger](figures/full/claims.md) says when and why."
     lines = [f"**{len(rows)} sentences and numbers: {tally}.** {said}\n"]
     lines += [f"- **{question}** {sentence(rows[claim])} ({claim})" for claim, question in FINDINGS.items()]
     return "\n".join(lines)
 
 
-def notebooks(figures: Path) -> str:
-    """Each notebook's question, what came out, the executed copy, and minutes of the default profile."""
+def notebooks(figures: Path, *, up: str = "") -> str:
+    """Each notebook's question, what came out, the executed copy, and minutes of the default profile; ``up`` leads from the page to the checkout."""
     rows = {row["id"]: row for row in _ledger(figures)}
     runs = _provenance(figures)
     lines = ["| | question | what came out | minutes |", "|---|---|---|---|"]
     for name, (question, claim) in QUESTIONS.items():
-        copy = f"[{name.split('_')[0]}](figures/full/notebooks/{name}.ipynb)"
+        copy = f"[{name.split('_')[0]}]({up}figures/full/notebooks/{name}.ipynb)"
         minutes = f"{runs[name]['seconds'] / 60:.0f}" if name in runs else ""
         lines.append(f"| {copy} | {question} | {sentence(rows[claim])} | {minutes} |")
     return "\n".join(lines)
@@ -189,11 +192,12 @@ def kept(figures: Path) -> str:
     )
 
 
-_PARTS = {
+_PARTS: dict[str, Callable[[Path], str]] = {
     "hero": picture,
     "findings": findings,
     "run": run,
     "notebooks": notebooks,
+    "copies": partial(notebooks, up="../"),  # the same for a page of docs
     "verdicts": verdicts,
     "cost": cost,
     "kept": kept,

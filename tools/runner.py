@@ -169,9 +169,9 @@ def run_one(path: Path, parameters: Mapping[str, Any], place: Place, mark: Mappi
         where = f"  partial notebook: {kept}" if kept.is_file() else "  no cell ran"
         raise NotebookError(f"{error}\n{where}") from None
     seconds = time.monotonic() - start
-    slow = _slow_cells(executed)
-    clean(executed, root=path.parent.parent)
     rows = _verdicts(stage / "claims" / f"{path.stem}.json") or []
+    slow = _slow_cells(executed, after=1 if rows else 0)
+    clean(executed, root=path.parent.parent)
     write_notebook(executed, with_summary(json.loads(executed.read_text(encoding="utf-8")), rows))
     files = _publish(path.stem, stage, place)
     facts = {"seconds": round(seconds, 1), "slow_cells": slow, **run_facts, "parameters": parameters}
@@ -191,10 +191,13 @@ def gather_ledger(place: Place, notebooks: Sequence[Path]) -> list[dict[str, Any
     return ledger.assemble(entries)
 
 
-def _slow_cells(executed: Path) -> dict[str, float]:
-    """Cell -> seconds, of those that took more than a few."""
+def _slow_cells(executed: Path, *, after: int) -> dict[str, float]:
+    """Cell -> seconds, of those that took more than a few; so many cells are put behind the first one afterwards."""
     cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
-    seconds = {str(k): cell["metadata"].get("papermill", {}).get("duration") or 0.0 for k, cell in enumerate(cells)}
+    seconds = {
+        str(k + after if k else k): cell["metadata"].get("papermill", {}).get("duration") or 0.0
+        for k, cell in enumerate(cells)
+    }
     return {k: round(s, 1) for k, s in seconds.items() if s > SLOW}
 
 

@@ -57,10 +57,7 @@ def sentence(row: Mapping[str, Any]) -> str:
     """What came out for a claim.
 
     Args:
-        row: Of the ledger, as in ``claims.json``.
-
-    Raises:
-        ValueError: If a sentence names a number that the row does not have.
+        row: Of the ledger, as in ``claims.json``. One that lacks a number of today's sentence was found by another rule, and that is said.
     """
     word, _, remark = row["verdict"].removesuffix(")").partition(" (")
     if "the rule asks for" in remark:  # too few runs for a verdict
@@ -69,7 +66,10 @@ def sentence(row: Mapping[str, Any]) -> str:
     template = written.get(row["verdict"], written.get(word))
     if template is None:
         return f"{GENERAL[word].removesuffix('.')}: {remark}." if remark else GENERAL[word]
-    return fill(template, _numbers(row))
+    try:
+        return fill(template, _numbers(row))
+    except ValueError:  # numbers of a rule that was another one
+        return f"Found by another rule: {row['notebook']} has to run again."
 
 
 def outcome(verdict: str) -> tuple[str, str, str]:

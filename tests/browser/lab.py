@@ -26,7 +26,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 MINUTES = 10  # for one notebook
 
 
-def needed() -> tuple[str, object]:
+def needed(command: str = "make test-lab") -> tuple[str, object]:
     """Path of a browser and playwright's entry; what is missing is said, and nothing installed."""
     browser = os.environ.get("SNIPNB_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
     missing = []
@@ -38,7 +38,7 @@ def needed() -> tuple[str, object]:
         sync_playwright = None
         missing.append(f"the Python package playwright: {sys.executable} -m pip install playwright")
     if missing:
-        print("make test-lab needs\n  " + "\n  ".join(missing), file=sys.stderr)
+        print(f"{command} needs\n  " + "\n  ".join(missing), file=sys.stderr)
         sys.exit(2)
     return browser, sync_playwright
 

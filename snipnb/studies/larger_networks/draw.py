@@ -46,15 +46,10 @@ def sweep(frame: pd.DataFrame, fits: pd.DataFrame) -> Figure:
     axes[0, 0].set_ylabel("rank correlation with exact salience")
     low = frame[["spearman", "train_mode_spearman"]].min().min()
     axes[0, 0].set_ylim(low - 0.55 * (1 - low), 1.01)
-    worst = slopes.loc[slopes["slope"].idxmin()]
-    others = slopes["slope"].drop(worst.name)
-    said = (
-        f"SNIP agrees less with exact salience in deeper networks with {worst.name}"
-        if worst["high95"] < 0
-        else f"Steepest: {worst.name}"
-    )
-    said = said.replace("with fully connected, batch norm", "with batch norm")
-    text = f"{said} ({worst['slope']:+.3f} per {worst['per']}); elsewhere the slopes are {others.min():+.4f} to {others.max():+.4f}"
+    most = slopes.loc[slopes["slope"].abs().idxmax()]
+    end = f"{most['slope']:+.3f} per {most['per']} [{most['low95']:+.3f}, {most['high95']:+.3f}]"
+    others = slopes["slope"].drop(most.name)
+    text = f"Agreement changes most in the family {most.name}: {end}; in the others by {others.min():+.4f} to {others.max():+.4f}"
     headline(figure, text.replace("-", "\u2212"))
     return figure
 
@@ -91,7 +86,7 @@ def vgg(sample: pd.DataFrame, depth: pd.DataFrame) -> Figure:
     right.set_ylabel("difference relative to exact salience\n(median, quartiles)")
     right.grid(axis="x", visible=False)
     first, last = depth.iloc[0], depth.iloc[-1]
-    said = f"In VGG16, SNIP is off by {100 * first[middle]:.0f} % in {published_label(first['layer'])} (median)"
+    said = f"In VGG16, SNIP of sampled weights is off by {100 * first[middle]:.0f} % in {published_label(first['layer'])} (median)"
     headline(figure, f"{said} and by {100 * last[middle]:.0f} % in {published_label(last['layer'])}")
     return figure
 

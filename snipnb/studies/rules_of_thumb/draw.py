@@ -57,7 +57,7 @@ def controls(pairs: pd.DataFrame, compared: pd.DataFrame) -> Figure:
     good = compared[compared["outcome"] == "as good"].groupby("sparsity")["criterion"].apply(list)
     named = [" and ".join(look(c).label for c in good.get(sparsity, [])) or "none" for sparsity in sparsities]
     said = "; ".join(f"at {sparsity:g}: {names}" for sparsity, names in zip(sparsities, named, strict=True))
-    headline(figure, f"As good as SNIP {said}")
+    headline(figure, f"Shown to be as good as SNIP {said}")
     return figure
 
 
@@ -137,11 +137,12 @@ def joint(changes: pd.DataFrame) -> Figure:
     axes[0, 0].legend(loc="best")
     last = changes[(changes["criterion"] == criteria[0]) & (changes["sparsity"] == JUDGED)].groupby("state")
     means = last[["joint", "sum_of_single"]].mean()
-    pairs = [f"{means['joint'][s]:.2g} {s} (sum {means['sum_of_single'][s]:.2g})" for s in states if s in means.index]
-    headline(
-        figure,
-        f"Influences do not add up: removing {100 * JUDGED:g} % by SNIP changes the loss by {', by '.join(pairs)}",
-    )
+    pairs = [
+        f"{means['joint'][s]:.2g} {s} (sum of single changes {means['sum_of_single'][s]:.2g})"
+        for s in states
+        if s in means.index
+    ]
+    headline(figure, f"Removing {100 * JUDGED:g} % by SNIP changes the loss by {', by '.join(pairs)}")
     return figure
 
 
@@ -165,8 +166,8 @@ def greedy(summary: pd.DataFrame) -> Figure:
         axis.set_xlabel("parameters removed, of 16")
         axis.legend()
     exact = summary[summary["ranking"] == "exact"].set_index("size")["best_in_percent"]
-    said = f"Choosing one by one is not enough: of size {exact.idxmin()}, the set of smallest exact saliences is the best one"
-    headline(figure, f"{said} in {exact.min():.0f} % of the networks")
+    said = f"Of size {exact.idxmin()}, the set of smallest exact saliences is the best one in {exact.min():.0f} % of the networks"
+    headline(figure, said)
     return figure
 
 
@@ -207,6 +208,6 @@ def trained(errors: pd.DataFrame, by_layer: pd.DataFrame, *, sparsity: float, to
     right.grid(axis="x", visible=False)
     costs = by_layer[by_layer["ranking"] == "snip"].groupby("layer", sort=False)["increase"].mean()
     least, most = costs.idxmin(), costs.idxmax()
-    said = f"After training, losing half of {published_label(least)} by SNIP costs {costs[least]:.2f} percentage points"
-    headline(figure, f"{said}, half of {published_label(most)} {costs[most]:.1f}")
+    said = f"After training, losing {100 * sparsity:g} % of {published_label(least)} by SNIP costs {costs[least]:.2f} percentage points"
+    headline(figure, f"{said}, of {published_label(most)} {costs[most]:.1f}")
     return figure

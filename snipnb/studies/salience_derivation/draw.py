@@ -88,6 +88,6 @@ def linearity(frame: pd.DataFrame, *, bound: float) -> Figure:
     axis.set_xlim(left=floor / 3)
     axis.grid(axis="y", visible=False)
     most, elsewhere = (frame.loc[frame["case"] == case, "error"] for case in (cases[0], cases[-1]))
-    said = "SNIP differs by at most {most:power} where the loss is linear in each weight, by {usual:power} (median) in LeNet-5"
+    said = "SNIP differs by at most {most:power} where the loss is linear in each weight, by {usual:power} of the largest salience (median) in LeNet-5"
     headline(figure, fill(said, {"most": most.max(), "usual": elsewhere.median()}))
     return figure

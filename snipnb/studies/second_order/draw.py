@@ -77,7 +77,7 @@ def row_sums(points: pd.DataFrame, table: pd.DataFrame) -> Figure:
     axes[1, 0].set_ylabel("row sum, negative\n(magnitude)")
     figure.colorbar(mesh, ax=axes, label="parameters in a bin", shrink=0.6, pad=0.01)
     found = table[table["layer"].isin(layers)]
-    said = f"The Hessian's row sums are not its diagonal: rank correlation {found['spearman'].min():.2f} to {found['spearman'].max():.2f}"
+    said = f"Row sums and diagonal of the Hessian: rank correlation {found['spearman'].min():.2f} to {found['spearman'].max():.2f}"
     signs = f"{found['negative_percent'].min():.0f} to {found['negative_percent'].max():.0f} % of the sums are negative"
     headline(figure, f"{said}, and {signs} (dotted: equal)")
     return figure

@@ -53,13 +53,13 @@ def controls(counts: pd.DataFrame, shares: pd.DataFrame, *, whole: float) -> Fig
     axes[0, 0].set_yticks(range(len(labels)), labels)
     axes[0, 0].set_ylim(len(labels) - 0.4, -0.6)
     of = shares.set_index("condition")["share"]
-    said = f"What a tensor keeps depends more on the tensor than on the seed: {100 * of[conditions[0]]:.0f} % of the variance"
+    said = f"The tensor explains {100 * of[conditions[0]]:.0f} % of the variance of what is kept"
     headline(figure, f"{said} with SNIP, {100 * of[conditions[-1]]:.0f} % with {conditions[-1]} masks")
     return figure
 
 
 def overlap(summary: pd.DataFrame) -> Figure:
-    """Overlap of pairs of masks by tensor: a colour for what differs between the two, a hollow mark for chance.
+    """Overlap of pairs of masks by tensor: a colour for what differs between the two, a black tick for chance.
 
     Args:
         summary: ``comparison``, ``layer``, ``mean``, ``smallest``, ``largest``, ``chance``.
@@ -80,7 +80,7 @@ def overlap(summary: pd.DataFrame) -> Figure:
     figure.legend(loc="outside upper center", ncols=2)
     whole = summary[summary["layer"] == layers[0]].set_index("comparison")
     last, first = whole.loc[comparisons[-1]], whole.loc[comparisons[0]]
-    said = f"Which weights are kept does not recur: two networks overlap by {last['mean']:.3f}, chance gives {last['chance']:.3f}"
+    said = f"Masks of two networks overlap by {last['mean']:.3f}, by chance {last['chance']:.3f}"
     headline(figure, f"{said}; one network with other images by {first['mean']:.2f}")
     return figure
 
@@ -121,6 +121,10 @@ def initialisations(cells: pd.DataFrame, scores: pd.DataFrame) -> Figure:
         text = "\n".join(f"{init_label(init)}: no bias is kept (p = {p[init]:.2f})" for init in none)
         axis.text(0.01, 0.985, text, va="top", transform=axis.transAxes, fontsize=7.5, color=NEUTRAL)
     figure.legend(loc="outside upper center", ncols=len(inits))
+    least_p = 1 / (1 + scores["n"].min())
+    if least_p > REJECTED:
+        headline(figure, f"So few seeds tell no initialisations apart: no p can be below {least_p:.2f}")
+        return figure
     fitting = [f"{init_label(init)} (p = {p[init]:.2f})" for init in p.index if p[init] > REJECTED]
     said = f"Of {len(p)} initialisations, the published table fits {' and '.join(fitting) or 'none'}"
     others = f"; the others have p = {p[p <= REJECTED].max():.2f} at most" if len(fitting) < len(p) else ""
@@ -162,7 +166,7 @@ def places(maps: pd.DataFrame) -> Figure:
     grid = maps[(maps["title"] == titles[-2]) & (maps["sparsity"] == middle)]
     grid = grid.pivot(index="row", columns="column", values="kept").to_numpy()
     ratio = grid[len(grid) // 2, len(grid) // 2] / grid[[0, 0, -1, -1], [0, -1, 0, -1]].mean()
-    said = f"The centre of the image counts: at sparsity {middle:g}, full 1 keeps {ratio:.1f} times as many weights from the centre"
+    said = f"At sparsity {middle:g}, full 1 keeps {ratio:.1f} times as many weights from the centre"
     headline(figure, f"{said} of the last map as from its corners")
     return figure
 
@@ -189,7 +193,7 @@ def units(frame: pd.DataFrame) -> Figure:
     axes[0, -1].legend(loc="upper right")
     first = frame[frame["rank"] == 1].assign(ratio=lambda own: own["mean"] / own["shuffled"])
     most = first.loc[first["ratio"].idxmax()]
-    said = f"Kept weights gather in few units: the first of {published_label(most['layer'])} keeps {most['mean']:.0f}"
+    said = f"The first unit of {published_label(most['layer'])} keeps {most['mean']:.0f} weights"
     headline(figure, f"{said}, and {most['shuffled']:.0f} where the same number is shuffled")
     return figure
 
@@ -234,7 +238,7 @@ def weights(histograms: pd.DataFrame, tenths: pd.DataFrame, *, bound: float) -> 
     figure.legend(handles, names, loc="outside upper center", ncols=4)
     own = tenths[tenths["init"] == inits[0]].pivot(index="layer", columns="tenth", values="kept").loc[layers]
     largest = own.iloc[:, 0].idxmax()
-    said = f"Small weights go: of the smallest tenth at most {100 * own.loc[largest].iloc[0]:.0f} % is kept ({published_label(largest)})"
+    said = f"Of the smallest tenth of the weights at most {100 * own.loc[largest].iloc[0]:.0f} % is kept ({published_label(largest)})"
     headline(figure, f"{said}, of its largest tenth {100 * own.loc[largest].iloc[-1]:.0f} %")
     return figure
 
@@ -272,7 +276,7 @@ def curves(curves: pd.DataFrame) -> Figure:
     last = curves[(curves["network"] == networks[0]) & (curves["sparsity"] == curves["sparsity"].max())]
     last = last.set_index("layer")["mean"] * 100
     most, least = last.idxmax(), last.idxmin()
-    said = f"Small layers keep far more: at sparsity {curves['sparsity'].max():g}, {published_label(most)} keeps {last[most]:.0f} %"
+    said = f"At sparsity {curves['sparsity'].max():g}, {published_label(most)} keeps {last[most]:.0f} %"
     headline(figure, f"{said} of its weights, {published_label(least)} {last[least]:.1f} %")
     return figure
 
@@ -304,9 +308,10 @@ def prediction(frame: pd.DataFrame) -> Figure:
         axis.set_xlabel("predicted density, % (log)")
     axes[0, 0].set_ylabel("SNIP's density, % (log)")
     axes[0, 0].legend(loc="lower right")
-    logs = np.log(frame[["measured", "predicted"]].clip(lower=1e-6)).assign(rule=frame["rule"])
+    unseen = frame[~frame["fitted"].astype(bool)]
+    logs = np.log(unseen[["measured", "predicted"]].clip(lower=1e-6)).assign(rule=unseen["rule"])
     off = np.exp((logs["measured"] - logs["predicted"]).abs().groupby(logs["rule"]).median())
-    said = " and ".join(f"within {100 * (off[rule] - 1):.0f} % by the {rule} rule" for rule in rules)
+    said = " and ".join(f"within {100 * (off[rule] - 1):.0f} % by the {rule} rule" for rule in rules if rule in off)
     said = said.replace("closed form rule", "closed form")
-    headline(figure, f"Shapes predict how much SNIP keeps of a layer: typically {said}")
+    headline(figure, f"Densities of unseen networks are typically predicted {said}")
     return figure

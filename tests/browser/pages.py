@@ -54,7 +54,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=Path, help="folder for a picture of each page that is read first")
     given = parser.parse_args()
-    browser_path, sync_playwright = needed()
+    browser_path, sync_playwright = needed("make test-site")
     pages = sorted(path for path in SITE.rglob("*.html") if "_static" not in path.parts)
     if not pages:
         print(f"{SITE} has no pages; make site makes them", file=sys.stderr)
