@@ -3,11 +3,13 @@
 import itertools
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import snipnb
+from snipnb.publish import style
 from snipnb.publish.evidence import rules_of_thumb as evidence
 from snipnb.studies.rules_of_thumb import assumptions
 from snipnb.studies.rules_of_thumb import draw as plotting_controls
@@ -126,9 +128,13 @@ def test_trained_networks(examples):
 def test_the_joint_figure(examples):
     images, labels = (t[:20] for t in examples)
     models = [snipnb.lenet_300_100(seed=k) for k in range(2)]
-    changes = assumptions.joint_changes({"a": models, "b": models[:1]}, images, labels, sparsities=[0.1, 0.9])
+    changes = assumptions.joint_changes({"a": models, "b": models[:1]}, images, labels, sparsities=[0.1, 0.95])
     figure = plotting_controls.joint(changes)
-    assert len(figure.axes) == 4
-    left, right = figure.axes[0].get_xlim()
-    assert left > right  # high sparsity stands on the right
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["a", "b"]
+    marks = [dots.get_offsets() for dots in figure.axes[0].collections]
+    assert [len(offsets) for offsets in marks] == [4, 4]  # two networks at two sparsities, by SNIP and at random
+    mine = changes[(changes["state"] == "a") & (changes["criterion"] == changes["criterion"].iloc[0])]
+    assert np.allclose(marks[0], mine[["sum_of_single", "joint"]])
+    means = mine[mine["sparsity"] == 0.95]["joint"].mean()
+    assert f"by {means:.2g} a (sum" in style.headline_of(figure)
     plt.close("all")

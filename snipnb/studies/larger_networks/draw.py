@@ -31,7 +31,8 @@ def sweep(frame: pd.DataFrame, fits: pd.DataFrame) -> Figure:
             means = part.groupby("value")["spearman"].mean()
             colour, marker = PALETTE[(0, 1, 2, 3, 4)[order % 5]], "osD^v"[order % 5]
             fit = slopes.loc[family]
-            label = f"{family}: {fit['slope']:+.4f} per {fit['per']} [{fit['low95']:+.4f}, {fit['high95']:+.4f}]"
+            more, end = names == deeper, f"[{fit['low95']:+.4f}, {fit['high95']:+.4f}]"
+            label = f"{family}: {fit['slope']:+.4f} per {fit['per']}{' ' if more else chr(10)}{end}"
             axis.plot([place[v] for v in means.index], means, color=colour, lw=1.5, marker=marker, label=label)
             axis.plot(part["value"].map(place), part["spearman"], ".", color=colour, ms=4, alpha=0.5, mew=0)
             if (part["spearman"] - part["train_mode_spearman"]).abs().max() > 1e-3:  # batch norm
@@ -39,7 +40,6 @@ def sweep(frame: pd.DataFrame, fits: pd.DataFrame) -> Figure:
                 label = f"{family}: SNIP in training mode"
                 axis.plot([place[v] for v in train.index], train, color=colour, lw=1.2, ls=":", label=label)
         layers = part.groupby("value")["layers"].first()
-        more = names == deeper
         axis.set_xticks(range(len(values)), [f"{v:g}\n({layers[v]})" if more else f"{v:g}" for v in values])
         axis.set_xlabel("layers more (layers in all)" if more else "times as wide")
         axis.legend(loc="lower left", fontsize=7)

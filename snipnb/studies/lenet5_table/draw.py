@@ -61,10 +61,13 @@ def errors(frame: pd.DataFrame, reported: pd.DataFrame) -> Figure:
     """Three ways to state the error rate of the same runs, per sparsity, beside the published values.
 
     Args:
-        frame: One row per run and way: ``sparsity``, ``way``, ``error_percent``.
+        frame: One row per run and way: ``seed``, ``sparsity``, ``way``, ``error_percent``; ways that never differ are drawn as the first.
         reported: ``sparsity``, ``error_percent``.
     """
     sparsities, ways = sorted(frame["sparsity"].unique()), list(dict.fromkeys(frame["way"]))
+    by_way = frame.pivot(index=["seed", "sparsity"], columns="way", values="error_percent")
+    if len(ways) > 1 and (by_way.nunique(axis=1) == 1).all():  # one column says it all
+        ways = ways[:1]
     figure, axis = plt.subplots(figsize=(6.8, 3.6), layout="constrained")
     colours = dict(zip(ways, (PALETTE[0], PALETTE[3], PALETTE[4]), strict=False))
     for column, sparsity in enumerate(sparsities):
