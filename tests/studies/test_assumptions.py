@@ -129,6 +129,7 @@ def test_the_joint_figure(examples):
     images, labels = (t[:20] for t in examples)
     models = [snipnb.lenet_300_100(seed=k) for k in range(2)]
     changes = assumptions.joint_changes({"a": models, "b": models[:1]}, images, labels, sparsities=[0.1, 0.95])
+    style.use_house_style()
     figure = plotting_controls.joint(changes)
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["a", "b"]
     marks = [dots.get_offsets() for dots in figure.axes[0].collections]
