@@ -170,9 +170,9 @@ def run_one(path: Path, parameters: Mapping[str, Any], place: Place, mark: Mappi
         raise NotebookError(f"{error}\n{where}") from None
     seconds = time.monotonic() - start
     rows = _verdicts(stage / "claims" / f"{path.stem}.json") or []
-    slow = _slow_cells(executed, after=1 if rows else 0)
-    clean(executed, root=path.parent.parent)
     write_notebook(executed, with_summary(json.loads(executed.read_text(encoding="utf-8")), rows))
+    slow = _slow_cells(executed)
+    clean(executed, root=path.parent.parent)
     files = _publish(path.stem, stage, place)
     facts = {"seconds": round(seconds, 1), "slow_cells": slow, **run_facts, "parameters": parameters}
     _write_provenance(place, path.stem, facts)
@@ -191,13 +191,10 @@ def gather_ledger(place: Place, notebooks: Sequence[Path]) -> list[dict[str, Any
     return ledger.assemble(entries)
 
 
-def _slow_cells(executed: Path, *, after: int) -> dict[str, float]:
-    """Cell -> seconds, of those that took more than a few; so many cells are put behind the first one afterwards."""
+def _slow_cells(executed: Path) -> dict[str, float]:
+    """Cell -> seconds, of those that took more than a few."""
     cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
-    seconds = {
-        str(k + after if k else k): cell["metadata"].get("papermill", {}).get("duration") or 0.0
-        for k, cell in enumerate(cells)
-    }
+    seconds = {str(k): cell["metadata"].get("papermill", {}).get("duration") or 0.0 for k, cell in enumerate(cells)}
     return {k: round(s, 1) for k, s in seconds.items() if s > SLOW}
 
 
@@ -228,6 +225,7 @@ def with_summary(notebook: dict[str, Any], rows: Sequence[Mapping[str, Any]]) ->
 
 
 def write_notebook(path: Path, notebook: Mapping[str, Any]) -> None:
+    """Write an executed notebook in the one form that is published."""
     write_atomically(path, json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
 
 

@@ -402,6 +402,7 @@ def verdict_frame(entries: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         {
             "claim": e["id"],
             "the write-up says": quoted(e["words"]),
+            "what came out": sentence(e),
             "found": "; ".join(_numbers(e)),
             "scope": e["scope"],
             "n": "" if e["n"] is None else e["n"],

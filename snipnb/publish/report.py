@@ -22,7 +22,6 @@ from snipnb.publish import captions, ledger, style
 from snipnb.publish.evidence import read_rows
 from snipnb.publish.profiles import declared_parameters, load_profile
 from snipnb.publish.published import reported as reported  # notebooks take it from here
-from snipnb.publish.sentences import sentence
 
 PACKAGES = ("torch", "numpy", "pandas", "scipy", "matplotlib", "seaborn", "sympy")
 RUN_FILE = "run.json"  # what the runner reads: kept out of everything that is compared
@@ -194,7 +193,6 @@ class Report:
         if missing := ledger.without_verdict(self.notebook, self.entries):
             raise ValueError(f"{self.notebook} has no verdict on {', '.join(missing)}")
         frame = ledger.verdict_frame(self.entries)
-        frame.insert(1, "what came out", [sentence(entry) for entry in self.entries])
         return Verdicts(frame[["the write-up says", "verdict", "what came out", "scope", "as registered"]])
 
     def write_verdicts(self, data: str) -> None:
