@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -145,6 +146,7 @@ def with_palette(png: bytes) -> bytes:
 
 def headline(figure: Figure, text: str) -> None:
     """What a figure shows, in a sentence above it, with numbers from its own tables."""
+    text = re.sub(r"(?<!\w)-(?=\d)", "\u2212", text)
     lines = textwrap.wrap(text, round(11.5 * figure.get_figwidth()))  # characters that fit
     band = 0.06 + 0.19 * len(lines)  # inches that are added at the top
     height = figure.get_figheight() + band

@@ -50,7 +50,7 @@ def sweep(frame: pd.DataFrame, fits: pd.DataFrame) -> Figure:
     end = f"{most['slope']:+.3f} per {most['per']} [{most['low95']:+.3f}, {most['high95']:+.3f}]"
     others = slopes["slope"].drop(most.name)
     text = f"Agreement changes most in the family {most.name}: {end}; in the others by {others.min():+.4f} to {others.max():+.4f}"
-    headline(figure, text.replace("-", "\u2212"))
+    headline(figure, text)
     return figure
 
 

@@ -270,5 +270,5 @@ def differences(pairs: pd.DataFrame, tests: pd.DataFrame, *, margin: float) -> F
     said = f"SNIP minus exact salience: {test['mean_difference']:+.3f} percentage points"
     if test["n"] > 1:
         said += f" [{test['low95']:+.3f}, {test['high95']:+.3f}]"
-    headline(figure, f"{said} (margin {margin:.2f}, seeds: {test['n']:.0f})".replace("-", "\u2212"))
+    headline(figure, f"{said} (margin {margin:.2f}, seeds: {test['n']:.0f})")
     return figure
