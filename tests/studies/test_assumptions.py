@@ -137,5 +137,5 @@ def test_the_joint_figure(examples):
     mine = changes[(changes["state"] == "a") & (changes["criterion"] == changes["criterion"].iloc[0])]
     assert np.allclose(marks[0], mine[["sum_of_single", "joint"]])
     means = mine[mine["sparsity"] == 0.95]["joint"].mean()
-    assert f"by {means:.2g} a (sum" in style.headline_of(figure)
+    assert f"by {means:.2g} a (sum".replace("-", "\N{MINUS SIGN}") in style.headline_of(figure)
     plt.close("all")
