@@ -9,7 +9,6 @@ from snipnb.data import load_split as load_split
 from snipnb.networks import INITIALISATIONS as INITIALISATIONS
 from snipnb.networks import lenet5 as lenet5
 from snipnb.networks import lenet_300_100 as lenet_300_100
-from snipnb.networks import published_label as published_label
 from snipnb.networks import set_running_statistics as set_running_statistics
 from snipnb.networks import vgg16_mnist as vgg16_mnist
 from snipnb.pruning.criteria import CRITERIA as CRITERIA
@@ -24,6 +23,7 @@ from snipnb.pruning.masks import layer_table as layer_table
 from snipnb.pruning.masks import num_kept as num_kept
 from snipnb.pruning.masks import num_removed as num_removed
 from snipnb.pruning.masks import standardise as standardise
+from snipnb.publish.published import published_label as published_label
 from snipnb.saliences.exact import exact_salience as exact_salience
 from snipnb.saliences.snip import magnitude_salience as magnitude_salience
 from snipnb.saliences.snip import random_salience as random_salience

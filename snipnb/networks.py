@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -31,11 +30,11 @@ def lenet5(*, init: str = "pytorch", seed: int = 0) -> nn.Sequential:
     ReLU; ``full2`` 120-84, ReLU; ``full3`` 84-10.
 
     Args:
-        init: One of :data:`INITIALISATIONS`. ``"pytorch"`` leaves PyTorch's default; the Xavier ones re-draw the weights
-            and keep PyTorch's biases; the suffix ``_zero_bias`` sets every bias to zero.
-        seed: Draw of the initial weights. The global random state is neither used nor changed.
+        init: One of :data:`INITIALISATIONS`. ``"pytorch"`` leaves PyTorch's default; the Xavier initialisations draw the
+            weights again and keep PyTorch's biases; the suffix ``_zero_bias`` sets every bias to zero.
+        seed: Determines the initial weights. The global random state is neither used nor changed.
 
-    Source: section 2 and Figure 2 of the write-up. Departs from it: the text names Xavier initialisation; the published
+    Source: section 2 and Figure 2 of the write-up. Departs from it: the text names Xavier initialisation. The published
     code leaves PyTorch's default, which is the default here.
 
     Raises:
@@ -88,23 +87,23 @@ def lenet_variant(
     init: str = "pytorch",
     seed: int = 0,
 ) -> nn.Sequential:
-    """A wider, narrower or deeper LeNet-5 or LeNet-300-100, its layers named in the same way.
+    """A wider, narrower or deeper LeNet-5 or LeNet-300-100, with layers named in the same way.
 
     Hidden channels and units are multiplied by ``width`` and rounded. Extra convolutions (3x3 with padding 1, ReLU, as many
-    channels as the last one) stand after the last max-pooling, extra fully connected layers (ReLU, as many units as the last
-    hidden one) before the logits. Without changes the network is ``base`` itself, weight for weight.
+    channels as the last convolution) follow the last max-pooling. Extra fully connected layers (ReLU, as many units as the last
+    hidden layer) come before the logits. Without changes, the network is ``base`` itself, weight for weight.
 
     Args:
         base: ``"lenet5"`` or ``"lenet_300_100"``.
         width: Factor on all hidden sizes, above 0.
-        extra_conv: Convolutions added, from 0; of LeNet-5 only.
-        extra_full: Fully connected layers added, from 0.
-        batch_norm: Whether a batch norm stands before every ReLU; see :func:`set_running_statistics`.
+        extra_conv: Number of added convolutions, at least 0; for LeNet-5 only.
+        extra_full: Number of added fully connected layers, at least 0.
+        batch_norm: Whether a batch norm comes before every ReLU; see :func:`set_running_statistics`.
         init: One of :data:`INITIALISATIONS`.
-        seed: Draw of the initial weights. The global random state is neither used nor changed.
+        seed: Determines the initial weights. The global random state is neither used nor changed.
 
     Raises:
-        ValueError: If an argument is not as above.
+        ValueError: If an argument is not as described above.
 
     Example:
         >>> [tuple(p.shape) for p in lenet_variant("lenet_300_100", width=0.5, extra_full=1).parameters() if p.dim() == 2]
@@ -127,15 +126,15 @@ _VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 def vgg16_mnist(*, init: str = "pytorch", seed: int = 0) -> nn.Sequential:
     """VGG16 with batch norm for images [n, 1, 28, 28]: thirteen convolutions and two linear layers, 14,879,494 parameters.
 
-    The convolutions are torchvision's ``vgg16_bn`` with one input channel; the first pads images to 32x32 (its padding is 3
-    instead of 1, which is the same). Behind them 512-300 with batch norm and ReLU, and 300-10. Named ``conv1``, ``norm1``,
-    ..., ``conv13``, ``full1``, ``norm14``, ``full2``. Before training see :func:`set_running_statistics`.
+    The convolutions are torchvision's ``vgg16_bn`` with one input channel. The first pads images to 32x32 (its padding is 3
+    instead of 1, which is the same). Two linear layers follow: 512-300 with batch norm and ReLU, and 300-10. Layers are named
+    ``conv1``, ``norm1``, ..., ``conv13``, ``full1``, ``norm14``, ``full2``. Before training, see :func:`set_running_statistics`.
 
     Args:
         init: One of :data:`INITIALISATIONS`.
-        seed: Draw of the initial weights. The global random state is neither used nor changed.
+        seed: Determines the initial weights. The global random state is neither used nor changed.
 
-    Source: section 4 of the write-up names VGG; it does not say which. Departs from torchvision: the classifier is smaller, since MNIST
+    Source: section 4 of the write-up names VGG without saying which. Departs from torchvision: the classifier is smaller, since MNIST
     leaves 512 numbers where ImageNet leaves 25,088, and ``"pytorch"`` leaves the layers' own initialisation.
 
     Example:
@@ -166,12 +165,12 @@ def vgg16_mnist(*, init: str = "pytorch", seed: int = 0) -> nn.Sequential:
 def set_running_statistics(model: nn.Module, images: Tensor, *, batch_size: int = 1000) -> nn.Module:
     """Give every batch norm of a model the means and variances of its inputs, in one pass over some images.
 
-    At its start a batch norm's statistics are 0 and 1, under which a deep network's logits hardly depend on its input in
-    evaluation mode: saliences there say nothing. Each batch is normalised by its own statistics, as in training; what is kept is their average
-    over batches. Other layers are in evaluation mode.
+    A new batch norm has the statistics 0 and 1. With these, a deep network's logits in evaluation mode hardly depend on its input,
+    so its saliences say nothing. Here each batch is normalised by its own statistics, as in training. The average of these
+    statistics over batches is kept. Other layers are in evaluation mode.
 
     Args:
-        model: Changed in its batch norms' statistics alone, which it is left with in the mode that it was in.
+        model: The network; only the statistics of its batch norms change. Its mode is put back.
         images: Inputs [n, ...].
         batch_size: Images per batch, at least 2.
 
@@ -211,25 +210,11 @@ def set_running_statistics(model: nn.Module, images: Tensor, *, batch_size: int 
     return model
 
 
-def published_label(parameter: str) -> str:
-    """The write-up's name of a parameter: ``conv1.weight`` is "conv 1", ``full3.bias`` is "bias full 3".
-
-    Example:
-        >>> import snipnb
-        >>> snipnb.published_label("conv1.weight"), snipnb.published_label("full3.bias")
-        ('conv 1', 'bias full 3')
-    """
-    found = re.fullmatch(r"([a-z]+)(\d+)\.(weight|bias)", parameter)
-    if found is None:
-        return parameter
-    return ("bias " if found[3] == "bias" else "") + f"{found[1]} {found[2]}"
-
-
 _HIDDEN = {"lenet5": ([6, 16], [120, 84]), "lenet_300_100": ([], [300, 100])}  # channels and units
 
 
 def _variant(channels: list[int], extra_conv: int, units: list[int], batch_norm: bool) -> OrderedDict[str, nn.Module]:
-    """Layers for images [1, 28, 28]: convolutions, each but the extra ones with a max-pooling; then fully connected ones."""
+    """Layers for images [1, 28, 28]: convolutions, each but the extra ones with a max-pooling; then fully connected layers."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     before = 1
     for i, after in enumerate(channels + channels[-1:] * extra_conv, start=1):
@@ -261,7 +246,7 @@ def _build(layers: Callable[[], OrderedDict[str, nn.Module]], init: str, seed: i
         model = nn.Sequential(layers())
         redraw = _WEIGHT_INITIALISERS[init.removesuffix(_ZERO_BIAS)]
         for name, parameter in model.named_parameters():
-            if name.endswith("weight") and parameter.dim() > 1 and redraw is not None:  # a batch norm's start at one
+            if name.endswith("weight") and parameter.dim() > 1 and redraw is not None:  # batch norms start at one
                 redraw(parameter)
             elif name.endswith("bias") and init.endswith(_ZERO_BIAS):
                 nn.init.zeros_(parameter)

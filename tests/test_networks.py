@@ -119,7 +119,7 @@ def test_variants_are_wider_and_deeper(examples):
         ({"base": "vgg"}, "base must be one of 'lenet5', 'lenet_300_100'; got 'vgg'"),
         ({"width": 0}, r"width must be a number in \(0, inf\); got 0"),
         ({"width": float("inf")}, "width .*; got inf"),
-        ({"extra_full": -1}, r"extra_full must be an integer in \[0, inf\); got -1"),
+        ({"extra_full": -1}, "extra_full must be an integer of at least 0; got -1"),
         ({"extra_conv": 1.0}, r"extra_conv must be an integer .*; got 1\.0"),
         (
             {"base": "lenet_300_100", "extra_conv": 1},

@@ -1,7 +1,6 @@
 """The notebooks themselves: anatomy, and a smoke run of every file; and the runner, on tiny notebooks of its own."""
 
 import ast
-import html
 import importlib
 import inspect
 import json
@@ -175,6 +174,7 @@ ALL = [path.stem[:2] for path in NOTEBOOKS]
         ),
         ("snipnb/studies/second_order/draw.py", "\n\n\ndef ", "\n\nLATER = 1\n\n\ndef ", ["05"], "drawing changed"),
         ("snipnb/studies/second_order/captions.yaml", "note:", "note: Then", ["05"], "drawing changed"),
+        ("snipnb/resources/tables.yaml", "headings:", "# Headings\nheadings:", ALL, "drawing changed"),
         ("snipnb/publish/style.py", "\n\n\ndef ", "\n\nLATER = 1\n\n\ndef ", ALL, "drawing changed"),
         ("snipnb/studies/second_order/measure.py", "\n\n\ndef ", "\n\nLATER = 1\n\n\ndef ", ["05"], "library changed"),
         ("snipnb/resources/reported/figure1_reported.csv", "\n", "\n0,0\n", ALL, "reported values changed"),
@@ -246,8 +246,8 @@ def test_smoke(path, tmp_path, monkeypatch):
     assert str(ROOT) not in json.dumps(executed)
     told = "".join(executed["cells"][1]["source"])
     assert all(sentence(entry) in told for entry in entries)
-    tables = "".join(line for o in outputs if "data" in o for line in o["data"].get("text/html", []))
-    assert all(html.escape(sentence(entry), quote=False) in tables for entry in entries)  # whole, not cut
+    tables = "".join(line for o in outputs if "data" in o for line in o["data"].get("text/markdown", []))
+    assert all(sentence(entry).replace("|", r"\|") in tables for entry in entries)  # whole, not cut
     run = json.loads((place.published / "provenance.json").read_text())["notebooks"][path.stem]
     assert run["seconds"] > 0
     assert run["peak_memory_mb"] > 50
@@ -342,7 +342,7 @@ def test_a_damaged_state_is_said_and_the_notebook_run(project, capsys, damaged):
     assert "98_test: not run yet ... " in capsys.readouterr().out
     (root / "build" / ".mine" / "state" / "98_test.json").write_text(damaged)
     assert run(root)
-    assert "98_test: what was published is of no known state ... " in capsys.readouterr().out
+    assert "98_test: the state of the published files is unknown ... " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -459,7 +459,7 @@ def test_if_one_file_cannot_be_published_none_is(project, capsys):
     (root / "mine.yaml").write_text("common: {threads: 1, sample: true}\nnotebooks: {98_test: {size: 7}}")
     assert not run(root)
     assert (
-        "98_test/z.csv cannot be written: a folder stands in its place; its results are in" in capsys.readouterr().out
+        "98_test/z.csv cannot be written: a folder of that name exists; its results are in" in capsys.readouterr().out
     )
     assert (published / "98_test" / "picture.csv").read_text() == "5 1"
     assert not list(published.rglob(".*"))
@@ -509,7 +509,7 @@ def test_the_users_own_set_up_stays_out(project, monkeypatch, tmp_path):
 
 def test_unknown_names_are_errors_before_anything_runs(project):
     root, _ = project
-    with pytest.raises(ValueError, match="no notebook '07'; there are 98_test"):
+    with pytest.raises(ValueError, match="no notebook '07'; the notebooks are 98_test"):
         run(root, notebooks=["07"])
     (root / "mine.yaml").write_text("notebooks: {98_test: {sise: 5}}")
     with pytest.raises(ValueError, match=r"sets \['sise'\]"):
@@ -568,7 +568,7 @@ def test_a_second_run_waits_for_the_first(project, capsys):
     threading.Timer(1.0, go_on.set).start()
     assert run(root)
     first.join()
-    assert "another run of this profile is going on" in capsys.readouterr().out
+    assert "another run of this profile is in progress" in capsys.readouterr().out
 
 
 def test_what_a_killed_run_left_is_removed(project, monkeypatch, tmp_path):

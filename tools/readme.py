@@ -1,11 +1,11 @@
-"""The generated parts of README.md and of docs, between markers, the picture on top, and the gallery ``figures/README.md``: all follow from ``figures/``."""
+"""The generated parts of README.md and of docs, between markers, the picture on top, and the gallery ``figures/README.md``, all from ``figures/``."""
 
 from __future__ import annotations
 
 import csv
 import json
 import re
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ MARKER = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL
 TRAINED_ON = 55_000  # images of an epoch of the default profile
 PAGES = ("README.md", "docs/profiles.md", "docs/notebooks.md")
 HERO = "hero.png"
-# What a newcomer asks, and the claims that answer.
+# The claims that answer a newcomer's questions, and the questions.
 FINDINGS = {
     "C24": "Is SNIP a good approximation of the exact loss change?",
     "C25a": "Does it train as well?",
@@ -45,7 +45,7 @@ def update(*, check: bool = False, root: Path | None = None) -> bool:
     """Bring README.md, the pages with generated parts, the picture and the gallery up to date with what is published.
 
     Args:
-        check: Change nothing; only say whether all is up to date but the parts with run times, which differ every time.
+        check: Change nothing; only say whether all is up to date, except the parts with run times, which differ every time.
         root: The checkout.
 
     Returns:
@@ -62,7 +62,7 @@ def update(*, check: bool = False, root: Path | None = None) -> bool:
     contents = {path: text.encode() for path, text in pages.items()} | {figures / HERO: hero.draw(figures)}
     stale = [path for path, new in contents.items() if not path.is_file() or path.read_bytes() != new]
     if check and stale:
-        print(f"{', '.join(str(path.relative_to(root)) for path in stale)}: not as figures/ says; run make readme")
+        print(f"{', '.join(str(path.relative_to(root)) for path in stale)}: out of date with figures/; run make readme")
         return False
     for path in stale:
         write_atomically(path, contents[path])
@@ -70,7 +70,7 @@ def update(*, check: bool = False, root: Path | None = None) -> bool:
 
 
 def render(text: str, figures: Path, *, parts: Container[str] | None = None) -> str:
-    """The text with the named generated parts made anew, default all, and the others as they are."""
+    """The text with the named generated parts (default all) made anew, and all other parts unchanged."""
     chosen = _PARTS if parts is None else parts
 
     def replace(found: re.Match[str]) -> str:
@@ -87,7 +87,7 @@ def picture(figures: Path) -> str:
 
 
 def findings(figures: Path) -> str:
-    """How many verdicts came out how, and what came out for the questions that a newcomer asks."""
+    """The number of verdicts by outcome, and what came out for a newcomer's questions."""
     rows = {row["id"]: row for row in _ledger(figures)}
     names = [outcome(row["verdict"])[2] for row in rows.values()]
     counts = [(names.count(name), name.replace("holds", "hold")) for _, _, name in OUTCOMES.values()]
@@ -125,24 +125,23 @@ make test      # environment, all tests, a smoke run of every notebook: 20 minut
 
 def verdicts(figures: Path) -> str:
     """The verdict table: every claim, by the ledger of the profile ``full``."""
-    titles = ["", "the write-up says", "verdict", "what came out", "scope", "as registered", "evidence"]
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-    for row in _ledger(figures):
-        name, where = row["notebook"], ""
-        if row["profile"]:
-            folder = published_dir(Path("figures"), row["profile"])
-            where = f"[{name.split('_')[0]}]({(folder / 'notebooks' / name).as_posix()}.ipynb)"
-            if row["figure"]:
-                kind = "table" if row["figure"].endswith(".md") else "figure"
-                where += f", [{kind}]({(folder / row['figure']).as_posix()})"
-        words = f"“{ledger.quoted(row['words'])}”"
-        cells = [row["id"], words, row["verdict"], sentence(row), ledger.scope(row), row["registered"] or "", where]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines)
+    return ledger.markdown_table(_ledger(figures), _evidence)
+
+
+def _evidence(row: Mapping[str, Any]) -> str:
+    """Links to the executed copy of a row's notebook, and to its figure or table."""
+    if not row["profile"]:
+        return ""
+    folder, name = published_dir(Path("figures"), row["profile"]), row["notebook"]
+    links = f"[{name.split('_')[0]}]({(folder / 'notebooks' / name).as_posix()}.ipynb)"
+    if row["figure"]:
+        kind = "table" if row["figure"].endswith(".md") else "figure"
+        links += f", [{kind}]({(folder / row['figure']).as_posix()})"
+    return links
 
 
 def cost(figures: Path) -> str:
-    """What each notebook of the default profile took when the published files were made."""
+    """The time and memory that each notebook of the default profile took when the published files were made."""
     lines = ["| notebook | minutes | peak memory | machine |", "|---|---|---|---|"]
     runs = _provenance(figures)
     for notebook, run in runs.items():
@@ -163,7 +162,7 @@ def _ledger(figures: Path) -> list[dict[str, Any]]:
 
 
 def _provenance(figures: Path) -> dict[str, dict[str, Any]]:
-    """Notebook -> how its run of the default profile went."""
+    """Notebook -> facts of its run in the default profile."""
     path = figures / "provenance.json"
     return json.loads(path.read_text(encoding="utf-8"))["notebooks"] if path.is_file() else {}
 

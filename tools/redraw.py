@@ -1,6 +1,6 @@
-"""Figures, tables and ledger of a profile, drawn and judged again from what its notebooks published; nothing is computed.
+"""Redraw the figures and tables of a profile, and judge its claims again, from what its notebooks published; nothing is computed.
 
-Captions, looks, prose and the wording of rules are changed in minutes that way. What needs a run is said and left as it was.
+In this way captions, looks, prose and the wording of rules change in minutes. A notebook that needs a run is named and left as it was.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import pandas as pd
 
 from snipnb._files import project_root
 from snipnb.publish import ledger, style
 from snipnb.publish.profiles import load_profile
-from snipnb.publish.report import DRAWN, Picture, Report, Verdicts
+from snipnb.publish.report import DRAWN, Picture, Report
+from snipnb.publish.tables import Table
 from tools import runner, state
 
 REDRAWN = {"drawing", "prose", "claims"}  # the parts of a fingerprint that a redraw brings up to date
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     root = Path(__file__).resolve().parent.parent
     try:
         if project_root() != root:
-            raise ValueError(f"snipnb is imported from {project_root()}, and this is {root}; use its own environment")
+            raise ValueError(f"snipnb is imported from {project_root()}, not from {root}; use its own environment")
         return 0 if redraw(root, given.profile, given.notebooks) else 1
     except (ValueError, OSError) as error:
         print(f"redraw: {error}", file=sys.stderr)
@@ -48,13 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def redraw(root: Path, profile_name: str, wanted: Sequence[str] = ()) -> bool:
-    """Redraw notebooks of a profile, default all published ones, and its ledger, and say what came of each; whether all could be."""
+    """Redraw notebooks of a profile (default all published ones) and its ledger, and print what came of each; returns whether all were redrawn."""
     profile, everything = load_profile(profile_name), runner.find_notebooks(root)
     chosen, place, failed = runner.choose(everything, wanted), state.place_of(profile, root), 0
     if not wanted:
         chosen = [path for path in everything if (place.published / "notebooks" / path.name).is_file()]
     if not chosen:
-        raise ValueError(f"nothing is published in {place.published}; make figures PROFILE={profile_name} does it")
+        raise ValueError(f"nothing is published in {place.published}; run make figures PROFILE={profile_name} first")
     place.work.mkdir(parents=True, exist_ok=True)
     with runner.only_one(place):
         for path in chosen:
@@ -67,47 +67,50 @@ def redraw(root: Path, profile_name: str, wanted: Sequence[str] = ()) -> bool:
                 continue
             mark = state.fingerprint(path, runner.parameters_of(path, profile))
             stale = refresh_state(path.stem, mark, place)
-            print(f"{path.stem}: {files} drawn again{stale and f'; to be run for the rest: {stale}'}", flush=True)
+            print(f"{path.stem}: {files} redrawn{stale and f'; needs a run for the rest: {stale}'}", flush=True)
         if failed < len(chosen):
             ledger.write_ledger(place.published, runner.gather_ledger(place, everything))
     return not failed
 
 
 def redraw_one(source: Path, published: Path) -> int:
-    """Draw figures and tables of one notebook, judge its claims, and bring its executed copy up to date; how many were drawn.
+    """Draw figures and tables of one notebook, judge its claims, and update its executed copy; returns how many were drawn.
 
     Raises:
-        NeedsRunError: If a file is missing, or something has changed that only a run can follow; nothing is written then.
+        NeedsRunError: If a file is missing, or if something has changed that needs a run. Nothing is written then.
         ValueError: If a figure and its caption do not fit.
     """
     report, executed = _report(source.stem, published), published / "notebooks" / source.name
     if changed := _changed_rules(report):
-        raise NeedsRunError(f"other numbers stand in {', '.join(changed)} than it was run with")
+        raise NeedsRunError(f"numbers in the rules of {', '.join(changed)} have changed since it ran")
     notebook = with_prose(_read(executed), _read(source))
     if notebook is None:
-        raise NeedsRunError("its code is not the one that was run")
+        raise NeedsRunError("its code has changed since it ran")
     rows = _read(published / "claims" / source.name.replace(".ipynb", ".json"))
     report.entries = [_judged(report, row) for row in rows]
     if missing := ledger.without_verdict(source.stem, report.entries):
         raise NeedsRunError(f"it gave no verdict on {', '.join(missing)}")
     style.use_house_style()
-    shown: dict[str, Picture | Verdicts] = {name: report.draw(name) for name in report.drawn["figures"]}
-    for name in report.drawn["tables"]:
-        report.render(name)
-    shown["verdicts"] = report.verdicts()
+    shown: dict[tuple[str, str], Picture | Table] = {
+        ("figure", name): report.draw(name) for name in report.drawn["figures"]
+    }
+    shown |= {("table", name): report.render(name) for name in report.drawn["tables"]}
+    shown["verdicts", ""] = report.verdicts()
     report.write_verdicts(rows[0]["data"])
     for cell in notebook["cells"]:
-        if (name := shown_by(cell)) in shown:
-            _show(cell, shown[name])
+        kind, name = shown_by(cell)
+        thing = report.whereabouts(name) if kind == "data" else shown.get((kind, name))
+        if thing is not None:
+            _show(cell, thing)
     notebook = runner.with_summary(notebook, report.entries)
     runner.write_notebook(executed, notebook)
     return len(report.drawn["figures"]) + len(report.drawn["tables"])
 
 
 def refresh_state(notebook: str, mark: Mapping[str, str], place: state.Place) -> str:
-    """Note a redrawn notebook as up to date, if no other part has changed since it ran; why it is stale all the same.
+    """Record a redrawn notebook as up to date if no other part has changed since it ran; returns why it is still stale.
 
-    Tables and the record of what was drawn are what a redraw starts from: they have to be those of the run.
+    A redraw starts from the tables and the record of what was drawn, so they must be unchanged since the run.
     """
     try:
         kept = json.loads(place.state(notebook).read_text(encoding="utf-8"))
@@ -122,7 +125,7 @@ def refresh_state(notebook: str, mark: Mapping[str, str], place: state.Place) ->
 
 
 def with_prose(executed: dict[str, Any], source: dict[str, Any]) -> dict[str, Any] | None:
-    """An executed notebook with the prose of its source, and with those of its cells that only judge; None if other code is not the same."""
+    """An executed notebook with the prose of its source, and with the source's cells that only judge; None if other code differs."""
     ran = [cell for cell in executed["cells"] if cell["cell_type"] == "code"]
     own = [cell for cell in ran if cell["id"] != runner.INJECTED_ID and not judges(cell)]
     injected = [cell for cell in ran if cell["id"] == runner.INJECTED_ID]
@@ -145,45 +148,39 @@ def with_prose(executed: dict[str, Any], source: dict[str, Any]) -> dict[str, An
 
 
 def judges(cell: Mapping[str, Any]) -> bool:
-    """Whether a code cell does nothing but put verdicts into the ledger, or show them: rows decide those, not a run."""
+    """Whether a code cell only puts verdicts into the ledger, or shows them: verdicts follow from rows, not from a run."""
     if cell["cell_type"] != "code" or not (body := ast.parse(_text(cell)).body):
         return False
     return all(ast.unparse(line).startswith(("report.claim(", "report.verdicts(")) for line in body)
 
 
-def shown_by(cell: Mapping[str, Any]) -> str | None:
-    """The figure that a cell shows, by name; ``verdicts`` if it shows those."""
+def shown_by(cell: Mapping[str, Any]) -> tuple[str, str]:
+    """What a cell shows: ``figure`` or ``table`` and its name, ``verdicts`` and no name, or nothing."""
     if cell["cell_type"] != "code" or not (body := ast.parse(_text(cell)).body):
-        return None
+        return "", ""
     match body[-1]:
-        case ast.Expr(ast.Call(ast.Attribute(ast.Name("report"), "figure"), [ast.Constant(str(name)), *_])):
-            return name
-        case ast.Expr(ast.Call(ast.Attribute(ast.Name("report"), "verdicts"))):
-            return "verdicts"
-    return None
+        case ast.Expr(ast.Call(ast.Attribute(ast.Name("report"), kind), arguments)):
+            names = [one.value for one in arguments if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+            return kind, names[0] if names else ""
+    return "", ""
 
 
-def _show(cell: dict[str, Any], thing: Picture | Verdicts) -> None:
+def _show(cell: dict[str, Any], thing: Picture | Table) -> None:
     """Put a picture or a table into the output of a cell, as a notebook's kernel does."""
     if judges(cell):
         cell["outputs"] = [
             {"output_type": "execute_result", "execution_count": cell["execution_count"], "metadata": {}}
         ]
     output = next(output for output in cell["outputs"] if output["output_type"] == "execute_result")
-    if isinstance(thing, Picture):
-        data, output["metadata"] = thing._repr_mimebundle_()
-        output["data"] = {
-            "image/png": base64.b64encode(data["image/png"]).decode(),
-            "text/plain": data["text/plain"].splitlines(True),
-        }
-    else:
-        with pd.option_context("display.max_columns", 20):  # a terminal has another number
-            texts = {"text/html": str(thing._repr_html_()), "text/plain": repr(thing)}
-        output["data"] = {kind: text.splitlines(True) for kind, text in texts.items()}
+    data, output["metadata"] = thing._repr_mimebundle_()
+    output["data"] = {
+        kind: base64.b64encode(content).decode() if isinstance(content, bytes) else content.splitlines(True)
+        for kind, content in data.items()
+    }
 
 
 def _report(notebook: str, published: Path) -> Report:
-    """The report of a run that was published; every file that it is drawn from is there."""
+    """The report of a published run, after checking that every file that it is drawn from is there."""
     drawn = _read(published / DRAWN / f"{notebook}.json")
     report = Report(notebook, drawn.pop("parameters"), published, drawn=drawn)
     frames = [file for figure in drawn["figures"].values() for file in figure["frames"]]
@@ -194,7 +191,7 @@ def _report(notebook: str, published: Path) -> Report:
 
 
 def _changed_rules(report: Report) -> list[str]:
-    """Claims of whose rules a run has used numbers, for more than verdicts, that are others now."""
+    """Claims whose rules had other numbers when a run used them for more than verdicts."""
     bounds, settings = report.drawn["bounds"], report.drawn["settings"]
     changed = {key.split(" ")[0] for key, used in bounds.items() if used != ledger.bound(*key.split(" "))}
     return sorted(changed | {claim for claim, used in settings.items() if used != ledger.settings(claim)})

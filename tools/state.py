@@ -1,7 +1,7 @@
 """Whether a notebook's published results are up to date, and if not, why.
 
-Decided by content (see :func:`fingerprint`, and the published files themselves), not by file times, which a clone or a checkout sets
-at will.
+This is decided by content (see :func:`fingerprint`, and the published files themselves), not by file times, which a clone or a checkout
+changes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NOT_RUN = "not run yet"
 
 @dataclass(frozen=True)
 class Place:
-    """The folders of one profile: where results are published, and where work goes on."""
+    """The folders of one profile: where results are published, and where work is done."""
 
     published: Path
     work: Path
@@ -46,17 +46,18 @@ def place_of(profile: Profile, root: Path) -> Place:
 
 
 def fingerprint(path: Path, parameters: Mapping[str, Any], *, package: Path = PACKAGE) -> dict[str, str]:
-    """SHA-256 of each part of what a notebook's results follow from.
+    """SHA-256 of each part of what a notebook's results depend on.
 
-    The library counts as a whole, by its syntax trees, without other notebooks' studies; of claims and benchmarks those that are the
-    notebook's own or that it names.
+    The library counts as a whole, by its syntax trees, without other notebooks' studies. Claims and benchmarks count if they are the
+    notebook's own or if it names them.
     """
     notebook = json.loads(path.read_text(encoding="utf-8"))
     cells = [(cell["cell_type"] == "code", "".join(cell["source"])) for cell in notebook["cells"]]
     code = "\n".join(text for runs, text in cells if runs)
     tables = re.findall(r"\bbenchmark\(\s*[\"'](\w+)", code)
     bench, study = path.parent.parent / "figures" / "bench", package / "studies" / path.stem.split("_", 1)[1]
-    drawing = [study / "draw.py", study / "captions.yaml", package / "publish" / "style.py"]
+    drawing = [study / "draw.py", study / "captions.yaml", package / "resources" / "tables.yaml"]
+    drawing += [package / "publish" / name for name in ("style.py", "tables.py")]
     evidence = {file.stem: file for file in package.glob("publish/evidence/*.py")}
     judging = [package / "publish" / name for name in ("ledger.py", "sentences.py")]
     judging += [file for name, file in evidence.items() if name in ("__init__", "parts", study.name)]
@@ -82,7 +83,7 @@ def fingerprint(path: Path, parameters: Mapping[str, Any], *, package: Path = PA
 
 
 def _contents(folder: Path, files: Iterable[Path]) -> dict[str, str]:
-    """Name -> text of those files that exist; of modules what they mean."""
+    """Name -> text of the files that exist, or :func:`_meaning` for modules."""
     texts = {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in files if path.is_file()}
     return {name: _meaning(text) if name.endswith(".py") else text for name, text in texts.items()}
 
@@ -98,7 +99,7 @@ def _meaning(code: str) -> str:
 
 
 def _claims_of(notebook: str, code: str, resources: Path) -> list[dict[str, Any]]:
-    """The claims that are a notebook's own or that its code names, with what is said of them, without the history of their rules."""
+    """The claims that are a notebook's own or that its code names, with their sentences, without the history of their rules."""
     named = set(re.findall(r"\bC\d+[ab]?\b", code))
     claims, sentences = (
         _read_yaml((resources / name).read_text("utf-8")) for name in ("claims.yaml", "sentences.yaml")
@@ -117,7 +118,7 @@ def _read_yaml(text: str) -> Any:
 
 
 def record(notebook: str, mark: Mapping[str, str], files: Iterable[str], place: Place) -> None:
-    """Write down what is published for a notebook, files relative to the folder, and the fingerprint of what it was made from; that in its provenance too."""
+    """Record the published files of a notebook, relative to the folder, and the fingerprint of what they were made from, also in its provenance."""
     hashes = {file: file_hash(place.published / file) for file in files}
     write_atomically(place.state(notebook), json.dumps({"fingerprint": mark, "files": hashes}, indent=1))
     path = place.published / "provenance.json"
@@ -125,7 +126,7 @@ def record(notebook: str, mark: Mapping[str, str], files: Iterable[str], place: 
         provenance = json.loads(path.read_text(encoding="utf-8"))
         provenance["notebooks"][notebook]["made_from"] = mark
     except (OSError, ValueError, KeyError, TypeError):
-        return  # nothing is recorded of it
+        return  # there is no provenance to add to
     write_atomically(path, json.dumps(provenance, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -138,14 +139,14 @@ def why_stale(notebook: str, mark: Mapping[str, str], place: Place) -> str:
     except FileNotFoundError:
         return NOT_RUN
     except (OSError, ValueError, KeyError, TypeError):
-        return "what was published is of no known state"
+        return "the state of the published files is unknown"
     missing = [file for file in files if now[file] is None]
     changed = [name for name in {**mark, **before} if name not in missing and before.get(name) != now.get(name)]
     return "; ".join(f"{_some(names)} {what}" for names, what in ((changed, "changed"), (missing, "missing")) if names)
 
 
 def _some(names: Sequence[str], most: int = 10) -> str:
-    """Names as a list, which ends after so many."""
+    """Names as a list, of at most ``most`` names."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

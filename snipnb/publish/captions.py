@@ -1,4 +1,4 @@
-"""Small print and text alternatives of figures: templates in a study's ``captions.yaml``, filled with what a run was given."""
+"""Small print and text alternatives of figures: templates in a study's ``captions.yaml``, filled with the values of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 
 @cache
 def load_captions(study: str) -> dict[str, dict[str, str]]:
-    """Figure -> ``note`` (small print) and ``alt`` (text alternative), as they stand in the ``captions.yaml`` of a study's package."""
+    """Figure -> ``note`` (small print) and ``alt`` (text alternative), from the ``captions.yaml`` of a study's package."""
     return yaml.safe_load(resources.files(study).joinpath("captions.yaml").read_text(encoding="utf-8"))
 
 
@@ -23,11 +23,11 @@ def fill(study: str, figure: str, known: Mapping[str, Any], given: Mapping[str, 
     Args:
         study: Package, such as ``"snipnb.studies.lenet5_table"``.
         figure: Name of the figure.
-        known: Field -> value, of fields that templates may use.
-        given: Those that the figure's own templates have to use; they come before known ones of the same name.
+        known: Field -> value, for fields that templates may use.
+        given: Field -> value, for fields that the figure's own templates must use; they override known fields of the same name.
 
     Raises:
-        ValueError: If the figure has no caption, a field of it has no value, or a given value has no field.
+        ValueError: If the figure has no caption, a field of the caption has no value, or a given value has no field.
     """
     templates = load_captions(study).get(figure)
     if templates is None:

@@ -1,4 +1,4 @@
-"""Error rates and counts compared, from tables alone: what measurements, drawings and verdicts share. No network, no torch."""
+"""Comparisons of error rates and counts, from tables alone, which measurements, drawings and verdicts share. No network, no torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def interval_of(values: np.ndarray) -> dict[str, float]:
 
 
 def spread_of(values: np.ndarray) -> dict[str, float]:
-    """Of values, one per seed: ``n``, their mean with its 95 % t interval (from 3 seeds on), ``smallest``, ``largest``."""
+    """For values, one per seed: ``n``, the mean with its 95 % t interval (from 3 seeds on), ``smallest``, ``largest``."""
     found = interval_of(values) if len(values) >= 3 else {"mean": values.mean(), "low95": np.nan, "high95": np.nan}
     return {"n": len(values), **found, "smallest": values.min(), "largest": values.max()}
 
@@ -43,10 +43,10 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], value: str = "increase") -
 
 
 def differences(errors: pd.DataFrame, *, way: str = LAST, reference: str = "exact") -> pd.DataFrame:
-    """Error rate less that of the reference criterion, pair by pair: same initial weights, same image order.
+    """Error rate minus the error rate of the reference criterion, pair by pair: same initial weights, same image order.
 
     Returns:
-        ``criterion``, ``sparsity``, ``seed``, ``difference`` in points; one row per pair.
+        ``criterion``, ``sparsity``, ``seed``, ``difference`` in percentage points; one row per pair.
 
     Raises:
         ValueError: If a run has no partner.
@@ -57,7 +57,7 @@ def differences(errors: pd.DataFrame, *, way: str = LAST, reference: str = "exac
     partner = with_reference.reindex(pd.MultiIndex.from_frame(other[["sparsity", "seed"]]))
     if partner.isna().any():
         raise ValueError(
-            f"every run needs one of criterion {reference!r} with the same seed and sparsity; some have none"
+            f"every run needs a run of criterion {reference!r} with the same seed and sparsity; some have none"
         )
     found = other.assign(difference=other["error_percent"].to_numpy() - partner.to_numpy())
     return found[["criterion", "sparsity", "seed", "difference"]].reset_index(drop=True)
@@ -66,21 +66,21 @@ def differences(errors: pd.DataFrame, *, way: str = LAST, reference: str = "exac
 def paired(
     errors: pd.DataFrame, first: str, second: str, *, way: str = LAST, level: float = LEVEL
 ) -> tuple[float, float, float]:
-    """Mean difference in error rate, first criterion minus second, over the seeds that both have, in points, and its t interval.
+    """Mean difference in error rate, first criterion minus second, over the seeds that both have, and its t interval, in percentage points.
 
     Args:
         errors: As from :func:`snipnb.error_table`, at one sparsity.
         first: A criterion.
-        second: Another.
+        second: Another criterion.
         way: ``LAST`` or ``BEST``.
-        level: Of the interval.
+        level: Level of the interval.
     """
     wide = errors[errors["way"] == way].pivot(index="seed", columns="criterion", values="error_percent")
     return mean_interval((wide[first] - wide[second]).dropna().to_numpy(), level=level)
 
 
 def margin_of(errors: pd.DataFrame, *, reference: str, smallest: float) -> float:
-    """What counts as no difference, in points: a tenth of the reference criterion's mean error rate, at least ``smallest``."""
+    """The margin, in percentage points: a tenth of the reference criterion's mean error rate, at least ``smallest``."""
     return max(smallest, float(errors.loc[errors["criterion"] == reference, "error_percent"].mean()) / 10)
 
 
@@ -92,21 +92,21 @@ def equivalence(
     way: str = LAST,
     reference: str = "exact",
 ) -> tuple[pd.DataFrame, float]:
-    """The test of equivalence of every criterion with the reference.
+    """Test whether each criterion is equivalent to the reference.
 
-    **Definition.** Per seed, the mean difference over the sparsities that are judged; two one-sided t tests over seeds; margin the
-    larger of the smallest one and a tenth of the reference's mean error rate there.
+    **Definition.** For each seed, the mean difference over the judged sparsities; over seeds, two one-sided t tests. The margin is the
+    larger of ``smallest_margin`` and a tenth of the reference's mean error rate at these sparsities.
 
     Args:
         errors: As from :func:`snipnb.error_table`.
-        sparsities: Those that are judged.
-        smallest_margin: In points.
+        sparsities: The judged sparsities.
+        smallest_margin: In percentage points.
         way: ``LAST`` or ``BEST``.
-        reference: A criterion.
+        reference: The reference criterion.
 
     Returns:
         One row per criterion: ``criterion``, ``n``, ``mean_difference``, ``low95``, ``high95``, ``equivalence_p``, ``power``; and the
-        margin, in points.
+        margin, in percentage points.
     """
     judged = errors[errors["sparsity"].isin(sparsities) & (errors["way"] == way)]
     margin = margin_of(judged, reference=reference, smallest=smallest_margin)
@@ -120,11 +120,11 @@ def equivalence(
 
 
 def excess(table: pd.DataFrame, *, allowed: float) -> pd.DataFrame:
-    """Largest increase less twice that of the best optimiser and what is allowed beside; per sparsity.
+    """For each sparsity, the largest increase minus twice the best optimiser's increase and minus ``allowed``.
 
     Args:
-        table: ``name``, ``sparsity``, ``error_percent``, ``increase`` (means, in points).
-        allowed: In points.
+        table: ``name``, ``sparsity``, ``error_percent``, ``increase`` (means, in percentage points).
+        allowed: In percentage points.
 
     Returns:
         ``sparsity``, ``best`` (smallest error rate), ``its_increase``, ``worst`` (largest increase), ``largest_increase``, ``excess``.
@@ -139,21 +139,21 @@ def excess(table: pd.DataFrame, *, allowed: float) -> pd.DataFrame:
 
 
 def draws_together(errors: pd.DataFrame) -> pd.DataFrame:
-    """Error rates in which the criteria ``perturbed_1``, ``perturbed_2`` and so on of a seed are one, ``perturbed``: their mean."""
+    """Error rates with the criteria ``perturbed_1``, ``perturbed_2`` and so on of a seed replaced by their mean, ``perturbed``."""
     named = errors.assign(criterion=errors["criterion"].str.replace(r"^perturbed_\d+$", "perturbed", regex=True))
     keys = ["criterion", "sparsity", "seed", "way"]
     return named.groupby(keys, sort=False)["error_percent"].mean().reset_index()
 
 
 def increases(runs: pd.DataFrame) -> pd.DataFrame:
-    """By how much pruning raises the error rate under each optimiser, against its own dense networks, seed by seed.
+    """How much pruning raises the error rate under each optimiser, compared with its own dense networks, seed by seed.
 
     Args:
-        runs: As from :func:`snipnb.run_grid`, with sparsity 0.
+        runs: As from :func:`snipnb.run_grid`, including sparsity 0.
 
     Returns:
         One row per name and sparsity above 0: ``name``, ``sparsity``, ``n``, ``dense_percent``, ``error_percent`` (means, last epoch), ``increase``,
-        ``low95``, ``high95`` (points).
+        ``low95``, ``high95`` (percentage points).
     """
     wide, rows = _last_percent(runs), []
     for name, sparsity in [(n, s) for n in dict.fromkeys(runs["name"]) for s in wide.columns if s > 0]:
@@ -165,15 +165,16 @@ def increases(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def recipe_ratios(runs: pd.DataFrame, *, level: float = LEVEL) -> pd.DataFrame:
-    """What pruning does to the error rate under each optimiser, as a factor, and beside the best optimiser's.
+    """The factor by which pruning changes the error rate under each optimiser, also compared with the best optimiser's factor.
 
-    **Definition.** Factors are geometric means over seeds, intervals those of mean logarithms. ``factor``: error rate of pruned over that of
-    dense networks, each with the learning rate chosen for its own kind. ``over_best``: that factor over the one of the optimiser with the smallest
-    error rate at that sparsity. ``unadjusted``: error rate of pruned networks with the rate chosen for dense ones, over theirs with their own.
+    **Definition.** Factors are geometric means over seeds, with the intervals of mean logarithms. ``factor``: error rate of pruned networks over
+    error rate of dense networks, each with the learning rate chosen for its own kind. ``over_best``: the factor over the factor of the optimiser
+    with the smallest error rate of pruned networks at that sparsity. ``unadjusted``: error rate of pruned networks with the learning rate chosen
+    for dense networks, over their error rate with their own learning rate.
 
     Args:
-        runs: As from :func:`snipnb.run_grid`, named ``"<optimiser>|dense"`` (with sparsity 0) and ``"<optimiser>|pruned"``.
-        level: Of the intervals.
+        runs: As from :func:`snipnb.run_grid`, named ``"<optimiser>|dense"`` (including sparsity 0) and ``"<optimiser>|pruned"``.
+        level: Level of the intervals.
 
     Returns:
         One row per optimiser and sparsity: ``name``, ``sparsity``, ``n``, ``dense_percent``, ``unadjusted_percent``, ``adjusted_percent`` (means,
@@ -213,13 +214,13 @@ def _last_percent(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def slopes_by_seed(swept: pd.DataFrame) -> pd.DataFrame:
-    """Slope of the Spearman correlation on the number of layers, or where all have as many on doublings of the width.
+    """Slope of the Spearman correlation on the number of layers, or on doublings of the width if all networks have the same number of layers.
 
     Args:
         swept: ``family``, ``value``, ``layers``, ``seed``, ``spearman``.
 
     Returns:
-        One row per family and seed: ``family``, ``per`` (layer, doubling of width), ``seed``, ``slope`` of the line of least squares; NaN where there is none.
+        One row per family and seed: ``family``, ``per`` (layer, doubling of width), ``seed``, ``slope`` of the least-squares line; NaN if there is none.
     """
     rows = []
     for family, part in swept.groupby("family", sort=False):
@@ -233,18 +234,18 @@ def slopes_by_seed(swept: pd.DataFrame) -> pd.DataFrame:
 
 
 def binomial_variance(percent: float, num_scored: int) -> float:
-    """Of the difference of an error rate on so many scored images and one on the published number, in points squared."""
+    """Variance of the difference of two error rates, one on ``num_scored`` images, one on the published number, in points squared."""
     share = percent / 100
     return 100**2 * share * (1 - share) * (1 / num_scored + 1 / PUBLISHED_NUM_SCORED)
 
 
 def place_errors(errors: pd.DataFrame, reported: pd.DataFrame, *, num_scored: int) -> pd.DataFrame:
-    """Where each published error rate lies beside the prediction interval of one more run's best epoch.
+    """Compare each published error rate with the prediction interval of one more run's best epoch.
 
     **Definition.** Mean of the runs plus or minus the t quantile times the root of s^2 (1 + 1/n) plus the binomial variance
-    of both sets of scored images, ours and the published one; degrees of freedom by Welch and Satterthwaite, since the
+    of both sets of scored images, ours and the published set; degrees of freedom by Welch and Satterthwaite, since the
     binomial part is known; level 1 - 0.05/k for k rates, so that all hold jointly with 95 %. Conservative: s^2 already
-    holds part of what the choice of images adds.
+    contains part of the variance from the choice of images.
 
     Args:
         errors: As from :func:`snipnb.error_table`, at least two runs per sparsity.
@@ -263,7 +264,7 @@ def place_errors(errors: pd.DataFrame, reported: pd.DataFrame, *, num_scored: in
         values = best.loc[best["sparsity"] == sparsity, "error_percent"].to_numpy()
         n = len(values)
         if n < 2:
-            raise ValueError(f"an interval for one more run needs at least 2; got {n} at sparsity {sparsity:g}")
+            raise ValueError(f"an interval for one more run needs at least 2 runs; got {n} at sparsity {sparsity:g}")
         binomial = binomial_variance(values.mean(), num_scored)
         spread = values.var(ddof=1) * (1 + 1 / n)
         degrees = (n - 1) * ((spread + binomial) / spread) ** 2 if spread > 0 else 1e9
@@ -275,16 +276,16 @@ def place_errors(errors: pd.DataFrame, reported: pd.DataFrame, *, num_scored: in
 
 
 def variance_split(counts: pd.DataFrame, *, by: Sequence[str], level: float = LEVEL) -> pd.DataFrame:
-    """How much of the variance of kept fractions lies between parameter tensors, how much between seeds.
+    """How much of the variance of kept fractions lies between parameter tensors, and how much between seeds.
 
     **Definition.** With f[s, l] the kept fraction of tensor l under seed s: the sum of squares of the tensors' means about the
-    grand mean, over the sum of squares of all f about it. Tensors count alike, whatever their size. The interval
-    is the bootstrap's over seeds (percentiles of 2,000 resamples, seed 0).
+    grand mean, over the sum of squares of all f about the grand mean. Tensors count equally, whatever their size. The interval
+    is a bootstrap over seeds (percentiles of 2,000 resamples, seed 0).
 
     Args:
         counts: As from :func:`snipnb.studies.shared.kept_counts`, with the columns ``by``.
         by: Columns that tell the conditions apart.
-        level: Of the interval.
+        level: Level of the interval.
 
     Returns:
         One row per condition: ``by``, ``n`` (seeds), ``share``, ``low``, ``high``.
@@ -309,10 +310,10 @@ def _share(values: np.ndarray) -> np.ndarray:
 
 
 def share_by_chance(counts: pd.DataFrame) -> float:
-    """What :func:`variance_split` could find at most: the share between layers if each had one keep rate and only binomial noise about it.
+    """The most that :func:`variance_split` could find: the share between layers if each had one keep rate with only binomial noise.
 
     Args:
-        counts: Of one condition.
+        counts: Counts of one condition.
     """
     layers = counts.groupby("layer")[["kept", "parameters"]].sum()
     rate, size = layers["kept"] / layers["parameters"], counts.groupby("layer")["parameters"].first()
@@ -321,11 +322,11 @@ def share_by_chance(counts: pd.DataFrame) -> float:
 
 
 def place_levels(errors: pd.DataFrame, reported: pd.DataFrame, *, num_scored: int) -> pd.DataFrame:
-    """Our levels beside the published curves of Figure 1: best epoch against best epoch.
+    """Compare our levels with the published curves of Figure 1, both at the best epoch.
 
     Returns:
         One row per criterion and sparsity that was published: ``criterion``, ``sparsity``, ``n``, ``mean``, ``reported``, ``difference``, and
-        ``expected_difference``: 1.96 standard deviations of the difference between two such means from seeds (as found) and from both sets
+        ``expected_difference``: 1.96 standard deviations of the difference between two such means, due to seeds (as found) and to both sets
         of scored images (binomial); in percent.
     """
     best = errors[errors["way"] == BEST]
@@ -344,7 +345,7 @@ def place_levels(errors: pd.DataFrame, reported: pd.DataFrame, *, num_scored: in
 
 
 def right_side(attributed: pd.DataFrame, *, prefix: str = "xavier") -> float:
-    """Share of seeds that are given to an initialisation of their own side: one whose name begins so, or not."""
+    """Share of seeds attributed to an initialisation of the right side: with a name that begins with ``prefix``, or without."""
     right = total = 0
     for row in attributed.to_dict("records"):
         own = row.pop("init").startswith(prefix)

@@ -1,9 +1,9 @@
 """The ledger: each sentence of the write-up that can be judged, the rule for it, what published rows say, and the verdict.
 
-Claims are data: ``claims.yaml`` has the write-up's exact words and today's rules, ``registered.yaml`` the rules and words that stood before and are
-never changed again, ``quotations.json`` the digests of all quotations. :mod:`snipnb.publish.evidence` turns rows into numbers. What a
-notebook finds is one small file; the ledger is all of those beside the list of claims, so that no claim is left out. :func:`verify` does
-all of it again from committed rows. No torch.
+Claims are data: ``claims.yaml`` has the write-up's exact words and today's rules, ``registered.yaml`` has the earlier rules and words, which are
+never changed again, and ``quotations.json`` has the digests of all quotations. :mod:`snipnb.publish.evidence` turns rows into numbers. Each
+notebook writes its verdicts to one small file. The ledger combines these files with the list of claims, so that no claim is left out.
+:func:`verify` repeats all of it from committed rows. No torch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -24,9 +24,9 @@ import yaml
 
 from snipnb._files import resource, write_atomically
 from snipnb.publish.evidence import Finding, function_of, read_rows
-from snipnb.publish.sentences import sentence
+from snipnb.publish.sentences import SUPERSCRIPTS, sentence
 
-# Kind of a claim -> the words of its verdicts; those of any kind besides: "not run".
+# Kind of a claim -> the words of its verdicts. The words "not run" are possible for every kind.
 WORDS = {
     "published number": ("matches", "differs", "cannot tell"),
     "empirical": ("supported", "partly supported", "contradicted", "inconclusive"),
@@ -40,7 +40,7 @@ UNDECIDED = {
     "account": "no verdict",
     "registered": "weak",
 }
-JUDGED_BY = ("rule", "outcomes", "settings", "judged", "needs")  # what of a claim a verdict follows from
+JUDGED_BY = ("rule", "outcomes", "settings", "judged", "needs")  # the parts of a claim that its verdict follows from
 FIELDS = ["id", "kind", "words", "place", "rule", "reported", "measured", "low", "high", "n", "scope"]
 FIELDS += ["verdict", "reason", "registered", "profile", "notebook", "figure", "data", "rows", "rule_digest"]
 _COMPARISONS = {"at_most": (float.__le__, "above"), "at_least": (float.__ge__, "below")}
@@ -50,7 +50,7 @@ Claims = Mapping[str, Mapping[str, Any]]
 
 @cache
 def load_claims(path: Path | None = None) -> dict[str, dict[str, Any]]:
-    """All claims by id, in the write-up's order, as they stand in ``claims.yaml`` or another such file."""
+    """All claims by id, in the write-up's order, from ``claims.yaml`` or another such file."""
     text = (resource("claims.yaml") if path is None else path).read_text(encoding="utf-8")
     found = {claim["id"]: claim for claim in yaml.safe_load(text)}
     if path is None:
@@ -60,7 +60,7 @@ def load_claims(path: Path | None = None) -> dict[str, dict[str, Any]]:
 
 
 def _check(claim: Mapping[str, Any]) -> None:
-    """Raise ValueError unless the words and comparisons of a claim are those that there are."""
+    """Raise ValueError unless the kind, verdicts and comparisons of a claim are known."""
     kinds = [kind for kind in WORDS if kind != "registered"]
     if claim["kind"] not in kinds:
         raise ValueError(f"{claim['id']}: kind must be one of {', '.join(kinds)}; got {claim['kind']!r}")
@@ -74,12 +74,12 @@ def _check(claim: Mapping[str, Any]) -> None:
 
 @cache
 def load_registered() -> dict[str, dict[str, Any]]:
-    """The claims as first registered, by id: other words for verdicts, and no rule is ever changed."""
+    """The claims as first registered, by id. Their verdicts have other words, and their rules never change."""
     return {id: {**claim, "kind": "registered"} for id, claim in load_claims(resource("registered.yaml")).items()}
 
 
 def claims_of(notebook: str) -> list[str]:
-    """Ids of the claims that a notebook has to give a verdict on."""
+    """Ids of the claims that a notebook must give a verdict on."""
     return [c["id"] for c in load_claims().values() if c["notebook"] == notebook]
 
 
@@ -89,7 +89,7 @@ def without_verdict(notebook: str, entries: Iterable[Mapping[str, Any]]) -> list
 
 
 def bound(claim_id: str, statistic: str) -> float:
-    """The number that the rule of a claim compares a statistic, or an end of its interval, with, for drawing it; the first if several."""
+    """The number with which a claim's rule compares a statistic or an end of its interval, for drawing; the first of several."""
     for outcome in _claim(claim_id)["outcomes"]:
         for name in (statistic, f"{statistic}_low", f"{statistic}_high"):
             if name in outcome.get("when", {}):
@@ -98,7 +98,7 @@ def bound(claim_id: str, statistic: str) -> float:
 
 
 def settings(claim_id: str) -> dict[str, Any]:
-    """Name -> number, or list of numbers, that the rule of a claim prescribes to whoever measures."""
+    """Name -> number, or list of numbers, that the rule of a claim prescribes for measuring."""
     return _claim(claim_id).get("settings", {})
 
 
@@ -111,7 +111,8 @@ def judge(claim: Mapping[str, Any], finding: Finding, *, profile: str) -> tuple[
         profile: Name of the profile that was run.
 
     Returns:
-        Verdict, of the :data:`WORDS` of its kind or ``not run``, with a remark in brackets where there is one; and the reason: which conditions failed, or empty.
+        The verdict, from the :data:`WORDS` of the claim's kind or ``not run``, with a remark in brackets if there is one; and the reason:
+        the conditions that failed, or empty.
 
     Raises:
         ValueError: If a statistic is missing or not a number.
@@ -124,12 +125,12 @@ def judge(claim: Mapping[str, Any], finding: Finding, *, profile: str) -> tuple[
         return f"{not_run} ({why})", ""
     found, needed, n = _numbers_of(finding), statistics(claim), finding.n
     if missing := needed - found.keys():
-        raise ValueError(f"{claim['id']} needs the statistics {sorted(needed)}; missing are {sorted(missing)}")
+        raise ValueError(f"{claim['id']} needs the statistics {sorted(needed)}; {sorted(missing)} are missing")
     short = ""
     if "n" in needs:
         if isinstance(n, bool) or not isinstance(n, int) or n < 0:
             raise ValueError(
-                f"{claim['id']}: n must be an integer from 0, as its rule asks for n >= {needs['n']}; got {n!r}"
+                f"{claim['id']}: n must be an integer of at least 0, as its rule asks for n >= {needs['n']}; got {n!r}"
             )
         short = f"n = {n}, the rule asks for {needs['n']}" if n < needs["n"] else ""
     for name in needed:
@@ -154,10 +155,10 @@ def statistics(claim: Mapping[str, Any]) -> set[str]:
 
 
 def find(claim_id: str, frames: Iterable[pd.DataFrame], *, profile: str, claims: Claims | None = None) -> Finding:
-    """What rows say about a claim; only why not, if its rule is not applied in this profile.
+    """What rows say about a claim, or only the reason if its rule is not applied in this profile.
 
     Raises:
-        ValueError: If the claim is unknown, or the rows are not those of its function.
+        ValueError: If the claim is unknown, or the rows do not fit its function.
     """
     claim = _claim(claim_id, claims)
     if profile not in claim.get("needs", {}).get("profiles", [profile]):
@@ -178,7 +179,7 @@ def entry(
     data: str | None = None,
     claims: Claims | None = None,
 ) -> dict[str, Any]:
-    """One row of the ledger: the claim, its rule, the numbers, the verdict, and the one by the rule as registered.
+    """One row of the ledger: the claim, its rule, the numbers, the verdict, and the verdict by the rule as registered.
 
     Numbers are judged as the row shows them, rounded, so that the verdict follows from the row alone.
 
@@ -186,10 +187,10 @@ def entry(
         claim_id: For instance ``"C8"``.
         finding: From :func:`find`.
         profile: Name of the profile that was run.
-        rows: File -> digest, of the tables behind it.
-        figure: File name of the figure or table that shows it.
+        rows: File -> digest, of the tables behind the row.
+        figure: File name of the figure or table that shows the numbers.
         data: SHA-256 of the images.
-        claims: Instead of ``claims.yaml``.
+        claims: Claims to use instead of ``claims.yaml``.
 
     Raises:
         ValueError: As :func:`judge`; or if the claim is unknown.
@@ -220,7 +221,7 @@ def entry(
 
 
 def assemble(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The whole ledger in the write-up's order: what notebooks found, and the other claims as not run."""
+    """The whole ledger in the write-up's order: what notebooks found, with all other claims as not run."""
     found = {entry["id"]: entry for entry in entries}
     nothing: dict[str, Any] = dict.fromkeys(FIELDS) | {
         "measured": {},
@@ -243,17 +244,17 @@ def assemble(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def verify(
     folder: Path, *, benchmarks: Path, claims: Claims | None = None, only: Iterable[str] | None = None
 ) -> dict[str, list[str]]:
-    """Recompute a published ledger from the rows beside it.
+    """Recompute a published ledger from the tables that were published with it.
 
     Args:
         folder: Where ``claims.json`` and the tables are.
         benchmarks: The folder of the benchmark's tables.
-        claims: Instead of ``claims.yaml``.
+        claims: Claims to use instead of ``claims.yaml``.
         only: Ids; default all.
 
     Returns:
-        Claim -> what does not agree: its quotation with the digest of the write-up's, its rule with the one that was applied, its rows with
-        their digests, and every number and word with what the rows give now. Empty if all is as it was published.
+        Claim -> what disagrees: its quotation with the digest of the write-up's words, its rule with the rule that was applied, its rows
+        with their digests, or a number or word with what the rows give now. Empty if everything is as published.
 
     Raises:
         ValueError: If there is no ledger.
@@ -283,9 +284,9 @@ def _differences(
         return ["the ledger has no row for it; run its notebook"]
     found = []
     if quotations.get(claim_id) != digest(_squeezed(claim["words"])):
-        found.append("its words are not those of the write-up")
+        found.append("its words differ from the words of the write-up")
     if row["rule_digest"] != _rule_digest(claim):
-        found.append("its rule is not the one that was applied")
+        found.append("its rule is not the rule that was applied")
     if row["profile"] is None:
         return found
     files = {
@@ -299,7 +300,7 @@ def _differences(
     kept = {name: row[name] for name in ("profile", "rows", "figure", "data")}
     again = entry(claim_id, finding, claims=claims, **kept)
     return found + [
-        f"{field} is {again[field]!r}; published is {row[field]!r}" for field in FIELDS if again[field] != row[field]
+        f"{field} is {again[field]!r}; published: {row[field]!r}" for field in FIELDS if again[field] != row[field]
     ]
 
 
@@ -321,7 +322,7 @@ def _rule_digest(claim: Mapping[str, Any]) -> str:
 
 
 def write_ledger(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Write ``claims.json``, ``claims.md`` and ``claims.tex`` into a folder; they point to the ledger of the profile ``full`` in it, if there is one."""
+    """Write ``claims.json``, ``claims.md`` and ``claims.tex`` into a folder; ``claims.md`` links to the profile ``full`` in it, if there is one."""
     write_atomically(folder / "claims.json", json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     rules = "\n".join(map(_rules, rows))
     stronger = (folder / "full" / "claims.json").is_file()
@@ -344,14 +345,21 @@ _ABOUT = (
 
 
 def latex(frame: pd.DataFrame, columns: str, *, long: bool = False) -> str:
-    """A table for a paper: a LaTeX ``tabular``, or a ``longtable`` over pages; its first line says what it needs."""
+    """A table for a paper: a LaTeX ``tabular``, or a ``longtable`` over several pages; its first line says which packages it needs."""
     text = frame.to_latex(index=False, escape=True, column_format=columns, longtable=long)
+    plain = {code: chr(digit) for digit, code in SUPERSCRIPTS.items()}
+    text = re.sub(f"[{''.join(map(chr, plain))}]+", lambda power: f"$^{{{power[0].translate(plain)}}}$", text)
+    text = text.replace("\N{MINUS SIGN}", "$-$").replace("\N{MULTIPLICATION SIGN}", r"$\times$")
     needs = r"\usepackage{booktabs,longtable}" if long else r"\usepackage{booktabs}"
     return f"% needs {needs} and UTF-8\n{text}"
 
 
-def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """The ledger as a Markdown table: id, quotation, verdict, what came out, where to look."""
+def _where(row: Mapping[str, Any]) -> str:
+    return row["notebook"] + (f"<br>{row['figure']}" if row["figure"] else "")
+
+
+def markdown_table(rows: list[dict[str, Any]], where: Callable[[Mapping[str, Any]], str] = _where) -> str:
+    """The ledger as a Markdown table: id, quotation, verdict, what came out, where to look (of a row; default names of files)."""
     lines = [
         "| | the write-up says | verdict | what came out | as registered | scope | where |",
         "|---|---|---|---|---|---|---|",
@@ -364,28 +372,28 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
             sentence(row),
             row["registered"] or "",
             scope(row),
-            row["notebook"] + (f"<br>{row['figure']}" if row["figure"] else ""),
+            where(row),
         ]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
 
 def quoted(words: str) -> str:
-    """A quotation for a table: formulas in the line, their bars as LaTeX's own command, which a table's bars do not cut."""
+    """A quotation for a table: formulas inline, with bars as LaTeX commands, because plain bars would split the table's cells."""
     inline = _squeezed(words).replace("$$", "$")
     return re.sub(r"\$[^$]*\$", lambda formula: formula[0].replace("|", r"{\vert}"), inline)
 
 
 def scope(row: Mapping[str, Any]) -> str:
-    """What the numbers of a row are about, and how many there are."""
+    """What the numbers of a row are about, and their n."""
     return "; ".join(
         [*([row["scope"]] if row["scope"] else []), *([f"n = {row['n']}"] if row["n"] is not None else [])]
     )
 
 
 def text_table(rows: list[dict[str, Any]], *, width: int = 118) -> str:
-    """The ledger for a terminal: claims with a verdict line by line, and the others as a list of ids."""
-    room = width - 6 - 36  # beside the id and the verdict
+    """The ledger for a terminal: one line for each claim with a verdict, and a list of the other ids."""
+    room = width - 6 - 36  # next to the id and the verdict
     lines = [
         f"{row['id']:<5} {textwrap.shorten(row['words'], room, placeholder=' ...'):<{room}} {row['verdict']}"
         for row in rows
@@ -414,7 +422,7 @@ def verdict_frame(entries: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def _rules(row: Mapping[str, Any]) -> str:
-    """The rule of a claim, the numbers found, its changes, the looks at it, and the rule as registered where that is another one."""
+    """The rule of a claim, the numbers found, its changes, the looks at it, and the rule as registered, if there is one."""
     claim = _claim(row["id"])
     before = _as_registered(claim)
     lines = [f"- **{row['id']}** ({claim['kind']}) {claim['rule']}"]
@@ -437,7 +445,7 @@ def _claim(claim_id: str, claims: Claims | None = None) -> Mapping[str, Any]:
 
 
 def _as_registered(claim: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The claim as first registered; None for one that came later."""
+    """The claim as first registered; None for a claim that was added later."""
     return load_registered().get(claim["id"].rstrip("ab")) if claim.get("registered", True) else None
 
 
@@ -447,7 +455,7 @@ def _description(claim: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _outcome(claim: Mapping[str, Any], found: Mapping[str, float]) -> tuple[Mapping[str, Any], str]:
-    """The first outcome whose conditions all hold, and what kept the first one from holding."""
+    """The first outcome whose conditions all hold, and why the first outcome of the claim does not hold."""
     reasons: list[str] = []
     for outcome in claim["outcomes"]:
         failed = [
@@ -463,7 +471,7 @@ def _outcome(claim: Mapping[str, Any], found: Mapping[str, float]) -> tuple[Mapp
 
 
 def _numbers_of(finding: Finding) -> dict[str, float]:
-    """All that a rule may compare: statistics, and the ends of their intervals."""
+    """All numbers that a rule may compare: statistics, and the ends of their intervals."""
     ends = {
         f"{name}_{end}": pair[k] for name, pair in finding.intervals.items() for k, end in enumerate(("low", "high"))
     }
@@ -475,7 +483,7 @@ def _needed(n: float) -> str:
 
 
 def _rounded(value: float) -> float | int:
-    """Six significant digits are what a ledger compares; integers stay integers."""
+    """A number with six significant digits, as the ledger compares it; integers stay integers."""
     value = float(value)
     return int(value) if value.is_integer() else float(f"{value:.6g}")
 

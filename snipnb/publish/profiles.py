@@ -1,4 +1,4 @@
-"""Profiles: what each notebook is run with. One YAML file each; unknown names and wrong types are errors."""
+"""Profiles: the parameters that notebooks run with, one YAML file per profile. Unknown names and wrong types are errors."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import yaml
 from snipnb._files import resource
 
 SECTIONS = ("about", "common", "notebooks")
-# Folders of figures/, and profiles of ours.
+# Folders of figures/, and our own profiles.
 RESERVED = ("default", "smoke", "full", "notebooks", "claims", "drawn", "bench")
-KINDS = {int: "an integer", float: "a number", str: "a text", bool: "true or false", list: "a list", dict: "a mapping"}
+KINDS = {int: "an integer", float: "a number", str: "text", bool: "true or false", list: "a list", dict: "a mapping"}
 MOST_THREADS = 1024
 REQUIRED = ("profile", "threads", "sample")
 
@@ -28,7 +28,7 @@ class Profile:
     """A named set of notebook parameters.
 
     Attributes:
-        name: Stem of the file; every notebook has it as its parameter ``profile``.
+        name: Stem of the file; every notebook gets it as its parameter ``profile``.
         about: One line on what the profile is for.
         common: Parameters that every notebook declares.
         notebooks: Notebook -> its own parameters.
@@ -50,7 +50,7 @@ def available_profiles() -> list[str]:
 
 
 def load_profile(name: str) -> Profile:
-    """Read a profile by name, or by the path of a ``.yaml`` file of one's own.
+    """Read a profile by name, or by the path of your own ``.yaml`` file.
 
     Raises:
         ValueError: If there is no such profile, or the file is not a mapping with the sections ``about``, ``common`` and
@@ -60,12 +60,12 @@ def load_profile(name: str) -> Profile:
     path = Path(name) if own else resource("profiles", f"{name}.yaml")
     if not (own and path.is_file()) and name not in available_profiles():
         raise ValueError(
-            f"there is no profile {name!r}; there are {', '.join(available_profiles())}, or give a .yaml file"
+            f"there is no profile {name!r}; the profiles are {', '.join(available_profiles())}, or give a .yaml file"
         )
     if own and (path.stem in RESERVED or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,60}", path.stem)):
         raise ValueError(
-            f"a profile file cannot be called {path.name!r}: results go to a folder of that name; use letters, digits, - and _, "
-            f"and none of {', '.join(RESERVED)}"
+            f"a profile file cannot be called {path.name!r}, as results go to a folder of that name; use letters, digits, - and _, "
+            f"but none of the names {', '.join(RESERVED)}"
         )
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -73,20 +73,20 @@ def load_profile(name: str) -> Profile:
         raise ValueError(f"profile {path} is not valid YAML: {error}") from None
     if not isinstance(content, dict) or set(content) - set(SECTIONS) or "notebooks" not in content:
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"profile {path} has {found}; accepted are the sections {', '.join(SECTIONS)}")
+        raise ValueError(f"profile {path} has {found}; the accepted sections are {', '.join(SECTIONS)}")
     common, notebooks = _section(content, "common", path), _section(content, "notebooks", path)
     notebooks = {key: _section(notebooks, key, path) for key in notebooks}
     for section, values in {"common": common, **notebooks}.items():
         if "profile" in values:
-            raise ValueError(f"section {section!r} of profile {path} sets 'profile'; it is always the name of the file")
+            raise ValueError(f"section {section!r} of profile {path} sets 'profile', which is always the file's name")
     return Profile(path.stem, str(content.get("about", "")), common, notebooks)
 
 
 def declared_parameters(notebook: Path) -> dict[str, Any]:
-    """Names and default values of a notebook's cell tagged ``parameters``, which holds literals only.
+    """Names and default values in a notebook's cell tagged ``parameters``, which holds only literals.
 
     Raises:
-        ValueError: If there is not exactly one such cell, or it holds anything but ``name = literal``.
+        ValueError: If there is not exactly one such cell, or if it holds anything but ``name = literal``.
     """
     try:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
@@ -99,7 +99,7 @@ def declared_parameters(notebook: Path) -> dict[str, Any]:
     try:
         statements = ast.parse("".join(tagged[0]["source"])).body
     except SyntaxError as error:
-        raise ValueError(f"{notebook.name}: the parameters are not Python: {error}") from None
+        raise ValueError(f"{notebook.name}: the parameters cell is not valid Python: {error}") from None
     for statement in statements:
         try:
             match statement:
@@ -117,17 +117,17 @@ def declared_parameters(notebook: Path) -> dict[str, Any]:
 
 
 def check_parameters(profile: Profile, notebooks: list[Path]) -> None:
-    """Raise ValueError unless every name that the profile sets is one that the notebook declares, in its type."""
+    """Raise ValueError unless the notebooks declare every parameter that the profile sets, with the same type."""
     _check_sections(profile, {path.stem for path in notebooks})
     for path in notebooks:
         complete(profile, path.stem, declared_parameters(path))
 
 
 def complete(profile: Profile, notebook: str, declared: Mapping[str, Any]) -> dict[str, Any]:
-    """All parameters of a notebook: the profile's, else the declared ones.
+    """All parameters of a notebook: the profile's values, else the declared values.
 
     Raises:
-        ValueError: If the profile sets one that is not declared, or in another type.
+        ValueError: If the profile sets a parameter that is not declared, or with another type.
     """
     given = profile.parameters(notebook)
     if unknown := sorted(set(map(str, given)) - set(declared)):
@@ -136,23 +136,23 @@ def complete(profile: Profile, notebook: str, declared: Mapping[str, Any]) -> di
         )
     for name, value in given.items():
         if not _same_type(value, declared[name]):
-            hint = "; YAML reads 1e-3 as a text and 1.0e-3 as a number" if isinstance(value, str) else ""
+            hint = "; YAML reads 1e-3 as text and 1.0e-3 as a number" if isinstance(value, str) else ""
             raise ValueError(
                 f"profile {profile.name!r} sets {name} = {value!r} for {notebook}; "
-                f"it must be {KINDS[type(declared[name])]}, as in {declared[name]!r}{hint}"
+                f"it must be {KINDS[type(declared[name])]}, such as {declared[name]!r}{hint}"
             )
     if not 1 <= given.get("threads", 1) <= MOST_THREADS:
         raise ValueError(
-            f"profile {profile.name!r} sets threads = {given['threads']}; accepted are 1 to {MOST_THREADS}"
+            f"profile {profile.name!r} sets threads = {given['threads']}; it must be from 1 to {MOST_THREADS}"
         )
     return {**declared, **given}
 
 
 def complete_by_default(profile: Profile, notebook: str) -> dict[str, Any]:
-    """As :func:`complete`, where no notebook is at hand: the default profile says what a notebook opened by hand has.
+    """As :func:`complete`, without the notebook's file: the default profile has the parameters of a notebook that is opened by hand.
 
     Raises:
-        ValueError: As :func:`complete`; or if the profile has sections that are no notebooks.
+        ValueError: As :func:`complete`; or if the profile has sections that are not notebooks.
     """
     default = load_profile("default")
     _check_sections(profile, set(default.notebooks))
@@ -160,20 +160,20 @@ def complete_by_default(profile: Profile, notebook: str) -> dict[str, Any]:
 
 
 def notebook_named(name: str, known: Iterable[str] | None = None) -> str:
-    """A notebook's whole name, from it, the name of its file or its leading digits.
+    """A notebook's full name, from its name, the name of its file or its leading digits.
 
     Args:
         name: What was given.
-        known: Names of the notebooks there are; default those of the default profile, where no notebook is at hand.
+        known: Names of all notebooks; default the notebooks of the default profile.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no such notebook.
     """
     known = list(load_profile("default").notebooks if known is None else known)
     for notebook in known:
         if name in (notebook, f"{notebook}.ipynb", notebook.split("_")[0]):
             return notebook
-    raise ValueError(f"there is no notebook {name!r}; there are {', '.join(known)}")
+    raise ValueError(f"there is no notebook {name!r}; the notebooks are {', '.join(known)}")
 
 
 def _check_sections(profile: Profile, known: set[str]) -> None:
@@ -192,17 +192,17 @@ def _same_type(value: Any, example: Any) -> bool:
 
 
 def _section(content: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
-    """A part of a profile that has to be a mapping; nothing at all counts as an empty one."""
+    """A section of a profile, which must be a mapping; an absent section counts as an empty mapping."""
     values = content.get(key)
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ValueError(f"section {key!r} of profile {path} is {values!r}; a mapping name: value is needed")
+        raise ValueError(f"section {key!r} of profile {path} must be a mapping name: value; got {values!r}")
     return values
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader that does not let the last of two equal keys win in silence."""
+    """YAML's safe loader, but two equal keys are an error instead of a silent win for the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]

@@ -1,6 +1,8 @@
-"""The published values, as read off the write-up."""
+"""The published values, as read off the write-up, and its names of parameters."""
 
 from __future__ import annotations
+
+import re
 
 import pandas as pd
 
@@ -15,5 +17,19 @@ def reported(name: str) -> pd.DataFrame:
         "figure2_errors": "figure2_reported_errors.csv",
     }
     if name not in files:
-        raise ValueError(f"there are no reported values {name!r}; accepted are {', '.join(files)}")
+        raise ValueError(f"the name of reported values must be one of {', '.join(files)}; got {name!r}")
     return pd.read_csv(resource("reported", files[name]))
+
+
+def published_label(parameter: str) -> str:
+    """The write-up's name of a parameter: ``conv1.weight`` is "conv 1", ``full3.bias`` is "bias full 3".
+
+    Example:
+        >>> import snipnb
+        >>> snipnb.published_label("conv1.weight"), snipnb.published_label("full3.bias")
+        ('conv 1', 'bias full 3')
+    """
+    found = re.fullmatch(r"([a-z]+)(\d+)\.(weight|bias)", parameter)
+    if found is None:
+        return parameter
+    return ("bias " if found[3] == "bias" else "") + f"{found[1]} {found[2]}"

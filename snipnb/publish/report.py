@@ -1,4 +1,4 @@
-"""What a notebook calls to publish: figures, tables and verdicts into one folder, and the provenance at its end."""
+"""What a notebook calls to publish figures, tables and verdicts into one folder, and to record provenance at its end."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ import torch
 from matplotlib.figure import Figure
 
 from snipnb._files import output_dir, project_root, resource, runs_dir, write_atomically
-from snipnb.publish import captions, ledger, style
+from snipnb.publish import captions, ledger, style, tables
 from snipnb.publish.evidence import read_rows
 from snipnb.publish.profiles import declared_parameters, load_profile
 from snipnb.publish.published import reported as reported  # notebooks take it from here
+from snipnb.publish.tables import Table
 
 PACKAGES = ("torch", "numpy", "pandas", "scipy", "matplotlib", "seaborn", "sympy")
-RUN_FILE = "run.json"  # what the runner reads: kept out of everything that is compared
-DRAWN = "drawn"  # folder of what a redraw needs beside the tables
+RUN_FILE = "run.json"  # read by the runner, and never compared
+DRAWN = "drawn"  # folder of what a redraw needs in addition to the tables
 PUBLISHED = "reported"  # folder of published values among the resources
 INLINE_DPI = 100
 BENCHMARKS = ("exact", "exact_layers", "exact_growth", "snip", "curvature", "training", "larger", "projection")
@@ -42,17 +43,9 @@ class Picture:
         return {"image/png": self.png, "text/plain": self.alt}, {"image/png": {"alt": self.alt}}
 
 
-class Verdicts(pd.DataFrame):
-    """The verdicts of a notebook; Jupyter shows their texts whole."""
-
-    def _repr_html_(self) -> str | None:
-        with pd.option_context("display.max_colwidth", None):
-            return super()._repr_html_()
-
-
 @dataclass
 class Report:
-    """Where one run of a notebook writes, and what it found so far. Made by :func:`begin`."""
+    """Where one run of a notebook writes, and what it has found so far. Created by :func:`begin`."""
 
     notebook: str
     parameters: dict[str, Any]
@@ -78,16 +71,16 @@ class Report:
         caption: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> Picture:
-        """Write the plotted numbers as CSV, draw a figure from there as PNG and SVG, and return it for display.
+        """Write the plotted numbers as CSV, draw a figure from the CSV as PNG and SVG, and return it for display.
 
         Args:
-            name: Of the files, of the function in the study's ``draw`` that makes it from frames and settings, and of its
-                small print and text alternative in the study's ``captions.yaml``.
-            frame: The numbers that are plotted.
-            frames: Further ones. One that was written before, or holds published values, is taken from its file; any other is
-                written as ``NN_<name>_<argument>.csv``.
+            name: Name of the files, of the function in the study's ``draw`` that makes the figure from frames and settings, and
+                of its small print and text alternative in the study's ``captions.yaml``.
+            frame: The plotted numbers.
+            frames: Further frames. A frame that was written before, or holds published values, is taken from its file; any other
+                frame is written as ``<name>_<argument>.csv``.
             caption: Field of the caption -> value, for fields that are neither parameters nor settings.
-            settings: What else the function takes: numbers, texts, and mappings of them.
+            settings: The function's other arguments: numbers, texts, and mappings of them.
         """
         arguments = list(inspect.signature(self._drawing(name)).parameters)[1 : 1 + len(frames)]
         files = [self._csv(frame, name)]
@@ -97,7 +90,7 @@ class Report:
         return self.draw(name)
 
     def draw(self, name: str) -> Picture:
-        """Draw a figure from what :meth:`figure` wrote."""
+        """Draw a figure from the files that :meth:`figure` wrote."""
         drawn = self.drawn["figures"][name]
         settings, text = _settings(drawn), self.caption(name)
         figure = self._drawing(name)(*map(self._read, drawn["frames"]), **settings)
@@ -116,35 +109,44 @@ class Report:
         drawn = self.drawn["figures"][name]
         return captions.fill(self.study, name, {**self.parameters, **_settings(drawn)}, drawn["caption"])
 
-    def table(self, frame: pd.DataFrame, name: str, *, digits: int = 4) -> pd.DataFrame:
-        """Write a table as CSV and, with ``digits`` significant digits, as Markdown and LaTeX; return it for display."""
+    def table(self, frame: pd.DataFrame, name: str, *, digits: int = 4) -> Table:
+        """Write a table as CSV and, made readable by :mod:`snipnb.publish.tables`, as Markdown and LaTeX; return it for display.
+
+        Args:
+            frame: The table.
+            name: Name of the files.
+            digits: Significant digits of a number, in all files but the CSV.
+        """
         self._csv(frame, name)
         self.drawn["tables"][name] = digits
-        self.render(name)
-        return frame
+        return self.render(name)
 
-    def render(self, name: str) -> None:
-        """Write Markdown and LaTeX of a table from the CSV that :meth:`table` wrote."""
+    def render(self, name: str) -> Table:
+        """Write Markdown and LaTeX of a table from the CSV that :meth:`table` wrote, and return it for display."""
         frame, digits = self._read(f"{self._stem(name)}.csv"), self.drawn["tables"][name]
-        shown = frame.apply(lambda column: column.map(lambda value: _cell(value, digits)))
-        align = ["right" if pd.api.types.is_numeric_dtype(frame[column]) else "left" for column in frame]
-        text = shown.to_markdown(index=False, disable_numparse=True, colalign=align)
-        write_atomically(self.folder / f"{self._stem(name)}.md", text + "\n")
-        columns = "".join(side[0] for side in align)
+        shown = tables.readable(frame, self.notebook, name, digits=digits)
+        write_atomically(self.folder / f"{self._stem(name)}.md", tables.markdown(shown) + "\n")
+        columns = "".join("r" if number else "l" for number in shown.attrs["numbers"])
         write_atomically(self.folder / f"{self._stem(name)}.tex", ledger.latex(shown, columns))
+        return tables.in_notebook(frame, shown, self.notebook, name)
 
-    def data(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:
-        """Write a long table as CSV alone, and return its first rows for display."""
+    def data(self, frame: pd.DataFrame, name: str) -> Table:
+        """Write a long table as CSV alone, and return a line that says where it is, for display."""
         self._csv(frame, name)
-        return frame.head()
+        return self.whereabouts(name)
+
+    def whereabouts(self, name: str) -> Table:
+        """A line that says in which file :meth:`data` wrote a table."""
+        file = f"{self._stem(name)}.csv"
+        return Table(f"{len(self._read(file)):,} rows: `{file}`")
 
     def settings(self, claim_id: str) -> dict[str, Any]:
-        """As :func:`snipnb.publish.ledger.settings`, noted: a redraw has to know which numbers of rules a run has used."""
+        """As :func:`snipnb.publish.ledger.settings`, and recorded: a redraw must know which numbers of rules a run has used."""
         value = self.drawn["settings"][claim_id] = ledger.settings(claim_id)
         return value
 
     def bound(self, claim_id: str, statistic: str) -> float:
-        """As :func:`snipnb.publish.ledger.bound`, noted in the same way."""
+        """As :func:`snipnb.publish.ledger.bound`, and recorded in the same way."""
         value = self.drawn["bounds"][f"{claim_id} {statistic}"] = ledger.bound(claim_id, statistic)
         return value
 
@@ -154,20 +156,20 @@ class Report:
         *frames: pd.DataFrame,
         figure: str | None = None,
     ) -> None:
-        """Put a verdict on a claim into the ledger. Saying it again replaces it.
+        """Put a verdict on a claim into the ledger. A second call replaces the verdict.
 
         Args:
-            claim_id: One of this notebook's.
+            claim_id: A claim of this notebook.
             frames: What the function of the claim in :mod:`snipnb.publish.evidence` takes: tables that this run has written before, published
                 values, or benchmarks. They are read from their files, as ``make verify`` does.
-            figure: File name of the figure or table that shows it.
+            figure: File name of the figure or table that shows the numbers.
 
         Raises:
-            ValueError: If the claim is another notebook's, or a table or the figure is not there.
+            ValueError: If the claim belongs to another notebook, or a table or the figure is missing.
         """
         if claim_id not in ledger.claims_of(self.notebook):
             raise ValueError(
-                f"{claim_id} is none of the claims of {self.notebook}: {', '.join(ledger.claims_of(self.notebook))}"
+                f"{claim_id} is not among the claims of {self.notebook}: {', '.join(ledger.claims_of(self.notebook))}"
             )
         if figure is not None:
             name, _, ending = figure.partition(".")
@@ -184,16 +186,17 @@ class Report:
         rows = {name: ledger.digest(self._path(name).read_text(encoding="utf-8")) for name in names}
         return ledger.entry(claim_id, finding, profile=self.profile, rows=rows, figure=figure)
 
-    def verdicts(self) -> Verdicts:
-        """The verdicts of this notebook as a table, with what came out in a sentence each.
+    def verdicts(self) -> Table:
+        """The verdicts of this notebook as a table, with a sentence on what came out for each.
 
         Raises:
-            ValueError: If a claim that this notebook owns has none.
+            ValueError: If a claim of this notebook has no verdict.
         """
         if missing := ledger.without_verdict(self.notebook, self.entries):
             raise ValueError(f"{self.notebook} has no verdict on {', '.join(missing)}")
         frame = ledger.verdict_frame(self.entries)
-        return Verdicts(frame[["the write-up says", "verdict", "what came out", "scope", "as registered"]])
+        columns = ["the write-up says", "verdict", "what came out", "scope", "as registered"]
+        return Table(frame[columns].replace(r"\|", r"\\|", regex=True).to_markdown())
 
     def write_verdicts(self, data: str) -> None:
         """Write the verdicts, each with the SHA-256 of the images."""
@@ -202,13 +205,14 @@ class Report:
         write_atomically(self.folder / "claims" / f"{self.notebook}.json", text + "\n")
 
     def provenance(self, *runs: pd.DataFrame, images: str) -> pd.DataFrame:
-        """Versions, parameters and data of this run as a table; peak memory and who trained go to the runner, not into it.
+        """Versions, parameters and data of this run as a table. Peak memory, and what trained the runs, go to the runner instead.
 
-        Verdicts are written now, and what was drawn, with which settings, to ``drawn/``: all that drawing it again needs beside the tables.
+        This also writes the verdicts, and a record of what was drawn with which settings to ``drawn/``: all that a redraw needs in
+        addition to the tables.
 
         Args:
             runs: Tables of training runs, as from :func:`snipnb.run_grid`.
-            images: Their SHA-256, from :func:`snipnb.data_checksum`.
+            images: SHA-256 of the images, from :func:`snipnb.data_checksum`.
         """
         self.write_verdicts(images)
         drawn = {"parameters": self.parameters, **self.drawn}
@@ -234,7 +238,7 @@ class Report:
         module = import_module(f"{self.study}.draw")
         if not callable(found := getattr(module, name, None)):
             raise ValueError(
-                f"{module.__name__} has no function {name!r}; a figure is drawn by the function of its name"
+                f"{module.__name__} has no function {name!r}; a figure is drawn by the function of the same name"
             )
         return found
 
@@ -254,7 +258,7 @@ class Report:
         return f"{self._stem(name)}.csv"
 
     def _file_of(self, frame: pd.DataFrame, name: str) -> str:
-        """The file that holds a frame: a published one, one that this run wrote, or else a new one."""
+        """The file that holds a frame: a file of published values, a file that this run wrote, or else a new file."""
         text = _csv_text(frame)
         for path in sorted(resource(PUBLISHED).glob("*.csv")):
             if _csv_text(pd.read_csv(path)) == text:
@@ -267,11 +271,11 @@ class Report:
         return self._csv(frame, name)
 
     def _read(self, file: str) -> pd.DataFrame:
-        """A table as a redraw has it; only an empty cell is a missing value, and of texts an empty text."""
+        """A table as a redraw has it; only empty cells are missing values, and in columns of texts they are empty texts."""
         return read_rows(self._path(file))
 
     def _table_of(self, frame: pd.DataFrame, claim_id: str, number: int) -> str:
-        """The file that holds a table which a claim rests on."""
+        """The file that holds a table that a claim rests on."""
         text, bench = _csv_text(frame), _of_checkout("figures/bench")
         shelves = {PUBLISHED: resource(PUBLISHED)} | ({"bench": bench} if bench else {})
         shelves[self.notebook] = self.folder / self.notebook
@@ -281,7 +285,7 @@ class Report:
                 if same == text:
                     return f"{shelf}/{path.name}"
         raise ValueError(
-            f"table {number} of {claim_id} stands in no file; write it by report.table or report.data first"
+            f"table {number} of {claim_id} is not in any file; write it with report.table or report.data first"
         )
 
 
@@ -290,7 +294,7 @@ def begin(notebook: str, namespace: Mapping[str, Any]) -> Report:
 
     Args:
         notebook: Stem of the notebook's file.
-        namespace: The notebook's variables, ``globals()``; those of its parameters cell are recorded.
+        namespace: The notebook's variables, ``globals()``; the variables of its parameters cell are recorded.
     """
     path = _of_checkout(f"notebooks/{notebook}.ipynb")
     names = load_profile("default").parameters(notebook) if path is None else declared_parameters(path)
@@ -309,7 +313,7 @@ def benchmark(name: str) -> pd.DataFrame:
 
 
 def _of_checkout(file: str) -> Path | None:
-    """A file or folder of the checkout; None if it is not there, or the package is installed without one."""
+    """A file or folder of the checkout; None if it is missing, or if the package is installed without a checkout."""
     root = project_root()
     return root / file if root is not None and (root / file).exists() else None
 
@@ -326,7 +330,7 @@ def versions() -> dict[str, str]:
 
 
 def _settings(drawn: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a figure as its drawing takes them, from what :func:`_plain` made of them."""
+    """The settings of a figure as its drawing takes them, from the output of :func:`_plain`."""
     return {key: dict(v["pairs"]) if isinstance(v, dict) else v for key, v in drawn["settings"].items()}
 
 
@@ -335,16 +339,9 @@ def _csv_text(frame: pd.DataFrame) -> str:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as JSON holds them: floats exactly, and a mapping as pairs, for its keys may be numbers."""
+    """Values as JSON holds them: floats exactly, and a mapping as pairs, because its keys may be numbers."""
     pairs = {key: {"pairs": [*value.items()]} if isinstance(value, Mapping) else value for key, value in values.items()}
     return json.loads(json.dumps(pairs, default=lambda value: value.item()))
-
-
-def _cell(value: Any, digits: int) -> str:
-    """A number with so many significant digits, but never in powers of ten where all its digits fit; else the value."""
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:.0f}" if 10**digits <= abs(value) < 10**9 else f"{value:.{digits}g}"
 
 
 def _peak_memory_mb() -> int | None:

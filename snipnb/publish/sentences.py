@@ -1,4 +1,4 @@
-"""What came out for a claim, as a sentence: templates of ``sentences.yaml``, by verdict, filled with the numbers of the ledger's row."""
+"""What came out for a claim, as a sentence: the template of ``sentences.yaml`` for the verdict, filled with the numbers of the ledger's row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from snipnb._files import resource
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-# Words of verdicts -> what they come to: glyph, colour of a tile, and name.
+# Words of verdicts -> their outcome: glyph, colour of a tile, and name.
 OUTCOMES = {
     ("supported", "matches", "correct"): ("✓", "#a8d8c0", "holds"),
     ("partly supported", "correct up to wording"): ("≈", "#dcebb2", "in part or reworded"),
@@ -25,23 +25,23 @@ OUTCOMES = {
 GENERAL = {"not run": "Not run.", "inconclusive": "Open.", "cannot tell": "Open."}  # where no sentence is written
 
 
-def _power(value: float) -> str:
-    """Two digits times a power of ten, such as 6.3 × 10⁻⁸; 0 as it is."""
+def power(value: float) -> str:
+    """Two digits times a power of ten, such as 6.3 × 10⁻⁸; 0 stays 0."""
     if value == 0:
         return "0"
     digit, exponent = f"{value:.1e}".split("e")
     return f"{digit} × 10{str(int(exponent)).translate(SUPERSCRIPTS)}"
 
 
-def _p(value: float) -> str:
-    """A p-value with two digits, or that it is below 0.001 or above 0.99."""
+def p_value(value: float) -> str:
+    """A p-value with two digits, or as below 0.001 or above 0.99."""
     return "<0.001" if value < 0.001 else ">0.99" if value > 0.99 else f"{value:.2g}"
 
 
-# Formats of a number besides Python's.
+# Formats of a number in addition to Python's.
 FORMATS: dict[str, Callable[[float], str]] = {
-    "power": _power,
-    "p": _p,
+    "power": power,
+    "p": p_value,
     "inverse": lambda value: f"{1 / value:,.0f}",
     "years": lambda minutes: f"{minutes / (365.25 * 24 * 60):,.0f}",
 }
@@ -57,7 +57,7 @@ def sentence(row: Mapping[str, Any]) -> str:
     """What came out for a claim.
 
     Args:
-        row: Of the ledger, as in ``claims.json``. One that lacks a number of today's sentence was found by another rule, and that is said.
+        row: Row of the ledger, as in ``claims.json``. If it lacks a number of today's sentence, it was found by another rule, and the result says so.
     """
     word, _, remark = row["verdict"].removesuffix(")").partition(" (")
     if "the rule asks for" in remark:  # too few runs for a verdict
@@ -68,15 +68,15 @@ def sentence(row: Mapping[str, Any]) -> str:
         return f"{GENERAL[word].removesuffix('.')}: {remark}." if remark else GENERAL[word]
     try:
         return fill(template, _numbers(row))
-    except ValueError:  # numbers of a rule that was another one
+    except ValueError:  # the numbers of another rule
         return f"Found by another rule: {row['notebook']} has to run again."
 
 
 def outcome(verdict: str) -> tuple[str, str, str]:
-    """Glyph, colour and name of what a verdict comes to, whatever its remark.
+    """Glyph, colour and name of a verdict's outcome, whatever its remark.
 
     Raises:
-        ValueError: If its word is none of the ledger's.
+        ValueError: If the verdict does not begin with a word of the ledger.
     """
     word = verdict.partition(" (")[0]
     for words, shown in OUTCOMES.items():
@@ -107,7 +107,7 @@ def fill(template: str, numbers: Mapping[str, float]) -> str:
         if name is None:
             continue
         if not math.isfinite(numbers.get(name, math.nan)):
-            raise ValueError(f"{template!r} has no number {name!r}; there are {', '.join(numbers)}")
+            raise ValueError(f"{template!r} needs the number {name!r}; the numbers are {', '.join(numbers)}")
         value = numbers[name]
         shown = FORMATS[spec](value) if spec in FORMATS else format(value, spec or "")
         text.append(shown.replace("-", "−").replace("%", " %"))

@@ -28,9 +28,9 @@ class Equivalence:
         mean: Mean difference.
         low: Lower end of its 95 % t interval.
         high: Upper end.
-        p_value: Of two one-sided t tests: the larger of the two; NaN for fewer than two differences.
+        p_value: The larger p-value of two one-sided t tests; NaN for fewer than two differences.
         power: Chance that the test says equivalent if the true difference is 0 and the spread is as found (approximate: the
-            spread is taken as known in the shift, the t distribution in the quantile).
+            shift takes the spread as known, the quantile is from the t distribution).
     """
 
     mean: float
@@ -78,7 +78,7 @@ def non_inferiority_test(differences: np.ndarray, margin: float) -> float:
 
     Args:
         differences: One per pair, [n]; larger is worse.
-        margin: Up to which worse counts as as good, above 0.
+        margin: How much worse still counts as equally good, above 0.
 
     Raises:
         ValueError: If the margin is not above 0.
@@ -107,7 +107,8 @@ def predictive_mid_p(value: int, reference: np.ndarray) -> float:
 
     **Definition.** Approximate. Where the standard deviation is at least 1, the t predictive distribution of the next count (mean,
     sd * sqrt(1 + 1/n), n - 1 degrees of freedom), rounded to integers. Otherwise the empirical distribution of the n
-    counts and ``value`` together, whose smallest p-value is 1/(n + 1): below 19 seeds nothing is unusual there. The p-value is twice the smaller tail, half of the probability of equality included.
+    counts and ``value`` together, whose smallest p-value is 1/(n + 1): with fewer than 19 seeds nothing is unusual there. The p-value is twice the
+    smaller tail, including half of the probability of equality.
 
     Args:
         value: The count to place.
@@ -123,7 +124,7 @@ def predictive_mid_p(value: int, reference: np.ndarray) -> float:
 
 def _mid_p(value, n, total, squares, below, equal):
     """Mid-p of counts, given number, sum and sum of squares of the others, and how many are smaller or equal."""
-    variance = (n * squares - total**2) / (n * (n - 1))  # of whole numbers until here: exact
+    variance = (n * squares - total**2) / (n * (n - 1))  # in whole numbers until here, so exact
     scale = np.sqrt(np.maximum(variance, 1) * (1 + 1 / n))
     by_t = sum(stats.t.cdf((value + shift - total / n) / scale, n - 1) for shift in (-0.5, 0.5)) / 2
     lower = np.where(variance >= 1, by_t, (below + 0.5 * equal) / (n + 1))
@@ -164,7 +165,7 @@ def table_fit(published: np.ndarray, seeds: np.ndarray, *, level: float = LEVEL)
     most 1 - ``level``, and the smallest mid-p. Each table's rank among all, in whichever of the two it is more extreme,
     is its extremeness; the p-value is the share of tables at least as extreme as the published one. Under the hypothesis
     that the published table is one more seed, all tables are exchangeable, so the p-value is valid (ties make it conservative).
-    A large p-value says that the table cannot be told from one more seed's, not that it is one.
+    A large p-value says that the table cannot be told apart from one more seed's table, not that it is one.
 
     Args:
         published: Counts [cells].
@@ -203,7 +204,7 @@ def largest_relative_difference(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's rank correlation; ties get their mean rank. NaN where one of them does not vary."""
+    """Spearman's rank correlation; ties get their mean rank. NaN if one of the arrays does not vary."""
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return float("nan")
     return float(stats.spearmanr(first, second).statistic)

@@ -1,4 +1,4 @@
-"""How figures look: one style, one look per criterion, one colour per layer; and their rendering, to the same bytes each time."""
+"""How figures look: one style, one look per criterion, one colour per layer; and how they are rendered, to the same bytes each time."""
 
 from __future__ import annotations
 
@@ -31,14 +31,9 @@ REPORTED: dict[str, Any] = {
 }
 NEUTRAL = "#5a5a5a"
 PNG_DPI = 200
-MOST_LOST = 0.08  # of 255, on average over a picture, for fewer colours
-LAYER_COLOURS = {
-    "conv1": PALETTE[3],
-    "conv2": PALETTE[1],
-    "full1": PALETTE[0],
-    "full2": PALETTE[4],
-    "full3": PALETTE[2],
-}
+MOST_LOST = 0.08  # of 255, on average over a picture, if fewer colours are used
+LAYER_COLOURS = {"conv1": "#543005", "conv2": "#bf812d", "full1": "#003c30", "full2": "#35978f", "full3": "#80cdc1"}
+CATEGORIES = ("#332288", "#882255", "#999933", "#117733", "#aa4499", "#88ccee")  # of anything but criteria and layers
 HEADLINE = "headline"  # how the text above a figure is found again
 LEAST_KEPT = 0.2  # percent, where axes of kept shares begin
 
@@ -61,6 +56,7 @@ class Look:
 LOOKS = {
     "snip": Look("SNIP", "#0173b2", "o", "-"),
     "exact": Look("exact salience", "#de8f05", "s", (0, (4, 1.5))),
+    "exact_float32": Look("exact, float32 differences", "#b8860b", "s", (0, (1, 1))),
     "random": Look("random", "#949494", "X", (0, (1, 1))),
     "magnitude": Look("magnitude", "#029e73", "D", (0, (5, 1, 1, 1))),
     "second_order": Look("second order", "#d55e00", "^", (0, (3, 1))),
@@ -80,12 +76,12 @@ LOOKS = {
 
 
 def look(criterion: str) -> Look:
-    """The look of a criterion; one that is not among :data:`LOOKS` is grey and has its own name."""
+    """The look of a criterion; a criterion that is not among :data:`LOOKS` is grey and has its own name."""
     return LOOKS.get(criterion, Look(criterion, NEUTRAL, ".", "-"))
 
 
 def use_house_style() -> None:
-    """The one style of all figures, whatever the user's own matplotlibrc says."""
+    """Set the one style of all figures, whatever the user's own matplotlibrc says."""
     mpl.rcdefaults()
     sns.set_theme(style="ticks", palette=PALETTE)
     mpl.rcParams.update(
@@ -131,7 +127,7 @@ def render(figure: Figure, kind: str, *, alt: str, dpi: int = PNG_DPI) -> bytes:
 
 
 def with_palette(png: bytes) -> bytes:
-    """The same picture in at most 256 colours, a third of the size, unless it has shades that would be lost; its metadata stay."""
+    """The same picture in at most 256 colours, at a third of the size, unless shades would be lost; its metadata is kept."""
     with PngImageFile(BytesIO(png)) as picture:
         described, whole = PngInfo(), picture.convert("RGB")
         for key, text in picture.text.items():
@@ -145,9 +141,8 @@ def with_palette(png: bytes) -> bytes:
 
 
 def headline(figure: Figure, text: str) -> None:
-    """What a figure shows, in a sentence above it, with numbers from its own tables."""
-    text = re.sub(r"(?<!\w)-(?=\d)", "\u2212", text)
-    lines = textwrap.wrap(text, round(11.5 * figure.get_figwidth()))  # characters that fit
+    """Write what a figure shows above it, in a sentence with numbers from its own tables."""
+    lines = textwrap.wrap(with_minus(text), round(11.5 * figure.get_figwidth()))  # characters that fit
     band = 0.06 + 0.19 * len(lines)  # inches that are added at the top
     height = figure.get_figheight() + band
     figure.set_figheight(height)
@@ -165,8 +160,13 @@ def headline_of(figure: Figure) -> str:
     return next((" ".join(text.get_text().split()) for text in figure.texts if text.get_gid() == HEADLINE), "")
 
 
+def with_minus(text: str) -> str:
+    """The text with a minus sign, not a hyphen, before negative numbers."""
+    return re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", text)
+
+
 def init_label(init: str) -> str:
-    """What an initialisation is called in figures."""
+    """The name of an initialisation in figures."""
     words = init.replace("_", " ").replace("xavier", "Xavier").replace("pytorch", "PyTorch")
     return "PyTorch's default" if words == "PyTorch" else words.replace(" zero bias", ", zero biases")
 
@@ -178,7 +178,7 @@ def footnote(figure: Figure, text: str) -> None:
 
 
 def sparsity_axis(axis: Axes, sparsities: Sequence[float], *, unlabelled: Sequence[float]) -> None:
-    """Sparsity as the log of the share kept, so that high ones are not squeezed; some ticks are left out for room."""
+    """Show sparsity as the log of the share kept, so that high sparsities are not squeezed; some labels are left out for room."""
     shown = [s for s in sparsities if s not in unlabelled]
     axis.set_xscale("log")
     axis.invert_xaxis()
@@ -197,7 +197,7 @@ def percent_axis(axis: Axes, ticks: Sequence[float], *, along: str = "x") -> Non
 
 
 def panels(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, np.ndarray]:
-    """A figure of so many inches and its axes [rows, columns]; options are those of ``plt.subplots``."""
+    """A figure of this width and height in inches and its axes [rows, columns]; options go to ``plt.subplots``."""
     return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **options)
 
 
@@ -217,7 +217,7 @@ def dots(
 
 
 def write(axis: Axes, text: str, place: tuple[Any, Any], shift: tuple[float, float], **options: Any) -> None:
-    """Small print beside a place, so many points away from it."""
+    """Write small print next to a place, shifted by this many points."""
     looks = {"fontsize": 7.5, "color": NEUTRAL, **options}
     axis.annotate(text, place, xytext=shift, textcoords="offset points", **looks)
 
@@ -230,15 +230,15 @@ def density(
     ends: Sequence[float],
     norm: Any,
 ) -> QuadMesh:
-    """How many parameters are in which bin of two log axes, as shade; dotted: where both are equal.
+    """Shade each bin of two log axes by its number of parameters; a dotted line shows where both are equal.
 
     Args:
-        axis: Where it is drawn.
+        axis: Where to draw.
         bins: The two ``columns``, log10 of a bin's centre, and ``parameters``.
-        columns: Across and up.
-        edges: Of the bins, log10, across and up.
-        ends: Of the dotted line, log10.
-        norm: Of the shades.
+        columns: Columns across and up.
+        edges: Edges of the bins, log10, across and up.
+        ends: Ends of the dotted line, log10.
+        norm: Norm of the shades.
     """
     x, y = (bins[column] for column in columns)
     counts, _, _ = np.histogram2d(x, y, bins=list(edges), weights=bins["parameters"])

@@ -37,7 +37,7 @@ def test_a_notebook_opened_by_hand_has_the_default_profile(path):
 
 
 def test_unknown_profile_is_named():
-    with pytest.raises(ValueError, match=r"no profile 'quick'; there are default, full, smoke, or give a \.yaml file"):
+    with pytest.raises(ValueError, match="no profile 'quick'; the profiles are default, full, smoke, or give a"):
         profiles.load_profile("quick")
     with pytest.raises(ValueError, match=r"no profile '/nowhere/x\.yaml'"):
         profiles.load_profile("/nowhere/x.yaml")
@@ -47,15 +47,15 @@ def test_unknown_profile_is_named():
     ("text", "message"),
     [
         ("notebooks: [", "is not valid YAML"),
-        ("- 1", "has list; accepted are the sections about, common, notebooks"),
-        ("common: {}", "accepted are the sections"),
-        ("notebooks: {}\nnotebook: {}", "accepted are the sections"),
-        ("notebooks: {01_x: 3}", "section '01_x' .* is 3; a mapping"),
-        ("notebooks: {}\ncommon: 3", "section 'common' .* is 3; a mapping"),
-        ("notebooks: []", "section 'notebooks' .* is \\[\\]; a mapping"),
+        ("- 1", "has list; the accepted sections are about, common, notebooks"),
+        ("common: {}", "the accepted sections are"),
+        ("notebooks: {}\nnotebook: {}", "the accepted sections are"),
+        ("notebooks: {01_x: 3}", "section '01_x' .* must be a mapping name: value; got 3"),
+        ("notebooks: {}\ncommon: 3", "section 'common' .* must be a mapping name: value; got 3"),
+        ("notebooks: []", "section 'notebooks' .* must be a mapping name: value; got \\[\\]"),
         ("notebooks: {01_x: {epochs: 1, epochs: 2}}", "epochs is given twice"),
         ("notebooks: {}\nnotebooks: {}", "notebooks is given twice"),
-        ("notebooks: {01_x: {profile: default}}", "sets 'profile'; it is always the name of the file"),
+        ("notebooks: {01_x: {profile: default}}", "sets 'profile', which is always the file's name"),
         ("notebooks: {}\ncommon: !!python/object/apply:os.system ['echo']", "is not valid YAML"),
     ],
 )
@@ -73,14 +73,14 @@ def test_malformed_profiles_are_named(tmp_path, text, message):
             r"sets \['epoch'\] for 01_x; its parameters are epochs, profile, rate, sample, seeds, threads",
         ),
         ("common: {thread: 3}\nnotebooks: {}", r"sets \['thread'\] for 01_x"),
-        ("notebooks: {01_x: {epochs: '3'}}", "sets epochs = '3' for 01_x; it must be an integer, as in 3"),
+        ("notebooks: {01_x: {epochs: '3'}}", "sets epochs = '3' for 01_x; it must be an integer, such as 3"),
         ("notebooks: {01_x: {epochs: true}}", "it must be an integer"),
         ("notebooks: {01_x: {epochs: 2.5}}", "it must be an integer"),
-        ("notebooks: {01_x: {rate: 1e-3}}", r"sets rate = '1e-3' .* YAML reads 1e-3 as a text and 1\.0e-3 as a number"),
+        ("notebooks: {01_x: {rate: 1e-3}}", r"sets rate = '1e-3' .* YAML reads 1e-3 as text and 1\.0e-3 as a number"),
         ("notebooks: {01_x: {seeds: [1, x]}}", "it must be a list"),
         ("notebooks: {01_x: {epochs: null}}", "it must be an integer"),
         ("notebooks: {01_x: {rate: .nan}}", "it must be a number"),
-        ("common: {threads: 0}\nnotebooks: {}", "threads = 0; accepted are 1 to 1024"),
+        ("common: {threads: 0}\nnotebooks: {}", "threads = 0; it must be from 1 to 1024"),
     ],
 )
 def test_unknown_parameters_and_wrong_types_are_errors(tmp_path, text, message):
@@ -123,7 +123,7 @@ def test_there_is_one_parameters_cell(tmp_path):
 
 
 def test_a_broken_notebook_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"01_x\.ipynb: the parameters are not Python"):
+    with pytest.raises(ValueError, match=r"01_x\.ipynb: the parameters cell is not valid Python"):
         profiles.declared_parameters(write_notebook(tmp_path, "epochs = "))
     with pytest.raises(ValueError, match=r"01_x\.ipynb has no parameters \['threads', 'sample'\]"):
         profiles.declared_parameters(write_notebook(tmp_path, "profile = 'x'"))

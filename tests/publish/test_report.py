@@ -11,7 +11,7 @@ from PIL import Image
 
 import snipnb
 from snipnb._files import write_atomically
-from snipnb.publish import captions, ledger, published, report, style
+from snipnb.publish import captions, ledger, published, report, sentences, style
 from snipnb.publish.evidence import Finding
 from snipnb.studies.salience_derivation import draw
 
@@ -200,15 +200,17 @@ def test_pictures_have_few_colours_unless_shades_would_be_lost(tmp_path):
 def test_a_table_keeps_whole_numbers_whole(written):
     current, folder = written
     frame = pd.DataFrame({"layer": ["a", "b"], "m": [61_706, 6], "p": [0.000123456, 23_456.7], "ok": [True, False]})
-    assert current.table(frame, "numbers", digits=3) is frame
-    rows = (folder / "01_salience_derivation" / "numbers.md").read_text().splitlines()
-    assert [cell.strip() for cell in rows[2].strip("|").split("|")] == ["a", "61706", "0.000123", "True"]
-    assert [cell.strip() for cell in rows[3].strip("|").split("|")] == ["b", "6", "23457", "False"]
+    shown = current.table(frame, "numbers", digits=3)
+    text = (folder / "01_salience_derivation" / "numbers.md").read_text()
+    assert shown.text + "\n" == text
+    rows = text.splitlines()
+    assert [cell.strip() for cell in rows[2].strip("|").split("|")] == ["a", "61,706", "1.2 × 10⁻⁴", "yes"]
+    assert [cell.strip() for cell in rows[3].strip("|").split("|")] == ["b", "6", "23,457", "no"]
     paper = (folder / "01_salience_derivation" / "numbers.tex").read_text().splitlines()
     assert paper[0].startswith("% needs")
     assert paper[1:4] == [r"\begin{tabular}{lrrr}", r"\toprule", r"layer & m & p & ok \\"]
-    assert paper[5:7] == [r"a & 61706 & 0.000123 & True \\", r"b & 6 & 23457 & False \\"]
-    assert current.data(frame, "long_one").shape == (2, 4)
+    assert paper[5:7] == [r"a & 61,706 & 1.2 $\times$ 10$^{-4}$ & yes \\", r"b & 6 & 23,457 & no \\"]
+    assert current.data(frame, "long_one").text == "2 rows: `01_salience_derivation/long_one.csv`"
     assert not (folder / "01_salience_derivation" / "long_one.md").exists()
 
 
@@ -216,7 +218,7 @@ def test_latex_escapes_what_it_would_read(written):
     current, folder = written
     current.table(pd.DataFrame({"error_%": ["a_b & c", "{x}^2 ~ 50 %"]}), "special")
     text = (folder / "01_salience_derivation" / "special.tex").read_text()
-    assert r"error\_\%" in text
+    assert r"error \%" in text
     assert r"a\_b \& c" in text
     assert r"\{x\}\textasciicircum 2 \textasciitilde \space 50 \%" in text
 
@@ -250,10 +252,10 @@ def test_verdicts_need_every_claim_existing_figures_and_published_rows(written, 
         current.claim("C23", cases, figure="nothing.png")
     with pytest.raises(ValueError, match=r"points at 01_salience_derivation/linearity\., which"):
         current.claim("C23", cases, figure="linearity")
-    with pytest.raises(ValueError, match="C1 is none of the claims of 01_salience_derivation: C6, C7"):
+    with pytest.raises(ValueError, match="C1 is not among the claims of 01_salience_derivation: C6, C7"):
         current.claim("C1", cases)
     with pytest.raises(
-        ValueError, match=r"table 1 of C23 stands in no file; write it by report\.table or report\.data"
+        ValueError, match=r"table 1 of C23 is not in any file; write it with report\.table or report\.data"
     ):
         current.claim("C23", cases)
     current.data(cases.assign(error=1.0), "cases")
@@ -269,7 +271,7 @@ def test_verdicts_need_every_claim_existing_figures_and_published_rows(written, 
     monkeypatch.setattr(ledger, "function_of", lambda claim: lambda *frames, **settings: Finding(FOUND[claim]))
     for claim in FOUND:
         current.claim(claim, cases)
-    assert len(current.verdicts()) == 9
+    assert current.verdicts().text.count("\n| C") == 9
     current.provenance(images="0123456789abcdef01")
     entries = json.loads((folder / "claims" / "01_salience_derivation.json").read_text())
     assert [(e["verdict"], e["data"]) for e in entries if e["id"] == "C23"] == [("correct", "0123456789abcdef01")]
@@ -317,6 +319,13 @@ def test_every_criterion_has_a_look_of_its_own_and_an_unknown_one_is_grey():
     assert len({look.label for look in style.LOOKS.values()}) == len(style.LOOKS)
     assert style.look("snip").label == "SNIP"
     assert (style.look("mine").label, style.look("mine").colour) == ("mine", style.NEUTRAL)
+
+
+def test_no_colour_has_two_meanings():
+    criteria = [look.colour for look in style.LOOKS.values()]
+    outcomes = [colour for _, colour, _ in sentences.OUTCOMES.values()]
+    colours = [*criteria, *style.LAYER_COLOURS.values(), *style.CATEGORIES, *outcomes]
+    assert len({*colours}) == len(colours)
 
 
 def test_house_style_ignores_the_users_own(monkeypatch):

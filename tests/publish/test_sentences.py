@@ -69,7 +69,7 @@ def test_too_few_runs_and_no_run_are_said():
 
 
 def test_a_number_that_is_missing_is_named_or_leaves_the_row_to_be_run():
-    with pytest.raises(ValueError, match="has no number 'x'; there are n"):
+    with pytest.raises(ValueError, match="needs the number 'x'; the numbers are n"):
         fill("{x}", {"n": 4})
     stale = row(measured={}, notebook="02_snip_vs_exact")
     assert sentence(stale) == "Found by another rule: 02_snip_vs_exact has to run again."

@@ -176,4 +176,4 @@ def test_what_does_not_agree_is_printed_by_profile_and_claim(monkeypatch, capsys
     changed = {claim["id"]: {**claim, "rule": "Otherwise."} if claim["id"] == "C20" else claim for claim in claims}
     monkeypatch.setattr(ledger, "load_claims", lambda: changed)
     assert verify.main(["C20"]) == 1
-    assert "full, C20:\n  its rule is not the one that was applied" in capsys.readouterr().out
+    assert "full, C20:\n  its rule is not the rule that was applied" in capsys.readouterr().out

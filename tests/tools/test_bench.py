@@ -120,7 +120,7 @@ def test_training_is_compared_with_the_plain_loop(examples):
 def test_a_single_table_can_be_measured(examples, tmp_path):
     written = bench.run(tmp_path, *examples, threads=2, machine={"cores": 2}, only="snip")
     assert sorted(path.name for path in written) == ["machine_snip.csv", "snip.csv", "snip.md"]
-    with pytest.raises(ValueError, match="no table 'speed'; there are snip, curvature, exact"):
+    with pytest.raises(ValueError, match="no table 'speed'; the tables are snip, curvature, exact"):
         bench.run(tmp_path, *examples, threads=2, machine={}, only="speed")
 
 

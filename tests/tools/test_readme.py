@@ -126,17 +126,20 @@ def test_a_criterion_of_your_own_runs_as_the_page_shows(capsys):
 
 
 def test_verdicts_are_those_of_full_with_scope_and_as_registered(tmp_path):
-    row = {"id": "C9", "words": "a $|x|$", "notebook": "02_x", "figure": "f.png", "profile": "full"}
+    row = {"id": "C9", "words": "a $|x|$", "place": "section 1", "notebook": "02_x", "figure": "f.png"}
+    row |= {"profile": "full", "reason": "one machine"}
     row |= {"verdict": "supported", "registered": "weak", "scope": "LeNet-5", "n": 3}
     row |= {"measured": {"cost_in_gradients": 1.016}, "low": {}, "high": {}}
     (tmp_path / "full").mkdir()
     open_row = {**row, "id": "C2", "profile": None, "verdict": "not run", "registered": None, "scope": "", "n": None}
+    open_row |= {"reason": ""}
     (tmp_path / "full" / "claims.json").write_text(json.dumps([row, open_row]))
     rows = readme.verdicts(tmp_path).splitlines()[2:]
     where = "[02](figures/full/notebooks/02_x.ipynb), [figure](figures/full/f.png)"
     said = "SNIP scores every parameter for the price of 1.02 gradients."
-    assert rows[0] == rf"| C9 | “a ${{\vert}}x{{\vert}}$” | supported | {said} | LeNet-5; n = 3 | weak | {where} |"
-    assert rows[1] == r"| C2 | “a ${\vert}x{\vert}$” | not run | Not run. |  |  |  |"
+    words, verdict = r"“a ${\vert}x{\vert}$” (section 1)", "**supported**<br>one machine"
+    assert rows[0] == f"| C9 | {words} | {verdict} | {said} | weak | LeNet-5; n = 3 | {where} |"
+    assert rows[1] == f"| C2 | {words} | **not run** | Not run. |  |  |  |"
 
 
 def test_finished_runs_are_counted(tmp_path):

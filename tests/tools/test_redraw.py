@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from snipnb._files import project_root
-from snipnb.publish import captions, ledger, profiles
+from snipnb.publish import captions, ledger, profiles, style
 from snipnb.studies.salience_derivation import draw
 from tools import redraw, runner
 
@@ -72,7 +72,7 @@ def with_bound(claim, statistic, number):
 
 def test_drawn_again_is_the_same_to_the_byte(root, capsys):
     state = files(root / "build" / ".smoke" / "state")
-    assert again(root, capsys) == (set(), True, f"{NOTEBOOK}: 12 drawn again")
+    assert again(root, capsys) == (set(), True, f"{NOTEBOOK}: 12 redrawn")
     assert files(root / "build" / ".smoke" / "state") == state
 
 
@@ -97,7 +97,7 @@ def test_a_changed_caption_changes_its_picture_alone(root, capsys, monkeypatch):
 
 
 def test_a_changed_colour_changes_the_pictures_that_have_it(root, capsys, monkeypatch):
-    monkeypatch.setattr(draw, "PALETTE", ["#123456", *draw.PALETTE[1:]])
+    monkeypatch.setattr(draw, "dots", lambda *place, **look: style.dots(*place, **{**look, "color": "#123456"}))
     assert again(root, capsys)[:2] == ({f"{NOTEBOOK}/linearity.png", f"{NOTEBOOK}/linearity.svg", EXECUTED}, True)
 
 
@@ -111,14 +111,14 @@ def test_a_changed_rule_is_judged_by(root, capsys, monkeypatch):
 
 def test_numbers_of_rules_that_were_drawn_need_a_run(root, capsys, monkeypatch):
     monkeypatch.setattr(ledger, "load_claims", with_bound("C23", "largest_error", 1e-9))
-    message = f"other numbers stand in C23 than it was run with; make {NOTEBOOK} PROFILE=smoke runs it"
+    message = f"numbers in the rules of C23 have changed since it ran; make {NOTEBOOK} PROFILE=smoke runs it"
     assert again(root, capsys) == (set(), False, f"{NOTEBOOK}: {message}")
 
 
 def test_prose_is_taken_over_and_is_then_up_to_date(root, capsys):
     edit(root / "notebooks" / f"{NOTEBOOK}.ipynb", "Ranked by magnitude they compete", "By magnitude they compete")
     assert stale(root) == "prose changed"
-    assert again(root, capsys) == ({EXECUTED, "provenance.json"}, True, f"{NOTEBOOK}: 12 drawn again")
+    assert again(root, capsys) == ({EXECUTED, "provenance.json"}, True, f"{NOTEBOOK}: 12 redrawn")
     assert "By magnitude they compete" in (root / "build" / "smoke" / EXECUTED).read_text(encoding="utf-8")
     assert stale(root) == ""
 
@@ -129,13 +129,13 @@ def test_other_changes_stay_to_be_run(root, capsys):
     edit(state, '"library": "', '"library": "0')
     edit(root / "build" / "smoke" / f"{NOTEBOOK}/linearity.csv", "LeNet", "lenet")
     said = again(root, capsys)[2]
-    assert said.startswith(f"{NOTEBOOK}: 12 drawn again; to be run for the rest: ")
+    assert said.startswith(f"{NOTEBOOK}: 12 redrawn; needs a run for the rest: ")
     assert {"prose", "library", f"{NOTEBOOK}/linearity.csv"} <= set(stale(root).removesuffix(" changed").split(", "))
 
 
 def test_changed_code_needs_a_run(root, capsys):
     edit(root / "notebooks" / f"{NOTEBOOK}.ipynb", "report.provenance(images", "report.provenance( images")
-    message = f"its code is not the one that was run; make {NOTEBOOK} PROFILE=smoke runs it"
+    message = f"its code has changed since it ran; make {NOTEBOOK} PROFILE=smoke runs it"
     assert again(root, capsys) == (set(), False, f"{NOTEBOOK}: {message}")
 
 
@@ -151,7 +151,7 @@ def test_a_missing_file_is_named(root, capsys, name):
 
 def test_only_published_notebooks_are_drawn_unless_named(root, capsys):
     shutil.rmtree(root / "build" / "smoke")
-    with pytest.raises(ValueError, match=r"nothing is published in .*smoke; make figures PROFILE=smoke does it"):
+    with pytest.raises(ValueError, match=r"nothing is published in .*smoke; run make figures PROFILE=smoke first"):
         redraw.redraw(root, "smoke")
 
 
@@ -163,5 +163,5 @@ def test_an_unknown_name_is_said(capsys):
 def test_another_checkouts_files_are_left(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(redraw, "project_root", lambda: tmp_path)
     assert redraw.main(["--profile", "smoke"]) == 1
-    assert f"redraw: snipnb is imported from {tmp_path}, and this is {ROOT}" in capsys.readouterr().err
+    assert f"redraw: snipnb is imported from {tmp_path}, not from {ROOT}" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())

@@ -37,10 +37,10 @@ def test_what_is_published_is_compared_with_what_it_was_made_from(published, cap
     _, mark = published
     said = lines(capsys)
     assert said["01_salience_derivation"] == "up to date"
-    assert said["02_snip_vs_exact"] == "published, from what is not recorded"
+    assert said["02_snip_vs_exact"] == "published, but its inputs are not recorded"
     assert said["03_lenet5_table"] == "not run yet"
     mark["prose"] = "c"
-    assert lines(capsys)["01_salience_derivation"] == "published, since then prose changed"
+    assert lines(capsys)["01_salience_derivation"] == "published; changed since then: prose"
 
 
 def test_what_was_run_here_is_known_file_by_file(published, capsys):

@@ -66,7 +66,7 @@ def test_what_does_not_agree_is_named(tool, kept, tmp_path, capsys, change):
 def test_a_run_under_a_key_that_is_not_its_own_is_named(tool, kept, tmp_path, capsys):
     altered(kept, tmp_path, lambda run: run["config"].update(sparsity=0.7))
     assert tool.main([str(tmp_path)]) == 1
-    assert "1 runs have an identity of other numerics or another version" in capsys.readouterr().out
+    assert "1 runs have an identity from other numerics or another version" in capsys.readouterr().out
 
 
 def test_what_cannot_be_chosen_is_said(tool, kept, tmp_path, capsys):

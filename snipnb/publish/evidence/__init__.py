@@ -1,7 +1,7 @@
-"""What published rows say about a claim: one function a claim, from tables as they stand in ``figures/`` to the numbers its rule compares.
+"""What published rows say about a claim: one function per claim, from the tables in ``figures/`` to the numbers that its rule compares.
 
-Notebooks and ``make verify`` call the same functions on the same files, so a verdict follows from committed rows alone. Tables come as
-``pandas.read_csv`` gives them, in the order in which the notebook hands them to ``report.claim``; settings of a rule as keyword
+Notebooks and ``make verify`` call the same functions on the same files, so a verdict follows from committed rows alone. The arguments are
+tables, as :func:`read_rows` reads them, in the order in which the notebook hands them to ``report.claim``. Settings of a rule are keyword
 arguments. Nothing here knows a network, and nothing imports torch.
 """
 
@@ -39,11 +39,11 @@ def function_of(claim_id: str) -> Callable[..., Finding]:
     name = claim_id.lower()
     found = next((vars(module)[name] for module in MODULES if name in vars(module)), None)
     if found is None:
-        raise ValueError(f"snipnb/publish/evidence/ has no function {name}; add the one of {claim_id}")
+        raise ValueError(f"snipnb/publish/evidence/ has no function {name}; add one for {claim_id}")
     return found
 
 
 def read_rows(path: Path) -> pd.DataFrame:
-    """A published table; only an empty cell is a missing value, and of texts an empty text."""
+    """A published table; only empty cells are missing values, and in columns of texts they are empty texts."""
     frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
     return frame.fillna({name: "" for name in frame if not pd.api.types.is_numeric_dtype(frame[name])})

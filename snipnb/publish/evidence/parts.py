@@ -1,4 +1,4 @@
-"""What an evidence function returns, and what several of them use."""
+"""What evidence functions return, and helpers that several of them use."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Finding:
     """What rows say about a claim.
 
     Attributes:
-        statistics: Name -> value; those that a rule compares have to be among them.
-        intervals: Name of a statistic -> (low, high), where it has one. A rule may name them ``<name>_low`` and ``<name>_high``.
+        statistics: Name -> value; they must include every statistic that a rule compares.
+        intervals: Name of a statistic -> (low, high), if it has an interval. A rule may name the ends ``<name>_low`` and ``<name>_high``.
         n: Seeds, runs or rounds behind the numbers; None where there is nothing to count.
         scope: What the numbers are about, such as ``"sparsity 0.95, 3 epochs"``.
         not_run: Why no rule can be applied to these rows; empty if one can.
-        not_fresh: Why a rule that asks for seeds which nobody had looked at cannot be applied; empty if it can. The rule as registered can.
+        not_fresh: Why a rule for seeds that nobody had looked at cannot be applied; empty if it can. The rule as registered still can.
     """
 
     statistics: Mapping[str, float]
@@ -43,7 +43,7 @@ Triple = tuple[float, float, float]  # a number and the ends of its interval
 
 
 def finding(values: Mapping[str, float | Triple], **facts: Any) -> Finding:
-    """A finding from numbers, some of them with the ends of their intervals; the rest as of :class:`Finding`."""
+    """A finding from numbers, some of them with the ends of their intervals; ``facts`` are other fields of :class:`Finding`."""
     numbers = {name: value[0] if isinstance(value, tuple) else value for name, value in values.items()}
     ends = {name: value[1:] for name, value in values.items() if isinstance(value, tuple)}
     return Finding(numbers, ends, **facts)
@@ -105,7 +105,7 @@ def best_rates(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def power(values: np.ndarray, margin: float, *, sides: int = 2, wanted: float = 0.8) -> dict[str, float]:
-    """The power of a test on these differences at no difference, and the n for which it would be ``wanted``; empty without a spread."""
+    """The power of a test on these differences if the true difference is 0, and the n for which it would be ``wanted``; empty without a spread."""
     if len(values) < 2 or not (spread := values.std(ddof=1)) > 0:
         return {}
     power = {n: power_of(spread / n**0.5, n, margin, sides=sides) for n in (len(values), *range(2, 1000))}
@@ -126,7 +126,7 @@ def seeds_of(seeds: pd.Series) -> str:
 
 
 def if_seen(seeds: pd.Series, fresh_from: int) -> str:
-    """Why a rule that was registered before the seeds from this one on were looked at cannot be applied; empty if it can."""
+    """Why a rule for seeds that nobody had looked at, from ``fresh_from`` on, cannot be applied; empty if it can."""
     return "" if seeds.min() >= fresh_from else f"its rule asks for seeds from {fresh_from} on"
 
 

@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from snipnb.networks import published_label
-from snipnb.publish.style import NEUTRAL, PALETTE, headline, look, panels, whiskers
+from snipnb.publish.published import published_label
+from snipnb.publish.style import CATEGORIES, NEUTRAL, headline, look, panels, whiskers
 
 
 def sweep(frame: pd.DataFrame, fits: pd.DataFrame) -> Figure:
@@ -29,7 +29,7 @@ def sweep(frame: pd.DataFrame, fits: pd.DataFrame) -> Figure:
             values = sorted(part["value"].unique())
             place = {value: k + 0.06 * (i - (len(names) - 1) / 2) for k, value in enumerate(values)}
             means = part.groupby("value")["spearman"].mean()
-            colour, marker = PALETTE[(0, 1, 2, 3, 4)[order % 5]], "osD^v"[order % 5]
+            colour, marker = CATEGORIES[order % 5], "osD^v"[order % 5]
             fit = slopes.loc[family]
             more, end = names == deeper, f"[{fit['low95']:+.4f}, {fit['high95']:+.4f}]"
             label = f"{family}: {fit['slope']:+.4f} per {fit['per']}{' ' if more else chr(10)}{end}"
@@ -41,7 +41,7 @@ def sweep(frame: pd.DataFrame, fits: pd.DataFrame) -> Figure:
                 axis.plot([place[v] for v in train.index], train, color=colour, lw=1.2, ls=":", label=label)
         layers = part.groupby("value")["layers"].first()
         axis.set_xticks(range(len(values)), [f"{v:g}\n({layers[v]})" if more else f"{v:g}" for v in values])
-        axis.set_xlabel("layers more (layers in all)" if more else "times as wide")
+        axis.set_xlabel("additional layers (layers in total)" if more else "width relative to LeNet-5")
         axis.legend(loc="lower left", fontsize=7)
     axes[0, 0].set_ylabel("rank correlation with exact salience")
     low = frame[["spearman", "train_mode_spearman"]].min().min()
@@ -49,7 +49,7 @@ def sweep(frame: pd.DataFrame, fits: pd.DataFrame) -> Figure:
     most = slopes.loc[slopes["slope"].abs().idxmax()]
     end = f"{most['slope']:+.3f} per {most['per']} [{most['low95']:+.3f}, {most['high95']:+.3f}]"
     others = slopes["slope"].drop(most.name)
-    text = f"Agreement changes most in the family {most.name}: {end}; in the others by {others.min():+.4f} to {others.max():+.4f}"
+    text = f"Agreement changes most in the family \u201c{most.name}\u201d: {end}; in the other families by {others.min():+.4f} to {others.max():+.4f}"
     headline(figure, text)
     return figure
 
@@ -77,7 +77,7 @@ def vgg(sample: pd.DataFrame, depth: pd.DataFrame) -> Figure:
     left.set_ylabel("SNIP, magnitude")
     figure.colorbar(dots, ax=left, label="layer", shrink=0.85)
     middle = "median_relative_difference"
-    options = {"fmt": "o-", "color": PALETTE[0], "ms": 4.5, "lw": 1.2, "elinewidth": 1, "capsize": 2}
+    options = {"fmt": "o-", "color": look("snip").colour, "ms": 4.5, "lw": 1.2, "elinewidth": 1, "capsize": 2}
     right.errorbar(depth["place"], depth[middle], yerr=whiskers(depth, middle, "lower", "upper"), **options)
     right.axhline(1, color=NEUTRAL, lw=0.8, ls=":")
     right.set_yscale("log")
@@ -86,13 +86,13 @@ def vgg(sample: pd.DataFrame, depth: pd.DataFrame) -> Figure:
     right.set_ylabel("difference relative to exact salience\n(median, quartiles)")
     right.grid(axis="x", visible=False)
     first, last = depth.iloc[0], depth.iloc[-1]
-    said = f"In VGG16, SNIP of sampled weights is off by {100 * first[middle]:.0f} % in {published_label(first['layer'])} (median)"
-    headline(figure, f"{said} and by {100 * last[middle]:.0f} % in {published_label(last['layer'])}")
+    said = f"For sampled weights of VGG16, SNIP's median error is {100 * first[middle]:.0f} % in {published_label(first['layer'])}"
+    headline(figure, f"{said} and {100 * last[middle]:.0f} % in {published_label(last['layer'])}")
     return figure
 
 
 def layers(frame: pd.DataFrame, *, sparsity: float) -> Figure:
-    """What SNIP keeps of each weight tensor of VGG16, by how batch norm acts while it is computed.
+    """What SNIP keeps of each weight tensor of VGG16, for three ways in which batch norm acts while SNIP is computed.
 
     Args:
         frame: ``mode``, ``layer``, ``kept_percent``.
@@ -101,7 +101,7 @@ def layers(frame: pd.DataFrame, *, sparsity: float) -> Figure:
     names = {
         "eval": ("statistics set from the data", look("snip").colour, "o", "-"),
         "train": ("training mode", look("snip_train_mode").colour, "p", (0, (1, 2))),
-        "untouched statistics": ("statistics 0 and 1", PALETTE[3], "v", (0, (4, 2))),
+        "untouched statistics": ("untouched statistics (0 and 1)", CATEGORIES[1], "v", (0, (4, 2))),
     }
     layers = list(dict.fromkeys(frame["layer"]))
     figure, axis = plt.subplots(figsize=(8.6, 3.8), layout="constrained")
@@ -110,7 +110,7 @@ def layers(frame: pd.DataFrame, *, sparsity: float) -> Figure:
         part = frame[frame["mode"] == mode].set_index("layer").loc[layers]
         shown = part["kept_percent"].clip(lower=floor / 3)
         axis.plot(range(len(layers)), shown, color=colour, marker=marker, ls=dash, ms=5, lw=1.3, label=label)
-    axis.axhline(100 * (1 - sparsity), color=NEUTRAL, lw=0.8, ls=":", label="all layers alike")
+    axis.axhline(100 * (1 - sparsity), color=NEUTRAL, lw=0.8, ls=":", label="same share of every layer")
     axis.set_yscale("log")
     axis.set_xticks(range(len(layers)), [published_label(name) for name in layers], rotation=45, fontsize=7.5)
     axis.xaxis.set_minor_locator(NullLocator())
@@ -122,5 +122,5 @@ def layers(frame: pd.DataFrame, *, sparsity: float) -> Figure:
     axis.grid(axis="x", visible=False)
     gone = {mode: (part["kept_percent"] == 0).sum() for mode, part in frame.groupby("mode")}
     said = f"With batch norm's statistics untouched, SNIP removes {gone['untouched statistics']} of {len(layers)} layers entirely"
-    headline(figure, f"{said} at sparsity {sparsity:g}; with statistics set from the data {gone['eval']}")
+    headline(figure, f"{said} at sparsity {sparsity:g}, and {gone['eval']} with statistics set from the data")
     return figure

@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from snipnb.publish.style import NEUTRAL, PALETTE, REPORTED, dots, headline, look, panels, percent_axis, write
+from snipnb.publish.style import CATEGORIES, NEUTRAL, REPORTED, dots, headline, look, panels, percent_axis, write
 
 PUBLISHED = REPORTED | {"markersize": 7, "markeredgewidth": 1.4}
 
 
 def figure2(frame: pd.DataFrame, reported: pd.DataFrame) -> Figure:
-    """Kept share of each layer over seeds, with prediction intervals, beside the published counts.
+    """Kept share of each layer over seeds, with prediction intervals, next to the published counts.
 
     Args:
         frame: One row per seed, sparsity and layer: ``label``, ``sparsity``, ``kept_percent``.
@@ -52,16 +52,16 @@ def figure2(frame: pd.DataFrame, reported: pd.DataFrame) -> Figure:
         "published": plt.Line2D([], [], **PUBLISHED),
     }
     figure.legend(handles.values(), handles, loc="outside upper center", ncols=3)
-    said = f"{reported['inside'].sum()} of {len(reported)} published counts lie within the range of one more seed"
+    said = f"{reported['inside'].sum()} of {len(reported)} published counts lie within the 95 % prediction interval for one more seed"
     headline(figure, f"{said} ({frame['seed'].nunique()} seeds)")
     return figure
 
 
 def errors(frame: pd.DataFrame, reported: pd.DataFrame) -> Figure:
-    """Three ways to state the error rate of the same runs, per sparsity, beside the published values.
+    """Three ways to state the error rate of the same runs, per sparsity, next to the published values.
 
     Args:
-        frame: One row per run and way: ``seed``, ``sparsity``, ``way``, ``error_percent``; ways that never differ are drawn as the first.
+        frame: One row per run and way: ``seed``, ``sparsity``, ``way``, ``error_percent``. If the ways never differ, only the first is drawn.
         reported: ``sparsity``, ``error_percent``.
     """
     sparsities, ways = sorted(frame["sparsity"].unique()), list(dict.fromkeys(frame["way"]))
@@ -69,7 +69,7 @@ def errors(frame: pd.DataFrame, reported: pd.DataFrame) -> Figure:
     if len(ways) > 1 and (by_way.nunique(axis=1) == 1).all():  # one column says it all
         ways = ways[:1]
     figure, axis = plt.subplots(figsize=(6.8, 3.6), layout="constrained")
-    colours = dict(zip(ways, (PALETTE[0], PALETTE[3], PALETTE[4]), strict=False))
+    colours = dict(zip(ways, CATEGORIES, strict=False))
     for column, sparsity in enumerate(sparsities):
         for place, way in enumerate(ways):
             errors = frame.loc[(frame["sparsity"] == sparsity) & (frame["way"] == way), "error_percent"].to_numpy()
@@ -95,5 +95,5 @@ def errors(frame: pd.DataFrame, reported: pd.DataFrame) -> Figure:
     means = frame[frame["way"] == ways[-1]].groupby("sparsity")["error_percent"].mean()
     pairs = [(s, means[s], reported.set_index("sparsity")["error_percent"][s]) for s in sparsities]
     said = ", ".join(f"{own:.2f} % at {s:g} (published {value:.2f})" for s, own, value in pairs)
-    headline(figure, f"Error rates, {ways[-1].removesuffix(' on scored images')}: {said}")
+    headline(figure, f"Error rates by sparsity, {ways[-1].removesuffix(' on scored images')}: {said}")
     return figure

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from snipnb.networks import published_label
-from snipnb.publish.style import NEUTRAL, PALETTE, headline, look, panels, sparsity_axis, whiskers, write
+from snipnb.publish.published import published_label
+from snipnb.publish.style import NEUTRAL, headline, look, panels, sparsity_axis, whiskers, write
 
 JUDGED = 0.95  # sparsity that titles name
 
@@ -55,9 +55,12 @@ def controls(pairs: pd.DataFrame, compared: pd.DataFrame) -> Figure:
     axes[0][0].set_yticks(range(len(criteria)), [look(c).label for c in criteria])
     axes[0][0].set_ylim(len(criteria) - 0.5, -0.5)
     good = compared[compared["outcome"] == "as good"].groupby("sparsity")["criterion"].apply(list)
-    named = [" and ".join(look(c).label for c in good.get(sparsity, [])) or "none" for sparsity in sparsities]
-    said = "; ".join(f"at {sparsity:g}: {names}" for sparsity, names in zip(sparsities, named, strict=True))
-    headline(figure, f"Shown to be as good as SNIP {said}")
+    worse = (compared["outcome"] == "worse").groupby(compared["sparsity"]).sum()
+    said = [
+        f"at sparsity {sparsity:g}: {' and '.join(look(c).label for c in good.get(sparsity, [])) or 'none'} ({worse[sparsity]} of {len(criteria)} are worse)"
+        for sparsity in sparsities
+    ]
+    headline(figure, f"Shown to be as good as SNIP {'; '.join(said)}")
     return figure
 
 
@@ -73,36 +76,36 @@ def _beside(axis: Axes, row: int, text: str) -> None:
 
 
 def optimisers(table: pd.DataFrame, *, bound: float) -> Figure:
-    """What pruning multiplies the error rate by under each optimiser, over the best one's factor, a panel per sparsity; dashed: what C13's rule allows.
+    """Factor by which pruning multiplies the error rate under each optimiser, over the best optimiser's factor. Dashed: the bound of C13.
 
     Args:
         table: As from :func:`snipnb.publish.comparisons.recipe_ratios`; without rows the figure says so.
-        bound: Largest factor over the best one's that is allowed.
+        bound: C13's upper bound on the factor, over the best optimiser's factor.
     """
     if table.empty:
         figure, axis = plt.subplots(figsize=(9.6, 1.2), layout="constrained")
         axis.axis("off")
-        axis.text(0.5, 0.5, "No networks were trained by other optimisers under this profile.", ha="center")
+        axis.text(0.5, 0.5, "No networks were trained with other optimisers under this profile.", ha="center")
         return figure
     names, sparsities = list(dict.fromkeys(table["name"])), sorted(table["sparsity"].unique())
     figure, axes = panels(1, len(sparsities), 9.6, 1.5 + 0.42 * len(names), sharey=True)
     for axis, sparsity in zip(axes[0], sparsities, strict=True):
         here = table[table["sparsity"] == sparsity].set_index("name").loc[names]
         axis.axvline(1, color="black", lw=0.8)
-        axis.axvline(bound, color=PALETTE[3], lw=1, ls="--", label="allowed by the rule of C13")
+        axis.axvline(bound, color="black", lw=1, ls="--", label="largest factor allowed (C13)")
         bars = whiskers(here, "over_best", "over_best_low", "over_best_high")
-        options = {"fmt": "o", "color": PALETTE[0], "ms": 5.5, "capsize": 3, "elinewidth": 1.2}
+        options = {"fmt": "o", "color": look("snip").colour, "ms": 5.5, "capsize": 3, "elinewidth": 1.2}
         axis.errorbar(here["over_best"], range(len(names)), xerr=bars, **options)
         for row, (dense, error) in enumerate(zip(here["dense_percent"], here["adjusted_percent"], strict=True)):
             _beside(axis, row, f"{dense:.2f} \u2192 {error:.2f} %")
         axis.set_title(f"sparsity {sparsity:g}")
-        axis.set_xlabel("pruned over dense error rate, over the best recipe's")
+        axis.set_xlabel("pruned / dense error rate, relative to the best recipe")
         axis.grid(axis="y", visible=False)
     axes[0][0].set_yticks(range(len(names)), names)
     axes[0][0].set_ylim(len(names) - 0.5, -0.5)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper right")
     most = table.loc[table["over_best"].idxmax()]
-    said = f"Pruning raises the error rate by up to {most['over_best']:.1f} times the factor of the best recipe"
+    said = f"Pruning multiplies the error rate by up to {most['over_best']:.1f} times the best recipe's factor"
     headline(figure, f"{said} ({most['name']}, sparsity {most['sparsity']:g}; {bound:g} is allowed)")
     return figure
 
@@ -123,7 +126,7 @@ def joint(changes: pd.DataFrame) -> Figure:
             part, style = here[here["criterion"] == criterion], look(criterion)
             options = {"c": style.colour, "marker": style.marker, "alpha": 0.75, "linewidths": 0}
             sizes = 8 + 50 * part["sparsity"] ** 3
-            axis.scatter(part["sum_of_single"], part["joint"], s=sizes, label=f"set by {style.label}", **options)
+            axis.scatter(part["sum_of_single"], part["joint"], s=sizes, label=f"{style.label} sets", **options)
         path = np.linspace(here["sum_of_single"].min(), here["sum_of_single"].max(), 500)
         axis.plot(path, path, color="black", lw=0.9, ls=":", label="equal")
         for along in ("x", "y"):
@@ -131,9 +134,9 @@ def joint(changes: pd.DataFrame) -> Figure:
         axis.axhline(0, color=NEUTRAL, lw=0.5)
         axis.axvline(0, color=NEUTRAL, lw=0.5)
         axis.set_title(state)
-        axis.set_xlabel("sum of the changes one by one")
+        axis.set_xlabel("sum of single changes")
         axis.tick_params(axis="x", labelsize=7)
-    axes[0, 0].set_ylabel("loss change, all removed at once")
+    axes[0, 0].set_ylabel("loss change when all are removed at once")
     axes[0, 0].legend(loc="best")
     last = changes[(changes["criterion"] == criteria[0]) & (changes["sparsity"] == JUDGED)].groupby("state")
     means = last[["joint", "sum_of_single"]].mean()
@@ -142,12 +145,12 @@ def joint(changes: pd.DataFrame) -> Figure:
         for s in states
         if s in means.index
     ]
-    headline(figure, f"Removing {100 * JUDGED:g} % by SNIP changes the loss by {', by '.join(pairs)}")
+    headline(figure, f"Removing {100 * JUDGED:g} % by SNIP changes the loss by {', and by '.join(pairs)}")
     return figure
 
 
 def greedy(summary: pd.DataFrame) -> Figure:
-    """How often the greedy set is the best of its size (left), and how far from it the change is (right).
+    """How often the greedy set is the best set of its size (left), and the loss change of both sets (right).
 
     Args:
         summary: ``size``, ``ranking``, ``best_in_percent``, ``median_change``, ``median_best_change``.
@@ -157,27 +160,27 @@ def greedy(summary: pd.DataFrame) -> Figure:
         left.plot(part["size"], part["best_in_percent"], **look(ranking).line, ms=4.5)
         right.plot(part["size"], part["median_change"], **look(ranking).line, ms=4.5)
     best = summary.drop_duplicates("size")
-    right.plot(best["size"], best["median_best_change"], color="black", marker="_", ls=":", label="best set of all")
+    right.plot(best["size"], best["median_best_change"], color="black", marker="_", ls=":", label="best of all sets")
     right.set_yscale("log")
     left.set_ylim(-3, 103)
-    left.set_ylabel("networks in which the greedy set\nis the best one, %")
+    left.set_ylabel("networks in which the greedy set\nis the best set, %")
     right.set_ylabel("loss change, magnitude (median)")
     for axis in (left, right):
-        axis.set_xlabel("parameters removed, of 16")
+        axis.set_xlabel("parameters removed, out of 16")
         axis.legend()
     exact = summary[summary["ranking"] == "exact"].set_index("size")["best_in_percent"]
-    said = f"Of size {exact.idxmin()}, the set of smallest exact saliences is the best one in {exact.min():.0f} % of the networks"
+    said = f"At size {exact.idxmin()}, the set of smallest exact saliences is the best set in {exact.min():.0f} % of the networks"
     headline(figure, said)
     return figure
 
 
 def trained(errors: pd.DataFrame, by_layer: pd.DataFrame, *, sparsity: float, top: float) -> Figure:
-    """Trained networks without what rankings put last: error against sparsity (left), and layer by layer at one (right).
+    """Error of trained networks without the parameters that rankings put last, by sparsity (left) and by layer (right).
 
     Args:
         errors: ``ranking``, ``sparsity``, ``error_percent``; one row per network.
         by_layer: ``layer``, ``named_percent``, ``ranking``, ``increase``; one row per network.
-        sparsity: That of the right panel.
+        sparsity: Sparsity of the right panel.
         top: Upper end of the left axis, in percent.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.4, 4.1), layout="constrained")
@@ -203,11 +206,11 @@ def trained(errors: pd.DataFrame, by_layer: pd.DataFrame, *, sparsity: float, to
     right.set_yticks(ticks, [f"{t:g}" for t in ticks])
     right.yaxis.set_minor_locator(NullLocator())
     right.set_xticks(range(len(layers)), [f"{published_label(layer)}\nSNIP: {named[layer]:.0f} %" for layer in layers])
-    right.set_ylabel("increase of the error rate, percentage points")
-    right.set_title(f"{100 * sparsity:g} % of one layer removed; below: what SNIP would remove")
+    right.set_ylabel("increase in error rate, percentage points")
+    right.set_title(f"{100 * sparsity:g} % of one layer removed; below: share SNIP would remove")
     right.grid(axis="x", visible=False)
     costs = by_layer[by_layer["ranking"] == "snip"].groupby("layer", sort=False)["increase"].mean()
     least, most = costs.idxmin(), costs.idxmax()
-    said = f"After training, losing {100 * sparsity:g} % of {published_label(least)} by SNIP costs {costs[least]:.2f} percentage points"
-    headline(figure, f"{said}, of {published_label(most)} {costs[most]:.1f}")
+    said = f"After training, removing {100 * sparsity:g} % of {published_label(least)} by SNIP costs {costs[least]:.2f} percentage points"
+    headline(figure, f"{said}, and {100 * sparsity:g} % of {published_label(most)} costs {costs[most]:.1f}")
     return figure

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from snipnb.publish.sentences import fill
-from snipnb.publish.style import NEUTRAL, PALETTE, dots, headline, look, panels, write
+from snipnb.publish.style import NEUTRAL, dots, headline, look, panels, write
 
 
 def loss_paths(frame: pd.DataFrame) -> Figure:
@@ -17,7 +17,7 @@ def loss_paths(frame: pd.DataFrame) -> Figure:
 
     Args:
         frame: ``layer``, ``kind`` (row of panels), ``c``, ``change`` (L(c w_j) - L(w_j)), ``tangent``, ``error`` (of SNIP, relative
-            to the larger of its own and the exact value).
+            to the larger of SNIP's and the exact value).
     """
     kinds, layers = list(dict.fromkeys(frame["kind"])), list(dict.fromkeys(frame["layer"]))
     figure, axes = panels(len(kinds), len(layers), 2.15 * len(layers), 2.35 * len(kinds), sharex=True)
@@ -44,7 +44,7 @@ def loss_paths(frame: pd.DataFrame) -> Figure:
         axis.set_ylabel(f"{kind}: loss change", fontsize=9.5, fontweight="bold", labelpad=7)
     for axis in axes[-1]:
         axis.set_xlabel("c  (weight is $c\\,w_j$)")
-    names = ("the loss; at c = 0 its exact change", "tangent at c = 1; at c = 0 what SNIP assumes")
+    names = ("loss change; at c = 0 the exact change", "tangent at c = 1; at c = 0 SNIP's prediction")
     handles = [
         plt.Line2D([], [], color=exact, lw=1.8, marker="s", ms=4.5),
         plt.Line2D([], [], color=snip, lw=1.3, ls="--", marker="o", mfc="white"),
@@ -54,7 +54,7 @@ def loss_paths(frame: pd.DataFrame) -> Figure:
     typical, worst = (100 * off[kind] for kind in kinds[:2])
     headline(
         figure,
-        f"SNIP follows the tangent: off by up to {typical:.0f} % for typical weights, {worst:.0f} % for the worst",
+        f"SNIP follows the tangent: it is off by up to {typical:.0f} % for typical weights, {worst:.0f} % for the worst",
     )
     return figure
 
@@ -73,12 +73,12 @@ def linearity(frame: pd.DataFrame, *, bound: float) -> Figure:
     for row, case in enumerate(cases):
         errors = frame.loc[frame["case"] == case, "error"].to_numpy()
         shown = np.maximum(errors, floor)
-        dots(axis, shown, row, spread=0.22, draw=draw, ms=3.5, alpha=0.45, color=PALETTE[0])
+        dots(axis, shown, row, spread=0.22, draw=draw, ms=3.5, alpha=0.45, color=look("snip").colour)
         axis.plot([np.median(shown)] * 2, [row - 0.32, row + 0.32], color="black", lw=2)
     axis.set_xscale("log")
     axis.set_yticks(range(len(cases)), cases)
     axis.set_ylim(len(cases) - 0.5, -0.5)
-    axis.set_xlabel("difference between SNIP and exact salience, relative to the largest exact one")
+    axis.set_xlabel("difference between SNIP and exact salience, relative to the largest exact salience")
     axis.axvspan(floor / 3, bound, color="#efefef", zorder=0)
     text = f"exact by the rule of C23: up to {bound:g}"
     write(axis, text, (bound, 1), (-4, 3), xycoords=("data", "axes fraction"), ha="right")
@@ -88,6 +88,6 @@ def linearity(frame: pd.DataFrame, *, bound: float) -> Figure:
     axis.set_xlim(left=floor / 3)
     axis.grid(axis="y", visible=False)
     most, elsewhere = (frame.loc[frame["case"] == case, "error"] for case in (cases[0], cases[-1]))
-    said = "SNIP differs by at most {most:power} where the loss is linear in each weight, by {usual:power} of the largest salience (median) in LeNet-5"
+    said = "Relative to the largest salience, SNIP is off by at most {most:power} where the loss is linear in each weight, by {usual:power} (median) in LeNet-5"
     headline(figure, fill(said, {"most": most.max(), "usual": elsewhere.median()}))
     return figure

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from snipnb.networks import WHOLE, published_label
+from snipnb.networks import WHOLE
+from snipnb.publish.published import published_label
 from snipnb.publish.sentences import fill
-from snipnb.publish.style import LAYER_COLOURS, NEUTRAL, PALETTE, density, headline, panels, whiskers
+from snipnb.publish.style import CATEGORIES, LAYER_COLOURS, NEUTRAL, density, headline, look, panels, whiskers
 
 HEADED = ("snip", "second_order", "printed_second_order")  # criteria that the title of the error rates names
 
@@ -30,8 +31,12 @@ def quadratic(frame: pd.DataFrame, errors: pd.DataFrame) -> Figure:
     layers = list(dict.fromkeys(frame["layer"]))
     for axis, (formula, title) in zip(axes, titles.items(), strict=True):
         for i, layer in enumerate(layers):
-            part = frame[frame["layer"] == layer]
-            axis.plot(part["exact"], part[formula], "osD^vX"[i], ms=4, mew=0, alpha=0.75, color=PALETTE[i], label=layer)
+            part, label = (
+                frame[frame["layer"] == layer],
+                layer.replace(".weight", ", weights").replace(".bias", ", biases"),
+            )
+            looks = {"ms": 4, "mew": 0, "alpha": 0.75, "color": CATEGORIES[i], "label": label}
+            axis.plot(part["exact"], part[formula], "osD^vX"[i], **looks)
         ends = [frame["exact"].clip(lower=1e-6).min(), frame["exact"].max()]
         axis.plot(ends, ends, color="black", lw=0.9, ls=":", label="equal" if axis is axes[0] else None)
         axis.set_xscale("log")
@@ -39,16 +44,16 @@ def quadratic(frame: pd.DataFrame, errors: pd.DataFrame) -> Figure:
         row = errors[errors["formula"] == formula].iloc[0]
         axis.set_title(f"{title}\nlargest error {row['largest_error']:.2g}, rank correlation {row['spearman']:.3f}")
         axis.set_xlabel("exact salience, magnitude")
-    axes[0].set_ylabel("formula")
+    axes[0].set_ylabel("formula, magnitude")
     axes[0].legend(loc="lower right", ncols=2, fontsize=7)
     off = errors.set_index("formula")["largest_error"]
-    said = "On a quadratic loss the corrected formula is exact to {corrected:power}; the printed one is off by {printed:.1f} times the largest salience"
+    said = "On a quadratic loss, the corrected formula is exact to {corrected:power}; the printed formula is off by {printed:.1f} times the largest salience"
     headline(figure, fill(said, dict(off)))
     return figure
 
 
 def row_sums(points: pd.DataFrame, table: pd.DataFrame) -> Figure:
-    """The Hessian's row sums against its diagonal, weight tensors only; shade: how many parameters, negative sums below.
+    """The Hessian's row sums against its diagonal, weight tensors only. Shade: number of parameters. Negative sums are below.
 
     Args:
         points: ``layer``, ``sign``, ``log10_diagonal``, ``log10_row_sum``, ``parameters``.
@@ -84,17 +89,17 @@ def row_sums(points: pd.DataFrame, table: pd.DataFrame) -> Figure:
 
 
 def orders(frame: pd.DataFrame, names: Mapping[str, str]) -> Figure:
-    """Agreement with the exact salience by order: overlap of kept sets (top) and what is left (bottom), by state of the network.
+    """Agreement with the exact salience by order: overlap of kept sets (top) and remaining error (bottom), by state of the network.
 
     Args:
         frame: ``state``, ``approximation``, ``layer``, ``measure``, ``mean``, ``smallest``, ``largest``.
-        names: Approximation -> how it is called.
+        names: Approximation -> its name in the figure.
     """
     states, layers = list(dict.fromkeys(frame["state"])), list(dict.fromkeys(frame["layer"]))
     layers = [layer for layer in layers if layer == WHOLE or layer.endswith("weight")]
     measures = {
         "overlap": "overlap of kept sets\nwith the exact criterion",
-        "relative_error": "left over, relative to\nthe exact saliences (log)",
+        "relative_error": "remaining error, relative to\nthe exact saliences (log)",
     }
     figure, axes = panels(2, len(states), 4.9 * len(states), 6.4, sharex=True, sharey="row")
     for axis, (measure, state) in zip(axes.flat, itertools.product(measures, states), strict=True):
@@ -121,7 +126,7 @@ def orders(frame: pd.DataFrame, names: Mapping[str, str]) -> Figure:
         "mean"
     ]
     steps = [f"from {whole[state, 'snip']:.2f} to {whole[state, 'second_order']:.2f} {state}" for state in states]
-    headline(figure, f"A second order changes the overlap with exact salience {', '.join(steps)}")
+    headline(figure, f"The second order changes the overlap with exact salience {' and '.join(steps)}")
     return figure
 
 
@@ -130,15 +135,15 @@ def errors(pairs: pd.DataFrame, names: Mapping[str, str], *, sparsity: float) ->
 
     Args:
         pairs: ``criterion``, ``seed``, ``error_percent``.
-        names: Criterion -> how it is called, in order.
-        sparsity: Of the masks.
+        names: Criterion -> its name in the figure, in order.
+        sparsity: Sparsity of the masks.
     """
     figure, axis = plt.subplots(figsize=(7.4, 3.8), layout="constrained")
     wide = pairs.pivot(index="seed", columns="criterion", values="error_percent")[list(names)]
     for _, row in wide.iterrows():
         axis.plot(range(len(names)), row, color=NEUTRAL, lw=0.8, alpha=0.6, marker="o", ms=3.5, mew=0)
     for place, criterion in enumerate(names):
-        axis.plot([place - 0.22, place + 0.22], [wide[criterion].mean()] * 2, color=PALETTE[0], lw=3)
+        axis.plot([place - 0.22, place + 0.22], [wide[criterion].mean()] * 2, color=look(criterion).colour, lw=3)
     axis.set_xticks(range(len(names)), names.values(), rotation=15, ha="right")
     axis.set_ylabel(f"error rate at sparsity {sparsity:g}, %")
     axis.grid(axis="x", visible=False)

@@ -8,15 +8,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from snipnb.networks import published_label
+from snipnb.publish.published import published_label
 from snipnb.publish.style import (
+    CATEGORIES,
     LAYER_COLOURS,
     LEAST_KEPT,
     NEUTRAL,
-    PALETTE,
     dots,
     headline,
     init_label,
+    look,
     panels,
     percent_axis,
     sparsity_axis,
@@ -27,7 +28,7 @@ REJECTED = 0.05  # p up to which a table counts as unlikely
 
 
 def controls(counts: pd.DataFrame, shares: pd.DataFrame, *, whole: float) -> Figure:
-    """Kept share of every parameter tensor, a dot a seed, a panel for each way to rank.
+    """Kept share of every parameter tensor, one dot per seed, one panel per way to rank.
 
     Args:
         counts: ``condition``, ``seed``, ``label``, ``kept_percent``.
@@ -38,7 +39,7 @@ def controls(counts: pd.DataFrame, shares: pd.DataFrame, *, whole: float) -> Fig
     figure, axes = panels(1, len(conditions), 2.15 * len(conditions) + 0.8, 4.3, sharey=True)
     draw, floor = np.random.RandomState(0), 0.25
     for axis, condition in zip(axes[0], conditions, strict=True):
-        part, colour = counts[counts["condition"] == condition], PALETTE[0] if axis is axes[0, 0] else NEUTRAL
+        part, colour = counts[counts["condition"] == condition], look("snip").colour if axis is axes[0, 0] else NEUTRAL
         for row, label in enumerate(labels):
             kept = part.loc[part["label"] == label, "kept_percent"].clip(lower=floor).to_numpy()
             dots(axis, kept, row, spread=0.28, draw=draw, ms=3, alpha=0.6, color=colour, zorder=2)
@@ -53,13 +54,13 @@ def controls(counts: pd.DataFrame, shares: pd.DataFrame, *, whole: float) -> Fig
     axes[0, 0].set_yticks(range(len(labels)), labels)
     axes[0, 0].set_ylim(len(labels) - 0.4, -0.6)
     of = shares.set_index("condition")["share"]
-    said = f"The tensor explains {100 * of[conditions[0]]:.0f} % of the variance of what is kept"
-    headline(figure, f"{said} with SNIP, {100 * of[conditions[-1]]:.0f} % with {conditions[-1]} masks")
+    said = f"With SNIP, the tensor explains {100 * of[conditions[0]]:.0f} % of the variance of kept shares"
+    headline(figure, f"{said}, with {conditions[-1]} masks {100 * of[conditions[-1]]:.0f} %")
     return figure
 
 
 def overlap(summary: pd.DataFrame) -> Figure:
-    """Overlap of pairs of masks by tensor: a colour for what differs between the two, a black tick for chance.
+    """Overlap of pairs of masks by tensor: one colour per comparison, a black tick for chance.
 
     Args:
         summary: ``comparison``, ``layer``, ``mean``, ``smallest``, ``largest``, ``chance``.
@@ -69,7 +70,7 @@ def overlap(summary: pd.DataFrame) -> Figure:
     for i, comparison in enumerate(comparisons):
         part = summary[summary["comparison"] == comparison].set_index("layer").loc[layers]
         y = np.arange(len(layers)) + 0.2 * (i - (len(comparisons) - 1) / 2)
-        options = {"fmt": "osD^"[i], "color": PALETTE[(0, 1, 2, 4)[i]], "label": comparison}
+        options = {"fmt": "osD^"[i], "color": CATEGORIES[i], "label": comparison}
         axis.errorbar(part["mean"], y, xerr=whiskers(part), ms=5, lw=1.4, **options)
         chance = "by chance, given the counts" if i == 0 else None
         axis.plot(part["chance"], y, "|", ms=9, mew=1.6, color="black", label=chance)
@@ -80,15 +81,15 @@ def overlap(summary: pd.DataFrame) -> Figure:
     figure.legend(loc="outside upper center", ncols=2)
     whole = summary[summary["layer"] == layers[0]].set_index("comparison")
     last, first = whole.loc[comparisons[-1]], whole.loc[comparisons[0]]
-    said = f"Masks of two networks overlap by {last['mean']:.3f}, by chance {last['chance']:.3f}"
-    headline(figure, f"{said}; one network with other images by {first['mean']:.2f}")
+    said = f"Masks of two networks overlap by {last['mean']:.3f} (chance: {last['chance']:.3f})"
+    headline(figure, f"{said}, masks of one network on other images by {first['mean']:.2f}")
     return figure
 
 
 def initialisations(cells: pd.DataFrame, scores: pd.DataFrame) -> Figure:
-    """Counts that each initialisation makes likely at the highest sparsity, relative to the published ones.
+    """Counts that each initialisation makes likely at the highest sparsity, relative to the published counts.
 
-    Initialisations whose biases start at zero keep none of them; they stand in a line of text.
+    Initialisations that start biases at zero keep no bias. A line of text names them.
 
     Args:
         cells: ``init``, ``sparsity``, ``label``, ``reported``, ``low``, ``high`` (prediction interval), ``mean``, ``inside``.
@@ -103,7 +104,7 @@ def initialisations(cells: pd.DataFrame, scores: pd.DataFrame) -> Figure:
     for i, init in enumerate(inits):
         part = here[here["init"] == init].set_index("label").loc[labels]
         y = np.arange(len(labels)) + 0.22 * (i - (len(inits) - 1) / 2)
-        colour, marker = PALETTE[(0, 1, 4, 2, 9)[i % 5]], "osD^v"[i % 5]
+        colour, marker = CATEGORIES[i % 5], "osD^v"[i % 5]
         ratio = {key: (part[key] / part["reported"]).clip(lower=0.1) for key in ("low", "high", "mean")}
         axis.hlines(y, ratio["low"], ratio["high"], color=colour, lw=2.2, alpha=0.75)
         axis.plot(ratio["mean"], y, marker, ms=4.5, color=colour, label=f"{init_label(init)} (p = {p[init]:.2f})")
@@ -123,11 +124,11 @@ def initialisations(cells: pd.DataFrame, scores: pd.DataFrame) -> Figure:
     figure.legend(loc="outside upper center", ncols=len(inits))
     least_p = 1 / (1 + scores["n"].min())
     if least_p > REJECTED:
-        headline(figure, f"So few seeds tell no initialisations apart: no p can be below {least_p:.2f}")
+        headline(figure, f"Too few seeds to tell initialisations apart: no p can be below {least_p:.2f}")
         return figure
     fitting = [f"{init_label(init)} (p = {p[init]:.2f})" for init in p.index if p[init] > REJECTED]
     said = f"Of {len(p)} initialisations, the published table fits {' and '.join(fitting) or 'none'}"
-    others = f"; the others have p = {p[p <= REJECTED].max():.2f} at most" if len(fitting) < len(p) else ""
+    others = f"; for the others, p is at most {p[p <= REJECTED].max():.2f}" if len(fitting) < len(p) else ""
     headline(figure, said + others)
     return figure
 
@@ -167,7 +168,7 @@ def places(maps: pd.DataFrame) -> Figure:
     grid = grid.pivot(index="row", columns="column", values="kept").to_numpy()
     ratio = grid[len(grid) // 2, len(grid) // 2] / grid[[0, 0, -1, -1], [0, -1, 0, -1]].mean()
     said = f"At sparsity {middle:g}, full 1 keeps {ratio:.1f} times as many weights from the centre"
-    headline(figure, f"{said} of the last map as from its corners")
+    headline(figure, f"{said} of the last map as from an average corner")
     return figure
 
 
@@ -193,8 +194,8 @@ def units(frame: pd.DataFrame) -> Figure:
     axes[0, -1].legend(loc="upper right")
     first = frame[frame["rank"] == 1].assign(ratio=lambda own: own["mean"] / own["shuffled"])
     most = first.loc[first["ratio"].idxmax()]
-    said = f"The first unit of {published_label(most['layer'])} keeps {most['mean']:.0f} weights"
-    headline(figure, f"{said}, and {most['shuffled']:.0f} where the same number is shuffled")
+    said = f"In {published_label(most['layer'])}, the unit that keeps most has {most['mean']:.0f} weights left"
+    headline(figure, f"{said}, compared with {most['shuffled']:.0f} after shuffling")
     return figure
 
 
@@ -204,7 +205,7 @@ def weights(histograms: pd.DataFrame, tenths: pd.DataFrame, *, bound: float) -> 
     Args:
         histograms: ``init``, ``layer``, ``value``, ``before``, ``kept``; the first initialisation is drawn.
         tenths: ``init``, ``layer``, ``tenth``, ``kept``, ``low``, ``high``.
-        bound: What C34 asks the lowest tenth to stay below, as a share of the middle eight.
+        bound: C34's upper bound on what the lowest tenth keeps, as a share of what the middle eight keep.
     """
     inits, layers = list(dict.fromkeys(histograms["init"])), list(dict.fromkeys(histograms["layer"]))
     figure, axes = panels(2, len(layers), 2.1 * len(layers), 4.6)
@@ -212,25 +213,25 @@ def weights(histograms: pd.DataFrame, tenths: pd.DataFrame, *, bound: float) -> 
         axis = axes[0, layers.index(layer)]
         width = np.diff(part["value"]).mean()
         axis.bar(part["value"], part["before"], width, color="#d0d0d0", lw=0, label="weights before")
-        axis.bar(part["value"], part["kept"], width * 0.9, color=PALETTE[0], lw=0, label="weights kept")
+        axis.bar(part["value"], part["kept"], width * 0.9, color=look("snip").colour, lw=0, label="weights kept")
         axis.set_yticks([])
         axis.set_xticks([-1, 0, 1])
         axis.grid(visible=False)
         axis.set_title(published_label(layer))
-        axis.set_xlabel("weight over its bound")
+        axis.set_xlabel("weight / max |weight|")
     for column, layer in enumerate(layers):
         axis = axes[1, column]
         for i, init in enumerate(inits):
             part = tenths[(tenths["layer"] == layer) & (tenths["init"] == init)]
             bars = [100 * bar for bar in whiskers(part, "kept", "low", "high")]
-            options = {"fmt": ("o-", "s--")[i % 2], "color": PALETTE[i % 2], "label": init_label(init)}
+            options = {"fmt": ("o-", "s--")[i % 2], "color": CATEGORIES[i % 2], "label": init_label(init)}
             axis.errorbar(part["tenth"] + 0.15 * i, 100 * part["kept"], yerr=bars, ms=3, lw=1, **options)
             if i == 0:
                 middle = 100 * part["kept"].to_numpy()[1:-1].mean()
                 axis.plot([0.6, 1.6], [bound * middle] * 2, color="black", lw=1.2, ls="--")
         axis.set_ylim(bottom=0)
         axis.set_xticks([1, 5, 10])
-        axis.set_xlabel("tenth of magnitude")
+        axis.set_xlabel("tenth by magnitude")
     axes[0, 0].set_ylabel(f"number of weights\n({init_label(inits[0])})")
     axes[1, 0].set_ylabel("kept, %")
     ends = (axis.get_legend_handles_labels() for axis in (axes[0, 0], axes[1, 0]))
@@ -238,8 +239,8 @@ def weights(histograms: pd.DataFrame, tenths: pd.DataFrame, *, bound: float) -> 
     figure.legend(handles, names, loc="outside upper center", ncols=4)
     own = tenths[tenths["init"] == inits[0]].pivot(index="layer", columns="tenth", values="kept").loc[layers]
     largest = own.iloc[:, 0].idxmax()
-    said = f"Of the smallest tenth of the weights at most {100 * own.loc[largest].iloc[0]:.0f} % is kept ({published_label(largest)})"
-    headline(figure, f"{said}, of its largest tenth {100 * own.loc[largest].iloc[-1]:.0f} %")
+    said = f"SNIP keeps at most {100 * own.loc[largest].iloc[0]:.0f} % of the smallest tenth of a layer's weights ({published_label(largest)})"
+    headline(figure, f"{said}, and {100 * own.loc[largest].iloc[-1]:.0f} % of that layer's largest tenth")
     return figure
 
 
@@ -277,28 +278,28 @@ def curves(curves: pd.DataFrame) -> Figure:
     last = last.set_index("layer")["mean"] * 100
     most, least = last.idxmax(), last.idxmin()
     said = f"At sparsity {curves['sparsity'].max():g}, {published_label(most)} keeps {last[most]:.0f} %"
-    headline(figure, f"{said} of its weights, {published_label(least)} {last[least]:.1f} %")
+    headline(figure, f"{said} of its weights, and {published_label(least)} keeps {last[least]:.1f} %")
     return figure
 
 
 def prediction(frame: pd.DataFrame) -> Figure:
-    """Densities that shapes alone predict against measured ones, a panel per rule.
+    """Measured densities against predicted densities, one panel per rule.
 
     Args:
-        frame: ``rule``, ``network``, ``layer``, ``measured``, ``predicted`` (fractions), ``fitted`` (whether constants saw the network).
+        frame: ``rule``, ``network``, ``layer``, ``measured``, ``predicted`` (fractions), ``fitted`` (whether constants were fitted on the network).
     """
     frame = frame[frame["rule"] != "uniform"]
     rules = list(dict.fromkeys(frame["rule"]))
     figure, axes = panels(1, len(rules), 3.9 * len(rules), 4.0, sharey=True)
     lowest = 100 * frame[["measured", "predicted"]].to_numpy().min()
     ends = [max(0.7 * lowest, 0.1), 130]
-    looks = {True: ("constants fitted on it", "o", PALETTE[0]), False: ("another network", "D", "none")}
+    looks = {True: ("network used in the fit", "o", CATEGORIES[0]), False: ("unseen network", "D", "none")}
     for axis, rule in zip(axes[0], rules, strict=True):
         axis.plot(ends, ends, color="black", lw=0.8, ls=":")
         for fitted, (label, marker, face) in looks.items():
             part = frame[(frame["rule"] == rule) & (frame["fitted"].astype(bool) == fitted)]
             x, y = ((100 * part[column]).clip(lower=ends[0]) for column in ("predicted", "measured"))
-            edge = PALETTE[0] if fitted else PALETTE[3]
+            edge = CATEGORIES[0 if fitted else 1]
             axis.plot(x, y, marker, ms=5.5, mfc=face, mec=edge, mew=1.2, alpha=0.9, label=label)
         for along in ("x", "y"):
             percent_axis(axis, [0.1, 1, 2, 5, 10, 20, 50, 100], along=along)

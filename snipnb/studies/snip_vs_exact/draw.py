@@ -14,10 +14,10 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from snipnb.publish.sentences import fill
 from snipnb.publish.style import (
+    CATEGORIES,
     LAYER_COLOURS,
     LOOKS,
     NEUTRAL,
-    PALETTE,
     density,
     headline,
     init_label,
@@ -28,7 +28,7 @@ from snipnb.publish.style import (
     write,
 )
 
-LEAST_SHOWN = 0.75  # sparsity from which on pairs are drawn: those that C25 judges
+LEAST_SHOWN = 0.75  # smallest sparsity whose pairs are drawn and judged (C25)
 
 
 def salience_density(frame: pd.DataFrame) -> Figure:
@@ -76,11 +76,11 @@ def overlap(frame: pd.DataFrame, *, bound: float) -> Figure:
 
     Args:
         frame: ``panel``, ``line``, ``sparsity``, ``mean``, ``smallest``, ``largest``, ``chance``; the first line is the one that C24 judges.
-        bound: What the rule of C24 asks for.
+        bound: C24's lower bound on the overlap.
     """
     titles = list(dict.fromkeys(frame["panel"]))
     figure, axes = panels(1, len(titles), 4.9 * len(titles), 3.9, sharey=True)
-    looks = tuple(zip("osD^vX", (PALETTE[i] for i in (0, 1, 2, 4, 3, 5)), strict=True))
+    looks = tuple(zip("osD^vX", CATEGORIES, strict=True))
     judged = frame[(frame["panel"] == titles[0]) & (frame["line"] == frame["line"].iloc[0])]
     worst = judged.loc[judged["mean"].idxmin()]
     for axis, title in zip(axes[0], titles, strict=True):
@@ -105,7 +105,7 @@ def overlap(frame: pd.DataFrame, *, bound: float) -> Figure:
     write(left, f"{worst['mean']:.3f}", place, (-8, -4), ha="right", va="top", color="black", fontsize=8.5)
     left.set_ylabel("overlap of kept sets\n(intersection over union)")
     said = f"Over the whole network, the sets kept by SNIP and by exact salience overlap by {worst['mean']:.2f} at sparsity"
-    headline(figure, f"{said} {worst['sparsity']:g}, and by more at the others")
+    headline(figure, f"{said} {worst['sparsity']:g}, and by more at all other sparsities")
     return figure
 
 
@@ -117,7 +117,7 @@ def batches(frame: pd.DataFrame) -> Figure:
     """
     names = {"spearman": "rank correlation (Spearman)", "overlap": "overlap of kept sets"}
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.9), layout="constrained")
-    looks = [(PALETTE[3], "D"), *((look(name).colour, look(name).marker) for name in ("snip", "exact"))]
+    looks = [(CATEGORIES[1], "D"), *((look(name).colour, look(name).marker) for name in ("snip", "exact"))]
     for axis, (column, label) in zip(axes, names.items(), strict=True):
         for (comparison, part), (colour, marker) in zip(frame.groupby("comparison", sort=False), looks, strict=True):
             found = part.groupby("images")[column].agg(["mean", "min", "max"])
@@ -133,13 +133,13 @@ def batches(frame: pd.DataFrame) -> Figure:
     axes[1].legend(loc="lower right")
     few = min(sizes, key=lambda size: abs(size - 100))
     means = frame[frame["images"] == few].groupby("comparison", sort=False)["overlap"].mean()
-    said = f"From {few:,} images, the set that SNIP keeps overlaps by {means.iloc[0]:.2f} with the exact one"
-    headline(figure, f"{said}, and by {means.iloc[1]:.2f} with the exact one of all images")
+    said = f"From {few:,} images, SNIP's kept set overlaps by {means.iloc[0]:.2f} with the exact set of the same images"
+    headline(figure, f"{said}, and by {means.iloc[1]:.2f} with the exact set of all images")
     return figure
 
 
 def float32_steps(points: pd.DataFrame, kept: pd.DataFrame, *, step: float) -> Figure:
-    """Saliences from differences of float32 losses against exact ones (left); what that does to kept sets (right).
+    """Differences of float32 losses against exact saliences (left), and their effect on kept sets (right).
 
     Args:
         points: One row per filled bin: ``log10_exact``, ``difference`` (in steps), ``parameters``.
@@ -165,12 +165,12 @@ def float32_steps(points: pd.DataFrame, kept: pd.DataFrame, *, step: float) -> F
     figure.colorbar(dots, ax=left, label="parameters", shrink=0.8)
     x = 1 - kept["sparsity"]
     right.plot(x, kept["snip"], color=look("snip").colour, marker=look("snip").marker, label="SNIP and exact")
-    right.plot(x, kept["published"], color=PALETTE[3], marker="v", ls="--", label="float32 differences and exact")
+    right.plot(x, kept["published"], color=CATEGORIES[1], marker="v", ls="--", label="float32 differences and exact")
     sparsity_axis(right, list(kept["sparsity"]), unlabelled=(0.15, 0.25, 0.35, 0.45, 0.65))
     right.set_ylabel("overlap of kept sets")
     right.set_ylim(min(0.8, kept[["snip", "published"]].min().min() - 0.05), 1.01)
     right.legend(loc="lower left")
-    said = "A difference of float32 losses comes in steps of {step:power}; the sets that it keeps overlap by {least:.2f} or more with exact ones"
+    said = "Differences of float32 losses come in steps of {step:power}; the sets that they keep overlap by {least:.2f} or more with the exact sets"
     headline(figure, fill(said, {"step": step, "least": kept["published"].min()}))
     return figure
 
@@ -225,7 +225,7 @@ def _beyond(axis: Axes, curves: pd.DataFrame, top: float) -> None:
 
 
 def differences(pairs: pd.DataFrame, tests: pd.DataFrame, *, margin: float) -> Figure:
-    """Error rate minus that of the exact salience, pair by pair (left), and what C25 judges (right).
+    """Error rate minus exact salience's error rate, pair by pair (left), and what C25 judges (right).
 
     Args:
         pairs: ``criterion``, ``sparsity``, ``seed``, ``difference``, in percentage points.
@@ -259,7 +259,7 @@ def differences(pairs: pd.DataFrame, tests: pd.DataFrame, *, margin: float) -> F
     left.set_ylim(min(1.3 * reach.min(), -1.5 * margin), 1.4 * reach.max())
     left.yaxis.set_minor_locator(NullLocator())
     sparsity_axis(left, sorted(shown["sparsity"].unique()), unlabelled=())
-    left.set_ylabel("error rate minus that of the\nexact salience, percentage points")
+    left.set_ylabel("error rate minus exact salience's\nerror rate, percentage points")
     left.set_title("thin lines: seeds; thick: means; grey: margin")
     left.legend(loc="upper left")
     right.set_xticks(range(len(criteria)), [look(c).label for c in criteria])
@@ -267,7 +267,7 @@ def differences(pairs: pd.DataFrame, tests: pd.DataFrame, *, margin: float) -> F
     right.grid(axis="x", visible=False)
     right.set_title(f"mean over {LEAST_SHOWN:g} to {shown['sparsity'].max():g}, 95 %")
     test = tests.set_index("criterion").loc["snip"]
-    said = f"SNIP minus exact salience: {test['mean_difference']:+.3f} percentage points"
+    said = f"Error rate, SNIP minus exact salience: {test['mean_difference']:+.3f} percentage points"
     if test["n"] > 1:
         said += f" [{test['low95']:+.3f}, {test['high95']:+.3f}]"
     headline(figure, f"{said} (margin {margin:.2f}, seeds: {test['n']:.0f})")
