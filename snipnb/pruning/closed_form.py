@@ -1,7 +1,7 @@
 """A closed form of what SNIP keeps in each layer, from the layers' shapes and the distribution of their initial weights alone.
 
-Second moments are carried through the network at its start, for one image, for two of a class and for two of different
-classes; every salience is known from them up to its size. The four numbers that describe the images are constants.
+Second moments are propagated through the untrained network for one image, for two images of a class, and for two images of
+different classes. They give the scale of the salience in every tensor. Four constants describe the images.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ IMAGE_SHAPE = (1, 28, 28)
 
 @dataclass(frozen=True)
 class Constants:
-    """What the closed form has to know about images: how alike they are.
+    """What the closed form has to know about images: how similar they are.
 
-    They are fitted to saliences by :func:`snipnb.studies.seed_consistency.prediction.fit_constants`. As the moments are means over all positions of an
-    image, though its border is always the same, the first two come out above the correlations of the images themselves.
+    The constants are fitted to measured densities by :func:`snipnb.studies.seed_consistency.prediction.fit_constants`. The moments are
+    means over all positions of an image, although its border is always the same. So the first two constants are larger than the
+    correlations of the images themselves.
 
     Attributes:
         within: Correlation of two images of one class (mean product of their normalised pixels), in (0, 1).
         between: The same for two images of different classes.
-        neighbours: Correlation of the values that one max-pooling chooses from.
+        neighbours: Correlation of the values in one max-pooling window.
         contrast: Spread of the pixels' influence: standard deviation of its logarithm.
     """
 
@@ -82,34 +83,35 @@ def predicted_scales(
 ) -> dict[str, float]:
     """Root mean square of the SNIP salience in each parameter tensor, from shapes and initialisation alone.
 
-    **Definition.** For a weight from input j to output i the gradient is the mean over images of delta_i x_j, so its mean
-    square over initialisations is a mean over pairs of images of two correlations: K of the layer's inputs x, and P of the
-    backward signals delta, summed over positions. Both follow from layer to layer, for pairs within a class and between classes:
+    **Definition.** For a weight from input j to output i, the gradient is the mean over images of delta_i x_j. So its mean
+    square over initialisations is a mean over pairs of images of the product of two correlations: K of the layer's inputs x,
+    and P of the backward signals delta, summed over positions. Both follow from layer to layer, for pairs within a class and
+    between classes:
 
     - forward, K <- var(w) fan_in K + var(b), then E[relu(a) relu(a')] for normal a, a' with these moments;
-    - a max-pooling shifts and narrows the normal distribution to that of the largest of k equally correlated values;
+    - a max-pooling shifts and narrows the normal distribution to match the largest of k equally correlated values;
     - backward, P <- var(w) fan_out P, times the probability that both images pass the gate;
     - at C logits, (p - y)(p' - y') is (1 - 1/C)/C within a class and -1/C^2 between classes, plus the spread of the mean
-      probabilities over the initial logits, exp(K) - 1 times (1 - 1/C)/C^2.
+      probabilities over the initial logits, (exp(K) - 1) (1 - 1/C)/C^2.
 
     The scale is sqrt(var(w)) times the root of the mean of K P over pairs (1/C of them within a class); x = 1 for a bias.
     Padding counts as input 0. The mean product of forward and backward signals is taken as the product of their means, as in
     wide networks.
 
-    **Source.** The write-up's section 5 and claim C29 ask what SNIP knows of layers; this is what their shapes know. Moments
-    of wide networks at their start as in Poole et al. (2016) and Schoenholz et al. (2017).
+    **Source.** The write-up's section 5 and claim C29 ask what SNIP knows about layers. This is what their shapes alone say.
+    Moments of wide networks before training as in Poole et al. (2016) and Schoenholz et al. (2017).
 
     Args:
         model: ``nn.Sequential`` of Conv2d, Linear, ReLU, MaxPool2d, Flatten, Dropout; only its shapes are used.
         image_shape: ``(channels, height, width)`` or ``(features,)``; images are normalised to mean square 1.
-        init: What the parameters are drawn by, of :data:`snipnb.INITIALISATIONS`.
-        constants: How alike images are.
+        init: Initialisation of the parameters, one of :data:`snipnb.INITIALISATIONS`.
+        constants: How similar images are.
 
     Returns:
         Name -> scale; 0 for biases that start at zero.
 
     Raises:
-        ValueError: If the network holds another layer, images do not fit, or ``init`` or the constants are out of range.
+        ValueError: If the network has another layer, images do not fit, or ``init`` or the constants are out of range.
     """
     return {name: scale for name, (scale, _, _) in _predict(model, image_shape, init, constants).items()}
 
@@ -126,7 +128,7 @@ def predicted_densities(
 
     **Definition.** Within a tensor the salience is distributed as r w n, with w from the initialisation (uniform or normal)
     and n normal. r is the scale of :func:`predicted_scales`, given what all images share in the input unit and in the output
-    unit: images are alike, so some units are off for nearly all of them, others on. The threshold t solves
+    unit: images are similar, so some units are off for nearly all images, and others on. The threshold t solves
     sum_l m_l P(abs(s_l) > t) = number kept, over the m_l parameters of all tensors.
 
     Args:
@@ -137,17 +139,17 @@ def predicted_densities(
         constants: As :func:`predicted_scales`.
 
     Returns:
-        Name -> density in [0, 1]; density times size adds up to the exact number kept. What has no salience (biases that
-        start at zero) is kept only where there is room left.
+        Name -> density in [0, 1]; density times size adds up to the exact number kept. Parameters without salience
+        (biases that start at zero) are kept only where there is room left.
 
     Raises:
-        ValueError: As :func:`predicted_scales`, or if the sparsity is no number in [0, 1).
+        ValueError: As :func:`predicted_scales`, or if the sparsity is not a number in [0, 1).
     """
     tensors = _predict(model, image_shape, init, constants)
     sizes, kept = sizes_and_kept(model, sparsity)
     live = {name: parts for name, parts in tensors.items() if parts[0] > 0}
     spare = kept - sum(sizes[name] for name in live)
-    if spare >= 0:  # all that have a salience stay; of those without, as many as there is room for
+    if spare >= 0:  # all parameters with a salience stay; the others fill the room that is left
         rest = sum(sizes[name] for name in sizes if name not in live)
         return {name: 1.0 if name in live else spare / rest for name in sizes}
 
@@ -166,7 +168,7 @@ def predicted_densities(
 def _predict(
     model: nn.Sequential, image_shape: Sequence[int], init: str, constants: Constants
 ) -> dict[str, tuple[float, np.ndarray, bool]]:
-    """Per parameter tensor: scale of the salience, logarithms of its spread over pairs of units, and whether normal."""
+    """Per parameter tensor: scale of the salience, logarithms of its spread over pairs of units, and whether the distribution is normal."""
     check_choice("init", init, INITIALISATIONS)
     _check_constants(constants)
     layers = _mixings(model, tuple(image_shape), init, constants)
@@ -187,7 +189,7 @@ def _predict(
 
 
 def _mixings(model: nn.Module, shape: tuple[int, ...], init: str, constants: Constants) -> list[_Mixing]:
-    """The forward way of the second moments."""
+    """Propagate the second moments forward."""
     moments = np.array([1, constants.within, constants.between])
     unit_moments = moments[1:, None]
     if len(shape) not in (1, 3) or min(shape) < 1:
@@ -231,7 +233,7 @@ def _mixings(model: nn.Module, shape: tuple[int, ...], init: str, constants: Con
             shape = (math.prod(shape),)
         elif isinstance(layer, nn.ReLU) or (isinstance(layer, Pool) and layer.kind == "max" and layer.relu):
             if not mixings:
-                raise ValueError(f"layer {name!r} stands before any weights; the first must be a Conv2d or Linear")
+                raise ValueError(f"layer {name!r} comes before any weights; a Conv2d or Linear must come first")
             kernel = 1
             if isinstance(layer, Pool):
                 kernel = layer.kernel[0] * layer.kernel[1]
@@ -240,9 +242,9 @@ def _mixings(model: nn.Module, shape: tuple[int, ...], init: str, constants: Con
             last = mixings[-1]
             moments, last.gates, unit_moments, last.unit_gates = _gate(moments, kernel, constants.neighbours)
         else:
-            kind = "pooling without ReLU or by the mean" if isinstance(layer, Pool) else type(layer).__name__
+            kind = "average pooling or pooling without ReLU" if isinstance(layer, Pool) else type(layer).__name__
             raise ValueError(
-                f"layer {name!r} must be Conv2d, Linear, ReLU, MaxPool2d beside a ReLU, Flatten or Dropout; got {kind}"
+                f"layer {name!r} must be Conv2d, Linear, ReLU, MaxPool2d with a ReLU, Flatten or Dropout; got {kind}"
             )
     if not mixings or len(shape) != 1 or mixings[-1].gates[0] != 1:
         raise ValueError("the model does not end in logits; its last layer must be a Linear")
@@ -250,15 +252,15 @@ def _mixings(model: nn.Module, shape: tuple[int, ...], init: str, constants: Con
 
 
 def _gate(moments: np.ndarray, kernel: int, neighbours: float) -> tuple[np.ndarray, ...]:
-    """ReLU of the largest of ``kernel`` values: moments after it and gates, [3] each, and of single units, [2, nodes] each.
+    """ReLU of the largest of ``kernel`` values: moments after it and gates, [3] each, and the same of single units, [2, nodes] each.
 
-    A unit is known by the part of its input that all images share; images of a class share another part.
+    A unit is described by the part of its input that all images share. Images of a class share a further part.
     """
     top, narrowing = _largest(kernel)
     mean = top * np.sqrt((1 - neighbours) * moments[0])
     variance, within, between = moments * (neighbours + (1 - neighbours) * narrowing)
     after, gates = np.empty(3), np.empty(3)
-    for i, shared in enumerate((variance, within, between)):  # by two images, of the variance
+    for i, shared in enumerate((variance, within, between)):  # the variance that two images share
         value, passed = _given(mean + np.sqrt(shared) * _POINTS, variance - shared)
         after[i], gates[i] = _SHARES @ value**2, _SHARES @ passed**2
     centre = mean + np.sqrt(between) * _EVEN
@@ -272,7 +274,7 @@ def _gate(moments: np.ndarray, kernel: int, neighbours: float) -> tuple[np.ndarr
 
 
 def _given(centre: np.ndarray, variance: float) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of relu(a), and of a > 0, for normal a."""
+    """Mean of relu(a), and probability of a > 0, for normal a."""
     deviation = np.sqrt(max(variance, 1e-12))
     passed = special.ndtr(centre / deviation)
     return centre * passed + deviation * np.exp(-0.5 * (centre / deviation) ** 2) / np.sqrt(2 * np.pi), passed
@@ -317,7 +319,7 @@ def _tail(normal: bool, log_threshold: np.ndarray) -> np.ndarray:
 
 
 def _variances(init: str, inputs: int, outputs: int) -> tuple[float, float]:
-    """Of weights and of biases."""
+    """Variances of weights and of biases."""
     weights = 2 / (inputs + outputs) if init.startswith("xavier") else 1 / (3 * inputs)
     return weights, 0.0 if init.endswith("_zero_bias") else 1 / (3 * inputs)
 

@@ -1,7 +1,7 @@
-"""The registry of pruning criteria: how each chooses what a network keeps. How they look is for :data:`snipnb.publish.style.LOOKS`.
+"""The registry of pruning criteria: how each chooses what a network keeps. Their looks are in :data:`snipnb.publish.style.LOOKS`.
 
 A criterion ranks parameters (a function from a :class:`Start` to a salience), or says how many of each layer are kept (a function
-that makes the mask), or both. A new one is such a function and an entry in :data:`CRITERIA`, also from outside of the package:
+that makes the mask), or both. A new criterion is such a function and an entry in :data:`CRITERIA`, also from outside the package:
 
     >>> from snipnb import CRITERIA, Criterion, snip
     >>> def of_one_mini_batch(start):
@@ -26,26 +26,27 @@ from snipnb._checks import Salience
 from snipnb._engine.ensembles import stacked
 from snipnb.pruning import densities
 from snipnb.pruning.masks import LayerCollapseWarning, Mask, keep_mask, sizes_and_kept
+from snipnb.saliences.brute_force import float32_differences
 from snipnb.saliences.exact import exact_salience
 from snipnb.saliences.snip import magnitude_salience, random_salience, snip, snip_together
 from snipnb.saliences.taylor import printed_second_order, taylor_salience
 
-OTHER_NETWORKS = 5  # whose saliences are taken where a rule knows the architecture, not the network
-PERTURBATIONS = 6  # of one network's densities, each a criterion of its own
-OTHER_SEEDS = 1_000_000  # their seeds begin here, above the network's own
+OTHER_NETWORKS = 5  # networks whose saliences are taken where a rule knows the architecture, not the network
+PERTURBATIONS = 6  # draws of perturbed layer densities, each a criterion of its own
+OTHER_SEEDS = 1_000_000  # seeds of other networks begin here, above the network's own
 
 
 @dataclass(frozen=True)
 class Start:
-    """A network before training, and all that a criterion may look at.
+    """A network before training, and everything that a criterion may look at.
 
     Attributes:
         model: The network; not to be changed.
         images: [n, ...] on the model's device; empty for criteria that use none.
         labels: [n].
-        seed: Of the initial weights, and of what the criterion draws.
+        seed: Seed of the initial weights, and of what the criterion draws.
         init: Initialisation.
-        draw: Seed -> the same kind of network with weights of that seed.
+        draw: Seed -> the same kind of network, with the weights of this seed.
 
     Example:
         >>> import snipnb
@@ -63,7 +64,7 @@ class Start:
     draw: Callable[[int], nn.Module] | None = None
 
     def others(self, number: int) -> list[nn.Module]:
-        """Networks alike but for their initial weights, in evaluation mode."""
+        """Networks that differ only in their initial weights, in evaluation mode."""
         if self.draw is None:
             raise ValueError("this criterion draws other networks; its Start must have draw, a function of a seed")
         seeds = range(OTHER_SEEDS + number * self.seed, OTHER_SEEDS + number * (self.seed + 1))
@@ -72,7 +73,7 @@ class Start:
 
 
 def by_magnitude(start: Start, salience: Salience, sparsity: float) -> Mask:
-    """Keep the parameters of largest magnitude of the salience; exact count."""
+    """Keep the parameters with the largest salience magnitude; the count is exact."""
     return keep_mask(salience, sparsity, ties="stable")
 
 
@@ -81,12 +82,12 @@ class Criterion:
     """A way to choose what is kept before training.
 
     Attributes:
-        salience: Start -> salience; parameters of smallest magnitude of it go. None for rules that need none.
-        salience_of: Instead: the criterion whose salience is taken.
+        salience: Start -> salience; the parameters with its smallest magnitudes are removed. None for rules that need no salience.
+        salience_of: The criterion whose salience is taken instead.
         mask: Start, salience (empty if there is none) and sparsity -> mask, with an exact count.
         uses_images: Whether it depends on images at all.
-        version: Of what it computes; part of the identity of runs. Raise it when the numbers change. Runs of a criterion
-            without a version are not kept.
+        version: Version of what the criterion computes; part of the identity of runs. Raise it when the numbers change. Runs of
+            a criterion without a version are not kept.
     """
 
     salience: Callable[[Start], Salience] | None = None
@@ -101,7 +102,7 @@ class Criterion:
 
 
 def smallest(start: Start, salience: Salience, sparsity: float) -> Mask:
-    """The contrary: as many of every tensor as the salience would keep, but those of smallest magnitude; ties at random."""
+    """The opposite: as many of every tensor as the salience would keep, but with the smallest magnitudes; ties at random."""
     mask, draw = by_magnitude(start, salience, sparsity), _generator(start)
     for name, own in mask.items():
         order = torch.randperm(own.numel(), generator=draw).to(own.device)
@@ -111,12 +112,12 @@ def smallest(start: Start, salience: Salience, sparsity: float) -> Mask:
 
 
 def shuffled(start: Start, salience: Salience, sparsity: float) -> Mask:
-    """As many of every tensor as the salience would keep, drawn at random within it."""
+    """As many of every tensor as the salience would keep, drawn at random within the tensor."""
     return _drawn(start, densities.densities_of(by_magnitude(start, salience, sparsity)), sparsity)
 
 
 def mean_densities(start: Start, salience: Salience, sparsity: float) -> Mask:
-    """Random masks with mean layer densities of several networks, whose saliences are stacked: name -> [networks, ...]."""
+    """Random masks with the mean layer densities of several networks, whose saliences are stacked: name -> [networks, ...]."""
     return _drawn(start, _mean_densities(start, salience, sparsity), sparsity)
 
 
@@ -129,10 +130,12 @@ def _mean_densities(start: Start, salience: Salience, sparsity: float) -> densit
 
 
 def perturbed_densities(number: int) -> Callable[[Start, Salience, float], Mask]:
-    """Like :func:`mean_densities`, but the density of every tensor times 2^u, u even in [-1, 1], and then all by one factor so that as many are kept.
+    """Like :func:`mean_densities`, but every density is multiplied by 2^u with u uniform in [-1, 1].
+
+    Then all densities are multiplied by one factor, so that as many parameters are kept.
 
     Args:
-        number: Of the draw of u, from 1; networks of other seeds have other draws.
+        number: Number of the draw of u, from 1. Networks of different seeds have different draws.
     """
 
     def mask(start: Start, salience: Salience, sparsity: float) -> Mask:
@@ -157,7 +160,7 @@ def _drawn(start: Start, wanted: densities.Densities, sparsity: float) -> Mask:
 
 
 def _generator(start: Start) -> torch.Generator:
-    """The same draw for all rules of one seed, and not the stream that the weights came from."""
+    """The same draw for all rules of one seed. It is not the stream that the weights came from."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence((start.seed, 1)).generate_state(1)[0]))
 
 
@@ -180,7 +183,7 @@ def salience_for(name: str, start: Start) -> Salience:
 
 
 def mask_for(name: str, start: Start, salience: Salience, sparsity: float) -> Mask:
-    """The mask of a criterion, of a salience as from :func:`salience_for`; that it cuts the network shows in it: no warning."""
+    """The mask of a criterion for a salience from :func:`salience_for`. A mask that cuts the network gives no warning here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LayerCollapseWarning)
         return CRITERIA[name].mask(start, salience, sparsity)
@@ -190,10 +193,19 @@ def _taylor(order: int | str) -> Callable[[Start], Salience]:
     return lambda start: taylor_salience(start.model, start.images, start.labels, order=order)
 
 
+def _float32_differences(start: Start) -> Salience:
+    """The exact salience as the published code took it: differences of two mean losses in float32 (there on one mini-batch)."""
+    shapes = {name: p.shape for name, p in start.model.named_parameters()}
+    everything = {name: torch.arange(shape.numel()) for name, shape in shapes.items()}
+    found = float32_differences(start.model, start.images, start.labels, everything)
+    return {name: values.view(shapes[name]) for name, values in found.items()}
+
+
 _RULES = densities.rules()
 CRITERIA: dict[str, Criterion] = {
     "snip": Criterion(lambda s: snip(s.model, s.images, s.labels), version=1),
     "exact": Criterion(lambda s: exact_salience(s.model, s.images, s.labels), version=1),
+    "exact_float32": Criterion(_float32_differences, version=1),
     "random": Criterion(lambda s: random_salience(s.model, seed=s.seed), uses_images=False, version=1),
     "magnitude": Criterion(lambda s: magnitude_salience(s.model), uses_images=False, version=1),
     "second_order": Criterion(_taylor(2), version=1),

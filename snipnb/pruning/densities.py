@@ -1,7 +1,7 @@
 """How many parameters of each layer are kept, by rules that look at no image.
 
-A density is the kept fraction of one parameter tensor; densities are dictionaries keyed like ``model.named_parameters()``.
-The rules: the closed form of :mod:`snipnb.pruning.closed_form`, Erdos-Renyi-kernel, uniform.
+A density is the kept fraction of one parameter tensor. Densities are dictionaries keyed like ``model.named_parameters()``.
+The rules are the closed form of :mod:`snipnb.pruning.closed_form`, Erdos-Renyi-kernel and uniform.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ BIASES = ("formula", "like_weights")
 def erdos_renyi_kernel_densities(model: nn.Module, sparsity: float, *, biases: str = "formula") -> Densities:
     """Erdos-Renyi-kernel densities: large layers are thinned more than small ones.
 
-    **Definition.** The density of a tensor is min(1, c r), r = (sum of its dimensions) / (their product), with c such that
+    **Definition.** The density of a tensor is min(1, c r), with r = (sum of its dimensions) / (their product), and c such that
     the number kept is exact: what tensors capped at 1 leave over goes to the others.
 
-    **Source.** Mocanu et al. (2018) for linear layers; Evci et al. (2020) with kernel sizes. There biases stay whole and are
-    not counted. Here they are parameters like others, as for SNIP.
+    **Source.** Mocanu et al. (2018) for linear layers; Evci et al. (2020) with kernel sizes. In these papers biases stay whole
+    and are not counted. Here biases are parameters like any other, as for SNIP.
 
     Args:
         sparsity: Fraction removed, in [0, 1).
@@ -45,7 +45,7 @@ def erdos_renyi_kernel_densities(model: nn.Module, sparsity: float, *, biases: s
             ``"like_weights"``: the density of the layer's weights, where it has any.
 
     Raises:
-        ValueError: If an option is unknown or the sparsity no number in [0, 1).
+        ValueError: If an option is unknown or the sparsity is not a number in [0, 1).
     """
     check_choice("biases", biases, BIASES)
     sizes, kept = sizes_and_kept(model, sparsity)
@@ -58,7 +58,7 @@ def erdos_renyi_kernel_densities(model: nn.Module, sparsity: float, *, biases: s
 
 
 def proportional_densities(sizes: Mapping[str, int], ratios: Mapping[str, float], num_kept: int) -> Densities:
-    """Densities min(1, c r) with one factor c for all tensors, such that so many parameters are kept.
+    """Densities min(1, c r) with one factor c for all tensors, such that ``num_kept`` parameters are kept.
 
     Args:
         sizes: Name -> number of parameters.
@@ -96,8 +96,8 @@ def densities_of(mask: Mask) -> Densities:
 def mask_of_densities(model: nn.Module, densities: Densities, *, num_kept: int | None = None, seed: int = 0) -> Mask:
     """A random mask with given layer densities and an exact number kept.
 
-    **Definition.** Density times size, rounded down, is kept of each tensor; the rest, up to ``num_kept``, goes one by one
-    to the tensors with the largest remainders (of equal ones, the earlier). Which entries stay is drawn evenly.
+    **Definition.** Each tensor keeps its density times its size, rounded down. The rest, up to ``num_kept``, goes one by one to
+    the tensors with the largest remainders (of equal remainders, to the earlier tensor). All entries are equally likely to stay.
 
     With ``densities_of(mask)`` this shuffles a mask within its layers. For one seed, masks nest as densities rise.
 
@@ -105,7 +105,7 @@ def mask_of_densities(model: nn.Module, densities: Densities, *, num_kept: int |
         model: Gives names, shapes and devices.
         densities: Name -> density in [0, 1] for every parameter.
         num_kept: Exact number kept; default what the densities add up to, rounded.
-        seed: Draw of the entries; the global random state is neither used nor changed.
+        seed: Determines the entries; the global random state is neither used nor changed.
 
     Returns:
         Name -> boolean tensor; True keeps.

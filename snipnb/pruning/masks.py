@@ -1,6 +1,6 @@
 """From a salience and a sparsity to a mask, tables of what a mask keeps, and the bridge to ``torch.nn.utils.prune``.
 
-A mask is a dictionary keyed like ``model.named_parameters()`` of boolean tensors; True keeps.
+A mask is a dictionary of boolean tensors, keyed like ``model.named_parameters()``; True keeps.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ def sizes_and_kept(model: nn.Module, sparsity: float) -> tuple[dict[str, int], i
 
 
 def keep_mask(salience: Salience, sparsity: float, *, ties: str = "remove") -> Mask:
-    """The mask that removes the given fraction of all parameters, those of smallest salience magnitude, in one shot.
+    """The mask that removes the given fraction of all parameters, those with the smallest salience magnitude, in one shot.
 
     **Definition.** With m parameters in all and r = floor(sparsity * m), every parameter whose magnitude is at most the
-    r-th smallest goes; r = 0 removes none. Parameters of all tensors are ranked together.
+    r-th smallest is removed; r = 0 removes none. Parameters of all tensors are ranked together.
 
     **Source.** Write-up, section 2, step 2: "set to 0 all the parameters w_j for which the salience" is at most the
     kappa-th. **Departs from** it in words only: kappa there is both a sparsity level and a rank; the rank is r.
@@ -69,14 +69,14 @@ def keep_mask(salience: Salience, sparsity: float, *, ties: str = "remove") -> M
     Args:
         salience: Name -> signed salience; ranked by magnitude.
         sparsity: Fraction removed, in [0, 1).
-        ties: ``"remove"``: all parameters tied at the threshold go, so more than r may (the write-up's rule).
-            ``"stable"``: exactly r go; among ties, the one that stands earlier in the model stays.
+        ties: ``"remove"``: all parameters tied at the threshold are removed, which may be more than r (the write-up's rule).
+            ``"stable"``: exactly r are removed; among ties, the parameter that comes earlier in the model stays.
 
     Returns:
-        Dictionary name -> boolean tensor; True keeps. Masks nest: what a sparsity removes, every higher one removes.
+        Dictionary name -> boolean tensor; True keeps. Masks nest: what a sparsity removes, every higher sparsity removes.
 
     Raises:
-        ValueError: If the sparsity is not a number in [0, 1), the salience is empty or not finite, or ``ties`` unknown.
+        ValueError: If the sparsity is not a number in [0, 1), the salience is empty or not finite, or ``ties`` is unknown.
 
     Warns:
         LayerCollapseWarning: If a weight tensor keeps nothing.
@@ -94,7 +94,7 @@ def keep_mask(salience: Salience, sparsity: float, *, ties: str = "remove") -> M
     elif ties == "remove":
         kept = magnitudes > magnitudes.kthvalue(removed).values
     else:
-        order = torch.sort(magnitudes, descending=True, stable=True).indices  # of equal ones the earlier comes first
+        order = torch.sort(magnitudes, descending=True, stable=True).indices  # among equals, the earlier comes first
         kept = torch.zeros_like(magnitudes, dtype=torch.bool)
         kept[order[: magnitudes.numel() - removed]] = True
     parts = kept.split([s.numel() for s in salience.values()])
@@ -104,7 +104,7 @@ def keep_mask(salience: Salience, sparsity: float, *, ties: str = "remove") -> M
 
 
 def standardise(salience: Salience) -> Salience:
-    """Saliences as percentages: 100 abs(s_j) / sum of abs(s), as the write-up suggests (section 1). Ranks the same.
+    """Saliences as percentages: 100 abs(s_j) / sum of abs(s), as the write-up suggests (section 1). The ranking stays the same.
 
     Raises:
         ValueError: If the salience is empty, not finite, or zero everywhere.
@@ -116,7 +116,7 @@ def standardise(salience: Salience) -> Salience:
     """
     largest = _flat_magnitudes(salience).max().double()
     if largest == 0:
-        raise ValueError("every salience is zero; percentages need at least one that is not")
+        raise ValueError("every salience is zero; percentages need at least one nonzero salience")
     scaled = {name: s.detach().abs().double() / largest.to(s.device) for name, s in salience.items()}  # cannot overflow
     total = float(sum(s.sum().cpu() for s in scaled.values()))
     return {name: 100 * s / total for name, s in scaled.items()}
@@ -146,10 +146,10 @@ def collapsed_layers(mask: Mask) -> list[str]:
 
 
 def warn_of_collapse(mask: Mask) -> None:
-    """A LayerCollapseWarning, for the caller of the function that made a mask, if a weight tensor keeps nothing."""
+    """Warn the caller of the function that made a mask if a weight tensor keeps nothing."""
     if collapsed := collapsed_layers(mask):
         kept, left = num_kept(mask), ", ".join(collapsed)
-        message = f"with {kept:,} parameters kept, nothing is left of {left}: the network is cut through there"
+        message = f"with {kept:,} parameters kept, nothing is left of {left}: the network is cut there"
         warnings.warn(message, LayerCollapseWarning, stacklevel=3)
 
 
@@ -186,8 +186,8 @@ def apply_mask(model: nn.Module, mask: Mask) -> nn.Module:
         The same model.
 
     Raises:
-        ValueError: If names or shapes of the mask are not those of the model, entries are not boolean, or a parameter is
-            tied, standing in several modules, which ``torch.nn.utils.prune`` cannot mask. The model is then unchanged.
+        ValueError: If names or shapes of the mask and the model differ, entries are not boolean, or a parameter is tied: it
+            belongs to several modules, and ``torch.nn.utils.prune`` cannot mask it. The model is then unchanged.
 
     Example:
         >>> import snipnb
@@ -218,7 +218,7 @@ def check_mask_fits(model: nn.Module, mask: Mask) -> None:
 
 
 def _check_places(model: nn.Module) -> None:
-    """Raise ValueError unless torch.nn.utils.prune can mask every parameter: one place each, and its names are free."""
+    """Raise ValueError unless torch.nn.utils.prune can mask every parameter: each has one place, and the names it needs are free."""
     places: dict[int, str] = {}
     for prefix, module in model.named_modules():
         for slot, p in module._parameters.items():
@@ -231,7 +231,7 @@ def _check_places(model: nn.Module) -> None:
                 )
             places[id(p)] = name
             if taken := [s for s in (f"{slot}_orig", f"{slot}_mask") if hasattr(module, s)]:
-                raise ValueError(f"{prefix!r} has an attribute {taken[0]!r} already, which pruning {name!r} needs")
+                raise ValueError(f"{prefix!r} already has an attribute {taken[0]!r}, which pruning {name!r} needs")
 
 
 def _flat_magnitudes(salience: Salience) -> Tensor:

@@ -1,1 +1,1 @@
-"""Training of many masked networks, and what is kept of it."""
+"""Training many masked networks, and keeping the results."""

@@ -1,10 +1,10 @@
-"""Grids of training runs: one call for hundreds of pruned networks, spread over processors, never losing what is finished.
+"""Grids of training runs: one call trains hundreds of pruned networks, spread over processors, and never loses a finished run.
 
-A run is what its configuration says (:func:`run_key`), not the text of the code that made it: finished runs are found one by one, whatever grid they
-were part of. What is missing is trained in groups: runs that share model, seeds, split, epochs and batch size, at most ``group_size`` of
-them, in an order that the whole grid fixes. A group keeps its state after every epoch and is recorded when it is finished
-(``store.py``); running a grid again goes on with an unfinished group from its last epoch, and ends in the same table. Each group is
-trained on one processor thread, so the number of processors does not matter either.
+A run is identified by its configuration (:func:`run_key`), not by the code that made it. A finished run is found whatever grid it was part of.
+Missing runs are trained in groups of at most ``group_size`` runs that share model, seeds, split, epochs and batch size. The whole grid fixes
+their order. A group saves its state after every epoch and is recorded when it is finished (``store.py``). Running a grid again resumes an
+unfinished group after its last epoch, and ends in the same table. Each group is trained on one processor thread, so results do not depend
+on the number of processors.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from snipnb.training.provenance import trained_by
 from snipnb.training.runs import GROUP_SIZE, SHIPPED, RunConfig, group_name, groups_of, is_kept, run_key, short_digest
 from snipnb.training.store import Store, StoreError
 
-_said: set[str] = set()  # criteria of which it was said that their runs are not kept
+_said: set[str] = set()  # criteria with a warning already given: their runs are not kept
 
 
 def run_grid(
@@ -50,26 +50,26 @@ def run_grid(
     group_size: int = GROUP_SIZE,
     device: str | None = None,
 ) -> pd.DataFrame:
-    """Train every configured network, or look it up where that was done before.
+    """Train every configured network, or look it up if it was trained before.
 
     Args:
-        configs: The runs, or name -> runs; equal ones are trained once.
-        store: Folder that keeps finished runs and the state of unfinished ones; default none is kept.
-        jobs: Groups at a time, spread by joblib. Default: what ``joblib.parallel_config`` says; without it one process per
-            processor, or one in all on a GPU.
-        group_size: Networks trained together, at most. It moves results by rounding alone.
-        device: Where to train; default CUDA where there is one.
+        configs: The runs, or name -> runs; equal runs are trained once.
+        store: Folder for finished runs and the state of unfinished runs. By default, nothing is kept.
+        jobs: Groups trained at a time, spread by joblib. Default: what ``joblib.parallel_config`` says, else one process per
+            processor, or a single process on a GPU.
+        group_size: Largest number of networks trained together. It changes results only by rounding.
+        device: Where to train; default CUDA if available.
 
     Returns:
         Tidy frame, one row per run and epoch, runs in the order given: the fields of :class:`RunConfig` without the recipe,
-        ``kept`` (parameters), ``collapsed`` (weight tensors of which nothing is kept), ``epoch``, ``train_loss``,
-        ``validation_error``, ``test_error`` (fractions; NaN where there are no such images). ``attrs["trained_by"]`` lists who trained the
-        runs: commit, versions, device and processor, with runs and seconds. A warning says if devices or minor versions of PyTorch
-        are mixed, and if runs of a criterion without a version are not kept. Of named runs, ``name`` is added.
+        ``kept`` (number of parameters), ``collapsed`` (number of weight tensors that keep nothing), ``epoch``, ``train_loss``,
+        ``validation_error``, ``test_error`` (fractions; NaN without such images). For named runs, ``name`` is added.
+        ``attrs["trained_by"]`` lists what trained the runs: commit, versions, device and processor, with runs and seconds.
+        Warnings say if devices or minor versions of PyTorch are mixed, and if runs are not kept because a criterion has no version.
 
     Raises:
-        ValueError: If something among ``configs`` is not a RunConfig.
-        StoreError: If the store cannot be written; what was finished is kept.
+        ValueError: If an element of ``configs`` is not a RunConfig.
+        StoreError: If the store cannot be written. Finished runs are kept.
 
     Example:
         >>> import snipnb
@@ -105,7 +105,7 @@ def run_grid(
 def _runs_of(
     configs: Sequence[RunConfig], place: Store, jobs: int | None, group_size: int, device: str
 ) -> dict[RunConfig, Mapping]:
-    """The finished runs, after training those that are missing."""
+    """The finished runs, after training the missing ones."""
     keys = {config: run_key(config) for config in configs}
     finished = place.runs()
     tasks: dict[str, list[RunConfig]] = {}
@@ -115,8 +115,8 @@ def _runs_of(
     if tasks:
         _train_all(tasks, place, jobs, device)
         finished = place.runs()
-    if gone := [config for config, key in keys.items() if key not in finished]:  # somebody took them away meanwhile
-        raise StoreError(f"{len(gone)} finished runs are gone from {place.folder}, the first is {gone[0]}; run again")
+    if gone := [config for config, key in keys.items() if key not in finished]:  # deleted in the meantime
+        raise StoreError(f"{len(gone)} finished runs have gone from {place.folder}; the first is {gone[0]}; run again")
     return {config: finished[key] for config, key in keys.items()}
 
 
@@ -127,14 +127,14 @@ def _say_what_is_not_kept(criteria: set[str]) -> None:
     for name in sorted(criteria - _said):
         _said.add(name)
         warnings.warn(
-            f"runs of criterion {name!r} are not kept, because it has no version; give it one, "
-            "Criterion(..., version=1), and raise it whenever what it computes changes",
+            f"runs of criterion {name!r} are not kept, because it has no version; give it one with "
+            "Criterion(..., version=1), and raise the version whenever its computation changes",
             stacklevel=3,
         )
 
 
 def _own_criteria(group: Iterable[RunConfig]) -> list[str]:
-    """Criteria of some runs that do not come with the package, and those whose saliences they take."""
+    """Names of the criteria that runs use, directly or for their saliences, and that do not come with the package."""
     names = {c.criterion for c in group}
     names |= {ranked_by(name) for name in names}
     return sorted(name for name in names if CRITERIA[name] is not SHIPPED.get(name))
@@ -157,7 +157,7 @@ def _table(configs: Sequence[RunConfig], rows: Mapping[RunConfig, Mapping]) -> p
 
 
 def _provenance(runs: Sequence[Mapping]) -> list[dict[str, Any]]:
-    """Who trained the runs of a table: a dict for each commit, package version and machine, with its number of runs and seconds."""
+    """What trained the runs of a table: a dict for each commit, package version and machine, with its number of runs and seconds."""
     found: dict[str, dict[str, Any]] = {}
     for run in runs:
         maker = {key: run["trained_by"].get(key) for key in ("commit", "torch", "numba", "device", "processor")}
@@ -180,14 +180,14 @@ _split = cache(load_split)
 
 
 def _source(config: RunConfig) -> RunConfig:
-    """What the saliences of a run follow from."""
+    """A configuration that holds only what the saliences of a run depend on."""
     return dataclasses.replace(
         config, criterion=ranked_by(config.criterion), sparsity=0.0, data_seed=0, recipe=Recipe()
     )
 
 
 def _start(config: RunConfig, device: str) -> Start:
-    """What the criterion of a run may look at."""
+    """What the criterion of a run may use."""
     images, labels = torch.empty(0), torch.empty(0)
     if CRITERIA[config.criterion].uses_images:
         split = _split(config.split, sample=config.sample)
@@ -198,15 +198,15 @@ def _start(config: RunConfig, device: str) -> Start:
 
 
 def _drawn(name: str, init: str, images: Tensor, device: str, seed: int) -> nn.Module:
-    """A network at its start; where it has batch norms, with the statistics of some images."""
+    """A network before training; its batch norms have the statistics of the images, if there are any."""
     model = MODELS[name](init=init, seed=seed).to(device)
     return set_running_statistics(model, images) if len(images) else model
 
 
 def masks_of(group: Sequence[RunConfig], place: Store, device: str) -> list[Mask]:
-    """What every run of a group keeps; saliences that take images are kept in the store."""
+    """The mask of every run of a group; saliences that use images are kept in the store."""
     masks: list[Mask] = []
-    # what a mask follows from but for its sparsity; runs are in the order of criteria
+    # all that a mask depends on except its sparsity; runs are sorted by criterion
     for alone, runs in groupby(group, lambda c: dataclasses.replace(c, sparsity=0.0, recipe=Recipe())):
         start, salience = _start(alone, device), _salience(_source(alone), place, device)
         masks += [mask_for(c.criterion, start, salience, c.sparsity) for c in runs]
@@ -237,17 +237,17 @@ def _kept_salience(name: str, place: Store) -> Salience | None:
 
 
 def keep_saliences(configs: Iterable[RunConfig], place: Store, device: str) -> None:
-    """Compute the saliences that runs take and keep them in ``place``, with all threads; training itself takes one."""
+    """Compute the saliences that runs need, on all threads, and keep them in ``place``; training itself uses one thread."""
     for source in dict.fromkeys(map(_source, configs)):
         if CRITERIA[source.criterion].uses_images:
             _salience(source, place, device)
 
 
 def _train_all(tasks: Mapping[str, list[RunConfig]], place: Store, jobs: int | None, device: str) -> None:
-    """Train all groups; those that another process is working on are waited for at the end.
+    """Train all groups; wait at the end for groups that another process is training.
 
-    Workers make the masks from saliences that were kept before: a task is only some configurations, since a worker that was sent half
-    of a large one when its parent was killed would wait for the rest for ever.
+    Workers make the masks from saliences that were kept before, so a task is only a few configurations. If the parent were killed while
+    it sent a large task, the worker would wait for the rest for ever.
     """
     keep_saliences((config for group in tasks.values() for config in group), place, device)
     left = list(tasks.items())
@@ -274,7 +274,7 @@ def _is_finished(group: Iterable[RunConfig], finished: Collection[str]) -> bool:
 
 
 def _jobs(device: str) -> int:
-    """How many groups at a time, if the caller does not say."""
+    """How many groups to train at a time if the caller does not say."""
     if device != "cpu":
         return 1
     from joblib.parallel import get_active_backend
@@ -284,9 +284,9 @@ def _jobs(device: str) -> int:
 
 
 def _train_quietly(caller: int, own: Mapping[str, Criterion], *task, **options) -> None:
-    """In a worker: the caller shows the progress, and gives the criteria that did not come with the package.
+    """Train a group in a worker: the caller shows the progress and passes the criteria that do not come with the package.
 
-    A process that worked before may still have those of that time.
+    A reused process may still hold the criteria of an earlier call.
     """
     os.environ["SNIPNB_PROGRESS"] = "0"
     if os.getpid() != caller:
@@ -296,7 +296,7 @@ def _train_quietly(caller: int, own: Mapping[str, Criterion], *task, **options) 
 
 
 def _train_group(name: str, group: list[RunConfig], folder: Path, device: str, *, wait: bool) -> None:
-    """Train one group and record it, unless somebody else does."""
+    """Train one group and record it, unless another process does."""
     place = Store(folder)
     with place.lock(name, wait=wait) as ours:
         if not ours or _is_finished(group, place.runs()):
@@ -321,7 +321,7 @@ def _train_group(name: str, group: list[RunConfig], folder: Path, device: str, *
 def train_group(
     group: Sequence[RunConfig], masks: Sequence[Mask], device: str, checkpoint: Checkpoint | None = None
 ) -> list[pd.DataFrame]:
-    """Train the runs of one group from their start, or from a checkpoint; their histories. Nothing is recorded."""
+    """Train the runs of one group from the start or from a checkpoint; returns their histories. Nothing is recorded."""
     first = group[0]
     return train_together(
         [MODELS[c.model](init=c.init, seed=c.init_seed).to(device) for c in group],
@@ -334,7 +334,7 @@ def train_group(
 
 
 class _Checkpoint:
-    """Keeps the state of a group in the store, and the seconds that went into it, interruptions not counted."""
+    """Keeps the state of a group in the store, with the seconds spent on it, not counting interruptions."""
 
     def __init__(self, place: Store, name: str) -> None:
         self.place, self.name, self.before, self.start = place, name, 0.0, time.time()
@@ -357,7 +357,7 @@ class _Checkpoint:
 
 @contextmanager
 def _progress(tasks: Mapping[str, list[RunConfig]], place: Store) -> Iterator[None]:
-    """A bar over all epochs of all networks, read off the store, where somebody is there to see it."""
+    """A progress bar over all epochs of all networks, read from the store, if there is somebody to see it."""
     stream = progress_stream()
     if stream is None:
         yield

@@ -1,8 +1,8 @@
-"""Training of masked networks, many at once, in which pruned weights are exactly zero at every step.
+"""Training many masked networks at once; pruned weights are exactly zero at every step.
 
-Networks of one architecture that see the same images in the same order are trained together (``_engine/ensembles.py``): they share the
-copies that the first convolution needs, and their matrix products are one. What each of them computes is what it would
-alone. On a processor, pruned weights take no time where most of a layer is pruned (``kernels.py``).
+Networks of one architecture that see the same images in the same order are trained together (``_engine/ensembles.py``). They share the
+copies that the first convolution needs, and their matrix products are computed as one. Each network computes what it would compute
+alone. On a processor, pruned weights take no time if most of a layer is pruned (``kernels.py``).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ OPTIMISERS = ("adam", "sgd")
 SCHEDULES = ("one_cycle", "constant", "step", "exponential", "cosine")
 WARM_UP_SHARE = 0.1
 SCORING_BATCH = 1000
-# How much is done at once: on a processor what its caches hold, on a GPU everything.
+# How much is done at once: on a processor as much as its caches hold, on a GPU everything.
 NETWORKS = {"cpu": 24, "cuda": 1024}
 IMAGES = {"cpu": 64, "cuda": 1024}
 SCORED = {"cpu": 48, "cuda": 1000}
@@ -52,12 +52,14 @@ class Recipe:
         epochs: Passes over the training images.
         batch_size: Images per step.
         optimiser: ``"adam"`` or ``"sgd"``.
-        learning_rate: Constant rate, or the peak of the one-cycle schedule.
+        learning_rate: First rate of a schedule, or the peak of the one-cycle schedule.
         schedule: ``"constant"``, ``"step"``, ``"exponential"``, ``"cosine"`` or ``"one_cycle"``: see :func:`learning_rate`.
         weight_decay: L2 penalty added to the gradient.
-        momentum: Of SGD, from 0 and below 1; Adam has its own.
+        momentum: Momentum of SGD, in [0, 1); Adam has its own.
         decay: Factor of the step and exponential schedules.
         decay_every: Epochs between two steps of the step schedule.
+        masks_at: ``"end"`` of a step: pruned parameters are zero at every step, and when a network is scored. ``"start"``: they are set to zero
+            before every step and take part in it, so that scored networks carry one step of pruned parameters.
 
     Example:
         >>> import snipnb
@@ -74,6 +76,7 @@ class Recipe:
     momentum: float = 0.9
     decay: float = 0.95
     decay_every: int = 15
+    masks_at: str = "end"
 
     def __post_init__(self) -> None:
         for field in ("epochs", "batch_size", "decay_every"):
@@ -84,11 +87,12 @@ class Recipe:
         check_number("decay", self.decay, "(0, 1]")
         check_choice("optimiser", self.optimiser, OPTIMISERS)
         check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("masks_at", self.masks_at, ("end", "start"))
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """PyTorch's operations take one processor thread, then as many as before."""
+    """Let PyTorch use one processor thread, and afterwards as many as before."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -100,18 +104,18 @@ def one_thread() -> Iterator[None]:
 def train(
     model: nn.Module, split: Split, *, mask: Mask | None = None, recipe: Recipe | None = None, data_seed: int = 0
 ) -> pd.DataFrame:
-    """Train one network in place, its pruned parameters held at exactly zero: :func:`train_together` for one.
+    """Train one network in place, with pruned parameters held at exactly zero: :func:`train_together` for one network.
 
     Args:
         model: The network; its parameters are changed, and it is left in evaluation mode.
         split: What to train on and what to score on.
         mask: What to keep; default everything.
         recipe: Default ``Recipe()``.
-        data_seed: Draw of the image order, and of dropout.
+        data_seed: Seed of the image order and of dropout.
 
     Returns:
         Tidy frame, one row per epoch: ``epoch`` (from 1), ``train_loss`` (mean over the epoch, while training),
-        ``validation_error``, ``test_error`` (fractions wrong; NaN where the split has no such images).
+        ``validation_error``, ``test_error`` (fractions of wrong images; NaN if the split has no such images).
 
     Raises:
         ValueError: If the model has layers that are not covered, or the mask does not fit it.
@@ -139,27 +143,27 @@ def train_together(
 ) -> list[pd.DataFrame]:
     """Train several networks of one architecture in place, on the same images in the same order.
 
-    On a processor one thread is used: operations are too short to share, and results do not depend on a number of threads.
-    Spread networks over processors with :func:`snipnb.run_grid`.
+    On a processor, training uses one thread: operations are too short to share, and results do not depend on the number of threads.
+    :func:`snipnb.run_grid` spreads networks over processors.
 
     **Definition.** Each network has its own parameters, mask and optimiser state; nothing passes between them. Pruned
     parameters start at zero and their gradients are masked before every step, so neither momentum nor weight decay can move
-    them. The loss is the mean cross-entropy of a batch. Images are shuffled anew each epoch.
+    them (for another order see ``Recipe.masks_at``). The loss is the mean cross-entropy of a batch. Images are shuffled anew each epoch.
 
     Args:
-        models: Networks (``nn.Sequential`` of the layers that :func:`snipnb.exact_salience` covers), alike but for their
-            values; changed, and left in evaluation mode.
+        models: Networks (``nn.Sequential`` of the layers that :func:`snipnb.exact_salience` covers) that differ only in their
+            values. They are changed, and left in evaluation mode.
         split: What to train on and what to score on.
-        masks: What to keep of each; default everything.
-        recipe: Of all, or one each; they have epochs and batch size in common. Default ``Recipe()``.
-        data_seed: Draw of the image order, and of dropout.
-        checkpoint: Keeps the state after each epoch, and gives back the last one to go on from; the end is the same.
+        masks: What to keep of each network; default everything.
+        recipe: One recipe for all networks, or one per network with the same epochs and batch size. Default ``Recipe()``.
+        data_seed: Seed of the image order and of dropout.
+        checkpoint: Keeps the state after each epoch, and returns the last state to resume from; the result is the same.
 
     Returns:
         One frame per network, as from :func:`train`.
 
     Raises:
-        ValueError: If models are not covered or not alike, a mask or images do not fit, labels are no classes of the models, or
+        ValueError: If models are not covered or not alike, a mask or images do not fit, labels are not classes of the models, or
             recipes differ in epochs or batch size. The models are then unchanged.
 
     Example:
@@ -189,7 +193,7 @@ def train_together(
         arrays, rows = found[0], list(found[1])
         group.restore(arrays, steps * len(rows))
     for epoch in range(epochs):
-        order = torch.randperm(len(labels), generator=shuffle)  # drawn for finished epochs too: the next ones follow
+        order = torch.randperm(len(labels), generator=shuffle)  # drawn for finished epochs too, as later draws follow
         if epoch < len(rows):
             continue
         losses = torch.zeros(len(models), dtype=torch.float64, device=group.device)
@@ -213,7 +217,7 @@ class Checkpoint(Protocol):
     """Where :func:`train_together` keeps its state after each epoch."""
 
     def load(self) -> tuple[Mapping[str, Tensor], list[dict[str, list[float]]]] | None:
-        """The tensors and rows that were saved last, or None."""
+        """The tensors and rows that were last saved, or None."""
 
     def save(self, tensors: Mapping[str, Tensor], rows: list[dict[str, list[float]]]) -> None:
         """Keep the state after ``len(rows)`` epochs."""
@@ -233,14 +237,14 @@ class _Group:
             layers_of(model)
         places = [t.data_ptr() for m in models for t in (*m.parameters(), *m.buffers()) if t.numel()]
         if len(set(places)) < len(places):
-            raise ValueError("two models share a tensor, or one is given twice; each must have tensors of its own")
+            raise ValueError("two models share a tensor, or a model is given twice; each must have its own tensors")
         for recipe in recipes:
             check_type("every recipe", recipe, Recipe)
         for name, given in (("masks", masks), ("recipes", recipes)):
             if len(given) != len(models):
                 raise ValueError(f"there must be as many {name} as models; got {len(given)} for {len(models)}")
         if len(common := {(r.epochs, r.batch_size) for r in recipes}) > 1:
-            raise ValueError(f"recipes must have epochs and batch_size in common; got {sorted(common)}")
+            raise ValueError(f"recipes must have the same epochs and batch_size; got {sorted(common)}")
         self.models, self.stack = models, Stack(models[0])
         first = dict(models[0].named_parameters())
         self.device = next(iter(first.values())).device
@@ -251,13 +255,17 @@ class _Group:
                 check_mask_fits(model, mask)
         self.parameters = stacked([dict(m.named_parameters()) for m in models])
         self.buffers = stacked([dict(m.named_buffers()) for m in models])
-        self.kept: Stacked = {}
+        self.masks: Stacked = {}
+        late = torch.tensor([recipe.masks_at == "start" for recipe in recipes], device=self.device)
+        self.has_late = any(late)
         for name, p in self.parameters.items():
             if any(mask is not None and name in mask for mask in masks):
                 everything = torch.ones(p.shape[1:], dtype=torch.bool)
                 kept = [everything if mask is None else mask.get(name, everything) for mask in masks]
-                self.kept[name] = torch.stack([m.to(self.device) for m in kept])
-                p.masked_fill_(~self.kept[name], 0)
+                self.masks[name] = torch.stack([m.to(self.device) for m in kept])
+                p.masked_fill_(~self.masks[name], 0)
+        # What takes part in a step, and in scoring: everything where masks act at its start.
+        self.kept = {name: m | late.view(-1, *(1,) * (m.dim() - 1)) for name, m in self.masks.items()}
         self.trained = {name: p for name, p in self.parameters.items() if first[name].requires_grad}
         self.gradients = {name: torch.zeros_like(p) for name, p in self.trained.items()}
         self.parts = [_Part(some, recipe, self.trained, self.gradients) for some, recipe in _neighbours(recipes)]
@@ -285,10 +293,13 @@ class _Group:
 
     @torch.enable_grad()
     def step(self, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
-        """One step of every network on one batch; returns their mean losses before it [networks]."""
+        """Do one step of every network on one batch; returns the mean losses before the step [networks]."""
         losses = torch.zeros(len(self.models), dtype=torch.float64, device=self.device)
         for gradient in self.gradients.values():
             gradient.zero_()
+        if self.has_late:
+            for name, m in self.masks.items():
+                self.parameters[name].detach().masked_fill_(~m, 0)
         for part, (x, y) in enumerate(zip(images.split(self.images), labels.split(self.images), strict=True)):
             inputs = self.stack.inputs(x)
             for some in self.blocks:
@@ -316,13 +327,13 @@ class _Group:
         return losses / len(labels)
 
     def _generator(self, seed: int, part: int) -> torch.Generator:
-        # Mixed: of a seed, PyTorch's generator on a processor takes the lowest 32 bits alone.
+        # Mixed, because PyTorch's generator on a processor takes only the lowest 32 bits of a seed.
         mixed = np.random.SeedSequence((seed % 2**128, part)).generate_state(1)
         return torch.Generator(self.device).manual_seed(int(mixed[0]))
 
     @torch.no_grad()
     def error_rates(self, images: Tensor, labels: Tensor) -> list[float]:
-        """Fraction of images that each network gets wrong; NaN for no images."""
+        """Fraction of images that each network gets wrong; NaN without images."""
         if len(labels) == 0:
             return [float("nan")] * len(self.models)
         wrong = torch.zeros(len(self.models), dtype=torch.int64, device=self.device)
@@ -336,7 +347,7 @@ class _Group:
         return (wrong.double() / len(labels)).tolist()
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that the next epoch depends on, but the number of epochs."""
+        """Everything that the next epoch depends on, except the number of epochs."""
         state = self._named()
         for part in self.parts:
             state |= part.state()
@@ -348,7 +359,7 @@ class _Group:
         return {f"{kind} {name}": tensor for kind, tensors in kinds.items() for name, tensor in tensors.items()}
 
     def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
-        """Go on from a state after so many steps."""
+        """Resume from a state that was saved after ``steps`` steps."""
         for key, tensor in self._named().items():
             tensor.copy_(state[key])
         for part in self.parts:
@@ -356,7 +367,7 @@ class _Group:
 
     @torch.no_grad()
     def write_back(self) -> None:
-        """Give every model its values."""
+        """Copy the values back into every model."""
         values = self.parameters | self.buffers
         for k, model in enumerate(self.models):
             for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -365,15 +376,15 @@ class _Group:
 
 
 class _Part:
-    """Networks of a group that are next to each other and have one recipe, and their optimiser."""
+    """Neighbouring networks of a group that share a recipe, and their optimiser."""
 
     def __init__(self, some: slice, recipe: Recipe, trained: Stacked, gradients: Stacked) -> None:
         self.recipe, self.first = recipe, some.start
-        self.trained = {name: p[some] for name, p in trained.items()}  # views: what changes is the group's
+        self.trained = {name: p[some] for name, p in trained.items()}  # views: updates change the group's tensors
         for name, p in self.trained.items():
             p.grad = gradients[name][some]
         options: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": True}
-        self.kinds: tuple[str, ...] = ()  # of tensors that the optimiser keeps
+        self.kinds: tuple[str, ...] = ()  # kinds of tensors that the optimiser keeps
         if recipe.optimiser == "adam":
             self.optimiser: torch.optim.Optimizer = torch.optim.Adam(self.trained.values(), **options)
             self.kinds = ("exp_avg", "exp_avg_sq")
@@ -402,11 +413,11 @@ def _neighbours(recipes: Sequence[Recipe]) -> list[tuple[slice, Recipe]]:
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """Rate of one step (from 0) of a recipe.
+    """Learning rate of a recipe at one step (from 0).
 
-    **Definition.** With r the recipe's rate, T all steps and e the epoch (from 0): ``constant`` r; ``step`` r g^floor(e / k) and
-    ``exponential`` r g^e with g the recipe's factor and k its ``every``; ``cosine`` r (1 + cos(pi t / T)) / 2; ``one_cycle`` linear from r / 25 to
-    r over a tenth of the steps, then linear to r / 250,000, as ``torch.optim.lr_scheduler.OneCycleLR`` has it.
+    **Definition.** With r the recipe's rate, t the step, T the number of steps and e the epoch (from 0): ``constant`` r; ``step`` r g^floor(e / k)
+    and ``exponential`` r g^e with g the recipe's ``decay`` and k its ``decay_every``; ``cosine`` r (1 + cos(pi t / T)) / 2; ``one_cycle`` linear
+    from r / 25 to r over a tenth of the steps, then linear to r / 250,000, as in ``torch.optim.lr_scheduler.OneCycleLR``.
     """
     rate, epoch, total = recipe.learning_rate, step // steps_per_epoch, recipe.epochs * steps_per_epoch
     if recipe.schedule == "step":

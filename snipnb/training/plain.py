@@ -1,7 +1,8 @@
-"""Training of one masked network as one would write it: slow, short, and what every faster way is tested against."""
+"""Training of one masked network by the obvious loop: slow and short, the reference that every faster way is tested against."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -22,9 +23,9 @@ def plain_training(
 ) -> pd.DataFrame:
     """Train one network in place by the obvious loop, with PyTorch's own gradients, optimisers and learning-rate schedules.
 
-    **Definition.** As :func:`snipnb.training.loop.train_together`, for a network by itself: pruned parameters start at zero and
-    their gradients are masked before every step; mean cross-entropy of a batch; the same images in the same order. Dropout
-    draws from the global random state, so that networks with dropout come out otherwise than there.
+    **Definition.** As :func:`snipnb.training.loop.train_together`, for a single network: pruned parameters start at zero and
+    their gradients are masked before every step (``masks_at="end"``); mean cross-entropy of a batch; the same images in the same order. Dropout
+    draws from the global random state, so the results for networks with dropout differ.
 
     Args:
         model: Any module that takes images [n, ...] and returns logits [n, classes]; its parameters are changed, and it is
@@ -32,11 +33,11 @@ def plain_training(
         split: What to train on and what to score on.
         mask: What to keep; default everything.
         recipe: Default ``Recipe()``.
-        data_seed: Draw of the image order.
+        data_seed: Seed of the image order.
 
     Returns:
         Tidy frame, one row per epoch: ``epoch`` (from 1), ``train_loss`` (mean over the epoch, while training),
-        ``validation_error``, ``test_error`` (fractions wrong; NaN where the split has no such images).
+        ``validation_error``, ``test_error`` (fractions of wrong images; NaN if the split has no such images).
 
     Raises:
         ValueError: If there are no training images, or the mask does not fit the model. The model is then unchanged.
@@ -49,9 +50,7 @@ def plain_training(
     if mask is not None:
         check_mask_fits(model, mask)
         kept = {name: m.to(device) for name, m in mask.items()}
-        with torch.no_grad():
-            for name, m in kept.items():
-                parameters[name].masked_fill_(~m, 0)
+        _set_to_zero(parameters, kept)
     images, labels = split.train_images.to(device), split.train_labels.to(device)
     steps = -(-len(labels) // recipe.batch_size)
     options: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
@@ -67,12 +66,14 @@ def plain_training(
         total = torch.zeros((), dtype=torch.float64, device=device)
         order = torch.randperm(len(labels), generator=shuffle).to(device)
         for batch in track(order.split(recipe.batch_size), f"epoch {epoch}/{recipe.epochs}", total=steps):
+            if recipe.masks_at == "start":
+                _set_to_zero(parameters, kept)
             loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
             optimiser.zero_grad()
             loss.backward()
             for name, m in kept.items():
                 gradient = parameters[name].grad
-                if gradient is not None:  # None: frozen, or not used
+                if gradient is not None and recipe.masks_at == "end":  # None: frozen, or not used
                     gradient.mul_(m)
             optimiser.step()
             if every_step:
@@ -92,8 +93,14 @@ def plain_training(
     return pd.DataFrame(rows)
 
 
+@torch.no_grad()
+def _set_to_zero(parameters: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
+    for name, m in kept.items():
+        parameters[name].masked_fill_(~m, 0)
+
+
 def _schedule(optimiser: torch.optim.Optimizer, recipe: Recipe, steps: int) -> tuple[lr_scheduler.LRScheduler, bool]:
-    """PyTorch's schedule for a recipe with so many steps per epoch, and whether it moves at every step, or every epoch."""
+    """PyTorch's schedule for a recipe with ``steps`` steps per epoch, and whether it advances at every step, not every epoch."""
     if recipe.schedule == "step":
         return lr_scheduler.StepLR(optimiser, recipe.decay_every, recipe.decay), False
     if recipe.schedule == "exponential":

@@ -1,4 +1,4 @@
-"""Who made a result: the code's commit, the machine, and the packages that numbers depend on. Recorded and shown, never part of an identity."""
+"""What made a result: the commit, the machine, and the packages that numbers depend on. They are recorded, but never part of an identity."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from snipnb._files import project_root
 
 @cache
 def commit() -> str | None:
-    """The commit of the checkout that the package is imported from, ``+`` after it if the package was changed since; None without one."""
+    """The commit of the checkout that the package is imported from, with ``+`` if the package has changed since; None if there is none."""
     root = project_root()
     if root is None:
         return None
@@ -36,7 +36,7 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """System, cores, processor and memory, as far as the system tells."""
+    """System, cores, processor and memory, as far as the system reports them."""
     facts: dict[str, Any] = {"system": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count()}
     facts["processor"] = platform.processor()
     try:
@@ -49,7 +49,7 @@ def machine() -> dict[str, Any]:
 
 
 def trained_by(device: str) -> dict[str, Any]:
-    """What is recorded of a training run: ``commit``, ``torch``, ``numba`` (None where it is missing), ``device``, ``processor``."""
+    """What is recorded about a training run: ``commit``, ``torch``, ``numba`` (None if it is missing), ``device``, ``processor``."""
     return {
         "commit": commit(),
         "torch": torch.__version__,

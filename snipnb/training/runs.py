@@ -17,17 +17,17 @@ from snipnb.pruning.criteria import CRITERIA, ranked_by
 from snipnb.training.loop import Recipe
 from snipnb.training.store import FORMAT
 
-# The version of what training computes. Raised, in a commit of its own that says what moved, when the golden numbers
-# (tests/golden/) move for another reason than rounding: kept runs of another version are not used.
+# The version of the training computation. Raise it when the golden numbers (tests/golden/) change for a reason other than
+# rounding, in a commit of its own that says what changed. Kept runs of another version are not used.
 NUMERICS = 1
 
-# The fields that identities had from the beginning. One that is added to RunConfig or Recipe later counts only where it is not at
-# its default, which means what was done before there was a choice and never changes: so kept runs stay found.
+# The fields that identities had from the beginning. A field that is added to RunConfig or Recipe later counts only if it is not at
+# its default. The default stands for what was done before the field existed and never changes, so kept runs are still found.
 _FIRST_OF_RUNS = "criterion sparsity init_seed data_seed model init split sample salience_images recipe"
 _FIRST_OF_RECIPES = "epochs batch_size optimiser learning_rate schedule weight_decay momentum decay decay_every"
 FIRST_FIELDS = {"RunConfig": set(_FIRST_OF_RUNS.split()), "Recipe": set(_FIRST_OF_RECIPES.split())}
 GROUP_SIZE = 16
-MOST = 2**32  # seeds; generators take a little more, and other networks' seeds follow from these
+MOST = 2**32  # bound of seeds; generators accept a little more, and seeds of other networks are derived from these
 SHIPPED = dict(CRITERIA)
 
 
@@ -36,16 +36,16 @@ class RunConfig:
     """One network: how it starts, what is pruned, how it is trained.
 
     Attributes:
-        criterion: Name in :data:`snipnb.CRITERIA`; saliences come from the split's training images only.
+        criterion: Name in :data:`snipnb.CRITERIA`; saliences use only the training images of the split.
         sparsity: Share of parameters removed at the start, in [0, 1); ties are broken so that the count is exact.
-        init_seed: Draw of the initial weights, and of random saliences.
-        data_seed: Draw of the image order; default ``init_seed``. Runs that share both are compared pair by pair.
-        model: Name in ``models.MODELS``.
+        init_seed: Seed of the initial weights and of random saliences.
+        data_seed: Seed of the image order; default ``init_seed``. Runs that share both seeds are compared as pairs.
+        model: Name in ``networks.MODELS``.
         init: One of ``INITIALISATIONS``.
         split: ``"standard"`` or ``"published"``.
-        sample: The shipped sample instead of all of MNIST.
-        salience_images: The first so many training images are used for saliences; default all.
-        recipe: How it is trained.
+        sample: Use the shipped sample instead of all of MNIST.
+        salience_images: How many training images are used for saliences, from the first on; default all.
+        recipe: How the network is trained.
 
     Example:
         >>> import snipnb
@@ -100,11 +100,11 @@ def grid(*, criteria: Iterable[str], sparsities: Iterable[float], seeds: Iterabl
 
 
 def run_key(config: RunConfig) -> str:
-    """The identity of a run: what its result follows from, as far as anything is declared.
+    """The identity of a run: everything declared that its result depends on.
 
-    **Definition.** Model, split, criterion, sparsity and seed, and a SHA-256 of the fields of ``config`` and its recipe (those not in
-    :data:`FIRST_FIELDS` only where they are not at their default), :data:`NUMERICS`, the versions of the criterion and of the one whose
-    salience it takes, and the checksum of the images. Neither the text of the code nor versions of packages are in it.
+    **Definition.** Model, split, criterion, sparsity and seed, and a SHA-256 of the fields of ``config`` and its recipe (fields not in
+    :data:`FIRST_FIELDS` only if they are not at their default), :data:`NUMERICS`, the versions of the criterion and of the criterion
+    whose salience it takes, and the checksum of the images. It contains neither the code nor package versions.
 
     Example:
         >>> import snipnb
@@ -122,12 +122,12 @@ def run_key(config: RunConfig) -> str:
 
 
 def is_kept(config: RunConfig) -> bool:
-    """Whether a run has an identity that outlives the process: its criterion, and the one whose salience it takes, have versions."""
+    """Whether the identity of a run outlives the process: its criterion, and the criterion whose salience it takes, have versions."""
     return all(version is not None for version in _versions(config.criterion))
 
 
 def _declared(value: RunConfig | Recipe) -> dict[str, Any]:
-    """The fields of a configuration that its identity takes; numbers as they are declared, so that 1 and 1.0 are one."""
+    """The fields of a configuration that enter its identity, with numbers in their declared types, so that 1 and 1.0 are the same."""
     content: dict[str, Any] = {}
     for f in dataclasses.fields(value):
         found = getattr(value, f.name)
@@ -141,7 +141,7 @@ def _declared(value: RunConfig | Recipe) -> dict[str, Any]:
 
 
 def _versions(criterion: str) -> list[int | str | None]:
-    """The versions of a criterion and of the one whose salience it takes; marked where they do not come with the package."""
+    """The versions of a criterion and of the criterion whose salience it takes, marked if they do not come with the package."""
     found: list[int | str | None] = []
     for name in dict.fromkeys((criterion, ranked_by(criterion))):
         version = CRITERIA[name].version
@@ -155,7 +155,7 @@ def short_digest(content: object) -> str:
 
 
 def groups_of(configs: Iterable[RunConfig], group_size: int = GROUP_SIZE) -> list[list[RunConfig]]:
-    """The groups that a grid falls into, fixed by the whole grid: neither its order nor what is finished matters."""
+    """The groups of a grid, fixed by the whole grid: neither the order of its runs nor what is finished matters."""
     alike: dict[tuple, list[RunConfig]] = {}
     for c in dict.fromkeys(configs):
         common = (c.recipe.epochs, c.recipe.batch_size)
@@ -170,7 +170,7 @@ def groups_of(configs: Iterable[RunConfig], group_size: int = GROUP_SIZE) -> lis
 
 
 def group_name(group: Sequence[RunConfig]) -> str:
-    """Of the record and the checkpoint of runs that are trained together."""
+    """Name of the record and the checkpoint of runs that are trained together."""
     first = group[0]
     digest = short_digest([FORMAT, *(run_key(config) for config in group)])
     return f"{first.model}-{first.split}-seed{first.init_seed}-{digest}"

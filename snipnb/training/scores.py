@@ -1,4 +1,4 @@
-"""Error rates of trained networks: of one, of a history, of a table of runs."""
+"""Error rates of a trained network, of a training history, and of a table of runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def error_table(runs: pd.DataFrame, *, way: str | None = None) -> pd.DataFrame:
 
     Args:
         runs: As from :func:`snipnb.run_grid`.
-        way: One of the values of :data:`WAYS`, for that alone.
+        way: One of the values of :data:`WAYS`, to get only that way; default all.
 
     Returns:
         One row per run and way: ``criterion``, ``seed`` (of the initialisation), ``sparsity``, ``way``, ``error_percent``.
@@ -50,7 +50,7 @@ def error_table(runs: pd.DataFrame, *, way: str | None = None) -> pd.DataFrame:
 
 @torch.no_grad()
 def error_rate(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Fraction of images whose largest logit is not at their label, in evaluation mode; NaN for no images.
+    """Fraction of images whose largest logit is not at their label, in evaluation mode; NaN without images.
 
     Example:
         >>> import snipnb
@@ -72,9 +72,9 @@ def error_rates(history: pd.DataFrame) -> dict[str, float]:
     """The three error rates of a run, all on the test images.
 
     Returns:
-        ``error_rate``: at the last epoch. ``best_error_rate``: the smallest over epochs, which looks at the images it is
-        scored on (the published, optimistic choice). ``selected_error_rate``: at the epoch of smallest validation error,
-        the earliest if several; NaN without validation images.
+        ``error_rate``: at the last epoch. ``best_error_rate``: the smallest over epochs, chosen on the images it is
+        scored on (the published, optimistic choice). ``selected_error_rate``: at the epoch with the smallest validation error,
+        the earliest of several; NaN without validation images.
 
     Example:
         >>> import pandas as pd, snipnb

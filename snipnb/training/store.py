@@ -1,8 +1,8 @@
 """Results of long runs on disk: finished runs and states of unfinished work, never lost and never half-written.
 
-A *record* is one JSON file that holds runs which were trained together, each under a key of its own, and who trained them. A *state*
-is one file of arrays below ``.work/``: a checkpoint, or saliences that several runs share. Every file carries a SHA-256 of what it
-says; one that does not fit is moved aside, never used. Whoever writes holds a lock; reading needs none.
+A *record* is a JSON file of runs that were trained together, each under its own key, and of what trained them. A *state* is a file
+of arrays below ``.work/``: a checkpoint, or saliences that several runs share. Every file carries a SHA-256 of its content. A file
+that does not match its SHA-256 is moved aside, never used. Writing takes a lock, reading needs none.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from snipnb._files import write_atomically
 from snipnb._progress import note
 
 T = TypeVar("T")
-FORMAT = 2  # of records; another one is left where it is, and is not used
+FORMAT = 2  # of records; a record of another format is left in place and not used
 WORK = ".work"  # what is not worth keeping once everything is finished
 _NAME = re.compile(r"[a-z0-9_-][a-z0-9._-]{0,119}")
 _DIGEST = 64  # characters
@@ -34,20 +34,20 @@ _DAMAGE = (ValueError, LookupError, TypeError, RuntimeError, EOFError, OSError, 
 
 
 class StoreError(RuntimeError):
-    """The folder cannot be read or written; what is finished is kept, and running again goes on from there."""
+    """The folder cannot be read or written. Finished runs are kept, and running again resumes."""
 
 
 class Store:
     """A folder of finished runs and of the state of unfinished work.
 
-    A name of a record or state is 1 to 120 of the characters ``a-z0-9._-``, the first not a dot.
+    The name of a record or state has 1 to 120 of the characters ``a-z0-9._-`` and does not begin with a dot.
 
     Args:
-        folder: Where the files are; made at the first write.
+        folder: Where the files are; created at the first write.
 
     Raises:
-        ValueError: By every method, if a name is not one.
-        StoreError: By every method, if the folder cannot be read or written.
+        ValueError: From every method, if a name is not valid.
+        StoreError: From every method, if the folder cannot be read or written.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -59,7 +59,7 @@ class Store:
     def runs(self) -> dict[str, dict[str, Any]]:
         """Run key -> run as given to :meth:`finish`, with ``record`` (the file's name) and ``trained_by`` added.
 
-        Files that were read before are not read again. Of a run in several files, the first by name counts.
+        Files that were read before are not read again. If several files hold a run, the first by name counts.
         """
         names = sorted(name for name in self._names(self.folder) if name.endswith(".json") and not name.startswith("."))
         known: dict[str, tuple[tuple[int, int], dict[str, dict]]] = {}
@@ -81,12 +81,12 @@ class Store:
         return {run["key"]: run | added for run in record["runs"]}
 
     def finish(self, name: str, runs: Mapping[str, Mapping], trained_by: Mapping) -> None:
-        """Keep finished runs and delete the state they came from. A run that is kept already stays as it is.
+        """Keep finished runs and delete the state they came from. A run that is already kept stays as it is.
 
-        States that a process left which was killed between the two are deleted as well.
+        States left by a process that was killed between these two steps are deleted as well.
 
         Args:
-            name: Of the record.
+            name: Name of the record.
             runs: Run key -> run, as plain JSON. Numbers that are not finite come back as None.
             trained_by: Where the runs come from, as plain JSON.
         """
@@ -106,16 +106,16 @@ class Store:
     # --- states -------------------------------------------------------------------------------------------------------
 
     def state(self, name: str) -> tuple[dict[str, np.ndarray], dict] | None:
-        """The arrays and facts that were saved last under a name, or None."""
+        """The arrays and facts that were last saved under a name, or None."""
         return _load(self._state_path(name), _unpack_state, "what it held is computed again")
 
     def save_state(self, name: str, arrays: Mapping[str, np.ndarray], facts: Mapping) -> None:
         """Replace the state under a name.
 
         Args:
-            name: What the state is of.
-            arrays: Arrays of any shape, of booleans or numbers; dtype, shape and bits are kept.
-            facts: What else is needed to go on, as plain JSON.
+            name: Name of the state.
+            arrays: Arrays of any shape, of booleans or numbers; dtype, shape and bits are preserved.
+            facts: Whatever else is needed to resume, as plain JSON.
         """
         self._write(self._state_path(name), _pack_state(arrays, facts))
 
@@ -142,18 +142,17 @@ class Store:
 
     @contextmanager
     def lock(self, name: str, *, wait: bool = True) -> Iterator[bool]:
-        """Work on a name alone; half files that killed processes left under it are cleared away first.
+        """Lock a name for exclusive work; partial files that killed processes left under the name are removed first.
 
-        **Definition.** A lock of the operating system on a file below ``.work/``, free again when its holder ends, however it ends. It
-        excludes other processes and other threads, and is not re-entrant. After a wait the work may be done: look for it once the
-        lock is held.
+        **Definition.** An operating-system lock on a file below ``.work/``, released when its holder ends, however it ends. It excludes
+        other processes and other threads, and is not re-entrant. After a wait the work may already be done: check once the lock is held.
 
         Args:
             name: What is worked on.
-            wait: Wait, after a note, until whoever holds the lock is done; if False, do not.
+            wait: Print a note and wait until the lock is free; if False, do not wait.
 
         Returns:
-            A context manager that gives True if the lock is held inside it, False if somebody else holds it.
+            A context manager that gives True if the lock is held inside it, and False if somebody else holds it.
         """
         path = self.folder / WORK / f"{_checked(name)}.lock"
         lock = FileLock(path, thread_local=False)
@@ -196,7 +195,7 @@ class Store:
 def _checked(name: str) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(
-            f"name must be 1 to 120 of the characters a-z 0-9 . _ -, the first of them not a dot; got {name!r}"
+            f"name must have 1 to 120 of the characters a-z 0-9 . _ - and not begin with a dot; got {name!r}"
         )
     return name
 
@@ -207,13 +206,13 @@ def _os_errors_named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(
-            f"{path}: {error.strerror or error}. Everything finished is kept; mend this and run again, and it goes on"
+            f"{path}: {error.strerror or error}. Everything finished is kept; fix this and run again to resume"
         ) from error
 
 
 def _load(path: Path, unpack: Callable[[bytes], T], consequence: str) -> T | None:
-    """What ``unpack`` makes of a file; None if there is no file, or, after it was moved aside, if it is damaged."""
-    with _os_errors_named(path):  # a file that cannot be read may be good: an error, not a missing record
+    """What ``unpack`` makes of a file; None if there is no file, or if it is damaged and was moved aside."""
+    with _os_errors_named(path):  # a file that cannot be read may be intact: an error, not a missing record
         try:
             content = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -231,7 +230,7 @@ def _move_aside(path: Path, content: bytes) -> str:
     aside = path.with_name(f"{path.name}.damaged")
     try:
         if path.read_bytes() != content:
-            return "another process has replaced it meanwhile"
+            return "another process has replaced it in the meantime"
         os.replace(path, aside)
     except OSError as error:
         return f"it cannot be moved aside ({error.strerror})"
@@ -246,7 +245,7 @@ class _OtherFormatError(Exception):
 
 
 def _json(value: object) -> str:
-    """Canonical JSON: keys sorted, no spaces, floats as the shortest decimal that gives them back, no NaN."""
+    """Canonical JSON: keys sorted, no spaces, floats as the shortest decimal that restores them, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -260,7 +259,7 @@ def _pack_record(record: Mapping) -> bytes:
 
 
 def _finite(value: Any) -> Any:
-    """The value with None for numbers that JSON cannot say."""
+    """The value with None for numbers that JSON cannot represent."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -276,12 +275,12 @@ def _unpack_record(content: bytes) -> dict[str, Any]:
     if isinstance(written_as, int) and written_as != FORMAT:
         raise _OtherFormatError(f"has format {written_as}, not {FORMAT}")
     if record.pop("digest", None) != _digest(_json(record).encode()):
-        raise ValueError("its digest does not fit")
+        raise ValueError("its digest does not match")
     return record
 
 
 def _pack_state(arrays: Mapping[str, np.ndarray], facts: Mapping) -> bytes:
-    """The digest, and then an npz file of the facts and the numbered arrays."""
+    """The digest, followed by an npz file of the facts and the numbered arrays."""
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "biufc":
             kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
@@ -295,7 +294,7 @@ def _pack_state(arrays: Mapping[str, np.ndarray], facts: Mapping) -> bytes:
 
 def _unpack_state(content: bytes) -> tuple[dict[str, np.ndarray], dict]:
     if content[:_DIGEST] != _digest(memoryview(content)[_DIGEST:]).encode():
-        raise ValueError("its digest does not fit")
+        raise ValueError("its digest does not match")
     with np.load(io.BytesIO(content[_DIGEST:]), allow_pickle=False) as archive:
         head = json.loads(archive["arr_0"].tobytes())
         return {name: archive[f"arr_{k}"] for k, name in enumerate(head["names"], 1)}, head["facts"]

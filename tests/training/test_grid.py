@@ -8,9 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import joblib
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 import snipnb
 from snipnb import _files
@@ -339,7 +341,7 @@ def test_bad_configurations_are_named(field, value):
 def test_what_is_no_run_is_refused():
     with pytest.raises(ValueError, match="must be a RunConfig"):
         snipnb.run_grid([{"criterion": "snip"}])
-    with pytest.raises(ValueError, match=r"group_size must be an integer in \[1, inf\); got 0"):
+    with pytest.raises(ValueError, match="group_size must be an integer of at least 1; got 0"):
         snipnb.run_grid(small_grid(), group_size=0)
     assert len(snipnb.run_grid([])) == 0
 
@@ -389,6 +391,24 @@ def test_the_inverted_mask_has_the_counts_of_snip_and_the_smallest_saliences(beg
             assert salience[name][kept].abs().max() <= salience[name][~kept].abs().min()
     again = mask_of("snip_inverted", beginning, 0.6)
     assert overlap(inverted, again) == 1
+
+
+def test_float32_differences_come_in_steps_and_rank_like_exact_ones():
+    draw = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.5, generator=draw)
+    images, labels = torch.randn(40, 6, generator=draw), torch.randint(3, (40,), generator=draw)
+    found = criteria.salience_for("exact_float32", criteria.Start(model, images, labels, seed=0))
+    exact = snipnb.exact_salience(model, images, labels)
+    assert {name: s.shape for name, s in found.items()} == {name: s.shape for name, s in exact.items()}
+    loss = nn.functional.cross_entropy(model(images), labels)
+    step = float(np.spacing(np.float32(loss.item() / 2)))  # of losses down to half of it
+    for name, salience in found.items():
+        assert (salience - exact[name]).abs().max() < 10 * step
+        assert torch.equal(
+            (salience / step).round() * step, salience
+        )  # a difference of two float32 numbers of this size
 
 
 def test_masks_of_other_weights_are_those_of_the_network_that_is_drawn(beginning):

@@ -155,6 +155,24 @@ def several(**common):
     return [snipnb.Recipe(**own | common) for own in SEVERAL]
 
 
+def test_masks_at_the_start_of_a_step_leave_one_step_of_pruned_parameters(double):
+    models, late = ([snipnb.lenet5(seed=k).double() for k in (0, 1, 0)] for _ in range(2))
+    salience = snipnb.snip(models[0], double.train_images, double.train_labels)
+    masks = [snipnb.keep_mask(salience, 0.5), None, snipnb.keep_mask(salience, 0.99)]
+    common = {"epochs": 2, "batch_size": 50, "learning_rate": 0.003, "schedule": "constant"}
+    recipes = [snipnb.Recipe(**common, masks_at=at) for at in ("start", "start", "end")]
+    assert_each_as_alone(late, masks, double, recipes, data_seed=9)
+    train_together(models, double, masks=masks, recipe=snipnb.Recipe(**common), data_seed=9)
+    for name, p in late[0].named_parameters():
+        kept, usual = masks[0][name], dict(models[0].named_parameters())[name]
+        assert torch.allclose(p[kept], usual[kept], rtol=0, atol=1e-9)  # nothing passes from pruned to kept ones
+        moved = p[~kept].abs()
+        assert (usual[~kept] == 0).all()
+        assert kept.all() or 0 < moved.max() < 2 * common["learning_rate"]  # of one step of Adam
+    assert furthest(late[1], models[1]) < 1e-9
+    assert furthest(late[2], models[2]) < 1e-9
+
+
 def test_networks_with_recipes_of_their_own_are_trained_as_each_alone(double):
     models = [snipnb.lenet5(seed=k).double() for k in range(5)]
     masks = [None, *random_masks(models[1:])]
@@ -404,8 +422,8 @@ def test_pruned_parameters_are_exactly_zero_at_every_step(split, optimiser):
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ([snipnb.Recipe(), snipnb.Recipe(epochs=1)], "in common"),
-        ([snipnb.Recipe(), snipnb.Recipe(batch_size=1)], "in common"),
+        ([snipnb.Recipe(), snipnb.Recipe(epochs=1)], "same epochs and batch_size"),
+        ([snipnb.Recipe(), snipnb.Recipe(batch_size=1)], "same epochs and batch_size"),
         ([snipnb.Recipe()] * 3, "recipes as models; got 3 for 2"),
         ([], "recipes as models; got 0 for 2"),
         ("adam", "every recipe must be a Recipe"),

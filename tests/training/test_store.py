@@ -174,7 +174,7 @@ def test_bad_names_are_named(results, name):
         lambda: results.save_state(name, {}, {}),
         lambda: results.lock(name).__enter__(),
     ):
-        with pytest.raises(ValueError, match="must be 1 to 120 of the characters"):
+        with pytest.raises(ValueError, match="must have 1 to 120 of the characters"):
             attempt()
     assert not results.folder.exists()
 
@@ -247,7 +247,7 @@ def test_a_pickle_is_never_loaded(results, notes):
 def test_a_good_file_that_came_meanwhile_is_not_moved_aside(results, notes):
     results.finish("a", {"one": RUN}, MAKER)
     path = results.folder / "a.json"
-    assert store._move_aside(path, b"damaged, as it was read") == "another process has replaced it meanwhile"
+    assert store._move_aside(path, b"damaged, as it was read") == "another process has replaced it in the meantime"
     assert path.exists()
 
 
@@ -287,7 +287,7 @@ for attempt in (
     assert len(messages) == 2
     for message, path in zip(messages, [results.folder / ".work/a.state", results.folder / "a.json"], strict=True):
         assert message.startswith(f"{path}: {os.strerror(errno.EFBIG)}. Everything finished is kept; ")
-        assert message.endswith("run again, and it goes on")
+        assert message.endswith("run again to resume")
     assert names(results.folder) == ["a.state", "done.json"]
     assert results.state("a")[1] == {"epoch": 1}
 

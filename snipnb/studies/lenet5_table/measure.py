@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
@@ -25,8 +26,8 @@ from snipnb.studies.shared import Ensemble, grid_of, kept_counts, of_snip, place
 from snipnb.training.loop import Recipe
 from snipnb.training.scores import WAYS, error_table
 
-# What the published training may have been, besides the recipe that is followed. The longer report says Adam at 0.0012, not how that falls; the first is how the
-# published code lets it fall unless told otherwise, the last is the training of its sample notebook.
+# Recipes that the published training may have used, apart from the recipe that is followed. The longer report says Adam at 0.0012, but not how the rate falls.
+# The first recipe lets it fall as the published code does by default. The last recipe is the training of that code's sample notebook.
 RECIPES: dict[str, dict[str, Any]] = {
     "Adam, times 0.99 every epoch": {"learning_rate": 0.0012, "schedule": "exponential", "decay": 0.99},
     "Adam, times 0.95 every epoch": {"learning_rate": 0.0012, "schedule": "exponential", "decay": 0.95},
@@ -41,19 +42,22 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 
-# Networks that a test of the published error rates ought to tell from those of 80 epochs.
+# As the published code did until June 2019: scored networks carry one step of pruned parameters. For all seeds, at Figure 2's sparsities.
+AT_START = "as above, masks at the start of a step"
+
+# A test of the published error rates ought to tell networks of this recipe from networks of 80 epochs.
 ASSAY = Recipe(epochs=3, learning_rate=0.01, schedule="one_cycle")
 
 
 def rejected_controls(counts: pd.DataFrame, *, level: float = LEVEL) -> pd.DataFrame:
-    """Would the rule for a whole table notice another procedure? Each seed's table by another ranking against SNIP's.
+    """Does the test of a whole table notice another procedure? Each seed's table by another ranking, against SNIP's tables.
 
     Args:
         counts: As from :func:`snipnb.studies.shared.kept_counts`, with the ranking ``snip`` and others.
 
     Returns:
         One row per ranking: ``ranking``, ``n``, ``rejected`` (tables with p-value at most 1 - ``level``), ``median_p``,
-        ``smallest_possible_p``. For ``snip`` itself each seed's table is scored against those of the other seeds.
+        ``smallest_possible_p``. For ``snip`` itself, each seed's table is scored against the tables of the other seeds.
     """
     tables = {
         name: part.pivot(index="seed", columns=["sparsity", "label"], values="kept")
@@ -71,10 +75,10 @@ def rejected_controls(counts: pd.DataFrame, *, level: float = LEVEL) -> pd.DataF
 
 
 def beside_reported(counts: pd.DataFrame, reported: pd.DataFrame, *, seed: int) -> pd.DataFrame:
-    """The write-up's table and that of one seed side by side, one row per layer and a total.
+    """The write-up's table and the table of one seed side by side, with one row per layer and a total.
 
     Returns:
-        ``layer``, ``params``, and for each sparsity ``reported <s>`` and ``seed <n> <s>`` as "kept (removed %)".
+        ``layer``, ``params``, and for each sparsity ``reported, <s>`` and ``seed <n>, <s>`` as "kept (removed %)".
     """
     measured = of_snip(counts[counts["seed"] == seed])
     sizes = reported.drop_duplicates("layer").set_index("layer")["params"]
@@ -94,7 +98,7 @@ def _cell(kept: int, size: int) -> str:
 
 
 def kept_percent(counts: pd.DataFrame, placement: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Counts as shares of each layer, for plotting: those of the seeds, and the published ones with their intervals.
+    """Counts as shares of each layer, for plotting: counts of the seeds, and published counts with their intervals.
 
     Args:
         counts: As from :func:`snipnb.studies.shared.kept_counts`.
@@ -113,12 +117,12 @@ def kept_percent(counts: pd.DataFrame, placement: pd.DataFrame) -> tuple[pd.Data
 
 
 def totals(counts: pd.DataFrame, reported: pd.DataFrame) -> pd.DataFrame:
-    """Parameters kept in the whole network, over seeds, beside the sum of the published counts.
+    """Parameters kept in the whole network, over seeds, compared with the sum of the published counts.
 
     Returns:
-        One row per sparsity: ``sparsity``, ``m`` (parameters), ``rank`` (floor(sparsity m)), ``kept_if_rounded`` (what the
-        nearest integer for a rank would leave), ``published``, ``smallest`` and ``largest`` total over seeds,
-        ``seeds_with_another_total`` (than the published one).
+        One row per sparsity: ``sparsity``, ``m`` (parameters), ``rank`` (floor(sparsity m)), ``kept_if_rounded`` (kept if
+        the rank were the nearest integer), ``published``, ``smallest`` and ``largest`` total over seeds,
+        ``seeds_with_another_total`` (seeds whose total differs from the published total).
     """
     own = of_snip(counts).groupby(["sparsity", "seed"])["kept"].sum()
     rows = []
@@ -144,15 +148,15 @@ def counts_by_images(
 ) -> pd.DataFrame:
     """What SNIP keeps when saliences come from all images, from one mini-batch, or from magnitudes averaged over mini-batches.
 
-    **Definition.** ``one_batch``: of the k-th network, from the k-th mini-batch in order. ``batch_magnitudes``: as
+    **Definition.** ``one_batch``: the k-th network takes the k-th mini-batch in order. ``batch_magnitudes``: as
     ``snip(aggregate="batch_magnitude")``, the mean over all whole mini-batches of the salience's magnitude.
 
     Args:
-        networks: Of the initialisations, with saliences over all images.
+        networks: Ensemble with saliences over all images.
         images: [n, 1, 28, 28].
         labels: [n].
         sparsities: Fractions removed.
-        num_seeds: How many of the networks; 0 gives no rows.
+        num_seeds: How many of the networks are taken; 0 gives no rows.
         batch: Images in a mini-batch.
 
     Returns:
@@ -191,7 +195,7 @@ def fits_by_images(counts: pd.DataFrame, reported: pd.DataFrame) -> pd.DataFrame
 
 
 def error_summary(errors: pd.DataFrame, reported: pd.DataFrame) -> pd.DataFrame:
-    """Error rates over runs, with 95 % t intervals of the mean over seeds, beside the published ones.
+    """Error rates over runs, with 95 % t intervals of the mean over seeds, and the published error rates.
 
     Args:
         errors: As from :func:`snipnb.error_table`.
@@ -199,7 +203,7 @@ def error_summary(errors: pd.DataFrame, reported: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per sparsity and way: ``sparsity``, ``way``, ``n``, ``mean``, ``mean_low95``, ``mean_high95`` (seeds only, same
-        images; empty under 3 runs), ``smallest``, ``largest``, ``reported``; errors in percent.
+        images; empty for fewer than 3 runs), ``smallest``, ``largest``, ``reported``; errors in percent.
     """
     published = reported.set_index("sparsity")["error_percent"]
     rows = []
@@ -210,10 +214,10 @@ def error_summary(errors: pd.DataFrame, reported: pd.DataFrame) -> pd.DataFrame:
 
 
 def recipe_levels(runs: pd.DataFrame, reported: pd.DataFrame, *, num_scored: int) -> pd.DataFrame:
-    """Published error rates beside those of networks that were trained by several recipes.
+    """Published error rates compared with the error rates of networks trained by several recipes.
 
     Args:
-        runs: As from :func:`snipnb.run_grid`, with a column ``name``: that of the recipe; at least two runs of a name and sparsity.
+        runs: As from :func:`snipnb.run_grid`, with the recipe's name in a column ``name``; at least two runs per name and sparsity.
         reported: ``sparsity``, ``error_percent``; sparsities without runs are left out.
         num_scored: Images that our runs were scored on.
 
@@ -241,10 +245,10 @@ def recipe_levels(runs: pd.DataFrame, reported: pd.DataFrame, *, num_scored: int
 
 
 def protocol(split: Split, recipe: Recipe) -> pd.DataFrame:
-    """How the published networks were trained and scored, as their code says, and how these are.
+    """How the published networks were trained and scored, according to their code, and how ours are.
 
     Returns:
-        ``what``, ``published``, ``here``, ``same``. Any learning rate that falls counts as the same: how it fell is not known.
+        ``what``, ``published``, ``here``, ``same``. Any learning rate that falls counts as the same, because it is not known how the published rate fell.
     """
     falls = recipe.schedule in ("step", "exponential", "cosine")
     rows = {
@@ -262,24 +266,27 @@ def protocol(split: Split, recipe: Recipe) -> pd.DataFrame:
 
 
 def same_in_every_way(errors: pd.DataFrame) -> int:
-    """In how many runs all ways of stating the error rate give the same number."""
+    """Number of runs in which all ways of stating the error rate give the same value."""
     return int((errors.groupby(["criterion", "seed", "sparsity"])["error_percent"].nunique() == 1).sum())
 
 
 def grids(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Training runs of the notebook with these parameters; saliences are taken over all images to train on.
+    """Training runs of the notebook with these parameters. Saliences are taken over all images to train on.
 
     Returns:
-        ``figure2``: SNIP at sparsity 0 and those of Figure 2; ``assay``: the same by :data:`ASSAY`; ``recipes``: by name in
-        :data:`RECIPES`, runs at sparsity 0 and the largest.
+        ``figure2``: SNIP at sparsity 0 and at the sparsities of Figure 2. ``assay``: the same, trained by :data:`ASSAY`. ``recipes``: for
+        each name in :data:`RECIPES`, runs at sparsity 0 and at the largest sparsity, and :data:`AT_START`, if recipes are compared at all.
     """
     sparsities, num_seeds = sorted(reported("figure2")["sparsity"].unique()), parameters["num_recipe_runs"]
     others = {name: Recipe(epochs=parameters["epochs"], **options) for name, options in RECIPES.items()}
+    figure2 = grid_of(parameters, ["snip"], [0.0, *sparsities])
+    at_start = [replace(c, recipe=replace(c.recipe, masks_at="start")) for c in figure2 if num_seeds and c.sparsity > 0]
     return {
-        "figure2": grid_of(parameters, ["snip"], [0.0, *sparsities]),
+        "figure2": figure2,
         "assay": grid_of(parameters, ["snip"], [0.0, *sparsities], recipe=ASSAY),
         "recipes": {
             name: grid_of(parameters, ["snip"], [0.0, sparsities[-1]], num_seeds=num_seeds, recipe=recipe)
             for name, recipe in others.items()
-        },
+        }
+        | {AT_START: at_start},
     }
