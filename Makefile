@@ -1,4 +1,4 @@
-# Everything a user runs. `make` alone prints this help; each line of it is taken from the targets below.
+# Everything a user runs. `make` alone prints a help text; each of its lines is taken from a target below.
 
 PROFILE ?= default
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
@@ -11,7 +11,7 @@ TORCH ?= 2.5.1
 TORCHVISION ?= 0.20.1
 comma := ,
 
-# An activated conda environment (other than base) is used as it is; else a virtual environment of the project's own.
+# An activated conda environment (other than base) is used as it is; otherwise the project's own virtual environment.
 ifneq ($(and $(CONDA_PREFIX),$(filter-out base,$(CONDA_DEFAULT_ENV))),)
 ENV := $(CONDA_PREFIX)
 else
@@ -34,9 +34,9 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo "  make NN_slug      one notebook of: $(NOTEBOOKS)"
 	@echo
-	@echo "Settings: PROFILE=default|full|smoke|path.yaml   FORCE=1 (run what is up to date too)   FRESH=1 (and use nothing that is kept)   PYTHON=python3.11"
+	@echo "Settings: PROFILE=default|full|smoke|path.yaml   FORCE=1 (run notebooks that are up to date, too)   FRESH=1 (and use no kept results)   PYTHON=python3.11"
 
-# $(call install,EXTRAS): create the environment if need be and install under the pins, unless that was done already for
+# $(call install,EXTRAS): create the environment if need be and install with the pins, unless that was done already for
 # these very files in this very folder. The stamp is written last, so an interrupted installation is simply done again.
 define install
 @set -e; stamp="$(ENV)/.snipnb-$(1)"; want="$(CURDIR) $$(cat requirements.lock pyproject.toml | cksum)"; \
@@ -46,14 +46,14 @@ if [ "$$(cat "$$stamp" 2>/dev/null)" != "$$want" ]; then \
       { echo "Python 3.11 or newer is needed; '$(PYTHON)' is not. Name one: make PYTHON=/path/to/python3.11"; exit 1; }; \
     [ -x .venv/bin/python ] || echo "creating .venv with $(PYTHON)"; "$(PYTHON)" -m venv .venv; \
   fi; \
-  echo "installing snipnb[$(1)] under the pins of requirements.lock into $(ENV) (several minutes)"; \
+  echo "installing snipnb[$(1)] with the pins of requirements.lock into $(ENV) (several minutes)"; \
   [ -t 1 ] && quiet= || quiet=--quiet; \
   $(PY) -m pip install $$quiet --disable-pip-version-check --constraint requirements.lock --editable ".[$(1)]"; \
   printf '%s\n' "$$want" > "$$stamp"; \
 fi
 endef
 
-env:  ## the environment: .venv, or the activated conda environment
+env:  ## make the environment: .venv, or the activated conda environment
 	$(call install,notebooks)
 
 env-test: env
@@ -62,43 +62,43 @@ env-test: env
 data: env  ## fetch and verify MNIST (55 MB on disk)
 	@$(PY) -m snipnb data
 
-figures: env  ## run the notebooks: figures/, tables, verdicts
+figures: env  ## run the notebooks, into figures/: figures, tables, verdicts
 	@$(PY) -m tools figures --profile "$(PROFILE)" $(if $(FORCE),--force) $(if $(FRESH),--fresh)
 
 $(NOTEBOOKS): env
 	@$(PY) -m tools figures --profile "$(PROFILE)" $(if $(FORCE),--force) $(if $(FRESH),--fresh) $@
 
-redraw: env  ## pictures, tables and ledger again from published numbers, in minutes: for changed captions, looks, prose, rules
+redraw: env  ## redraw pictures, tables and ledger from published numbers, in minutes: after changes of captions, looks, prose, rules
 	@$(PY) -m tools.redraw --profile "$(PROFILE)"
 
-smoke: env  ## every notebook on the shipped sample, into build/smoke/
+smoke: env  ## run every notebook on the shipped sample, into build/smoke/
 	@$(PY) -m tools figures --profile smoke $(if $(FORCE),--force) $(if $(FRESH),--fresh)
 
-verify: env  ## every published verdict again, from the rows beside it, in seconds
+verify: env  ## recompute every verdict from the published tables, in seconds
 	@$(PY) -m tools.verify
 
-status: env  ## which published notebooks are out of date, and why; runs nothing
+status: env  ## say which published notebooks are out of date, and why; runs nothing
 	@$(PY) -m tools.status
 
-claim: env  ## run the notebook that decides a claim, and print expected beside obtained (C=C20)
+claim: env  ## run the notebook that decides a claim, and compare what came out with what is published (C=C20)
 	@$(PY) -m tools.claim --profile "$(PROFILE)" "$(C)"
 
-verify-runs: env data  ## train the first epoch of kept runs again, compare with the records (ALL=1: of every run)
+verify-runs: env data  ## train the first epoch of some kept runs again, and compare it with the records (ALL=1: of every run)
 	@$(PY) -m tools.verify_runs $(if $(ALL),--all)
 
 bench: env-test data  ## measure speed, side by side, into figures/bench/ (20 minutes; on an otherwise idle machine)
 	@$(PY) -m tools bench
 
-robustness: env-test  ## kill `make figures` at random moments, fill its disk, damage its files ... into figures/robustness.md (KILLS=10, ONLY=)
+robustness: env-test  ## kill `make figures` at random moments, fill its disk, damage its files ...; report in figures/robustness.md (KILLS=10, ONLY=)
 	@KILLS="$(KILLS)" $(PY) -m pytest -m robustness $(if $(ONLY),-k "$(ONLY)")
 
-test: env-test lint  ## all tests, the notebooks' smoke runs included; no network, no data needed
+test: env-test lint  ## run all tests, including the notebooks' smoke runs; needs no network and no data
 	@$(PY) -m pytest
 
-test-lab: env  ## every notebook in a real JupyterLab, by a headless browser; needs Chromium and playwright, and says so
+test-lab: env  ## run every notebook in a real JupyterLab, in a headless browser; needs Chromium and playwright, and says if they are missing
 	@$(PY) tests/browser/lab.py $(if $(PICTURES),--pictures "$(PICTURES)")
 
-test-torch:  ## the core's tests on the package built and installed beside another PyTorch (TORCH=2.5.1, TORCHVISION=0.20.1)
+test-torch:  ## run the core's tests on the package, built and installed with another PyTorch (TORCH=2.5.1, TORCHVISION=0.20.1)
 	@set -e; place="build/torch-$(TORCH)"; rm -rf "$$place"; "$(PYTHON)" -m venv "$$place"; \
 	"$$place/bin/python" -m pip install --quiet build pytest hypothesis "torch==$(TORCH)" "torchvision==$(TORCHVISION)"; \
 	"$$place/bin/python" -m build --sdist --outdir "$$place/sdist" . > "$$place/build.log"; \
@@ -106,29 +106,29 @@ test-torch:  ## the core's tests on the package built and installed beside anoth
 	cp -r tests "$$place/tests"; cd "$$place/tests"; printf '[pytest]\nmarkers =\n  smoke: -\n' > pytest.ini; \
 	../bin/python -m pytest -q -c pytest.ini -p no:cacheprovider $(CORE)
 
-audit:  ## known vulnerabilities of the pinned versions, asked of PyPI's advisories by pip-audit; needs the network
+audit:  ## check the pinned versions for known vulnerabilities, with pip-audit and PyPI's advisories; needs the network
 	@set -e; rm -rf build/audit; "$(PYTHON)" -m venv build/audit; build/audit/bin/python -m pip install --quiet pip-audit; \
 	build/audit/bin/python -m pip_audit --requirement requirements.lock --no-deps --disable-pip --strict --progress-spinner off
 
-lint: env-test  ## style of code and notebooks, types, and which room may import which
+lint: env-test  ## check the style of code and notebooks, types, and import rules
 	@$(PY) -m ruff check --quiet . && $(PY) -m ruff format --check --quiet .
 	@$(PY) -m mypy --no-error-summary
 	@said="$$("$(ENV)/bin/lint-imports" --no-cache)" || { echo "$$said"; exit 1; }
 
-format: env-test  ## bring code and notebooks into the style
+format: env-test  ## format code and notebooks
 	@$(PY) -m ruff check --quiet --fix . ; $(PY) -m ruff format --quiet .
 
 lab: env  ## open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab --notebook-dir=notebooks
 
-site: env  ## front page, ledger, notebooks, reference and search as pages that need no network: build/site/index.html
+site: env  ## make pages that need no network: front page, ledger, notebooks, reference and search, in build/site/index.html
 	$(call install,notebooks$(comma)site)
 	@$(PY) -m sphinx -q -W --keep-going -b html -c docs . build/site && echo "build/site/index.html"
 
-test-site: site  ## the site in a headless browser; needs Chromium and playwright, and says so
+test-site: site  ## test the site in a headless browser; needs Chromium and playwright, and says if they are missing
 	@$(PY) tests/browser/pages.py $(if $(PICTURES),--pictures "$(PICTURES)")
 
-readme: env  ## bring README.md's generated parts and the gallery figures/README.md up to date
+readme: env  ## update the generated parts of README.md and the gallery figures/README.md
 	@$(PY) -m tools readme
 
 lock: ## resolve the newest versions again: requirements.lock and environment.yml

@@ -1,7 +1,7 @@
 """SNIP network pruning, reproduced: saliences, masks and the training of masked networks.
 
-The public names are the ones listed in ``__all__``. They are imported when the first of them is asked for, so that parts of the package
-can be used without PyTorch; nothing is computed, loaded or seeded at import.
+The public names are listed in ``__all__``. They are imported when the first of them is used, so that parts of the package
+can be used without PyTorch. Importing the package computes, loads and seeds nothing.
 """
 
 from typing import TYPE_CHECKING as _TYPE_CHECKING
@@ -23,7 +23,7 @@ def __getattr__(name: str) -> _Any:
         return sorted(public, key=lambda key: (not key.isupper(), key))
     if name not in public:
         raise AttributeError(
-            f"module 'snipnb' has no attribute {name!r}; there are {', '.join(__getattr__('__all__'))}"
+            f"module 'snipnb' has no attribute {name!r}; its public names are {', '.join(__getattr__('__all__'))}"
         )
     return getattr(_public, name)
 

@@ -15,12 +15,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="snipnb", description="SNIP network pruning, reproduced.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("data", help="fetch and verify MNIST")
-    run = commands.add_parser("run", help="do the training runs of a notebook, without it; resumes")
+    run = commands.add_parser("run", help="do the training runs of a notebook without the notebook; resumes")
     run.add_argument("notebook", help="name or leading digits of a notebook that trains, e.g. 02")
     run.add_argument("--profile", default="default", help="profile name or path of a YAML file (default: default)")
-    run.add_argument("--store", help="folder that keeps the runs (default: where the notebook looks)")
-    run.add_argument("--jobs", type=int, help="groups at a time (default: one per processor; one on a GPU)")
-    run.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    run.add_argument("--store", help="folder for the runs (default: where the notebook looks for them)")
+    run.add_argument("--jobs", type=int, help="groups trained at a time (default: one per processor; one on a GPU)")
+    run.add_argument("--device", help="cpu or cuda (default: cuda if available)")
     given = parser.parse_args(arguments)
     try:
         return _COMMANDS[given.command](given)
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"snipnb: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nsnipnb: interrupted; everything that was finished is kept", file=sys.stderr)
+        print("\nsnipnb: interrupted; all finished runs are kept", file=sys.stderr)
         return 130
 
 

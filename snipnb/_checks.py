@@ -23,7 +23,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # (outputs, labels) of a batch -> mea
 
 
 def check_choice(name: str, value: object, accepted: Iterable[object]) -> None:
-    """Raise ValueError unless a value is one of those accepted."""
+    """Raise ValueError unless a value is one of the accepted values."""
     accepted = list(accepted)
     if value not in accepted:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}; got {value!r}")
@@ -36,14 +36,14 @@ def check_type(name: str, value: object, kind: type) -> None:
 
 
 def check_integer(name: str, value: object, least: float = -math.inf, below: float = math.inf) -> None:
-    """Raise ValueError unless a value is an integer (True and False are none) of at least ``least`` and less than ``below``."""
+    """Raise ValueError unless a value is an integer (not True or False) of at least ``least`` and less than ``below``."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < below:
-        interval = "" if least == -math.inf else f" in [{least}, {below})"
-        raise ValueError(f"{name} must be an integer{interval}; got {value!r}")
+        interval = f" of at least {least}" if below == math.inf else f" from {least} to {below - 1}"
+        raise ValueError(f"{name} must be an integer{'' if least == -math.inf else interval}; got {value!r}")
 
 
 def check_number(name: str, value: Any, interval: str) -> None:
-    """Raise ValueError unless a value is a number (True and False are none) in an interval, such as ``"[0, 1)"`` or ``"(0, inf)"``."""
+    """Raise ValueError unless a value is a number (not True or False) in an interval, such as ``"[0, 1)"`` or ``"(0, inf)"``."""
     low, high = map(float, interval[1:-1].split(","))
     excluded = {end for end, bracket in ((low, interval[0]), (high, interval[-1])) if bracket in "()"}
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high or value in excluded:
@@ -67,10 +67,10 @@ def float_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def call_with(model: nn.Module, replaced: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-    """``model(inputs)`` with some parameters or buffers replaced for this call, also where one is used in several places.
+    """``model(inputs)`` with some parameters or buffers replaced for this call, also where a tensor is used in several places.
 
-    ``torch.func.functional_call`` finds shared tensors by itself, but then leaves a sub-module that stands in two places with
-    the replacement inside. So every place is named here, each sub-module once.
+    ``torch.func.functional_call`` finds shared tensors by itself, but then leaves the replacement in a sub-module that is used
+    in two places. So every place is named here, each sub-module once.
 
     Args:
         replaced: Keyed like ``named_parameters()`` and ``named_buffers()``, which name a shared tensor once.
@@ -85,7 +85,7 @@ def call_with(model: nn.Module, replaced: Mapping[str, Tensor], inputs: Tensor) 
 
 
 def check_examples(images: Tensor, labels: Tensor, batch_size: int) -> None:
-    """Raise ValueError unless images and labels are as many, not empty, and the batch size is a positive integer."""
+    """Raise ValueError unless there are as many images as labels, at least one, and the batch size is a positive integer."""
     for name, given in (("images", images), ("labels", labels)):
         if not isinstance(given, Tensor) or given.dim() == 0:
             kind = "0-dimensional tensor" if isinstance(given, Tensor) else type(given).__name__
@@ -98,21 +98,21 @@ def check_examples(images: Tensor, labels: Tensor, batch_size: int) -> None:
 
 
 def check_alike_and_precise(parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """Raise ValueError unless parameters are float32 or float64, of one kind and device, and images are too; gives the first one."""
+    """Raise ValueError unless parameters are all float32 or all float64, on one device, and images have their dtype; gives the first parameter."""
     first = next(iter(parameters.values()))
     for name, p in parameters.items():
         if p.dtype not in (torch.float32, torch.float64) or p.dtype != first.dtype or p.device != first.device:
             given = f"{p.dtype} on {p.device} for {name!r}"
             raise ValueError(f"parameters must be all float32 or all float64, on one device; got {given}")
     if images.dtype != first.dtype:
-        raise ValueError(f"images are {images.dtype}, the model's parameters {first.dtype}; convert one of them")
+        raise ValueError(f"images are {images.dtype} and the model's parameters {first.dtype}; convert one of them")
     return first
 
 
 def check_classes(outputs: Tensor, labels: Tensor) -> None:
     """Raise ValueError unless outputs are logits [n, C] and labels are integers [n] in [0, C)."""
     if not isinstance(outputs, Tensor):
-        raise ValueError(f"the model's output is a {type(outputs).__name__}; only a loss of your own can take it")
+        raise ValueError(f"the model's output must be a tensor unless you give a loss; got a {type(outputs).__name__}")
     if outputs.dim() != 2:
         raise ValueError(
             f"the model's output has shape {tuple(outputs.shape)}; cross-entropy takes logits [n, classes]"
@@ -128,7 +128,7 @@ def check_classes(outputs: Tensor, labels: Tensor) -> None:
 
 
 def check_names(kind: str, names: Collection[str], model: nn.Module) -> None:
-    """Raise ValueError unless names are exactly those of the model's parameters; ``kind`` says what they are keys of."""
+    """Raise ValueError unless the names are exactly the names of the model's parameters; ``kind`` says what they are keys of."""
     parameters = [name for name, _ in model.named_parameters()]
     unknown, missing = [n for n in names if n not in parameters], [n for n in parameters if n not in names]
     if unknown or missing:
@@ -144,7 +144,7 @@ def check_names(kind: str, names: Collection[str], model: nn.Module) -> None:
 
 @contextmanager
 def in_mode(model: nn.Module, mode: str) -> Iterator[None]:
-    """Put a model in ``"eval"`` or ``"train"`` mode, then every sub-module back as it was."""
+    """Put a model in ``"eval"`` or ``"train"`` mode, and afterwards put back the mode of every sub-module."""
     check_choice("mode", mode, MODES)
     before = [(module, module.training) for module in model.modules()]
     try:
@@ -164,7 +164,7 @@ def batch_starts(number: int, batch_size: int, description: str) -> Iterator[sli
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Put back, afterwards, what a forward pass may leave in a model: buffers, tensors set by hooks, ``requires_grad``."""
+    """Put back afterwards what a forward pass may change in a model: buffers, tensors set by hooks, ``requires_grad``."""
     buffers = [(b, b.clone()) for b in model.buffers()]
     hooked = [(m, {k: v for k, v in m.__dict__.items() if isinstance(v, Tensor)}) for m in model.modules()]
     frozen = [(p, p.requires_grad) for p in model.parameters()]

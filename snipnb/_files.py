@@ -27,7 +27,7 @@ def data_dir() -> Path:
     if os.environ.get("SNIPNB_DATA"):
         try:
             return Path(os.environ["SNIPNB_DATA"]).expanduser().absolute()
-        except RuntimeError as error:  # ~ of somebody who is not there
+        except RuntimeError as error:  # ~ of an unknown user
             raise ValueError(f"SNIPNB_DATA must be a folder; got {os.environ['SNIPNB_DATA']!r} ({error})") from None
     root = project_root()
     if root is not None:
@@ -70,7 +70,7 @@ def published_dir(figures: Path, profile: str) -> Path:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write ``content`` to ``path`` so that a reader sees the old file or the whole new one, never a part."""
+    """Write ``content`` to ``path`` so that a reader sees the old file or the whole new file, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode("utf-8") if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
@@ -86,7 +86,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the new name on the disk too, before anything that it replaces is taken away."""
+    """Make sure that the new name is on the disk too, before anything that it replaces is removed."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:  # Windows opens no folders

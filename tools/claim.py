@@ -1,4 +1,4 @@
-"""What ``make claim C=C20`` does: run the notebook that decides a claim, and print what is published beside what came out."""
+"""What ``make claim C=C20`` does: run the notebook that decides a claim, and compare what came out with what is published."""
 
 from __future__ import annotations
 

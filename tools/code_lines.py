@@ -1,4 +1,4 @@
-"""Lines of code of the package and of what make calls: without docstrings, comments and blank lines, as the formatter leaves them."""
+"""Lines of code of the package and of the tools, without docstrings, comments and blank lines, as the formatter leaves them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def code_lines(text: str) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Print the count of every part, or of every file; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--files", action="store_true", help="of every file")
+    parser.add_argument("--files", action="store_true", help="count every file")
     given = parser.parse_args(arguments)
     total = 0
     for part, folder in PARTS.items():

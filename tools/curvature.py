@@ -1,4 +1,4 @@
-"""What the benchmark sets the exact diagonal of the Hessian beside: an estimate, an approximation, and BackPACK's."""
+"""What the benchmark compares the exact diagonal of the Hessian with: an estimate, an approximation, and BackPACK's diagonal."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from snipnb.saliences.taylor import hessian_times
 
 @torch.no_grad()
 def approximate_diagonal(model: nn.Sequential, images: Tensor, labels: Tensor, *, batch_size: int) -> Salience:
-    """A diagonal of the Hessian by one backward pass of second derivatives, as if those of every layer's outputs were independent.
+    """An approximate diagonal of the Hessian by one backward pass, as if the second derivatives of every layer's outputs were independent.
 
-    **Definition.** From the softmax's own, p (1 - p), back through every layer: those of its inputs are the squared weights, transposed, times those
-    of its outputs; those of its weights the squared inputs times those of its outputs. ReLU and pooling hand them on where they hand values on.
+    **Definition.** The pass goes from the softmax's own second derivatives, p (1 - p), back through every layer. The second derivatives of a layer's
+    inputs are the squared weights, transposed, times the second derivatives of its outputs. The second derivatives of its weights are the squared
+    inputs times the second derivatives of its outputs. ReLU and pooling hand second derivatives on where they hand values on.
     Exact for the last linear layer. **Source.** Becker and LeCun (1988).
 
     Args:
-        model: Of convolutions, linear layers, ReLU, pooling and flatten.
+        model: A network of convolutions, linear layers, ReLU, pooling and flatten.
         images: [n, ...].
         labels: [n]; the cross-entropy's second derivatives do not depend on them.
         batch_size: Images at once.
@@ -62,8 +63,8 @@ def approximate_diagonal(model: nn.Sequential, images: Tensor, labels: Tensor, *
 def hutchinson_sample(model: nn.Module, images: Tensor, labels: Tensor, *, seed: int = 0) -> Salience:
     """An unbiased estimate of the Hessian's diagonal: v * (H v) for one vector v of random signs.
 
-    E[v_j (H v)_j] = H_jj for independent v of +-1 (Hutchinson 1989; Bekas, Kokiopoulou and Saad 2007); its variance is the sum of the
-    squares of the other entries of row j, so that few samples are far off where the Hessian is not nearly diagonal.
+    E[v_j (H v)_j] = H_jj for independent v of +-1 (Hutchinson 1989; Bekas, Kokiopoulou and Saad 2007). Its variance is the sum of the
+    squares of the other entries of row j, so a few samples are far off unless the Hessian is nearly diagonal.
     """
     draw = torch.Generator().manual_seed(seed)
     signs = {n: (torch.randint(2, p.shape, generator=draw) * 2 - 1).to(p) for n, p in model.named_parameters()}
@@ -71,12 +72,12 @@ def hutchinson_sample(model: nn.Module, images: Tensor, labels: Tensor, *, seed:
 
 
 def backpack_diagonal(model: nn.Module) -> Callable[[Tensor, Tensor], object] | None:
-    """BackPACK's exact diagonal of the same Hessian, or None where it is not installed (it comes with ``make test``)."""
+    """BackPACK's exact diagonal of the same Hessian, or None if BackPACK is not installed (``make test`` installs it)."""
     try:
         import backpack
         from backpack.extensions import DiagGGNExact  # the Hessian's diagonal too here, and faster than DiagHessian
     except ImportError:
-        note("BackPACK is not installed: it is left out (make env-test installs it)")
+        note("BackPACK is not installed and is left out (make env-test installs it)")
         return None
     network = backpack.extend(copy.deepcopy(model))
     loss = backpack.extend(nn.CrossEntropyLoss(reduction="sum"))

@@ -17,7 +17,7 @@ from snipnb.publish import style
 from snipnb.publish.sentences import OUTCOMES, outcome
 
 PER_ROW = 20
-# What the verdict on a claim lets a panel say; where none of these is the verdict, its question.
+# The title of a panel for each verdict on its claim; for any other verdict, a question.
 TITLES = {
     "C25a": {
         "supported": "SNIP trains as well as\nthe exact score",
@@ -90,7 +90,7 @@ def _tiles(axis: Axes, rows: list[dict[str, Any]]) -> None:
 
 
 def _trained(axis: Axes, path: Path) -> None:
-    """Best epochs, means over seeds by sparsity, over the published range."""
+    """Error rates at the best epochs, means over seeds by sparsity, on top of the published range."""
     names = {"random": "random", "snip": "SNIP", "exact": "exact"}
     own, published = pd.read_csv(path), pd.read_csv(resource("reported") / "figure1_reported.csv")
     own, top = own[own["criterion"].isin(names)], published["high"].max() * 1.05
@@ -110,7 +110,7 @@ def _trained(axis: Axes, path: Path) -> None:
 
 
 def _counts(axis: Axes, folder: Path) -> None:
-    """The kept share of every layer's weights at 0.95: seeds and the published values."""
+    """The kept share of every layer's weights at sparsity 0.95: seeds and the published values."""
     seeds, published = (pd.read_csv(folder / name) for name in ("figure2.csv", "figure2_reported.csv"))
     colour = style.look("snip").colour
     labels = [label for label in dict.fromkeys(seeds["label"]) if "bias" not in label]
@@ -126,7 +126,7 @@ def _counts(axis: Axes, folder: Path) -> None:
 
 
 def _rules(axis: Axes, path: Path) -> None:
-    """How much more error random masks have whose counts are right, roughly right, or wrong."""
+    """How much more error random masks have if their counts are right, roughly right, or wrong."""
     compared = pd.read_csv(path)
     here = compared[compared["sparsity"] == 0.95].set_index("criterion").loc[list(RULES)]
     axis.axvspan(-here["margin"].iloc[0], here["margin"].iloc[0], color="#d9d9d9", lw=0, zorder=0)

@@ -1,8 +1,8 @@
-"""Running the notebooks without a browser: what is stale is executed, checked, cleaned and only then published.
+"""Running the notebooks without a browser: a stale notebook is executed, checked, cleaned and only then published.
 
-A notebook runs in a folder of its own under ``build/``. Its figures, tables and verdicts move to ``figures/`` when every
-cell has run and everything it promises is there; until then what was published before stays as it was. What is stale, and why,
-is said (see :mod:`tools.state`). Needs papermill, which only this module imports.
+A notebook runs in its own folder under ``build/``. Its figures, tables and verdicts move to ``figures/`` when every cell has run
+and everything that the notebook promises is there. Until then, what was published before stays as it was. A run prints what is stale,
+and why (see :mod:`tools.state`). This module needs papermill, and is the only one that imports it.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ INJECTED_ID = "injected-parameters"
 SUMMARY_ID = "summary"
 # Method of a report -> endings of the files that it writes.
 WRITES = {"figure": ("png", "svg", "csv"), "table": ("md", "tex", "csv"), "data": ("csv",)}
-QUIET_KERNEL = "--IPKernelApp.log_level=50"  # or an interrupted one prints a traceback of its sockets
-SLOW = 5.0  # seconds: cells above are named in the provenance
-SCRATCH = "snipnb-"  # what the names of kernels' temporary folders begin with
+QUIET_KERNEL = "--IPKernelApp.log_level=50"  # otherwise an interrupted kernel prints a traceback of its sockets
+SLOW = 5.0  # seconds; slower cells are named in the provenance
+SCRATCH = "snipnb-"  # prefix of the kernels' temporary folders
 # Variables that would let a user's own set-up into the kernel.
 REMOVED_VARIABLES = [
     "JUPYTER_PATH",
@@ -51,22 +51,22 @@ REMOVED_VARIABLES = [
 
 
 class NotebookError(RuntimeError):
-    """A notebook did not run through, or did not write what it promises."""
+    """A notebook did not run to the end, or did not write what it promises."""
 
 
 def find_notebooks(root: Path) -> list[Path]:
-    """The ordered notebooks of a checkout."""
+    """The notebooks of a checkout, in order."""
     found = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     numbers = [path.stem[:2] for path in found]
     if twice := sorted({number for number in numbers if numbers.count(number) > 1}):
-        raise ValueError(f"several notebooks have the number {', '.join(twice)}; each needs its own, commands name it")
+        raise ValueError(f"several notebooks have the number {', '.join(twice)}; commands need unique numbers")
     if not found:
         raise ValueError(f"there are no notebooks NN_slug.ipynb in {root / 'notebooks'}")
     return found
 
 
 def parameters_of(path: Path, profile: profiles.Profile) -> dict[str, Any]:
-    """All parameters of a notebook: the profile's, else those of its own cell."""
+    """All parameters of a notebook: the profile's values, else the values of its own cell."""
     return profiles.complete(profile, path.stem, profiles.declared_parameters(path))
 
 
@@ -83,9 +83,9 @@ def run(
     Args:
         profile_name: Name of a profile, or the path of a YAML file.
         notebooks: Names or leading digits of notebooks; default all.
-        force: Run even what is up to date.
-        fresh: Run everything, and train and compute everything anew, in a folder of its own below ``build/fresh/``; what was kept before stays, unused.
-        root: The checkout; default the one this package is imported from.
+        force: Run notebooks that are up to date, too.
+        fresh: Run everything, and train and compute everything anew, in a separate folder below ``build/fresh/``; earlier kept runs stay, unused.
+        root: The checkout; default the checkout that this package is imported from.
 
     Returns:
         Whether everything that was asked for is now up to date.
@@ -123,7 +123,7 @@ def run(
             start = time.monotonic()
             try:
                 files = run_one(path, parameters[path], place, mark)
-            except Exception as error:  # whatever one notebook does, the others are run
+            except Exception as error:  # whatever one notebook does, the others still run
                 known = isinstance(error, NotebookError)
                 failures[path.stem] = str(error) if known else f"  {type(error).__name__}: {error}"
                 print(f"FAILED after {time.monotonic() - start:.0f} s")
@@ -141,7 +141,7 @@ def run(
         print(f"written in {time.monotonic() - began:.0f} s to {_short(place.published, root)}:")
         print("\n".join(f"  {file}" for file in [*written, *of_ledger, "provenance.json"]))
     for name, message in failures.items():
-        print(f"\n{name} failed; the next run tries it again, and what it had published before is kept.\n{message}")
+        print(f"\n{name} failed; the next run tries it again, and its earlier results are kept.\n{message}")
     return not failures
 
 
@@ -192,14 +192,14 @@ def gather_ledger(place: Place, notebooks: Sequence[Path]) -> list[dict[str, Any
 
 
 def _slow_cells(executed: Path) -> dict[str, float]:
-    """Cell -> seconds, of those that took more than a few."""
+    """Cell -> seconds, for cells that took more than :data:`SLOW`."""
     cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
     seconds = {str(k): cell["metadata"].get("papermill", {}).get("duration") or 0.0 for k, cell in enumerate(cells)}
     return {k: round(s, 1) for k, s in seconds.items() if s > SLOW}
 
 
 def clean(executed: Path, *, root: Path) -> None:
-    """Take out of an executed notebook what differs from run to run: times, ids, widget state and the checkout's path."""
+    """Remove from an executed notebook what differs from run to run: times, ids, widget state and the checkout's path."""
     notebook = json.loads(executed.read_text(encoding="utf-8"))
     for key in ("papermill", "widgets"):
         notebook["metadata"].pop(key, None)
@@ -215,7 +215,7 @@ def clean(executed: Path, *, root: Path) -> None:
 
 
 def with_summary(notebook: dict[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """An executed notebook whose first cell is followed by one with what came out for each of its claims, if it has any."""
+    """An executed notebook with a cell after the first one that says what came out for each of its claims, if it has any."""
     if not rows:
         return notebook
     first, *others = (cell for cell in notebook["cells"] if cell["id"] != SUMMARY_ID)
@@ -263,9 +263,9 @@ def _execute(path: Path, executed: Path, parameters: Mapping[str, Any], stage: P
 
 @contextmanager
 def _kernel_environment(stage: Path, *, threads: int) -> Iterator[str]:
-    """The variables a kernel starts with: nothing of the user's set-up, a fixed thread count, where to write.
+    """The variables that a kernel starts with: nothing of the user's set-up, a fixed thread count, where to write.
 
-    Gives a folder for the kernel's own files, which is noted so that the run after one that was killed can remove it.
+    Gives a folder for the kernel's own files. The folder is noted, so that the next run can remove it if this run is killed.
     """
     work = stage.parent.parent
     with tempfile.TemporaryDirectory(prefix=SCRATCH) as scratch:
@@ -277,7 +277,7 @@ def _kernel_environment(stage: Path, *, threads: int) -> Iterator[str]:
             "PYTHONHASHSEED": "0",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
             "MPLCONFIGDIR": str(work / "matplotlib"),  # kept: its list of fonts takes seconds to build
-            "PYTHONPATH": str(PACKAGE.parent),  # this very package, not another
+            "PYTHONPATH": str(PACKAGE.parent),  # this package, not another
             "SNIPNB_DATA": str(data_dir()),
             "SNIPNB_OUTPUT": str(stage),
             "SNIPNB_PROGRESS": _terminal(),
@@ -292,7 +292,7 @@ def _kernel_environment(stage: Path, *, threads: int) -> Iterator[str]:
 
 @contextmanager
 def _environment(variables: Mapping[str, str], *, removed: Sequence[str] = ()) -> Iterator[None]:
-    """These variables set, those removed; afterwards all as before."""
+    """Set some variables and remove others; afterwards, all are as before."""
     before = dict(os.environ)
     try:
         for name in removed:
@@ -313,7 +313,7 @@ def _terminal() -> str:
 
 
 def _check(executed: Path, source: Path, stage: Path) -> dict[str, Any]:
-    """An exit code of zero proves nothing: look at every cell, every promise and the verdicts; returns the run's own facts."""
+    """Check every cell, every promise and the verdicts, as an exit code of zero proves nothing; returns the run's own facts."""
     notebook = json.loads(executed.read_text(encoding="utf-8"))
     for index, cell in enumerate(notebook["cells"]):
         if cell["cell_type"] != "code" or not "".join(cell["source"]).strip():
@@ -327,14 +327,14 @@ def _check(executed: Path, source: Path, stage: Path) -> dict[str, Any]:
         raise NotebookError(f"  it ran, but did not write {', '.join(missing)}")
     given = _verdicts(stage / "claims" / f"{source.stem}.json")
     if given is None or not all(row["notebook"] == source.stem for row in given):
-        raise NotebookError("  it ran, but its verdicts are not those of a ledger; give them by report.claim")
+        raise NotebookError("  it ran, but its verdicts are not valid ledger rows; give them by report.claim")
     if missing := ledger.without_verdict(source.stem, given):
         raise NotebookError(f"  it ran, but gave no verdict on {', '.join(missing)}")
     return _read_dict(stage / RUN_FILE)
 
 
 def promises(source: Path) -> set[str]:
-    """The files that the calls of ``report`` in a notebook say that it writes."""
+    """The files that a notebook writes according to its calls of ``report``."""
     cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     found = set()
@@ -348,10 +348,10 @@ def promises(source: Path) -> set[str]:
 
 
 def _publish(notebook: str, stage: Path, place: Place) -> list[str]:
-    """Copy the staged files beside their targets, then rename all of them; remove what the notebook no longer writes.
+    """Copy the staged files next to their targets, then rename all of them; remove what the notebook no longer writes.
 
     Only what a notebook may write is published: the files of its folder, its executed copy, its verdicts and the record of what it
-    drew. If a copy fails, nothing was renamed, and the staged files stay where the message says.
+    drew. If a copy fails, nothing is renamed, and the staged files stay where the message says.
     """
     allowed = {f"notebooks/{notebook}.ipynb", f"claims/{notebook}.json", f"{DRAWN}/{notebook}.json"}
     staged = [file for file in stage.rglob("*") if file.is_file() and not file.is_symlink()]
@@ -364,10 +364,10 @@ def _publish(notebook: str, stage: Path, place: Place) -> list[str]:
             target = place.published / file
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.is_dir():
-                raise IsADirectoryError(errno.EISDIR, "a folder stands in its place", str(target))
+                raise IsADirectoryError(errno.EISDIR, "a folder of that name exists", str(target))
             copies.append((target.with_name(f".{target.name}.part"), target))
             shutil.copyfile(stage / file, copies[-1][0])
-        place.state(notebook).unlink(missing_ok=True)  # from here on the published files are of no known state
+        place.state(notebook).unlink(missing_ok=True)  # from here on, the state of the published files is unknown
         for copy, target in copies:
             os.replace(copy, target)
         for name in set(before) - set(files):
@@ -392,7 +392,7 @@ def _read_dict(path: Path) -> dict[str, Any]:
 
 
 def _verdicts(file: Path) -> list[dict[str, Any]] | None:
-    """The verdicts that a notebook left in a file, none if there is no file; None if it holds anything else."""
+    """The verdicts that a notebook left in a file, an empty list if there is no file; None if the file holds anything else."""
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -407,7 +407,7 @@ def _verdicts(file: Path) -> list[dict[str, Any]] | None:
 
 
 def choose(everything: Sequence[Path], wanted: Sequence[str]) -> list[Path]:
-    """The notebooks of these names or leading digits, in their order; all if none is named."""
+    """The notebooks with these names or leading digits, in their order; all if none is named."""
     stems = [path.stem for path in everything]
     named = {profiles.notebook_named(name, stems) for name in wanted}
     return [path for path in everything if path.stem in named or not wanted]
@@ -426,17 +426,17 @@ def _check_writable(place: Place) -> None:
 
 
 def only_one(place: Place) -> AbstractContextManager[object]:
-    """The lock of a profile, held: a second run waits for the first, and says so."""
+    """Hold the lock of a profile: a second run waits for the first, and says so."""
     lock = FileLock(place.work / "lock")
     try:
         return lock.acquire(timeout=0)
     except Timeout:
-        print("another run of this profile is going on; waiting for it", flush=True)
+        print("another run of this profile is in progress; waiting for it", flush=True)
         return lock.acquire()
 
 
 def _clear_leftovers(place: Place) -> None:
-    """Under the lock of the profile: what killed runs left, which nobody else would ever remove."""
+    """Remove what killed runs left, which nothing else would ever remove; the profile's lock must be held."""
     ours = [place.work, place.work / "state", place.work / "matplotlib"]
     for folder in [place.published, *place.published.glob("*/"), *ours]:
         for file in [*folder.glob(".*.part"), *folder.glob("*.matplotlib-lock")]:
@@ -449,7 +449,7 @@ def _clear_leftovers(place: Place) -> None:
 
 
 def _write_font_list(folder: Path) -> None:
-    """Matplotlib's list of fonts, made here: made in a notebook, it can leave a warning that it takes long in the outputs."""
+    """Make Matplotlib's list of fonts here: made in a notebook, the list can leave a warning about its slowness in the outputs."""
     from matplotlib import font_manager
 
     path = folder / f"fontlist-v{font_manager.FontManager.__version__}.json"

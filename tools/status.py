@@ -19,7 +19,7 @@ def main() -> int:
         for path in runner.find_notebooks(root):
             mark = state.fingerprint(path, runner.parameters_of(path, profile))
             reason = state.why_stale(path.stem, mark, place)
-            if reason == state.NOT_RUN:  # here; what the project holds was made elsewhere
+            if reason == state.NOT_RUN:  # here; the results that the project holds were made elsewhere
                 reason = _since_published(place, path.stem, mark)
             print(f"  {path.stem:<24} {reason or 'up to date'}")
     return 0
@@ -32,9 +32,9 @@ def _since_published(place: state.Place, notebook: str, mark: dict[str, str]) ->
     except (OSError, ValueError, KeyError, TypeError):
         return "not run yet"
     if "made_from" not in made:
-        return "published, from what is not recorded"
+        return "published, but its inputs are not recorded"
     changed = [part for part in mark if mark[part] != made["made_from"].get(part)]
-    return f"published, since then {', '.join(changed)} changed" if changed else ""
+    return f"published; changed since then: {', '.join(changed)}" if changed else ""
 
 
 if __name__ == "__main__":

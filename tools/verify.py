@@ -1,4 +1,4 @@
-"""Every published verdict once more, from the rows beside it: what ``make verify`` does, in seconds and without torch."""
+"""Recompute every verdict from the published tables: what ``make verify`` does, in seconds and without torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tools import checkout
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Verify the published ledgers and say what does not agree; returns the exit code."""
+    """Verify the published ledgers and print what disagrees; returns the exit code."""
     parser = argparse.ArgumentParser(prog="tools.verify", description=__doc__)
     parser.add_argument("claims", nargs="*", help="ids such as C20; default all")
     wanted = parser.parse_args(arguments).claims

@@ -1,11 +1,11 @@
-"""Train the first epoch of kept runs again, by today's code under their true recipe, and compare with the record.
+"""Train the first epoch of kept runs again, with today's code and their own recipe, and compare it with the record.
 
     python tools/verify_runs.py [--all] [--seed N] [folder]
 
-A kept run is found by what its configuration says, not by the code that made it. This shows that the code still makes the same numbers.
+A kept run is found by its configuration, not by the code that made it. This command shows that the code still makes the same numbers.
 Runs are trained again in the groups in which they were recorded. On the kind of machine that made them, with the same versions, the
-first epoch comes out bit for bit; elsewhere rounding differs and grows with every step, so the mean training loss may differ by 2 %,
-and the error rate by one percentage point; both are several times what was seen between code paths.
+first epoch comes out bit for bit. Elsewhere rounding differs and grows with every step, so the mean training loss may differ by 2 %,
+and the error rate by one percentage point. Both tolerances are several times the differences that were seen between code paths.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from snipnb.training.runs import RunConfig, run_key
 from snipnb.training.store import Store
 
 FOLDER = Path(__file__).resolve().parent.parent / "figures" / "full" / "runs"
-CRITERIA = ("exact", "snip", "random")  # of which one seed each is done by default
-LOSS, ERROR = 0.02, 0.01  # relative, and a fraction of the scored images: what may differ on another kind of machine
+CRITERIA = ("exact", "snip", "random")  # by default, one seed of each is verified
+LOSS, ERROR = 0.02, 0.01  # tolerances on another kind of machine: relative, and as a fraction of the scored images
 
 
 class _Enough(Exception):
@@ -57,24 +57,24 @@ def records_of(kept: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Mapping[
 
 
 def chosen(records: Mapping[str, list[Mapping[str, Any]]], *, everything: bool, seed: int | None) -> list[str]:
-    """The records to do: all, or those that hold one seed of exact, SNIP and random pruning by the longest recipe.
+    """The records to verify: all, or the records of one seed of exact, SNIP and random pruning with the longest recipe.
 
     Raises:
-        ValueError: If there is no such run, or none of the seed.
+        ValueError: If there is no such run, or no run of the seed.
     """
     if everything:
         return sorted(records)
     some = [(name, run["config"]) for name, runs in records.items() for run in runs]
     some = [(name, c) for name, c in some if c["criterion"] in CRITERIA and c["sparsity"] > 0]
     if not some:
-        raise ValueError(f"there are no runs of {', '.join(CRITERIA)}; --all does every run")
+        raise ValueError(f"there are no runs of {', '.join(CRITERIA)}; --all verifies every run")
     longest = max(c["recipe"]["epochs"] for _, c in some)
     some = [(name, c) for name, c in some if c["recipe"]["epochs"] == longest]
     seeds = sorted({c["init_seed"] for _, c in some})
     seed = seeds[0] if seed is None else seed
     if seed not in seeds:
         raise ValueError(f"--seed must be one of {', '.join(map(str, seeds))}; got {seed}")
-    # Of each criterion one record is enough, the one with most of its runs: Figure 1's twelve sparsities.
+    # One record per criterion is enough, the record with most of its runs: Figure 1's twelve sparsities.
     names = set()
     for criterion in CRITERIA:
         counts = Counter(name for name, c in some if (c["criterion"], c["init_seed"]) == (criterion, seed))
@@ -89,11 +89,11 @@ def config_of(run: Mapping[str, Any]) -> RunConfig:
 
 
 def replay(runs: Sequence[Mapping[str, Any]], saliences: Path) -> pd.DataFrame:
-    """The first epoch of runs that were trained together, beside the record.
+    """Compare the first epoch of runs that were trained together with the record.
 
     Returns:
-        One row a run: ``run`` (its key), ``loss_difference`` (of the mean training loss, relative), ``error_difference`` (of the error rate on
-        scored images), ``same_mask`` (as many parameters kept, the same tensors cut).
+        One row per run: ``run`` (its key), ``loss_difference`` (of the mean training loss, relative), ``error_difference`` (of the error rate on
+        scored images), ``same_mask`` (as many parameters kept, the same tensors collapsed).
     """
     os.environ["SNIPNB_PROGRESS"] = "0"
     configs = [config_of(run) for run in runs]
@@ -113,16 +113,16 @@ def replay(runs: Sequence[Mapping[str, Any]], saliences: Path) -> pd.DataFrame:
 
 
 def verify(folder: Path, *, everything: bool = False, seed: int | None = None) -> bool:
-    """Replay kept runs and print what was compared; returns whether all are within the tolerance.
+    """Replay kept runs and print the comparison; returns whether all are within the tolerance.
 
     Raises:
-        ValueError: If there are no runs in the folder, or none of the seed.
+        ValueError: If there are no runs in the folder, or no runs of the seed.
     """
     kept = Store(folder).runs()
     if not kept:
         raise ValueError(f"there are no kept runs in {folder}")
     if lost := [key for key, run in kept.items() if run_key(config_of(run)) != key]:
-        print(f"{len(lost)} runs have an identity of other numerics or another version; the first is {lost[0]}")
+        print(f"{len(lost)} runs have an identity from other numerics or another version; the first is {lost[0]}")
         return False
     records = records_of(kept)
     names = chosen(records, everything=everything, seed=seed)
@@ -154,7 +154,7 @@ def _in_words(table: pd.DataFrame) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Verify the runs that are kept with the project, or those of another folder; returns the exit code."""
+    """Verify the runs that are kept with the project, or the runs of another folder; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="folder of records")
     parser.add_argument("--all", action="store_true", help="every kept run; half an hour on two cores")
@@ -165,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"verify_runs: {error}", file=sys.stderr)
         return 1
-    print("all agree" if agree else "some do not agree: mend the code, or raise NUMERICS or a criterion's version")
+    print("all agree" if agree else "some disagree: fix the code, or raise NUMERICS or a criterion's version")
     return 0 if agree else 1
 
 

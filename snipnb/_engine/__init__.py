@@ -1,1 +1,1 @@
-"""What engines share: the reading of a network, the propagation of changes, ensembles of networks, compiled kernels."""
+"""Shared machinery: reading a network, propagating changes, ensembles of networks, compiled kernels."""

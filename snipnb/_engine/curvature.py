@@ -1,4 +1,7 @@
-"""Derivatives of the loss along single parameters, of networks whose logits are piecewise linear in each: one pass back for all of them."""
+"""Derivatives of the loss along single parameters, for networks whose logits are piecewise linear in each parameter.
+
+One backward pass gives the derivatives along all parameters.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,13 @@ from snipnb._engine.workers import Crew
 from snipnb._progress import track
 
 TEMPORARY = {"cpu": 2**22, "cuda": 2**26}  # numbers that one temporary holds
-LONGEST = 1.0  # of abs(w x) (max J - min J) that a series takes; it converges up to pi
+LONGEST = 1.0  # largest abs(w x) (max J - min J) for which the series is used; it converges below pi
 IMAGES = 1000  # images per batch, at most
 
 
 @torch.no_grad()
 def mean_over_images(model: nn.Module, images: Tensor, labels: Tensor, rule: Rule, batch_size: int) -> list[Salience]:
-    """Means over the images of what a rule makes of the slopes, one dictionary for each order it gives."""
+    """Means over the images of what a rule computes from the slopes: one dictionary for each of its orders."""
     tensors = float_parameters(model)
     first = next(iter(tensors.values()))
     network = _Network(model)
@@ -56,7 +59,7 @@ def mean_over_images(model: nn.Module, images: Tensor, labels: Tensor, rule: Rul
 
 @dataclass
 class _Kept:
-    """What a layer keeps of a batch for the way back."""
+    """What a layer keeps from a batch for the backward pass."""
 
     input: Tensor
     switches: Tensor | None = None  # where a ReLU is on
@@ -64,15 +67,16 @@ class _Kept:
 
 
 class _Network:
-    """A sequential network, and what reaches each of its layers from columns of the logits.
+    """A sequential network, and what reaches each of its layers when columns of the logits are propagated back.
 
-    Activations are PyTorch's, [images, channels, height, width] or [images, features]; what comes back has the columns as a second axis.
+    Activations have PyTorch's layout: [images, channels, height, width] or [images, features]. In what is propagated back,
+    the columns are the second axis.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.layers = layers_of(model)
         own = [i for i, (_, layer) in enumerate(self.layers) if isinstance(layer, nn.Module) and [*layer.parameters()]]
-        self.first = own[0]  # what comes before has no parameters
+        self.first = own[0]  # the layers before it have no parameters
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[_Kept]]:
         """Logits [images, classes] and what each layer keeps."""
@@ -132,12 +136,12 @@ class _Network:
 
 
 def _wide(t: Tensor, like: Tensor) -> Tensor:
-    """Values of channels [C] so that they fit [images, C, ...]."""
+    """Values of channels [C], reshaped so that they broadcast with [images, C, ...]."""
     return t.view(-1, *(1,) * (like.dim() - 2))
 
 
 def _back(layer: nn.Module | Pool, b: Tensor, kept: _Kept, scratch: Scratch, place: int) -> Tensor:
-    """From a layer's output to its input, [images, columns, ...]."""
+    """Propagate columns [images, columns, ...] from a layer's output back to its input."""
     images, columns = b.shape[:2]
     shape = kept.input.shape[1:]
     if isinstance(layer, nn.Linear):
@@ -170,7 +174,7 @@ def _back(layer: nn.Module | Pool, b: Tensor, kept: _Kept, scratch: Scratch, pla
 def _of_patches(
     layer: nn.Conv2d, state: _State, b: Tensor, x: Tensor, rule: Rule, name: str, limit: int, scratch: Scratch
 ) -> Tensor:
-    """Sums for a convolution's weights: the slopes are products of patches of the input with what comes back."""
+    """Sums for a convolution's weights: the slopes are patches of the input times what is propagated back."""
     vertical, horizontal = padding_of(layer)
     x = F.pad(x, (horizontal, horizontal, vertical, vertical)) if vertical or horizontal else x.contiguous()
     images, inputs = x.shape[:2]
@@ -197,7 +201,7 @@ def _of_patches(
 
 @dataclass
 class _State:
-    """What a rule knows of a batch of images."""
+    """What a rule knows about a batch of images."""
 
     p: Tensor  # [images, classes]
     log_p: Tensor
@@ -210,7 +214,7 @@ class _State:
 class Rule:
     """Turns slopes of the logits along parameters into sums over images.
 
-    Slopes are [images, columns, parameters], the columns being those of ``start``.
+    Slopes are [images, columns, parameters], with the columns that ``start`` gives.
     """
 
     orders = 1
@@ -219,13 +223,16 @@ class Rule:
         return classes
 
     def start(self, logits: Tensor, labels: Tensor) -> tuple[_State, Tensor]:
-        """What is known of the images, and the columns at the logits [images, columns, classes]: slopes relative to the top class."""
+        """The state of the images, and the columns at the logits [images, columns, classes]; slopes are relative to the top class."""
         log_p = logits.log_softmax(1)
         identity = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)
         return _State(log_p.exp(), log_p, labels), identity - identity[logits.argmax(1)][:, None]
 
     def of_slopes(self, state: _State, slopes: Tensor, name: str, first: int = 0, *, spare: bool = False) -> Tensor:
-        """Sums over images [orders, parameters] for the parameters of ``name`` from ``first`` on; ``spare``: may overwrite the slopes."""
+        """Sums over images [orders, parameters] for the parameters of ``name`` from ``first`` on.
+
+        With ``spare``, the slopes may be overwritten.
+        """
         raise NotImplementedError
 
     def of_product(self, state: _State, b: Tensor, x: Tensor, name: str) -> Tensor:
@@ -234,10 +241,10 @@ class Rule:
 
 
 class Variance(Rule):
-    """The second derivative, and the first before it where it is wanted.
+    """The second derivative, preceded by the first derivative if ``gradient`` is true.
 
-    The covariance diag(p) - p p^T is S S^T with C - 1 columns: with q_j = sum_{c > j} p_c, column j holds
-    sqrt(p_j q_j / (p_j + q_j)) at j, and -p_c / q_j times that at every c > j (Tanabe and Sagae 1992). Nothing cancels in it.
+    The covariance diag(p) - p p^T is S S^T, and S has C - 1 columns. With q_j = sum_{c > j} p_c, column j holds
+    sqrt(p_j q_j / (p_j + q_j)) at j, and -p_c / q_j times this value at every c > j (Tanabe and Sagae 1992). No digits cancel.
     """
 
     def __init__(self, *, gradient: bool) -> None:
@@ -273,7 +280,7 @@ class Variance(Rule):
 
 
 class Cumulants(Rule):
-    """The first so many derivatives."""
+    """The derivatives from order 1 to ``orders``."""
 
     def __init__(self, orders: int) -> None:
         self.orders = orders
@@ -290,7 +297,7 @@ class Cumulants(Rule):
 
 
 class LinearRegion(Rule):
-    """The loss change as if nothing switched, for parameters set to zero."""
+    """The loss change when a parameter is set to zero, as if no ReLU and no max-pooling switched."""
 
     def __init__(self, parameters: Salience) -> None:
         self.values = {name: p.flatten() for name, p in parameters.items()}
@@ -305,7 +312,7 @@ class LinearRegion(Rule):
         return loss_changes(dz.permute(1, 2, 0), state.log_p.T, state.labels).T
 
     def of_product(self, state: _State, b: Tensor, x: Tensor, name: str) -> Tensor:
-        """The series of cumulants where it converges quickly for all inputs of an output; else one by one."""
+        """The series of cumulants where it converges quickly for all inputs of an output, else the loss change of each input."""
         w = self.values[name].view(b.shape[2], -1)
         spread = b.amax(1) - b.amin(1)  # [images, outputs]
         length = spread * w.abs().amax(1) * x.abs().amax(1, keepdim=True)
@@ -332,8 +339,9 @@ class LinearRegion(Rule):
 def _derivatives_of(state: _State, slopes: Tensor, order: int) -> list[Tensor]:
     """Derivatives of the cross-entropy along parameters from slopes [images, classes, parameters] relative to the top class.
 
-    **Definition.** By the recursion kappa_k = m_k - sum_{i=2..k-2} binomial(k-1, i-1) kappa_i m_{k-i} over the central moments m of the slopes; the
-    first is their mean less the label's. The mean is that of the other classes, so a confident network's keeps its digits.
+    **Definition.** The recursion kappa_k = m_k - sum_{i=2..k-2} binomial(k-1, i-1) kappa_i m_{k-i} over the central moments m of the slopes.
+    The first derivative is the mean slope minus the label's slope. Only the classes other than the top class contribute to the mean, so
+    it keeps its digits in a confident network.
 
     Returns:
         Tensors [images, parameters], the first order first.

@@ -1,14 +1,14 @@
 """Many networks of one architecture as one: their parameters are stacked along a first axis and applied together.
 
-**Layout.** Activations are [networks, channels, height, width, images], or [networks, features, images] behind a flatten: images
+**Layout.** Activations are [networks, channels, height, width, images], or [networks, features, images] after a flatten. Images
 are innermost and contiguous, so that everything but the linear layers runs along them. On a processor, convolutions of stride
-1 are compiled, together with the pooling and ReLU behind them (``kernels.py``). Elsewhere a convolution gathers what each of
-its outputs sees into the columns of a matrix, with a row of ones for the bias, and is a matrix product; the columns of a
-processor take one network at a time, which fits its caches, those of a GPU all of them. All networks see the same
-images: the first convolution is one for all of them, with their weights below each other.
+1 are compiled, together with the pooling and ReLU that follow them (``kernels.py``). Any other convolution gathers what each of
+its outputs sees into the columns of a matrix, with a row of ones for the bias, and is a matrix product. On a processor, the
+columns hold as many networks as fit its caches. On a GPU, they hold all networks. All networks see the same images, so
+their first convolutions are computed as one, with the weights of the networks below each other.
 
-Gradients are PyTorch's, through the functions written here: convolution (compiled; shared first; others) and pooling. Where
-several values of a pooling window are the largest, the first gets the gradient, as in PyTorch.
+PyTorch computes the gradients, through the functions written here for convolution (compiled; shared first; others), sparse linear layers and pooling.
+If several values of a pooling window are the largest, the first gets the gradient, as in PyTorch.
 """
 
 from __future__ import annotations
@@ -25,40 +25,40 @@ from torch import Tensor, nn
 from snipnb._engine.propagation import Scratch
 from snipnb._engine.sequential import Norms, Pool, layers_of, padding_of, patches, shapes_of, size_behind
 
-COLUMNS = 2**20  # numbers in the columns of a convolution that a processor makes at once
-# Share of a linear layer's weights up to which going through them one by one is faster than a matrix product.
+COLUMNS = 2**20  # numbers that a processor gathers at once in the columns of a convolution
+# Up to this share of kept weights in a linear layer, going through them one by one is faster than a matrix product.
 FEW = 0.12
 Stacked = dict[str, Tensor]  # like a model's parameters or buffers, with the networks as the first axis
 
 
 class Stack:
-    """What a sequential network does, for any number of networks together.
+    """The computation of a sequential network, for any number of networks together.
 
     Args:
         model: One of the networks, for its layers.
 
     Raises:
-        ValueError: If it has layers or options that are not covered.
+        ValueError: If the model has layers or options that are not covered.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.layers = layers_of(model, training=True)
         self.scratch = Scratch()
-        self.fitting: set[torch.Size] = set()  # shapes of images
+        self.fitting: set[torch.Size] = set()  # shapes of images that fit the layers
 
     @property
     def mixes_images(self) -> bool:
-        """Whether training an image depends on those beside it (batch norm)."""
+        """Whether training on an image depends on the other images of its batch (batch norm)."""
         return any(isinstance(layer, Norms) for _, layer in self.layers)
 
     def inputs(self, images: Tensor) -> Tensor:
         """Images [n, channels, height, width] or [n, features] as the first layer takes them, the same for all networks.
 
         Raises:
-            ValueError: If a layer does not fit them.
+            ValueError: If a layer does not fit the images.
         """
         if images.shape[1:] not in self.fitting:
-            shapes_of(self.layers, images.shape[1:])  # an error if they do not fit: compiled kernels trust it
+            shapes_of(self.layers, images.shape[1:])  # an error if they do not fit, as compiled kernels do not check
             self.fitting.add(images.shape[1:])
         x = images.movedim(0, -1).contiguous()[None]
         first = self.layers[0][1]
@@ -83,10 +83,10 @@ class Stack:
             inputs: From :meth:`inputs`.
             parameters: Name -> [networks, ...].
             buffers: Name -> [networks, ...], the running statistics of batch norms; updated in place in training.
-            image_shape: Of one image.
-            training: Dropout on, batch norm by the images themselves.
-            generator: What dropout draws from; all networks drop the same.
-            kept: Which parameters are kept, of masked networks: the others are zero, and their gradients need not be right.
+            image_shape: Shape of one image.
+            training: Whether dropout acts and batch norm normalises by the statistics of the images themselves.
+            generator: Random generator of dropout; all networks drop the same values.
+            kept: Which parameters masked networks keep. The others are zero, and their gradients need not be right.
         """
         networks = len(next(iter(parameters.values())))
         x = inputs
@@ -99,7 +99,7 @@ class Stack:
                 after = self.layers[position + 1][1] if position + 1 < len(self.layers) else None
                 pool, relu = _what_follows(after)
                 if relu or pool != (1, 1):
-                    next(layers)  # done along with this one
+                    next(layers)  # computed together with this layer
                 wanted = kept.all.get(key) if kept else None
                 options = layer.dilation, pool, relu, self.scratch, position
                 x = _Compiled.apply(_padded(x, layer), parameters[key], bias, wanted, *options)
@@ -137,15 +137,15 @@ class Stack:
 
 
 class Kept:
-    """Which parameters of masked networks are kept, as the layers of a :class:`Stack` use it.
+    """Which parameters of masked networks are kept, in the form that the layers of a :class:`Stack` use.
 
     Args:
         kept: Name -> bool [networks, ...].
 
     Attributes:
-        all: The same.
-        few: Of weights [networks, outputs, inputs] of which every network keeps few: where those of each output begin and end, and
-            which inputs they have, one after the other.
+        all: The given dictionary.
+        few: For weights [networks, outputs, inputs] of which every network keeps few: where the kept weights of each output begin and
+            end, and the inputs of all kept weights, one after the other.
     """
 
     def __init__(self, kept: Mapping[str, Tensor]) -> None:
@@ -159,19 +159,19 @@ class Kept:
 
 
 def stacked(tensors: Sequence[Mapping[str, Tensor]]) -> Stacked:
-    """Tensors of several models, name by name, as one with the models as the first axis."""
+    """Tensors of several models, stacked name by name, with the models as the first axis."""
     return {name: torch.stack([one[name].detach() for one in tensors]) for name in tensors[0]}
 
 
 def check_alike(model: nn.Module, first: nn.Module) -> None:
-    """Raise ValueError if two models differ in more than values."""
+    """Raise ValueError if two models differ in anything but the values of parameters and buffers."""
     facts = []
     for one in (model, first):
         tensors = [*one.named_parameters(), *one.named_buffers()]
         facts.append((repr(one), [(n, t.shape, t.dtype, t.device, t.requires_grad) for n, t in tensors]))
     if facts[0] != facts[1]:
         raise ValueError(
-            "the models differ in layers, shapes, dtypes, devices or in what is trained; all must be alike"
+            "the models differ in layers, shapes, dtypes, devices or in what is trained; all of these must be equal"
         )
 
 
@@ -188,12 +188,12 @@ class _Taps:
 
     @classmethod
     def of(cls, layer: nn.Conv2d, size: Sequence[int]) -> _Taps:
-        """For inputs of this height and width, without their padding."""
+        """For inputs of this height and width, before padding."""
         return cls(layer, *size_behind(layer, size))
 
     @property
     def rows(self) -> int:
-        """Of columns, but for that of ones."""
+        """The number of rows of the columns, without the row of ones."""
         return self.layer.weight[0].numel()
 
     def slices(self, axis: int, tap: int) -> slice:
@@ -234,7 +234,7 @@ def _add_columns(columns: Tensor, taps: _Taps, x: Tensor, partial: Tensor) -> No
 def _kernels() -> Any:
     try:
         from snipnb._engine import kernels
-    except ImportError:  # Numba is missing: the same without it, only slower
+    except ImportError:  # Numba is missing: everything works without it, only slower
         return None
     return kernels
 
@@ -248,7 +248,7 @@ def _is_compiled(layer: nn.Conv2d, x: Tensor) -> bool:
 
 
 def _what_follows(layer: nn.Module | Pool | None) -> tuple[tuple[int, int], bool]:
-    """The pooling and the ReLU that a compiled convolution does along with itself."""
+    """The pooling and the ReLU that a compiled convolution includes."""
     if isinstance(layer, nn.ReLU):
         return (1, 1), True
     if isinstance(layer, Pool) and layer.kind == "max" and _is_side_by_side(layer):
@@ -257,12 +257,12 @@ def _what_follows(layer: nn.Module | Pool | None) -> tuple[tuple[int, int], bool
 
 
 def _with_images(x: Tensor, more: int) -> Tensor:
-    """With so many images of zeros added, in one piece of memory."""
+    """``x`` with ``more`` images of zeros added, in one piece of memory."""
     return F.pad(x, (0, more)) if more else x.contiguous()
 
 
 class _Compiled(torch.autograd.Function):
-    """A convolution of stride 1, with the max-pooling and ReLU behind it, through ``kernels.py``."""
+    """A convolution of stride 1, with the max-pooling and ReLU that follow it, computed by ``kernels.py``."""
 
     @staticmethod
     def forward(
@@ -318,7 +318,7 @@ class _Compiled(torch.autograd.Function):
 
 
 class _FewWeights(torch.autograd.Function):
-    """A linear layer, through ``kernels.py``, from the few weights that are kept."""
+    """A linear layer, computed by ``kernels.py`` from the few weights that are kept."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, ends: Tensor, inputs: Tensor) -> Tensor:
@@ -358,7 +358,7 @@ class _SharedConvolution(torch.autograd.Function):
 
 
 class _Convolution(torch.autograd.Function):
-    """A convolution with inputs and weights [networks, outputs, rows] of each network's own."""
+    """A convolution in which each network has its own inputs and weights [networks, outputs, rows]."""
 
     @staticmethod
     def forward(ctx, x: Tensor, matrix: Tensor, taps: _Taps, scratch: Scratch, layer: int) -> Tensor:
@@ -404,7 +404,7 @@ def _room(scratch: Scratch, name: str, networks: slice, rows: int, like: Tensor)
 
 
 class _Maximum(torch.autograd.Function):
-    """Max-pooling over windows that lie side by side, and a ReLU if there is one (before or after is the same)."""
+    """Max-pooling over windows that lie side by side, and a ReLU if there is one (before or after the pooling gives the same)."""
 
     @staticmethod
     def forward(ctx, x: Tensor, kernel: tuple[int, int], relu: bool, scratch: Scratch, layer: int) -> Tensor:
@@ -427,7 +427,7 @@ class _Maximum(torch.autograd.Function):
         of_x = ctx.scratch.take(("of maximum", ctx.layer), x.shape, x)
         windows, place = _side_by_side(x, kernel), _side_by_side(of_x, kernel)
         if windows.numel() < x.numel():
-            of_x.zero_()  # rows or columns that no window holds
+            of_x.zero_()  # rows or columns that lie in no window
         if ctx.relu:
             gradient = gradient * (top > 0)
         taken = torch.zeros_like(top, dtype=torch.bool)
@@ -454,7 +454,7 @@ def _pooled(x: Tensor, layer: Pool, scratch: Scratch, position: int) -> Tensor:
         if layer.kind == "max":
             return _Maximum.apply(x, layer.kernel, layer.relu, scratch, position)
         return _side_by_side(x, layer.kernel).mean((3, 5))
-    images_first = x.movedim(-1, 0).flatten(1, 2)  # windows that overlap: PyTorch's own, in its layout
+    images_first = x.movedim(-1, 0).flatten(1, 2)  # other windows: PyTorch's own pooling, in its layout
     pool = F.max_pool2d if layer.kind == "max" else F.avg_pool2d
     y = pool(images_first, layer.kernel, layer.stride, layer.padding).unflatten(1, x.shape[:2]).movedim(0, -1)
     return (y.relu() if layer.relu else y).contiguous()

@@ -1,13 +1,13 @@
-"""Compiled convolutions and sparse linear layers of a processor: images side by side in vector registers, a few outputs at a time.
+"""Compiled convolutions and sparse linear layers for a processor: images side by side in vector registers, a few outputs at a time.
 
-Activations are [channels, height, width, images] with images innermost, and as many images as a multiple of :data:`LANES`. A
-convolution takes, for one position and 16 images, four or six outputs together: each value that is loaded serves all of
-them, each weight all images, and the sums stay in registers, as in a matrix product, but nothing is copied into columns. Where most
-weights are zero, those that are not are gone through one by one, for 64 images and neighbouring positions at a time; gradients of weights
-are formed for those that are kept. So a pruned network takes less time the more is pruned. Only stride 1 is covered. The vector instructions are written as the compiler's own vector types, so that they
-become whatever the processor has.
+Activations are [channels, height, width, images] with images innermost. The number of images is a multiple of :data:`LANES`. For one
+position and 16 images, a convolution computes four or six outputs together. Each loaded value serves all of these outputs, and each
+weight serves all images. The sums stay in registers, as in a matrix product, but nothing is copied into columns. Where most
+weights are zero, only the others are gone through, one by one, for 64 images and neighbouring positions at a time. Gradients of
+weights are then computed only for kept weights. So a network takes less time the more it is pruned. Only stride 1 is covered. The
+vector instructions are written in the compiler's own vector types, which it translates to whatever the processor has.
 
-Needs Numba; where it is missing, ``ensembles.py`` does without this module. docs/kernels.md explains it.
+This module needs Numba. Where Numba is missing, ``ensembles.py`` does without this module. docs/kernels.md explains the kernels.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, models, register_model
 
-LANES = 16  # images that are computed together; sums over images take half of them
-DENSE = 0.5  # share of weights from which a tile of outputs is computed as if it had no zeros
-_DEAD = 255  # in place of a position in its window: a value that a ReLU cuts off
+LANES = 16  # images that are computed together; sums over images take half as many
+DENSE = 0.5  # share of nonzero weights from which a tile of outputs is computed as if it had no zeros
+_DEAD = 255  # marks a value that a ReLU cuts off, in place of its position in the window
 
 
 def _compiled(function, *, any_order: bool = False):
-    """Compiled; sums are in the order that is written, unless any order will do."""
+    """The function, compiled. It sums in the order that is written, unless any order will do."""
     options: dict[str, Any] = {
         "nogil": True,
         "error_model": "numpy",
@@ -34,7 +34,7 @@ def _compiled(function, *, any_order: bool = False):
     }
     try:
         return njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder to keep it in can be written
+    except RuntimeError:  # there is no writable folder for the cache
         return njit(**options)(function)
 
 
@@ -157,7 +157,7 @@ def _total(typing, vector):
 
 
 def _choice(from_values, otherwise):
-    """An intrinsic on two vectors, of which the second is kept unless the first is larger (or is not a number)."""
+    """An intrinsic on two vectors that keeps the second unless the first is larger (or is not a number)."""
 
     def code(context, builder, signature, values):
         larger = builder.or_(
@@ -175,7 +175,7 @@ def _largest(typing, values, best):
 
 @intrinsic
 def _winner(typing, values, best, which, place):
-    """Where the largest comes from: ``place`` where the values are larger, else as before."""
+    """Where the largest value comes from: ``place`` where the values are larger, else as before."""
 
     def number(context, builder, signature, given):
         kind = context.get_value_type(signature.return_type)
@@ -186,7 +186,7 @@ def _winner(typing, values, best, which, place):
 
 @intrinsic
 def _first(typing, vector):
-    """Zeros as winners of a vector."""
+    """The first winners of a vector: all zero."""
     which = _Vector(types.uint8, vector.lanes)
 
     def code(context, builder, signature, values):
@@ -215,7 +215,7 @@ def _cut_winner(typing, best, which):
 
 @intrinsic
 def _if_won(typing, values, which, place):
-    """Values whose winner is this place, else zero."""
+    """The values where this place is the winner, else zero."""
 
     def code(context, builder, signature, given):
         number = _spread(builder, builder.trunc(given[2], ir.IntType(8)), given[1].type)
@@ -231,8 +231,9 @@ def _if_won(typing, values, which, place):
 def _four(x, apart, start, ys, xs, weight, bias, kernel, first, out, at, between):
     """Outputs ``first`` to ``first + 3`` at one position for 16 images.
 
-    Arrays are flat. ``apart`` holds the number of channels of x and how far channels, taps below each other and taps beside
-    each other are apart; ``between`` how far the outputs are. weight is [outputs / 4, channels, kernel, kernel, 4]. Of the taps only those from ``ys[0]`` to ``ys[1]`` and ``xs[0]`` to ``xs[1]``: the others meet the padding.
+    Arrays are flat. ``apart`` holds the number of channels of x, and the distances between channels, between taps below each
+    other and between taps next to each other. ``between`` is the distance between outputs. weight is [outputs / 4, channels,
+    kernel, kernel, 4]. Only the taps from ``ys[0]`` to ``ys[1]`` and from ``xs[0]`` to ``xs[1]`` are used: the others meet the padding.
     """
     a, b = _filled(bias, first), _filled(bias, first + 1)
     c, d = _filled(bias, first + 2), _filled(bias, first + 3)
@@ -280,7 +281,7 @@ def _six(x, apart, start, ys, xs, weight, bias, kernel, first, out, at, between)
 
 @_compiled
 def _copy(x, start, out, at, count):
-    """So many values, a multiple of the lanes; assignment of slices takes long to compile."""
+    """Copy ``count`` values, a multiple of the lanes; assigning slices takes long to compile."""
     for i in range(0, count, LANES):
         _store(out, at + i, _load_all(x, start + i))
 
@@ -295,9 +296,9 @@ def _met(position, before, kernel, dilation, size):
 
 @_compiled
 def _stretch(x, start, places, values, begin, end, bias, output, out, at):
-    """One output for 64 images and positions in a row, from the weights that are not zero.
+    """One output for 64 images and positions in a row, from the nonzero weights.
 
-    Arrays are flat; ``places`` holds where each weight's input is, from ``start``.
+    Arrays are flat. ``places`` holds the place of each weight's input, counted from ``start``.
     """
     a, b, c, d = _filled(bias, output), _filled(bias, output), _filled(bias, output), _filled(bias, output)
     for i in range(begin, end):
@@ -314,7 +315,7 @@ def _stretch(x, start, places, values, begin, end, bias, output, out, at):
 
 @_compiled
 def _piece(x, start, places, values, begin, end, bias, output, out, at):
-    """:func:`_stretch` for 16."""
+    """:func:`_stretch` for 16 images."""
     a = _filled(bias, output)
     for i in range(begin, end):
         a = _add_scaled(a, values, i, _load_all(x, start + places[i]))
@@ -323,8 +324,8 @@ def _piece(x, start, places, values, begin, end, bias, output, out, at):
 
 @_compiled
 def _listed(weight, first, tile, kernel, apart, places, values, levels, ends):
-    """The weights of one tile that are not zero, output by output, up to ``ends``: what they are, where their inputs are, and
-    in which row of the kernel they are. Returns how many."""
+    """List the nonzero weights of one tile, output by output, up to ``ends``: their values, the places of their inputs, and
+    their rows in the kernel. Returns how many there are."""
     channels, plane, row, step = apart
     n = 0
     for t in range(tile):
@@ -344,19 +345,20 @@ def _listed(weight, first, tile, kernel, apart, places, values, levels, ends):
 def convolve(x, weight, bias, dilation, zeros, pool, relu, out, winner):
     """Convolution of stride 1, then max-pooling over windows side by side, then ReLU.
 
-    Where few weights of a tile of outputs are not zero, only those are gone through; the sums are the same to the last bit.
+    Where few weights of a tile of outputs are nonzero, only these are gone through. The sums are the same to the last bit.
 
     Args:
-        x: [networks or 1, channels, height, width, images]; one for all networks if 1.
+        x: [networks or 1, channels, height, width, images]; if 1, all networks share it.
         weight: [networks, outputs / tile, channels, kernel, kernel, tile], tile 4 or 6: see :func:`packed`.
-        bias: [networks, outputs, rounded up to whole tiles].
+        bias: [networks, outputs rounded up to whole tiles].
         dilation: Of the kernel, (vertical, horizontal).
-        zeros: Rows of zeros to imagine above the input (below it, as many as the output asks for), and columns of zeros that it
-            holds on its left and on its right, so many that all outputs can be formed.
+        zeros: Rows of zeros to assume above the input (and below it, as many as the output needs), and columns of zeros that the
+            input contains on its left and on its right, enough for all outputs.
         pool: (height, width) of the windows; (1, 1) for none.
-        relu: Whether to cut off what is negative.
+        relu: Whether to cut off negative values.
         out: [networks, outputs, height, width, images], written.
-        winner: uint8 of that shape: which place of its window each value comes from, 255 for cut off. Written, unless empty.
+        winner: uint8 in the shape of ``out``: the place of its window that each value comes from, or 255 if it is cut off. Written,
+            unless empty.
     """
     networks, outputs, rows, columns, images = out.shape
     _, channels, height, width, _ = x.shape
@@ -436,7 +438,7 @@ def convolve(x, weight, bias, dilation, zeros, pool, relu, out, winner):
 def _pair(x, offsets, g, second, columns, apart, down, rows, total):
     """Sums over images and positions of two outputs' gradients times the values at five taps, into total [2, 5].
 
-    Arrays are flat; rows of the gradient are ``apart``, rows of the input ``down`` from each other.
+    Arrays are flat. Rows of the gradient are ``apart`` from each other, and rows of the input ``down``.
     """
     o, p, q, r, s = offsets[0], offsets[1], offsets[2], offsets[3], offsets[4]
     a, b, c, d, e = _zeros(x), _zeros(x), _zeros(x), _zeros(x), _zeros(x)
@@ -493,7 +495,7 @@ def _four_taps(x, offsets, g, columns, apart, down, rows, total):
 
 @partial(_compiled, any_order=True)
 def _sum(values, winner):
-    """Of values that were not cut off; of all if there are no winners."""
+    """The sum of the values that were not cut off, or of all values if there are no winners."""
     summed = 0.0
     if winner.size == 0:
         for i in range(values.size):
@@ -509,14 +511,14 @@ def gradients(x, gradient, winner, dilation, pool, of_weight, of_bias, weight, o
     """Gradients of what :func:`convolve` computes without zeros around the input.
 
     Args:
-        x: As given to it.
-        gradient: Of its output.
-        winner: As written by it; empty if it was.
+        x: As given to :func:`convolve`.
+        gradient: Gradient of its output.
+        winner: As written by it; empty if it was empty there.
         dilation: As given to it.
         pool: As given to it.
         of_weight: [networks, outputs, channels, kernel, kernel], written; for weights that are not kept, zero or their gradient.
         of_bias: [networks, outputs], written.
-        weight: For the gradient of the input: inputs and outputs exchanged, kernels turned around, packed.
+        weight: Weights for the gradient of the input: inputs and outputs exchanged, kernels turned around, packed.
         of_x: The gradient of the input, written; empty if it is not wanted.
         kept: bool like ``of_weight``: which gradients are wanted; empty for all.
     """
@@ -528,7 +530,7 @@ def gradients(x, gradient, winner, dilation, pool, of_weight, of_bias, weight, o
     buffered = outputs if of_x.size else min(2, outputs)
     reach = ((kernel[0] - 1) * dilation[0], (kernel[1] - 1) * dilation[1])
     margin, right = (reach[1], width - wide) if of_x.size else (0, 0)  # columns of zeros, for the gradient of the input
-    before = np.zeros((1, buffered, high, margin + wide + right, images), x.dtype)  # the pooling
+    before = np.zeros((1, buffered, high, margin + wide + right, images), x.dtype)  # gradient before the pooling
     apart, down = before.shape[3] * images, width * images
     total, offsets = np.empty((2, 5), x.dtype), np.empty(max(taps, 5), np.int64)
     which, some, nearby = np.empty(taps, np.int64), np.empty(8, np.int64), np.empty(5, np.int64)
@@ -607,14 +609,14 @@ def gradients(x, gradient, winner, dilation, pool, of_weight, of_bias, weight, o
 
 @_compiled
 def linear(x, weight, bias, ends, inputs, out):
-    """A linear layer from the weights that are kept.
+    """A linear layer, computed from its kept weights.
 
     Args:
         x: [networks, inputs, images].
         weight: [networks, outputs, inputs].
         bias: [networks, outputs].
         ends: Where the kept weights of each output of each network begin in ``inputs``, and where the last ones end.
-        inputs: Their inputs, ascending for each output.
+        inputs: Inputs of the kept weights, ascending for each output.
         out: [networks, outputs, images], written.
     """
     networks, outputs, images = out.shape
@@ -631,7 +633,7 @@ def linear(x, weight, bias, ends, inputs, out):
 
 @_compiled
 def linear_gradients(x, weight, gradient, ends, inputs, of_x, of_weight, of_bias):
-    """Gradients of what :func:`linear` computes: of the input and of kept weights, both to be zero before, and of biases."""
+    """Gradients of what :func:`linear` computes: of the input and of kept weights (both must be zero before), and of biases."""
     networks, outputs, images = gradient.shape
     flat_x, flat_weight, flat_gradient = x.reshape(-1), weight.reshape(-1), gradient.reshape(-1)
     flat_of_x, flat_of_weight, flat_of_bias = of_x.reshape(-1), of_weight.reshape(-1), of_bias.reshape(-1)

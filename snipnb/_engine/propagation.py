@@ -1,19 +1,19 @@
-"""How a change of activations passes through each kind of layer, in a form in which nothing cancels.
+"""How a change of activations passes through each kind of layer, in a form without cancellation.
 
-Every step knows two things: its output for a batch (``forward``, which also keeps what the second needs), and the exact
-change of its output for a given change of its input (``change``). Convolutions and linear layers are linear, so they
-pass the change on as it is. ReLU and max-pooling are one rule: with a the values in a window, and M their maximum
+Every step computes two things. ``forward`` gives its output for a batch, and keeps what ``change`` needs. ``change`` gives
+the exact change of its output for a given change of its input. Convolutions and linear layers are linear, so they apply
+their weights to the change. ReLU and max-pooling share one rule. With a the values in a window, and M their maximum
 (at least 0 if there is a ReLU),
 
-    change = max(max_q(r_q + d_q), -M)    where r = a - M,
+    change = max(max_q(r_q + d_q), -M)    where r = a - M.
 
-in which an unchanged window gives exactly 0 and a small change keeps all its digits, because M is never added and
-taken away again. (Without a ReLU there is no -M; a ReLU alone has windows of one.)
+An unchanged window gives exactly 0 and a small change keeps all its digits, because M is never added and subtracted
+again. Without a ReLU there is no -M. A ReLU alone has windows of one value.
 
 **Layout.** Activations are [positions, window, channels, images] and changes [positions, window, channels, parameters,
-images], features first, so that every layer is ``weight @ change`` with parameters and images as columns. The window
-axis is longer than 1 only between a convolution and the pooling it feeds, where the convolution computes the values of
-each pooling window side by side. A change of one channel is carried with a channel axis of 1 until a layer mixes channels.
+images]. Features come first, so every layer is ``weight @ change`` with parameters and images as columns. The window axis
+is longer than 1 only between a convolution and the pooling it feeds: there the convolution computes the values of each
+pooling window side by side. A change of one channel keeps a channel axis of 1 until a layer mixes channels.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-TILE = 2**20  # numbers that a convolution makes on a processor before the gate behind it takes them
-FEW = 16  # a linear layer with more outputs has them innermost in memory, which its matrix product prefers
+TILE = 2**20  # numbers that a convolution computes on a processor before the next gate takes them
+FEW = 16  # a linear layer with this many outputs or more has them innermost in memory, for a faster matrix product
 Channels = slice
 ALL = slice(None)
 
 
 class Scratch:
-    """Memory that is used again: large temporaries would otherwise be fetched from the system anew each time."""
+    """Memory that is used again: otherwise large temporaries would be requested from the system each time."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple, Tensor] = {}
@@ -47,7 +47,7 @@ class Scratch:
 
 @dataclass
 class Own:
-    """A step's own parameters: which there are per output channel, and what each multiplies.
+    """A step's own parameters: the parameters of each output channel, and what each of them multiplies.
 
     Zeroing the parameter in column j of channel o changes that channel by -values[o, j] * factors(...)[:, :, j].
     """
@@ -59,13 +59,13 @@ class Own:
 
 
 class Step:
-    """One layer, or a few that act as one."""
+    """One layer, or a few layers that act as one."""
 
     own: Own | None = None
     is_linear_layer = False
 
     def rows(self, channels: int) -> int:
-        """The most numbers that this step makes of one column with so many changed channels."""
+        """The most numbers that this step computes from one column with this many changed channels."""
         return 1
 
     def forward(self, a: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -93,8 +93,8 @@ class Step:
 class Mix(Step):
     """Conv2d or Linear: every output channel is a weighted sum over a field of positions and all channels.
 
-    A convolution that feeds a pooling computes the values of one window at once, from the field that they share: a larger
-    and better-shaped matrix product, and far fewer copies.
+    A convolution that feeds a pooling computes the values of one window at once, from the field that they share. Its matrix
+    product is larger and better shaped that way, and needs far fewer copies.
     """
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, names: tuple[str, ...], geometry: Geometry | None) -> None:
@@ -141,7 +141,7 @@ class Mix(Step):
         return out.view(1, 1, self.outputs, *columns)
 
     def _rows(self, d: Tensor) -> Tensor:
-        """A convolution's input by position [positions, channels * columns], with one of zeros if there is padding."""
+        """A convolution's input by position [positions, channels * columns], and a row of zeros if there is padding."""
         rows = d.reshape(d.shape[0], -1)
         return torch.cat([rows, rows.new_zeros(1, rows.shape[1])]) if self.padded else rows
 
@@ -157,9 +157,9 @@ class Mix(Step):
     def change_and_gate(
         self, gate: Gate, d: Tensor, kept: tuple[Tensor, ...], channels: Channels, scratch: Scratch
     ) -> tuple[Tensor, Channels]:
-        """``change`` of this step and then of the ``gate`` behind it, whose ``kept`` is given.
+        """``change`` of this step and then of the next ``gate``, whose ``kept`` is given.
 
-        A convolution's values before the gate are many. They are made a few positions at a time, so that they are still
+        A convolution has many values before the gate. They are computed a few positions at a time, so that they are still
         in the processor's caches when the gate takes them.
         """
         if self.is_linear_layer or d.is_cuda:
@@ -194,9 +194,9 @@ class Mix(Step):
 
 
 def running_statistics(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation by which a norm scales in evaluation mode."""
+    """Mean and standard deviation with which a batch norm normalises in evaluation mode."""
     if norm.running_mean is None or norm.running_var is None:
-        raise ValueError(f"{norm} has no running statistics; accepted are norms with them")
+        raise ValueError(f"{norm} has no running statistics; it must have them")
     return norm.running_mean, (norm.running_var + norm.eps).sqrt()
 
 
@@ -229,10 +229,10 @@ class Norm(Step):
 
 
 class Gate(Step):
-    """ReLU, max-pooling, or both: the rule of this module's first paragraph."""
+    """ReLU, max-pooling, or both, by the rule at the top of this module."""
 
     def __init__(self, relu: bool, windows: Windows | None) -> None:
-        self.relu, self.windows = relu, windows  # windows: to be gathered here, or None where the input is in them
+        self.relu, self.windows = relu, windows  # windows: to be gathered here, or None if the input is in windows
 
     def forward(self, a: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         if self.windows is not None:
@@ -330,6 +330,6 @@ class Geometry:
     """A convolution whose outputs are computed window by window."""
 
     field: Tensor  # [positions out, field]: input positions that a window of outputs sees
-    taps: Tensor  # [positions out, window, kernel]: those that one output of the window sees
+    taps: Tensor  # [positions out, window, kernel]: input positions that one output of the window sees
     pixels: int  # positions in; this index stands for padding
     weight: Tensor  # [window * outputs, field, inputs], zero where an output does not see the field

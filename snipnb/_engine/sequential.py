@@ -1,4 +1,4 @@
-"""A sequential network as the steps through which changes are carried; a clear error for what they do not cover."""
+"""A sequential network as steps that propagate changes, and clear errors for what the steps do not cover."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ ACCEPTED = (
     "statistics, Sequential, and LogSoftmax as the last layer"
 )
 
-WIDEST = 9  # values in a pooling window that a convolution computes side by side
-OPTIONS: dict[type[nn.Module], dict[str, tuple]] = {  # option -> what is accepted
+WIDEST = 9  # most values in a pooling window that a convolution computes side by side
+OPTIONS: dict[type[nn.Module], dict[str, tuple]] = {  # option -> accepted values
     nn.Conv2d: {"groups": (1,), "padding_mode": ("zeros",)},
     nn.MaxPool2d: {"ceil_mode": (False,), "return_indices": (False,)},
     nn.AvgPool2d: {"ceil_mode": (False,), "divisor_override": (None,)},
@@ -30,7 +30,7 @@ OPTIONS: dict[type[nn.Module], dict[str, tuple]] = {  # option -> what is accept
     nn.LogSoftmax: {"dim": (1, -1)},
 }
 LAYERS = (*OPTIONS, nn.Linear, nn.ReLU, nn.Dropout, nn.Identity)
-# Layers that do not take every shape: how many dimensions of an image, and the attribute that says how many channels.
+# Layers that do not take every shape: the number of an image's dimensions, and the attribute with the number of channels.
 TAKEN: dict[type[nn.Module], tuple[int, str]] = {
     nn.Conv2d: (3, "in_channels"),
     nn.Linear: (1, "in_features"),
@@ -45,18 +45,18 @@ def steps_of(model: nn.Module, image_shape: Sequence[int]) -> list[Step]:
     """The steps of a sequential network for images of one shape ([channels, height, width] or [features]).
 
     Raises:
-        ValueError: If the network holds a layer, an option or a sharing of parameters that these steps do not cover.
+        ValueError: If the network has a layer or an option that these steps do not cover, or shares parameters.
     """
     layers = layers_of(model)
     if len(image_shape) not in (1, 3):
         raise ValueError(
-            f"each image has shape {tuple(image_shape)}; accepted are [channels, height, width] and [features]"
+            f"each image must have shape [channels, height, width] or [features]; got {tuple(image_shape)}"
         )
     shapes = shapes_of(layers, image_shape)
     if len(shapes[-1]) != 1:
-        raise ValueError(f"the model's output has shape {shapes[-1]} per image; logits [classes] are needed")
+        raise ValueError(f"the model must return logits [classes] for each image; got shape {shapes[-1]}")
     steps: list[Step] = []
-    arranged = False  # whether the values of the coming pooling windows already lie side by side
+    arranged = False  # whether the values of the next pooling's windows already lie side by side
     for i, ((name, layer), shape) in enumerate(zip(layers, shapes, strict=False)):
         if isinstance(layer, nn.Conv2d):
             pool = next((p for _, p in layers[i + 1 :] if not isinstance(p, Norms)), None)
@@ -89,7 +89,7 @@ def steps_of(model: nn.Module, image_shape: Sequence[int]) -> list[Step]:
 
 @dataclass
 class Pool:
-    """A pooling layer, with the ReLU that stands before or after it."""
+    """A pooling layer, with the ReLU before or after it, if there is one."""
 
     module: nn.Module
     kind: str  # max, mean
@@ -100,20 +100,20 @@ class Pool:
 
 
 def layers_of(model: nn.Module, *, training: bool = False) -> list[tuple[str, nn.Module | Pool]]:
-    """Named layers in order: a ReLU beside a max-pooling is joined with it; what does nothing is left out.
+    """Named layers in order: a ReLU next to a max-pooling is joined with it, and layers without effect are left out.
 
-    Dropout acts in training only; a final LogSoftmax is left out unless ``training``, as a cross-entropy does not change by it.
+    Dropout acts only in training. A final LogSoftmax is left out unless ``training``, because it does not change a cross-entropy.
 
     Raises:
-        ValueError: If the model is no ``nn.Sequential``, or holds a layer, an option or a sharing that is not covered.
+        ValueError: If the model is not an ``nn.Sequential``, has a layer or an option that is not covered, or shares parameters.
     """
     if type(model) is not nn.Sequential:
-        raise ValueError(f"the model is a {type(model).__name__}; accepted is nn.Sequential of {ACCEPTED}")
+        raise ValueError(f"the model is a {type(model).__name__}; it must be an nn.Sequential of {ACCEPTED}")
     for name, module in model.named_modules():
         if module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module):
             raise ValueError(
-                f"{f'layer {name!r}' if name else 'the model'} has hooks or a forward of its own, which would be left out; "
-                "for masks, make them permanent first (torch.nn.utils.prune.remove)"
+                f"{f'layer {name!r}' if name else 'the model'} has hooks or a forward of its own, which would be ignored; "
+                "make masks permanent first, with torch.nn.utils.prune.remove"
             )
     leaves = [(name, m) for name, m in model.named_modules(remove_duplicate=False) if type(m) is not nn.Sequential]
     seen: dict[int, str] = {}
@@ -122,7 +122,7 @@ def layers_of(model: nn.Module, *, training: bool = False) -> list[tuple[str, nn
         _check_layer(name, module, last=i == len(leaves) - 1)
         for key, parameter in module.named_parameters(recurse=False):
             if id(parameter) in seen:
-                raise ValueError(f"parameter {name}.{key} is also {seen[id(parameter)]}; each may be used once only")
+                raise ValueError(f"parameter {name}.{key} is also {seen[id(parameter)]}; each may be used only once")
             seen[id(parameter)] = f"{name}.{key}"
         before = layers[-1][1] if layers else None
         if isinstance(module, nn.ReLU):
@@ -147,40 +147,40 @@ def _check_layer(name: str, module: nn.Module, *, last: bool) -> None:
     """Raise ValueError for a layer or an option that is not covered."""
     kind = type(module)
     if kind not in LAYERS or (kind is nn.LogSoftmax and not last):
-        raise ValueError(f"layer {name!r} is a {kind.__name__}; accepted are {ACCEPTED}")
+        raise ValueError(f"layer {name!r} is a {kind.__name__}; it must be one of {ACCEPTED}")
     if extra := {key for key, _ in module.named_parameters(recurse=False)} - {"weight", "bias"}:
-        raise ValueError(f"layer {name!r} has additional parameters {sorted(extra)}; accepted are weight and bias")
+        raise ValueError(f"layer {name!r} has additional parameters {sorted(extra)}; it may have only weight and bias")
     for option, accepted in OPTIONS.get(kind, {}).items():
         if (given := getattr(module, option)) not in accepted:
-            words = f"has {option}={given!r}; accepted is {' or '.join(map(repr, accepted))}"
+            words = f"has {option}={given!r}; {option} must be {' or '.join(map(repr, accepted))}"
             raise ValueError(f"layer {name!r} ({kind.__name__}) {words}")
     wrong = ""
     if isinstance(module, Norms):
         if module.running_mean is None or module.running_var is None:
-            wrong = "has no running statistics; accepted are norms with them"
+            wrong = "has no running statistics; it must have them"
         elif (module.weight is None) != (module.bias is None):
-            wrong = "has a weight or a bias alone; accepted are both or neither"
+            wrong = "has only a weight or only a bias; it must have both or neither"
     elif isinstance(module, nn.MaxPool2d):
         if pair(module.dilation) != (1, 1):
-            wrong = f"has dilation={module.dilation!r}; accepted is 1"
+            wrong = f"has dilation={module.dilation!r}; dilation must be 1"
         elif any(2 * p > k for p, k in zip(pair(module.padding), pair(module.kernel_size), strict=True)):
-            wrong = f"has padding={module.padding!r}; accepted is at most half the window"
+            wrong = f"has padding={module.padding!r}; padding must be at most half the window"
     elif isinstance(module, nn.AvgPool2d):
         if pair(module.padding) != (0, 0) and not module.count_include_pad:
-            wrong = "has padding and count_include_pad=False; accepted is True"
+            wrong = "has padding and count_include_pad=False; count_include_pad must be True"
     elif isinstance(module, nn.Conv2d):
         total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
         if module.padding == "same" and any(n % 2 for n in total):
-            wrong = "pads one side more than the other (padding='same'); accepted is equal padding"
+            wrong = "pads one side more than the other (padding='same'); the padding of both sides must be equal"
     if wrong:
         raise ValueError(f"layer {name!r} ({kind.__name__}) {wrong}")
 
 
 def shapes_of(layers: Sequence[tuple[str, nn.Module | Pool]], image_shape: Sequence[int]) -> list[tuple[int, ...]]:
-    """The shape that each layer gets of an image, and that of the last one's output.
+    """The shape of an image at the input of each layer, and at the output of the last layer.
 
     Raises:
-        ValueError: If a layer does not fit what it gets.
+        ValueError: If a layer does not fit its input.
     """
     shapes = [tuple(image_shape)]
     for name, layer in layers:
@@ -205,7 +205,7 @@ def shapes_of(layers: Sequence[tuple[str, nn.Module | Pool]], image_shape: Seque
 def check_finite(logits: Tensor) -> None:
     """Raise ValueError if a logit is infinite or not a number."""
     if not bool(torch.isfinite(logits).all()):
-        raise ValueError("the logits of some images are not finite; finite images and parameters are needed")
+        raise ValueError("the logits of some images are not finite; images and parameters must be finite")
 
 
 def _own_names(name: str, layer: nn.Module) -> tuple[str, ...]:
@@ -220,7 +220,7 @@ def pair(value: int | tuple[int, ...]) -> tuple[int, int]:
 
 
 def _positions(size: tuple[int, int], kernel, stride, padding, dilation=(1, 1)) -> Tensor:
-    """Input positions of every window, [windows, positions in it]; height * width stands for padding."""
+    """Input positions of every window [windows, positions in the window]; height * width stands for padding."""
     height, width = size
     index = torch.arange(1, height * width + 1, dtype=torch.float64).view(1, 1, height, width)
     found = F.unfold(index, kernel, dilation, padding, stride)[0].T.long()

@@ -1,15 +1,15 @@
 """The loss along one unit of a linear layer, known piece by piece: exact salience without a forward pass.
 
-Zeroing w_ui changes unit u of one image by d = -w_ui x_i, one number. Where only linear layers and ReLUs follow, the logits
-are piecewise affine in that number: z + J d until some ReLU behind switches. Within a piece the loss change is the cumulant
-generating function of the slopes J under the softmax p,
+Zeroing w_ui changes unit u of one image by a single number, d = -w_ui x_i. Where only linear layers and ReLUs follow, the
+logits are piecewise affine in d: they are z + J d until one of these ReLUs switches. Within a piece the loss change is the
+cumulant generating function of the slopes J under the softmax p,
 
     log sum_c p_c exp((J_c - J_y) d) = kappa_1 d + kappa_2 d^2 / 2 + kappa_3 d^3 / 6 + ...
 
-whose series converges for abs(d) (max J - min J) < pi, and quickly well inside. So for every image and unit the pieces that its
-inputs can reach are listed once, each with its first cumulants; then all inputs of the unit are evaluated at once as a
-short polynomial. A piece that is long for its series is cut, so there is no approximation beyond rounding. A line that would
-take many pieces (very confident networks) is followed input by input instead.
+The series converges for abs(d) (max J - min J) < pi, and quickly well below pi. So for every image and unit, the pieces that
+the unit's inputs can reach are listed once, each with its first cumulants. Then a short polynomial is evaluated for all inputs
+of the unit at once. A piece that is too long for its series is cut, so there is no approximation beyond rounding. A line that
+would need many pieces (in a very confident network) is followed input by input instead.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from snipnb._engine.propagation import Flat, Gate, Mix, Norm, Scratch, Step
 
-LONGEST = 0.5  # of a piece, times (max J - min J); the series converges up to pi
-MOST = 24  # pieces on one side of a line; with more it is followed input by input
-LARGEST = 1e3  # slopes and changes whose powers stay far from overflow
-ENTRIES = 2**22  # numbers that one table of (image, unit, unit behind) holds
+LONGEST = 0.5  # longest piece, times (max J - min J); the series converges below pi
+MOST = 24  # pieces on one side of a line; a line with more pieces is followed input by input
+LARGEST = 1e3  # largest slopes and changes; their powers stay far from overflow
+ENTRIES = 2**22  # numbers in one table of (image, unit, following unit)
 GROUP = 16  # inputs whose changes are bounded together
 SMALLEST = 1e-30  # stands for 0 in a quotient
 
@@ -35,7 +35,7 @@ SMALLEST = 1e-30  # stands for 0 in a quotient
 def cumulants(p: Tensor, values: Tensor, order: int) -> Tensor:
     """Cumulants kappa_1 to kappa_order of ``values`` under the probabilities ``p``.
 
-    **Definition.** log sum_c p_c exp(t v_c) = sum_k kappa_k t^k / k!; by the recursion over the moments m_k = sum_c p_c v_c^k,
+    **Definition.** log sum_c p_c exp(t v_c) = sum_k kappa_k t^k / k!, by the recursion over the moments m_k = sum_c p_c v_c^k,
     kappa_k = m_k - sum_{i<k} binomial(k-1, i-1) kappa_i m_{k-i}.
 
     Args:
@@ -59,8 +59,8 @@ def cumulants(p: Tensor, values: Tensor, order: int) -> Tensor:
 def loss_changes(dz: Tensor, log_p: Tensor, labels: Tensor) -> Tensor:
     """Change of the cross-entropy of each image for a change of its logits.
 
-    **Definition.** log(sum_c p_c exp(dz_c)) - dz_y, as log1p(sum_{c != y} p_c expm1(dz_c - dz_y)): nothing cancels where
-    the changes are small or p_y is close to 1. Where the loss falls by much, or the sum overflows, the first form is used.
+    **Definition.** log(sum_c p_c exp(dz_c)) - dz_y, computed as log1p(sum_{c != y} p_c expm1(dz_c - dz_y)): nothing cancels
+    where the changes are small or p_y is close to 1. Where the loss falls far, or the sum overflows, the first form is used.
 
     Args:
         dz: Change of the logits [classes, parameters, images]; overwritten.
@@ -88,16 +88,16 @@ def loss_changes(dz: Tensor, log_p: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass
 class Head:
-    """What follows a linear layer, as matrices with a ReLU between each two of them."""
+    """What follows a linear layer, as matrices with a ReLU between neighbouring matrices."""
 
     scale: Tensor  # [units]: batch norms before the units' own ReLU
-    gate: int | None  # which step is that ReLU
+    gate: int | None  # index of that ReLU's step, if there is one
     matrices: list[Tensor]  # [hidden, units], ..., [classes, hidden]
-    gates: list[int]  # which steps are the ReLUs between them
+    gates: list[int]  # indices of the steps of the ReLUs between the matrices
 
     @classmethod
     def after(cls, steps: Sequence[Step], k: int) -> Head | None:
-        """The head behind step k, or None if something else than linear layers, batch norms and ReLUs follows."""
+        """The head that follows step k, or None if anything but linear layers, batch norms and ReLUs follows."""
         layer = steps[k]
         if not (isinstance(layer, Mix) and layer.is_linear_layer):
             return None
@@ -157,7 +157,7 @@ class _Pieces:
     lower: Tensor
     upper: Tensor
     coefficients: Tensor  # [order, pieces]
-    length: Tensor  # that is used, times (max J - min J)
+    length: Tensor  # length in use, times (max J - min J)
 
     def without(self, hard: Tensor) -> _Pieces:
         """The pieces that do not lie on a hard line."""
@@ -178,7 +178,7 @@ class _Pieces:
         return cls(**{key: value[..., by_unit] for key, value in fields.items()})
 
     def total(self, unit: slice, x: Tensor, factors: Tensor, scratch: Scratch) -> Tensor:
-        """Sum over the pieces of one unit, [inputs]; ``factors`` is the sign times what each input is multiplied by."""
+        """Sum over the pieces of one unit, [inputs]; ``factors`` is the sign times the factor of each input."""
         most = max(1, 4 * ENTRIES // x.shape[1])
         if unit.stop - unit.start > most:
             starts = range(unit.start, unit.stop, most)
@@ -202,7 +202,7 @@ class _Pieces:
 
 
 def terms_for(length: float, dtype: torch.dtype) -> int:
-    """Terms of the series that reach the precision of the dtype, for changes up to this length times (max J - min J)."""
+    """Number of terms with which the series reaches the precision of the dtype, for abs(change) (max J - min J) up to ``length``."""
     if length == 0:
         return 1
     return max(1, math.ceil(math.log(torch.finfo(dtype).eps / 8) / math.log(length / math.pi)))
@@ -219,7 +219,7 @@ def loss_changes_along_lines(
     sums: Tensor,
     scratch: Scratch,
 ) -> None:
-    """Add, for parameters of a linear layer, the sum over images of the loss change when each is set to zero.
+    """For parameters of a linear layer, add the sum over images of the loss change when each parameter is set to zero.
 
     Args:
         x: What the parameters multiply [images, columns] (1 in the column of the bias).
@@ -261,7 +261,7 @@ def loss_changes_along_lines(
 
 
 def before_relu(kept: tuple[Tensor, ...]) -> Tensor:
-    """The values that come into a ReLU [images, units], from what its step keeps."""
+    """The inputs of a ReLU [images, units], from what its step keeps."""
     gap, floor = kept
     return (gap - floor)[0, 0].T.contiguous()
 
@@ -296,7 +296,7 @@ class _Lines:
         self.values = torch.cat(hidden, 1)[image] if hidden else self.first[:, :0]
 
     def pieces(self) -> list[tuple[int, _Pieces]]:
-        """The pieces around the present point (0), those above it (1) and those below it (-1), each by unit."""
+        """The pieces around the current point (0), above it (1) and below it (-1), each unit by unit."""
         sides = torch.where(self.values > 0, 1.0, -1.0)
         away, j = self.head.slopes(self.first, sides)
         margin = (self.values * sides).clamp_(min=SMALLEST)  # how far each hidden value is from zero
@@ -326,7 +326,7 @@ class _Lines:
         return [(side, pieces.without(self.hard)) for side, pieces in [(0, around), *found]]
 
     def followed(self, columns: Mapping[int, Tensor]) -> Iterator[tuple[int, Tensor]]:
-        """Unit and sum of loss changes [inputs], for lines that take too many pieces: every input is carried to the logits."""
+        """Unit and sum of loss changes [inputs], for lines that need too many pieces: every input's change is propagated to the logits."""
         for i in self.unit[self.hard].unique().tolist():
             u = int(self.units[i])
             x = self.x if len(columns[u]) == self.x.shape[1] else self.x.index_select(1, columns[u])
@@ -354,14 +354,14 @@ class _Lines:
         j: Tensor,
         z: Tensor,
     ) -> _Pieces:
-        """All pieces on one side, by going from switch to switch on all lines together."""
+        """All pieces on one side, found by going from switch to switch on all lines together."""
         first, sides, margin = sign * self.first[line], sides[line], margin[line]
         away, j, z = sign * away[line], sign * j[line], z[line]
         position, length, made = torch.zeros_like(end), end, []
         rate = away / margin
         while len(line):
             fastest, which = rate.min(1) if rate.shape[1] else (position, line)
-            row = torch.nonzero(_distance(fastest) <= length)[:, 0]  # where it is a switch; else the piece was only cut
+            row = torch.nonzero(_distance(fastest) <= length)[:, 0]  # at a switch; else the piece was only cut
             position = position + length
             margin = torch.addcmul(margin, away, length[:, None]).clamp_(min=SMALLEST)
             z = torch.addcmul(z, j, length[:, None])
@@ -401,18 +401,18 @@ class _Lines:
 
 
 def _spread(j: Tensor) -> Tensor:
-    """max J - min J, not quite 0."""
+    """max J - min J, but never exactly 0."""
     low, high = j.aminmax(dim=1)
     return (high - low).clamp(min=SMALLEST)
 
 
 def _distance(rate: Tensor) -> Tensor:
-    """How far it is to a switch that is approached at this relative rate; infinity if it is not approached."""
+    """The distance to a switch that is approached at this relative rate; infinite if it is not approached."""
     return torch.where(rate < 0, -1 / rate, torch.inf)
 
 
 def _bounds(x: Tensor, factors: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Bounds of factor * x over the inputs of a unit, and 0: [units, images]. Inputs go in groups, for tighter ones."""
+    """Bounds of 0 and of factor * x over the inputs of a unit: [units, images]. Groups of inputs give tighter bounds."""
     size = GROUP if all(len(f) == x.shape[1] for f in factors) else max(x.shape[1], *map(len, factors))
     ends = []
     for rows in (x, nn.utils.rnn.pad_sequence(factors, batch_first=True)):

@@ -1,4 +1,4 @@
-"""Workers for independent jobs of one processor, one thread each."""
+"""Workers for independent jobs on one processor, one thread each."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Result = TypeVar("Result")
 class Crew:
     """Workers that do independent jobs at once, each on one processor thread with memory of its own.
 
-    A job is a long row of operations on arrays that fit the caches. One thread for each of several jobs waits less than
-    several threads for each operation. With one worker the jobs are done in the calling thread.
+    A job is a long series of operations on arrays that fit the caches. Several jobs with one thread each wait less than
+    several threads that share each operation. With one worker, the calling thread does the jobs.
     """
 
     def __init__(self, size: int) -> None:

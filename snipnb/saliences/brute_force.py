@@ -1,8 +1,8 @@
-"""Slow and obviously right: what the fast functions are compared with, in tests and in notebooks.
+"""Slow and obviously correct functions, with which tests and notebooks compare the fast functions.
 
-Everything here does what its definition says, one parameter at a time where need be. None of it is meant to be fast.
-Losses and saliences are taken of a float64 copy of the model in evaluation mode; :func:`snipnb.training.plain.plain_training` trains the model
-itself, as it is.
+Every function here does what its definition says, one parameter at a time if necessary. None is meant to be fast.
+Losses and saliences are computed on a float64 copy of the model in evaluation mode (:func:`float32_differences` takes float32). :func:`snipnb.training.plain.plain_training`
+trains the model itself, as it is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from snipnb._checks import Loss, Salience, call_with, check_classes, check_examples, float_parameters
 from snipnb._progress import track
 
-CHUNK = 100  # images at once: what fits the processor's cache is several times faster than all in one
+CHUNK = 100  # images at once: a chunk that fits the processor's cache is several times faster than all images
 
 
 def mean_loss(model: nn.Module, images: Tensor, labels: Tensor, *, loss: Loss | None = None) -> Tensor:
@@ -34,7 +34,7 @@ def indicator_salience(
 ) -> Salience:
     """dL(c * w)/dc by automatic differentiation with respect to explicit indicators c, all equal to ``at``.
 
-    **Definition.** Every parameter tensor w is replaced by c * w with c a tensor of its shape; autograd differentiates
+    **Definition.** Every parameter tensor w is replaced by c * w, with c a tensor of its shape. Autograd differentiates
     with respect to c. **Source.** Write-up, section 1, which says "an indicator variable equal to 1".
 
     Returns:
@@ -89,11 +89,11 @@ def ablation_salience(
 ) -> Salience:
     """Exact salience by brute force: L(w with w_j = 0) - L(w), one forward pass per parameter.
 
-    **Definition.** DESIGN: signed loss change when one parameter is zeroed and the others stay. **Source.** Write-up,
+    **Definition.** The signed loss change when one parameter is set to zero and all others stay. **Source.** Write-up,
     section 1, where L(0) means that w_j alone is zero.
 
     Args:
-        parameters: Name -> flat indices to do; default all, in the parameters' shapes.
+        parameters: Name -> flat indices to compute; default all parameters, in their shapes.
 
     Returns:
         Dictionary name -> float64 values, in the order of the indices, or in the parameter's shape.
@@ -107,7 +107,7 @@ def float32_differences(model: nn.Module, images: Tensor, labels: Tensor, parame
     """Exact salience the published way: the difference of two float32 mean losses on one batch, one pass per parameter.
 
     **Source.** The write-up's code (its brute-force salience on one mini-batch). Neighbouring float32 numbers near a loss of
-    2.3 are 2.4e-7 apart, so that no smaller salience can come out, and rounding in the passes adds to that.
+    2.3 are 2.4e-7 apart, so no smaller salience except zero can result. Rounding in the passes adds to this error.
 
     Args:
         parameters: Name -> flat indices.
@@ -153,7 +153,7 @@ def _each(parameters: Mapping[str, Tensor], description: str) -> Iterator[tuple[
 
 
 class _Examples:
-    """A copy of a model, float64 unless said otherwise, with its images: the loss at changed parameters."""
+    """A copy of a model, in float64 by default, with its images: gives the loss at changed parameters."""
 
     def __init__(
         self,
@@ -171,14 +171,14 @@ class _Examples:
         self.parameters = float_parameters(self.model)
         device = next(iter(self.parameters.values())).device
         images, self.labels = images.to(device, dtype, copy=True), labels.to(device).split(chunk)
-        self.inputs = {0: images.split(chunk)}  # position of a layer -> what comes into it
+        self.inputs = {0: images.split(chunk)}  # position of a layer -> its input
         self.loss = nn.functional.cross_entropy if loss is None else loss
         if loss is None:
             check_classes(self.model(images[:1]), labels)
 
     def _layers(self) -> nn.Sequential:
         if not isinstance(self.model, nn.Sequential):
-            raise TypeError(f"a {type(self.model).__name__} is not done layer by layer")
+            raise TypeError(f"only an nn.Sequential can run layer by layer; got a {type(self.model).__name__}")
         return self.model
 
     def value(self, changed: Mapping[str, Tensor], start: int = 0) -> Tensor:
@@ -194,7 +194,7 @@ class _Examples:
     def scaled(self, name: str, indices: Tensor, factor: float) -> Tensor:
         """The loss with one entry multiplied by ``factor``, for each index in turn."""
         start = self._layer_of(name)
-        if start not in self.inputs:  # the layers before a changed one do not change: they are run once
+        if start not in self.inputs:  # the layers before a changed layer do not change: they run once
             self.inputs[start] = tuple(self._layers()[:start](x) for x in self.inputs[0])
         values = []
         for index in indices.tolist():

@@ -1,12 +1,12 @@
-"""Exact salience of every parameter: the change of the loss when it alone is set to zero.
+"""Exact salience of every parameter: the change of the loss when the parameter alone is set to zero.
 
-One forward pass per parameter would do; there are 61,706 parameters. But zeroing one changes a single unit or channel of
-one layer, so everything before it, and the rest of that layer, stays. For a batch of images the activations are computed
-once; the changes of one channel under all of its parameters are formed together and carried through the following layers
-as columns of matrix products (``propagation.py``; ``sequential.py`` makes its steps from a model). Where only linear layers
-and ReLUs follow, even that is not needed: the loss is a function of one number per image and unit, known piece by piece
-(``_engine/unit_lines.py``). The loss change of each image is taken directly from the change of its logits, never as a difference of two
-losses. Convolutions' parameters are done by several workers at once, each with its own images.
+One forward pass per parameter would do, but LeNet-5 has 61,706 parameters. Zeroing one parameter changes a single unit or
+channel of one layer, so everything before the layer, and the rest of the layer, stays the same. For a batch of images, the
+activations are computed once. The changes of one channel under all of its parameters are computed together and propagated
+through the following layers as columns of matrix products (``propagation.py``; ``sequential.py`` turns a model into steps).
+Where only linear layers and ReLUs follow, propagation is not needed: the loss is a function of one number per image and
+unit, known piece by piece (``_engine/unit_lines.py``). The loss change of each image is computed directly from the change
+of its logits, never as a difference of two losses. Several workers propagate changes at once, each for other images or channels.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from snipnb._engine.unit_lines import Head, loss_changes, loss_changes_along_lin
 from snipnb._engine.workers import Crew
 from snipnb._progress import track
 
-# How many numbers one temporary holds: on a processor about what its caches do, on a GPU what keeps it busy.
+# How many numbers one temporary holds: on a processor about as many as its caches, on a GPU enough to keep it busy.
 TEMPORARY = {"cpu": 2**24, "cuda": 2**26}
 PAIRS = {"cpu": 2**15, "cuda": 2**20}  # (parameter, image) pairs at once, at most
-LINEAR = {"cpu": 2**12, "cuda": 2**20}  # those that linear layers take at once
+LINEAR = {"cpu": 2**12, "cuda": 2**20}  # pairs that linear layers take at once
 TOGETHER = {"cpu": 128, "cuda": 1024}  # images at once, at most: the innermost, contiguous axis
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 KEPT = 2**26  # numbers kept per batch of images: their activations
@@ -47,17 +47,17 @@ def exact_salience(
     parameters as they are. Signed: negative where the loss falls without w_j. Ranking is by abs(e_j).
 
     **Source.** Write-up, section 1. **Departs from** it: the write-up takes the difference of two float32 mean losses on
-    one mini-batch, which resolves 1.2e-7 of the loss; here the change is formed image by image without cancellation, so
-    that a salience has the digits of its dtype whatever its size, and is exactly zero where nothing changes.
+    one mini-batch, which resolves 1.2e-7 of the loss. Here the change is computed image by image without cancellation. So a
+    salience of any size has the digits of its dtype, and it is exactly zero where nothing changes.
 
     Args:
         model: ``nn.Sequential`` (nested ones too) of Conv2d, Linear, ReLU, MaxPool2d, AvgPool2d, Flatten, Dropout,
-            BatchNorm1d and BatchNorm2d, ending in logits or LogSoftmax; float32 or float64, on any device. It is
-            taken in evaluation mode, whatever its own mode is.
+            Identity, BatchNorm1d and BatchNorm2d, ending in logits or LogSoftmax; float32 or float64, on any device. It is
+            used in evaluation mode, whatever its own mode is.
         images: Inputs [n, channels, height, width] or [n, features], in the model's dtype, on any device.
         labels: Classes, integers [n] in [0, C).
-        parameters: Name -> flat indices into that parameter, to do these only; default all of every parameter. The cost
-            of a sample is in proportion, except for the forward pass of each batch.
+        parameters: Name -> flat indices into the parameter tensor; default all parameters. The cost is proportional to the
+            number of parameters, except for the forward pass of each batch.
 
     Returns:
         Dictionary name -> signed salience in the parameter's shape, or, for ``parameters``, in the order of the given
@@ -65,7 +65,7 @@ def exact_salience(
 
     Raises:
         ValueError: If the model has a layer or an option that is not covered, shares a parameter, is in half precision,
-            or does not fit the images; if images, labels or indices are not as said.
+            or does not fit the images; if images, labels or indices are not as described above.
 
     Example:
         >>> import snipnb
@@ -105,32 +105,32 @@ def exact_salience(
 
 
 def _wanted(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """Flat indices to do, by name."""
+    """Flat indices to compute, by name."""
     if parameters is None:
         return {name: torch.arange(p.numel()) for name, p in tensors.items()}
     if not isinstance(parameters, Mapping):
-        raise ValueError(f"parameters is a {type(parameters).__name__}; accepted is a dictionary name -> flat indices")
+        raise ValueError(f"parameters must be a dictionary name -> flat indices; got a {type(parameters).__name__}")
     wanted = {}
     for name, given in parameters.items():
         if name not in tensors:
-            raise ValueError(f"parameters names {name!r}; the model has {', '.join(tensors)}")
+            raise ValueError(f"parameters has an unknown name {name!r}; the model has {', '.join(tensors)}")
         try:
             indices = torch.as_tensor(given).cpu()
         except (TypeError, ValueError, RuntimeError):
-            raise ValueError(f"indices of {name!r} are {given!r}; accepted are integers [n]") from None
+            raise ValueError(f"indices of {name!r} must be integers [n]; got {given!r}") from None
         if indices.dim() != 1 or (indices.dtype not in INTEGERS and indices.numel()):
             kind = f"{indices.dtype} of shape {tuple(indices.shape)}"
-            raise ValueError(f"indices of {name!r} are {kind}; accepted are integers [n]")
+            raise ValueError(f"indices of {name!r} must be integers [n]; got {kind}")
         wanted[name] = indices.long()
         low, high = map(int, wanted[name].aminmax()) if indices.numel() else (0, -1)
         count = tensors[name].numel()
         if low < 0 or high >= count:
-            raise ValueError(f"indices of {name!r} range from {low} to {high}; accepted are 0 to {count - 1}")
+            raise ValueError(f"indices of {name!r} range from {low} to {high}; they must be from 0 to {count - 1}")
     return wanted
 
 
 class _Batch:
-    """Some images with everything that the steps keep of them."""
+    """Some images, with everything that the steps keep from them."""
 
     def __init__(self, steps: list[Step], images: Tensor, labels: Tensor) -> None:
         a = (images.flatten(2).permute(2, 1, 0)[:, None] if images.dim() == 4 else images.T[None, None]).contiguous()
@@ -153,7 +153,7 @@ class _Batch:
 
 
 def _batch_size(steps: list[Step], one: _Batch) -> int:
-    """Images per batch, so that what is kept of them stays bounded; ``one`` is a batch of a single image."""
+    """Images per batch, so that what is kept from them stays bounded; ``one`` is a batch of a single image."""
     kept = sum(t.numel() for kept in one.kept for t in kept)
     inside = max(step.rows(getattr(step, "inputs", 1)) for step in steps)
     return max(1, min(IMAGES, KEPT // (kept + 2 * inside)))
@@ -163,7 +163,7 @@ def _batch_size(steps: list[Step], one: _Batch) -> int:
 
 
 def _task(steps: list[Step], k: int, wanted: Mapping[str, Tensor]) -> _Task | None:
-    """What is to be done for step k, or None if nothing is wanted of it."""
+    """The task for step k, or None if none of its parameters is wanted."""
     own = steps[k].own
     if own is None or not any(name in wanted and len(wanted[name]) for name in own.names):
         return None
@@ -207,7 +207,7 @@ def _kind(tensor: Tensor) -> str:
 
 
 class _Propagated(_Task):
-    """Carries the changes of one channel through the layers, as columns of matrix products."""
+    """Propagates the changes of one channel through the layers, as columns of matrix products."""
 
     def add(self, batch: _Batch, crew: Crew) -> None:
         kind = _kind(self.sums)
@@ -221,7 +221,7 @@ class _Propagated(_Task):
         groups = min(len(self.channels), -(-crew.size // len(parts)))
         jobs = [(part, self.channels[first::groups]) for part in parts for first in range(groups)]
         for sums in crew.map(lambda job, scratch: self._sums(*job, pairs // images, scratch), jobs):
-            self.sums += sums  # in the order of the jobs, whoever did them
+            self.sums += sums  # in the order of the jobs, whichever worker did them
 
     def _sums(self, part: _Batch, channels: list[int], together: int, scratch: Scratch) -> Tensor:
         """Sums over the images of ``part`` for the wanted parameters of some channels, else 0: [channels, columns]."""
@@ -267,7 +267,7 @@ class _Propagated(_Task):
 
 
 class _AlongLines(_Task):
-    """Linear layers with only linear layers and ReLUs behind them: one number per image and unit."""
+    """Linear layers followed only by linear layers and ReLUs: one number per image and unit."""
 
     def __init__(self, steps: list[Step], k: int, own: Own, wanted: Mapping[str, Tensor], head: Head) -> None:
         super().__init__(steps, k, own, wanted)

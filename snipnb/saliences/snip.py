@@ -1,7 +1,7 @@
-"""First-order saliences of all parameters at once, and the two that look at no gradient.
+"""First-order saliences of all parameters at once, and two saliences that need no gradient.
 
-A salience is a dictionary keyed like ``model.named_parameters()``; each tensor has the parameter's shape, device and
-dtype. Saliences are signed; masks rank them by magnitude. No function here changes the model or the random state.
+A salience is a dictionary keyed like ``model.named_parameters()``. Each tensor has the parameter's shape, device and
+dtype. Saliences are signed, and masks rank them by magnitude. No function here changes the model or the random state.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from snipnb._engine.ensembles import Stack, check_alike, stacked
 from snipnb._engine.workers import Crew
 from snipnb._progress import track
 
-NETWORKS = 16  # that are taken together: fixed, so that results do not depend on the number of workers
+NETWORKS = 16  # networks in one job: fixed, so that results do not depend on the number of workers
 IMAGES = {"cpu": 64, "cuda": 1000}
 
 AGGREGATES = ("dataset", "batch_magnitude")
@@ -52,29 +52,29 @@ def snip(
     Ranking by abs(s_j) is the connection sensitivity of Lee, Ajanthan and Torr (2019).
 
     **Source.** Write-up, sections 1 and 3. **Departs from** it: the write-up omits the absolute value, which the ranking
-    needs; its code sums abs(gradient) over mini-batches, here the option ``aggregate="batch_magnitude"``, in which noise
-    that would cancel over batches adds up.
+    needs. Its code sums abs(gradient) over mini-batches, as the option ``aggregate="batch_magnitude"`` does here. With this
+    option, noise that would cancel over batches adds up.
 
     Args:
         model: Any module with floating-point parameters; its outputs for a batch must suit ``loss``.
-        images: Inputs [n, ...], on any device; batches are moved to the model's.
+        images: Inputs [n, ...], on any device; batches are moved to the model's device.
         labels: Classes, integers [n] in [0, C); with a ``loss`` of your own, targets [n, ...] of any kind.
-        batch_size: Images per forward and backward pass. With ``"dataset"`` it changes rounding only, as long as the
+        batch_size: Images per forward and backward pass. With ``"dataset"`` it changes only rounding, as long as the
             network treats images independently (it does in evaluation mode).
         aggregate: ``"dataset"`` takes the gradient of the mean over all images. ``"batch_magnitude"`` returns
             abs(w_j) times the mean over batches of abs(dL_batch/dw_j), which depends on batch size and order.
         mode: ``"eval"`` or ``"train"``: how batch norm and dropout act. The model's own mode and running statistics are
-            left as they are; dropout draws from the global random state, which is put back.
+            left as they are. Dropout draws from the global random state, which is restored afterwards.
         loss: Mean loss of a batch; default cross-entropy on logits (or on log-probabilities, which gives the same).
 
     Returns:
         Dictionary name -> signed salience (non-negative for ``"batch_magnitude"``), each with its parameter's shape, device and
-        dtype; float32 for half-precision parameters, in which small saliences would all become zero.
+        dtype; float32 for half-precision parameters, because small saliences would all become zero in half precision.
 
     Raises:
         ValueError: If the model has no parameters or one that is not floating point, images and labels differ in length
             or are empty, labels are not integers in range, dtypes do not match, an option is unknown, or a parameter reaches the
-            loss around its module, so that its salience would come out wrong.
+            loss without its module, so that its salience would be wrong.
 
     Example:
         >>> import snipnb
@@ -102,7 +102,7 @@ def snip(
 
 
 def magnitude_salience(model: nn.Module) -> Salience:
-    """The parameters themselves: ranking by magnitude then keeps the largest weights. Copies; model untouched.
+    """Copies of the parameters themselves: ranking by magnitude then keeps the largest weights.
 
     Example:
         >>> import torch, snipnb
@@ -120,10 +120,10 @@ def random_salience(model: nn.Module, *, seed: int = 0) -> Salience:
 
     Args:
         model: Any module with floating-point parameters.
-        seed: Draw of the order; the global random state is neither used nor changed.
+        seed: Determines the order; the global random state is neither used nor changed.
 
     Returns:
-        Dictionary name -> score, in the parameter's dtype if that can tell m integers apart, else in float64.
+        Dictionary name -> score, in the parameter's dtype if it can tell m integers apart, else in float64.
 
     Example:
         >>> import torch, snipnb
@@ -160,7 +160,7 @@ def _result(parameter: Tensor) -> torch.dtype:
 
 
 def _accumulator(parameter: Tensor) -> torch.dtype:
-    """Sums over batches are carried in float64, where the device has it."""
+    """The dtype of sums over batches: float64, where the device has it."""
     return torch.float32 if parameter.device.type == "mps" else torch.float64
 
 
@@ -179,14 +179,14 @@ def _batch_gradients(
     if torch.is_inference_mode_enabled():
         raise ValueError("gradients cannot be taken inside torch.inference_mode(); call snip outside of it")
     if loss is None and images.is_floating_point() and images.dtype != first.dtype:
-        raise ValueError(f"images are {images.dtype}, the model's parameters {first.dtype}; convert one of them")
+        raise ValueError(f"images are {images.dtype} and the model's parameters {first.dtype}; convert one of them")
     # Copies of parameters and buffers, so that a forward pass that writes into them leaves the model alone.
     leaves = {name: p.clone().requires_grad_() for name, p in parameters.items()}
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     originals = list(model.parameters())
     cuda = sorted({p.device.index for p in parameters.values() if p.device.type == "cuda"})
     with in_mode(model, mode), unchanged(model), torch.random.fork_rng(devices=cuda), torch.enable_grad():
-        for p in originals:  # so that one that is used all the same shows in the gradient
+        for p in originals:  # so that an original that is used nevertheless shows in the gradient
             p.requires_grad_(True)
         for batch in batch_starts(len(images), batch_size, "gradient"):
             x, y = images[batch].to(device), labels[batch].to(device)
@@ -202,22 +202,23 @@ def _batch_gradients(
             for name, around in zip(leaves, gradients[len(leaves) :], strict=True):
                 if around is not None:
                     raise ValueError(
-                        f"parameter {name!r} reaches the loss in a way that cannot be followed (held outside its module, "
-                        "cached by a parametrization, or in the loss function itself); give a model and a loss without that"
+                        f"parameter {name!r} reaches the loss in a way that cannot be followed (held outside its module, cached "
+                        "by a parametrization, or in the loss function itself); it may reach the loss only through its module"
                     )
             found = zip(leaves.items(), gradients, strict=False)
             yield len(x), {name: torch.zeros_like(leaf) if g is None else g for (name, leaf), g in found}
 
 
 def snip_together(models: Sequence[nn.Module], images: Tensor, labels: Tensor) -> list[Salience]:
-    """:func:`snipnb.snip` of several networks over the same images, some times faster than one by one.
+    """:func:`snipnb.snip` for several networks over the same images, several times faster than one network at a time.
 
-    **Definition.** As for :func:`snipnb.snip` with its default options: w_j dL/dw_j, signed, L the mean cross-entropy over
-    all images, networks in evaluation mode. Gradients of 64 images (1,000 on a GPU) are summed in the parameters' dtype, those sums in
-    float64. On a processor as many workers as PyTorch has threads take some networks each; their number changes nothing.
+    **Definition.** As for :func:`snipnb.snip` with its default options: w_j dL/dw_j, signed, with L the mean cross-entropy over
+    all images and the networks in evaluation mode. Gradients of 64 images (1,000 on a GPU) are summed in the parameters' dtype.
+    These sums are added in float64. On a processor, up to as many workers as PyTorch has threads share the networks. The number
+    of workers changes no result.
 
     Args:
-        models: Networks (``nn.Sequential`` of the layers that :func:`snipnb.exact_salience` covers), alike but for their
+        models: Networks (``nn.Sequential`` of the layers that :func:`snipnb.exact_salience` covers) that differ only in their
             values; not changed.
         images: Inputs [n, ...] in the models' dtype, on any device.
         labels: Classes, integers [n] in [0, C).
@@ -226,7 +227,7 @@ def snip_together(models: Sequence[nn.Module], images: Tensor, labels: Tensor) -
         One salience per model, in its dtype and on its device.
 
     Raises:
-        ValueError: If there are no models, models are not covered or not alike, or the examples do not fit.
+        ValueError: If there are no models, models are not covered or differ in more than values, or the examples do not fit.
 
     Example:
         >>> import snipnb
@@ -243,7 +244,7 @@ def snip_together(models: Sequence[nn.Module], images: Tensor, labels: Tensor) -
     check_examples(images, labels, 1)
     device = check_alike_and_precise(float_parameters(models[0]), images).device
     size = IMAGES.get(device.type, IMAGES["cuda"])
-    Stack(models[0])  # an error if it is not covered, before anything is done
+    Stack(models[0])  # an error if the models are not covered, before anything is done
     images, labels = images.to(device), labels.to(device)
 
     jobs = [models[k : k + NETWORKS] for k in range(0, len(models), NETWORKS)]

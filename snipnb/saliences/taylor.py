@@ -1,20 +1,20 @@
-"""Second order and every order after it: derivatives of the loss along single parameters, without a higher-order Hessian.
+"""Second and higher orders: derivatives of the loss along single parameters, without a higher-order Hessian.
 
 As long as no ReLU or max-pooling switches, the logits of an image are affine in one parameter w, with slopes J_c. Along w the
-cross-entropy is then the cumulant generating function of the slopes under the softmax p, less a linear term:
+cross-entropy is then the cumulant generating function of the slopes under the softmax p, minus a linear term:
 
     L(w + t) - L(w) = log sum_c p_c exp(t J_c) - t J_y = (kappa_1 - J_y) t + kappa_2 t^2 / 2 + kappa_3 t^3 / 6 + ...
 
-So the k-th derivative is the k-th cumulant of J, averaged over the images: kappa_2 is the variance, the diagonal of the
-Hessian. One forward pass and one backward pass with several columns give everything:
+So the k-th derivative is the k-th cumulant of J (minus J_y for k = 1), averaged over the images. kappa_2 is the variance, the
+diagonal of the Hessian. One forward pass and one backward pass with several columns give everything:
 
-- For the variance the columns are a factor of the covariance diag(p) - p p^T, which has rank C - 1: squares add up.
-- For higher orders they are the slopes J_c themselves, relative to those of the most probable class.
+- For the variance, the columns are a factor of the covariance diag(p) - p p^T, which has rank C - 1. Their squares add up.
+- For higher orders, the columns are the slopes J_c themselves, relative to the slope of the most probable class.
 
-A linear layer's slopes are B_c x, a column of what is propagated back times an input, so that kappa_k(B x) = kappa_k(B) x^k and the
-sum over images is a matrix product. A convolution's slopes are formed image by image from the patches that it sees.
+A linear layer's slopes are B_c x, a column of what is propagated back times an input. So kappa_k(B x) = kappa_k(B) x^k, and the
+sum over images is a matrix product. A convolution's slopes are computed image by image from the patches that it sees.
 
-Models that are not such a sequence of layers are differentiated along one parameter after the other.
+Models that are not such a sequence of layers are differentiated along one parameter after another.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from snipnb.saliences.snip import snip
 
 METHODS = ("auto", "cumulants", "autodiff")
 LINEAR_REGION = "linear-region"
-SMALL = 2**22  # (parameter, image) pairs that are differentiated one by one without being asked for
+SMALL = 2**22  # most (parameter, image) pairs that are differentiated one by one by default
 TOGETHER = 64  # parameters differentiated at once
 
 
@@ -59,24 +59,24 @@ def diagonal_hessian(
     **Definition.** h_j = d^2 L / dw_j^2 with L over all of ``images``, evaluation mode. Where the logits are piecewise linear in w_j this is
     the variance of their slopes J under the softmax, averaged over images.
 
-    **Source.** Write-up, section 3, for the second-order salience. **Departs from** it: the write-up says that the diagonal costs
-    nearly a gradient; exactly, it takes about one backward pass per class. What is cheap is :func:`row_sum_hessian`, which is another thing.
+    **Source.** Write-up, section 3, for the second-order salience. **Departs from** it: the write-up says that the diagonal is nearly as
+    quick as a gradient. The exact diagonal takes about one backward pass per class. :func:`row_sum_hessian` is cheap, but it is another quantity.
 
     Args:
         model: For the closed form, ``nn.Sequential`` (nested ones too) of Conv2d, Linear, ReLU, MaxPool2d, AvgPool2d, Flatten,
-            Dropout, BatchNorm1d and BatchNorm2d, ending in logits or LogSoftmax. Other modules that return logits are
+            Dropout, Identity, BatchNorm1d and BatchNorm2d, ending in logits or LogSoftmax. Other modules that return logits are
             differentiated. float32 or float64, on any device.
         images: Inputs [n, ...], in the model's dtype, on any device.
         labels: Classes, integers [n] in [0, C).
-        batch_size: Images at once, at most; fewer are taken where memory would not be bounded otherwise. It changes rounding only.
+        batch_size: Most images at once; fewer are used where memory would not be bounded otherwise. It changes only rounding.
         method: ``"cumulants"``: the closed form; an error if it does not cover the model. ``"autodiff"``: ``torch.func``, two nested forward
-            derivatives for every parameter. ``"auto"``: the closed form, or else ``torch.func`` if that is a matter of minutes.
+            derivatives for every parameter. ``"auto"``: the closed form, or else ``torch.func`` if this takes only minutes.
 
     Returns:
         Dictionary name -> second derivatives in the parameter's shape, device and dtype; never negative with the closed form.
 
     Raises:
-        ValueError: If an option is unknown, images and labels do not fit, the model is in half precision or mixed, or no method
+        ValueError: If an option is unknown, images and labels do not fit, the model is in half or mixed precision, or no method
             covers it.
 
     Example:
@@ -96,16 +96,16 @@ def derivatives(
     """The first to the ``order``-th derivative of the mean cross-entropy along every parameter.
 
     **Definition.** L^(i) = d^i L / dw_j^i, the other parameters as they are: the i-th cumulant of the slopes J of the logits under the
-    softmax, less J_y for i = 1, averaged over images.
+    softmax, minus J_y for i = 1, averaged over images.
 
-    **Source.** Write-up, section 3. **Departs from** it: the write-up says that higher orders need higher-order Hessians; along single
-    parameters they need the slopes only.
+    **Source.** Write-up, section 3. **Departs from** it: the write-up says that higher orders need higher-order Hessians. Along single
+    parameters they need only the slopes.
 
     Args:
         model: As for :func:`diagonal_hessian`.
         images: Likewise.
         labels: Likewise.
-        order: How many derivatives, from 1.
+        order: Number of derivatives, at least 1.
         batch_size: Likewise.
         method: Likewise; ``"autodiff"`` nests ``order`` forward derivatives.
 
@@ -113,9 +113,9 @@ def derivatives(
         List of dictionaries name -> derivatives, the first order first.
 
     Raises:
-        ValueError: As for :func:`diagonal_hessian`, or if the order is not an integer from 1.
+        ValueError: As for :func:`diagonal_hessian`, or if the order is not an integer of at least 1.
     """
-    _check_order(order, "integers from 1")
+    _check_order(order, "an integer of at least 1")
     if not _covers(model, images, labels, batch_size, method, order):
         return _differentiated(model, images, labels, order, batch_size)
     rule = Variance(gradient=True) if order <= 2 else Cumulants(order)
@@ -131,21 +131,21 @@ def taylor_salience(
     batch_size: int = IMAGES,
     method: str = "auto",
 ) -> Salience:
-    """The loss change when a parameter is set to zero, from what is known of the loss around the model as it is.
+    """The loss change when a parameter is set to zero, predicted from the loss around the model as it is.
 
-    **Definition.** For order k the Taylor polynomial, sum_{i=1..k} (-w)^i L^(i) / i!; signed, so that order 1 is minus
-    :func:`snipnb.snip`, and order 2 is -(w L' - w^2 L'' / 2). For ``"linear-region"`` the change as if no ReLU and no max-pooling
-    switched, the mean over images of log sum_c p_c exp(-w J_c) + w J_y: the limit of the orders where they converge (surely
-    for abs(w) (max J - min J) < pi), and defined everywhere. What it misses of :func:`snipnb.exact_salience` is switching only.
+    **Definition.** Order k gives the Taylor polynomial sum_{i=1..k} (-w)^i L^(i) / i!, signed. So order 1 is minus
+    :func:`snipnb.snip`, and order 2 is -(w L' - w^2 L'' / 2). ``"linear-region"`` gives the change as if no ReLU and no max-pooling
+    switched: the mean over images of log sum_c p_c exp(-w J_c) + w J_y. It is defined everywhere, and is the limit of the orders where
+    they converge (certainly for abs(w) (max J - min J) < pi). It misses only the switching that :func:`snipnb.exact_salience` includes.
 
-    **Source.** Write-up, section 3. **Departs from** it: its printed second order, abs(L' - L'' w / 2), has lost a factor w; that one is
-    :func:`printed_second_order`.
+    **Source.** Write-up, section 3. **Departs from** it: its printed second order, abs(L' - L'' w / 2), has lost a factor w (see
+    :func:`printed_second_order`).
 
     Args:
         model: As for :func:`diagonal_hessian`; for ``"linear-region"`` only what the closed form covers.
         images: Likewise.
         labels: Likewise.
-        order: An integer from 1, or ``"linear-region"``.
+        order: An integer of at least 1, or ``"linear-region"``.
         batch_size: Likewise.
         method: Likewise.
 
@@ -153,7 +153,7 @@ def taylor_salience(
         Dictionary name -> signed salience in the parameter's shape, device and dtype.
 
     Raises:
-        ValueError: As for :func:`derivatives`, or if the model is not piecewise linear and the linear region is asked for.
+        ValueError: As for :func:`derivatives`, or if the closed form does not cover the model and the linear region is requested.
 
     Example:
         >>> import snipnb
@@ -162,11 +162,12 @@ def taylor_salience(
         torch.Size([6])
     """
     if not (isinstance(order, str) and order == LINEAR_REGION):
-        _check_order(order, f"integers from 1 and {LINEAR_REGION!r}")
+        _check_order(order, f"an integer of at least 1 or {LINEAR_REGION!r}")
+    check_choice("method", method, METHODS)
     tensors = float_parameters(model)
     if order == LINEAR_REGION:
         if method == "autodiff":
-            raise ValueError(f"order={LINEAR_REGION!r} has a closed form only; method='autodiff' was asked for")
+            raise ValueError(f"order={LINEAR_REGION!r} has only a closed form; method must not be 'autodiff'")
         _covers(model, images, labels, batch_size, "cumulants", 0)
         return mean_over_images(model, images, labels, LinearRegion(tensors), batch_size)[0]
     if order == 1 and method == "auto":
@@ -184,8 +185,8 @@ def printed_second_order(
 ) -> Salience:
     """The second-order salience as the write-up prints it: L' - L'' w / 2, signed; kept to show that a factor is lost.
 
-    **Definition.** With a = L'' / 2 and b = L' - 2 a w the write-up's own steps give abs(a w^2 + b w) = abs(w L' - w^2 L'' / 2), minus
-    :func:`taylor_salience` of order 2. **Source.** Write-up, section 3, its last formula.
+    **Definition.** With a = L'' / 2 and b = L' - 2 a w, the write-up's own steps give abs(a w^2 + b w) = abs(w L' - w^2 L'' / 2), the
+    magnitude of :func:`taylor_salience` of order 2. **Source.** Write-up, section 3, its last formula.
 
     Args:
         model: As for :func:`diagonal_hessian`.
@@ -211,7 +212,7 @@ def row_sum_hessian(model: nn.Module, images: Tensor, labels: Tensor, *, batch_s
     1994). It is the diagonal only if the Hessian is diagonal.
 
     Args:
-        model: Any module that returns logits, in evaluation mode here; twice differentiable backwards.
+        model: Any module that returns logits and can be differentiated backwards twice; used in evaluation mode.
         images: Inputs [n, ...].
         labels: Classes [n].
         batch_size: Images per pass.
@@ -229,7 +230,7 @@ def row_sum_hessian(model: nn.Module, images: Tensor, labels: Tensor, *, batch_s
 def hessian_times(
     model: nn.Module, images: Tensor, labels: Tensor, vectors: Salience, *, batch_size: int = 500
 ) -> Salience:
-    """The Hessian of the mean cross-entropy times a vector, which is given by parameter.
+    """The Hessian of the mean cross-entropy times a vector, which is given parameter by parameter.
 
     Args:
         model: As for :func:`row_sum_hessian`.
@@ -271,11 +272,11 @@ def hessian_times(
 
 def _check_order(order: object, accepted: str) -> None:
     if isinstance(order, bool) or not isinstance(order, int) or order < 1:
-        raise ValueError(f"order is {order!r}; accepted are {accepted}")
+        raise ValueError(f"order must be {accepted}; got {order!r}")
 
 
 def _covers(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int, method: str, order: int) -> bool:
-    """Whether the closed form is to be taken; an error if nothing is. Order 0: that anyone covers it is enough."""
+    """Whether to use the closed form; an error if no method covers the model. Order 0 allows other models of any size."""
     check_choice("method", method, METHODS)
     tensors = float_parameters(model)
     check_examples(images, labels, batch_size)
@@ -291,10 +292,10 @@ def _covers(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int, m
         if order and count * len(images) > SMALL:
             raise ValueError(
                 f"the closed form does not cover the model: {error}. Without it, {count:,} parameters are differentiated one by one over "
-                f"{len(images):,} images: give fewer images, or, if you can wait, method='autodiff'"
+                f"{len(images):,} images; give fewer images, or method='autodiff' if you can wait"
             ) from None
         return False
-    shapes_of(layers, images.shape[1:])  # an error if one does not fit
+    shapes_of(layers, images.shape[1:])  # an error if a layer does not fit
     return True
 
 
@@ -341,7 +342,7 @@ def _differentiated(model: nn.Module, images: Tensor, labels: Tensor, order: int
 
 
 def _derivatives_at(t: Tensor, f: Callable[[Tensor], Tensor], order: int) -> tuple[Tensor, ...]:
-    """The value and the first so many derivatives of a scalar function of a scalar."""
+    """The value and the derivatives up to ``order`` of a scalar function of a scalar."""
     if order == 0:
         return (f(t),)
     known, tangents = torch.func.jvp(partial(_derivatives_at, f=f, order=order - 1), (t,), (torch.ones_like(t),))[:2]

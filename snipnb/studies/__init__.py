@@ -1,4 +1,4 @@
-"""What the notebooks measure and draw, a folder each: ``measure`` makes tables, ``draw`` figures, of the same names as their files."""
+"""What the notebooks measure and draw, one folder per notebook. ``measure`` makes tables, ``draw`` makes figures, each by the function of its name."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 def grids_of(notebook: str, parameters: Mapping[str, Any]) -> list[list[RunConfig]]:
-    """The training runs of a notebook with these parameters: lists that are trained in one go each, empty ones left out.
+    """Training runs of a notebook with these parameters, as lists that are each trained in one go. Empty lists are left out.
 
     Args:
         notebook: Its name, such as ``"02_snip_vs_exact"``.
         parameters: All of its parameters.
 
     Raises:
-        ValueError: If it trains nothing.
+        ValueError: If the notebook trains nothing.
     """
     study = import_module(f"snipnb.studies.{notebook.split('_', 1)[1]}.measure")
     if not hasattr(study, "grids"):

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from snipnb._checks import Salience, check_choice
 from snipnb._engine.ensembles import stacked
 from snipnb._progress import track
-from snipnb.networks import WHOLE, lenet5, published_label
+from snipnb.networks import WHOLE, lenet5
 from snipnb.pruning.masks import LayerCollapseWarning, Mask, keep_mask
+from snipnb.publish.published import published_label
 from snipnb.publish.stats import TableFit, overlap, prediction_interval, table_fit
 from snipnb.saliences.snip import magnitude_salience, snip_together
 from snipnb.training.loop import Recipe
@@ -35,15 +36,15 @@ def grid_of(
     num_seeds: int | None = None,
     recipe: Recipe | None = None,
 ) -> list[RunConfig]:
-    """Training runs as a notebook's parameters say.
+    """Training runs that a notebook's parameters describe.
 
     Args:
-        parameters: Of the notebook: ``num_runs``, where they do not begin at seed 0 ``first_seed``, ``split_name``, ``sample``, ``epochs``, ``learning_rate``, ``schedule``, and where
-            saliences take fewer images than there are to train on ``salience_images``.
+        parameters: Parameters of the notebook: ``num_runs``, ``split_name``, ``sample``, ``epochs``, ``learning_rate`` and ``schedule``. Optional are ``first_seed``
+            (default 0) and ``salience_images`` (default: all images to train on).
         criteria: Names in :data:`snipnb.CRITERIA`.
         sparsities: Fractions removed.
         num_seeds: Instead of ``num_runs``.
-        recipe: Instead of the parameters' own.
+        recipe: Instead of the recipe in the parameters.
     """
     own = Recipe(**{name: parameters[name] for name in ("epochs", "learning_rate", "schedule")})
     first = parameters.get("first_seed", 0)
@@ -60,10 +61,10 @@ def grid_of(
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Networks that differ in their seed alone: what they start with, and their SNIP saliences.
+    """Initial weights and SNIP saliences of networks that differ only in their seed.
 
     Attributes:
-        seeds: Of the initialisations.
+        seeds: Seeds of the initialisations.
         weights: Parameter name -> [seeds, ...].
         saliences: Parameter name -> [seeds, ...], signed.
     """
@@ -117,15 +118,15 @@ def masks(networks: Ensemble, sparsity: float, *, ranking: str = "snip", ties: s
     Args:
         networks: From :func:`ensemble`.
         sparsity: Fraction removed.
-        ranking: What parameters are ranked by, of :data:`RANKINGS`: SNIP, and controls that cost nothing more: the gradient
-            alone, the salience with its sign, the weights' magnitude, a random order.
+        ranking: What parameters are ranked by, a name in :data:`RANKINGS`: SNIP or a control that costs nothing more. The
+            controls are the gradient alone, the signed salience, the weights' magnitude and a random order.
         ties: See :func:`snipnb.keep_mask`.
 
     Raises:
         ValueError: If the ranking is unknown.
     """
     check_choice("ranking", ranking, RANKINGS)
-    # That a control, or an extreme, cuts the network shows in its counts.
+    # The counts show where a control or an extreme sparsity cuts the network.
     keep, found = keep_mask if ranking == "snip" and sparsity <= 0.98 else quiet_mask, []
     for k, seed in enumerate(networks.seeds):
         salience, weights = ({n: t[k] for n, t in s.items()} for s in (networks.saliences, networks.weights))
@@ -134,7 +135,7 @@ def masks(networks: Ensemble, sparsity: float, *, ranking: str = "snip", ties: s
 
 
 def quiet_mask(salience: Salience, sparsity: float, *, ties: str = "stable") -> Mask:
-    """:func:`snipnb.keep_mask` without a warning of layer collapse: where that shows in the result."""
+    """:func:`snipnb.keep_mask` without the warning of layer collapse, for results that show a collapse themselves."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LayerCollapseWarning)
         return keep_mask(salience, sparsity, ties=ties)
@@ -174,20 +175,20 @@ def of_snip(counts: pd.DataFrame) -> pd.DataFrame:
 
 
 def above_zero(salience: Salience) -> Salience:
-    """Shifted so that ranking by magnitude is ranking by the signed value."""
+    """The salience shifted to 0 and above, so that a ranking by magnitude is a ranking by signed value."""
     lowest = min(float(s.min()) for s in salience.values())
     return {name: s.double() - lowest for name, s in salience.items()}
 
 
 def _shuffled(salience: Salience, seed: int) -> Salience:
-    """Every order of the parameters equally likely."""
+    """A random ranking: every order of the parameters is equally likely."""
     sizes = [s.numel() for s in salience.values()]
     order = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(seed)).double() + 1
     return {name: o.view(s.shape) for (name, s), o in zip(salience.items(), order.split(sizes), strict=True)}
 
 
 def place_reported(counts: pd.DataFrame, reported: pd.DataFrame) -> tuple[pd.DataFrame, TableFit]:
-    """Where each published count falls among those of the seeds.
+    """Where each published count falls among the counts of the seeds.
 
     Args:
         counts: As from :func:`kept_counts`.
@@ -199,7 +200,7 @@ def place_reported(counts: pd.DataFrame, reported: pd.DataFrame) -> tuple[pd.Dat
         fit of the whole table (:func:`snipnb.publish.stats.table_fit`).
 
     Raises:
-        ValueError: If a published layer or its size is not one of the network's.
+        ValueError: If a published count was not measured, or its layer has another size in the network.
     """
     counts = of_snip(counts)
     wide = counts.pivot(index="seed", columns=["sparsity", "label"], values="kept")
@@ -226,7 +227,7 @@ def place_reported(counts: pd.DataFrame, reported: pd.DataFrame) -> tuple[pd.Dat
 def overlaps(first: Salience, second: Salience, sparsities: Sequence[float]) -> pd.DataFrame:
     """Overlap of the sets that two saliences keep, at exact counts, for the whole network and each tensor.
 
-    **Definition.** Intersection over union. ``chance``: what two random sets of these sizes would have, about: expected
+    **Definition.** Intersection over union. ``chance``: approximate overlap of two random sets of these sizes, as expected
     intersection over expected union.
 
     Returns:
@@ -246,7 +247,7 @@ def overlaps(first: Salience, second: Salience, sparsities: Sequence[float]) -> 
 
 
 def log_bins(*values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points that fall into the same bins of all axes, by log10: centres of the filled bins [bins, axes], and how many [bins]."""
+    """Points counted in bins of log10 along all axes: centres of the filled bins [bins, axes], and counts [bins]."""
     bins = [np.floor(np.log10(x) * PER_DECADE).astype(int) for x in values]
     found, counts = np.unique(np.stack(bins, 1), axis=0, return_counts=True)
     return (found + 0.5) / PER_DECADE, counts
@@ -262,7 +263,7 @@ def check_same(first: Salience, second: Salience) -> None:
 def parts_of(
     names: Iterable[str], *, whole_last: bool = False, label: Callable[[str], str] = published_label
 ) -> dict[str, list[str]]:
-    """What tables have a row for: label -> names, the whole network and each tensor."""
+    """The rows of a table: label -> parameter names, for the whole network and each tensor."""
     tensors, whole = {label(name): [name] for name in names}, {WHOLE: list(names)}
     return tensors | whole if whole_last else whole | tensors
 

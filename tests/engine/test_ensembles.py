@@ -264,10 +264,10 @@ def test_a_dropout_draws_from_its_generator_alone():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nn.Linear(3, 2), "the model is a Linear; accepted is nn.Sequential"),
-        (nn.Sequential(nn.Linear(3, 2), nn.Tanh()), "layer '1' is a Tanh; accepted are"),
+        (nn.Linear(3, 2), "the model is a Linear; it must be an nn.Sequential"),
+        (nn.Sequential(nn.Linear(3, 2), nn.Tanh()), "layer '1' is a Tanh; it must be one of"),
         (nn.Sequential(nn.LogSoftmax(1), nn.Linear(3, 2)), "layer '0' is a LogSoftmax"),
-        (nn.Sequential(nn.Conv2d(2, 2, 1, groups=2), nn.Flatten()), "groups=2; accepted is 1"),
+        (nn.Sequential(nn.Conv2d(2, 2, 1, groups=2), nn.Flatten()), "groups=2; groups must be 1"),
         (nn.Sequential(nn.Conv2d(1, 1, 2, padding="same"), nn.Flatten()), "pads one side more"),
         (nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False)), "track_running_stats=False"),
     ],

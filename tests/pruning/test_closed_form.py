@@ -138,16 +138,16 @@ def test_networks_without_biases_and_layers_that_never_matter_are_covered():
 @pytest.mark.parametrize(
     ("model", "arguments", "message"),
     [
-        (nn.Linear(3, 2), {}, r"accepted is nn\.Sequential"),
+        (nn.Linear(3, 2), {}, r"it must be an nn\.Sequential"),
         (nn.Sequential(nn.Linear(784, 5), nn.Tanh()), {"image_shape": (784,)}, "'1' is a Tanh"),
         (
             nn.Sequential(nn.Linear(9, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)),
             {"image_shape": (9,)},
             "'1' must be .*; got BatchNorm1d",
         ),
-        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.AvgPool2d(2)), {}, "got pooling without ReLU or by the mean"),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.AvgPool2d(2)), {}, "got average pooling or pooling without ReLU"),
         (nn.Sequential(nn.Linear(784, 5), nn.ReLU()), {"image_shape": (784,)}, "does not end in logits"),
-        (nn.Sequential(nn.ReLU(), nn.Linear(784, 5)), {"image_shape": (784,)}, "'0' stands before any weights"),
+        (nn.Sequential(nn.ReLU(), nn.Linear(784, 5)), {"image_shape": (784,)}, "'0' comes before any weights"),
         (nn.Sequential(nn.Linear(784, 5)), {}, r"it gets \(1, 28, 28\) per image"),
         (snipnb.lenet5(), {"image_shape": (1, 32, 32)}, r"'full1'.* it gets \(576,\) per image, which does not fit"),
         (snipnb.lenet5(), {"image_shape": (28, 28)}, "image_shape must be \\(channels, height, width\\)"),

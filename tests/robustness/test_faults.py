@@ -177,7 +177,7 @@ def test_folder_in_the_way(fresh, quiet):
     """A folder where a file is to go, then not: refused with a message; then the same files."""
     name = next(file.relative_to(quiet.published) for file in sorted(quiet.published.glob("03_*/*.png")))
     (fresh.published / name).mkdir(parents=True)
-    fresh.check_refused("a folder stands in its place")
+    fresh.check_refused("a folder of that name exists")
     (fresh.published / name).rmdir()
     fresh.check_same(quiet)
 
@@ -258,7 +258,7 @@ SPLIT = COMMON + "notebooks: {03_lenet5_table: {num_seeds: 2, split_name: %s}}\n
     ("content", "message"),
     [
         ("about: !!python/object/apply:os.mkdir [owned]\nnotebooks: {}\n", "not valid YAML"),
-        ("notebooks: {}\nshell: mkdir owned\n", "accepted are the sections"),
+        ("notebooks: {}\nshell: mkdir owned\n", "the accepted sections are"),
         (
             "common: {threads: \"__import__('os').mkdir('owned')\", sample: true}\nnotebooks: {}\n",
             "it must be an integer",

@@ -270,7 +270,7 @@ def test_random_salience_has_no_ties_in_half_precision():
         ({"images": [[1.0]]}, "images must be a tensor .*; got a list"),
         ({"labels": None}, "labels must be a tensor .*; got a NoneType"),
         ({"images": torch.tensor(1.0)}, "images must be a tensor .*; got a 0-dimensional"),
-        ({"images": torch.zeros(4, 2).double()}, "images are torch.float64, the model's parameters torch.float32"),
+        ({"images": torch.zeros(4, 2).double()}, "images are torch.float64 and the model's parameters torch.float32"),
         ({"loss": lambda z, y: 1.0}, "the loss must be .*; got a float"),
         ({"loss": lambda z, y: z}, r"the loss must be .*; got torch.float32 of shape \(4, 3\)"),
         ({"loss": lambda z, y: z.detach().sum()}, "that depends on the parameters; got torch.float32"),

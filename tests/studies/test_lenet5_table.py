@@ -29,7 +29,7 @@ def test_published_values_are_complete_and_add_up():
     assert len(figure1) == 33
     assert figure1.groupby("criterion")["sparsity"].nunique()[["exact", "snip"]].tolist() == [12, 12]
     assert (figure1["low"] <= figure1["error_percent"]).all()
-    with pytest.raises(ValueError, match="accepted are figure1, figure2, figure2_errors"):
+    with pytest.raises(ValueError, match="must be one of figure1, figure2, figure2_errors; got"):
         reported("figure3")
 
 
@@ -154,7 +154,7 @@ def test_published_errors_are_placed_by_spread_and_binomial_variance():
         pd.concat([table.assign(sparsity=s) for s in (0.0, 0.5, 0.95)]), three, num_scored=10_000
     )
     assert (wider["high"] > placed["high"]).all()  # three intervals that hold jointly
-    with pytest.raises(ValueError, match="one more run needs at least 2; got 1 at sparsity 0"):
+    with pytest.raises(ValueError, match="one more run needs at least 2 runs; got 1 at sparsity 0"):
         structure.place_errors(table[:1], reported, num_scored=10_000)
 
 

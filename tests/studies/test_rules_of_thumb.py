@@ -246,5 +246,5 @@ def test_figures(runs):
     ratios = comparisons.recipe_ratios(named_runs())
     assert len(plotting_controls.optimisers(ratios, bound=1.5).axes) == 1
     texts = plotting_controls.optimisers(ratios.head(0), bound=1.5).axes[0].texts
-    assert "No networks were trained by other optimisers" in texts[0].get_text()
+    assert "No networks were trained with other optimisers" in texts[0].get_text()
     plt.close("all")

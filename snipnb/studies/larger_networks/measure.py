@@ -1,4 +1,4 @@
-"""SNIP against the exact salience on networks that are deeper, wider, normalised, or VGG16, on samples of their parameters."""
+"""SNIP against the exact salience on deeper, wider and normalised networks and on VGG16, from samples of their parameters."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from snipnb.saliences.snip import snip
 from snipnb.studies.shared import quiet_mask
 
 RESAMPLES = 500
-# Float32 operations per second at the peak of graphics processors of 2016 to 2019, by their data sheets.
+# Peak float32 operations per second of graphics processors of 2016 to 2019, from their data sheets.
 PEAKS = {"Tesla P100 (PCIe)": 9.3e12, "Tesla T4": 8.1e12, "Tesla V100 (SXM2)": 15.7e12}
 MINI_BATCH = 128  # images from which the published code takes its saliences by default
 Network = Callable[..., nn.Sequential]
 WIDTHS = (0.5, 1, 2, 4)
-WEIGHTS = r"(conv|full)\d+\.weight"  # as opposed to those of batch norm
+WEIGHTS = r"(conv|full)\d+\.weight"  # but not the weights of batch norm
 
 
 def families(layers_more: Sequence[int]) -> dict[str, dict[int | float, Network]]:
-    """Family -> label of the network -> function of seed: so many layers more than LeNet-5, several ways, and other widths."""
+    """Family -> value -> function of seed. The value is the number of layers added to LeNet-5, or the factor on its width."""
     return {
         "fully connected layers more": {n: partial(lenet_variant, extra_full=n) for n in layers_more},
         "convolutions more": {n: partial(lenet_variant, extra_conv=n) for n in layers_more},
@@ -49,20 +49,20 @@ def num_layers(model: nn.Module) -> int:
 
 
 def compare(model: nn.Sequential, images: Tensor, labels: Tensor, *, per_tensor: int, seed: int = 0) -> pd.DataFrame:
-    """SNIP and exact salience of a stratified sample of a network's parameters, batch norms' statistics set from the images first.
+    """SNIP and exact salience of a stratified sample of a network's parameters, after batch norms' statistics are set from the images.
 
-    **Definition.** Up to ``per_tensor`` parameters are drawn from every tensor, and each stands for ``weight`` = size / drawn of them.
+    **Definition.** Up to ``per_tensor`` parameters are drawn from every tensor, and each represents ``weight`` = size / drawn parameters.
     Both saliences are taken in evaluation mode over the same images; ``train_mode`` is SNIP in training mode.
 
     Args:
-        model: Its batch norms are changed.
+        model: The network; its batch norms' statistics are changed.
         images: [n, ...].
         labels: [n].
         per_tensor: Parameters per tensor.
         seed: Draw of the sample.
 
     Returns:
-        One row per drawn parameter: ``layer``, ``weight``, ``exact``, ``snip``, ``train_mode`` (signed loss changes: SNIP with its sign turned).
+        One row per drawn parameter: ``layer``, ``weight``, ``exact``, ``snip``, ``train_mode`` (signed loss changes: SNIP with its sign reversed).
     """
     set_running_statistics(model, images, batch_size=min(1000, len(images)))
     sample = stratified_sample(model, per_tensor, seed=seed)
@@ -79,7 +79,7 @@ def compare(model: nn.Sequential, images: Tensor, labels: Tensor, *, per_tensor:
 
 
 def weighted_spearman(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> float:
-    """Spearman correlation of a population of which each point stands for ``weight`` members, ties by mean ranks; NaN if one is constant."""
+    """Spearman correlation of a population in which each point represents ``weight`` members. Ties get mean ranks; NaN if a variable is constant."""
     ranks = [_weighted_ranks(np.asarray(x, dtype=float), weight) for x in (a, b)]
     x, y = (r - np.average(r, weights=weight) for r in ranks)
     spread = np.average(x * x, weights=weight) * np.average(y * y, weights=weight)
@@ -93,7 +93,7 @@ def _weighted_ranks(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def agreement(sample: pd.DataFrame, *, resamples: int = RESAMPLES) -> pd.DataFrame:
-    """How well SNIP agrees with the exact salience, from a sample as :func:`compare` gives.
+    """How well SNIP agrees with the exact salience on a sample from :func:`compare`.
 
     **Definition.** ``spearman`` of the magnitudes, each parameter with its weight. ``median_relative_difference``: weighted median of
     abs(SNIP - exact) / abs(exact) over parameters whose exact salience is not 0. Intervals: percentiles (95 %) of a bootstrap within tensors.
@@ -123,7 +123,7 @@ def agreement_by_seed(sample: pd.DataFrame) -> pd.DataFrame:
 
 
 def _relative(salience: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """Differences relative to the exact saliences, of those that are not 0."""
+    """Differences relative to the exact saliences, where the exact saliences are not 0."""
     some = exact != 0
     return np.abs(salience[some] - exact[some]) / np.abs(exact[some])
 
@@ -154,7 +154,7 @@ def sweep(
         networks: As from :func:`families`.
 
     Returns:
-        One row per family, network and seed: ``family``, ``value``, ``layers`` (convolutions and linear ones), ``parameters``, ``seed``, and the columns
+        One row per family, network and seed: ``family``, ``value``, ``layers`` (convolutions and linear layers), ``parameters``, ``seed``, and the columns
         of :func:`agreement` for SNIP in evaluation mode (without intervals), and ``train_mode_spearman``.
     """
     jobs = [(f, v, seed) for f, members in networks.items() for v in members for seed in seeds]
@@ -171,7 +171,7 @@ def sweep(
 
 
 def slopes(swept: pd.DataFrame) -> pd.DataFrame:
-    """:func:`snipnb.publish.comparisons.slopes_by_seed`, over seeds.
+    """:func:`snipnb.publish.comparisons.slopes_by_seed`, averaged over seeds.
 
     Returns:
         One row per family: ``family``, ``per``, ``n``, ``slope`` (mean over seeds), ``low95``, ``high95``, ``at_smallest``, ``at_largest`` (mean correlations).
@@ -197,11 +197,11 @@ def compare_vgg(images: Tensor, labels: Tensor, *, seeds: Sequence[int], per_ten
 
 
 def by_depth(sample: pd.DataFrame) -> pd.DataFrame:
-    """How far SNIP is off within each weight tensor, the drawn parameters of all networks together.
+    """How far SNIP is off within each weight tensor, over the drawn parameters of all networks.
 
     Returns:
         One row per weight tensor in order: ``layer``, ``place`` (from 1), ``drawn``, ``spearman`` (mean over networks), ``median_relative_difference``,
-        ``lower``, ``upper`` (quartiles of it).
+        ``lower``, ``upper`` (quartiles of the relative difference).
     """
     rows = []
     weights = sample[sample["layer"].str.match(WEIGHTS)]
@@ -216,10 +216,10 @@ def by_depth(sample: pd.DataFrame) -> pd.DataFrame:
 
 
 def vgg_layers(images: Tensor, labels: Tensor, *, seed: int, sparsity: float) -> pd.DataFrame:
-    """What SNIP keeps of each weight tensor of VGG16, in evaluation mode with set statistics and in training mode.
+    """What SNIP keeps of each weight tensor of VGG16, in evaluation mode with set and with untouched statistics, and in training mode.
 
     Returns:
-        ``mode`` (``"eval"``, ``"train"``, and ``"untouched statistics"``: evaluation mode at (0, 1)), ``layer``, ``parameters``, ``kept_percent``.
+        ``mode`` (``"eval"``, ``"train"``, and ``"untouched statistics"``: evaluation mode with statistics 0 and 1), ``layer``, ``parameters``, ``kept_percent``.
     """
     frames = []
     for mode in ("eval", "train", "untouched statistics"):
@@ -236,7 +236,7 @@ def vgg_layers(images: Tensor, labels: Tensor, *, seed: int, sparsity: float) ->
 
 @torch.no_grad()
 def passes_at_peak() -> pd.DataFrame:
-    """How long one forward pass per parameter of VGG16 takes at the least, at the peak speed of graphics processors.
+    """The least time that one forward pass per parameter of VGG16 takes, at the peak speed of graphics processors.
 
     Returns:
         One row per processor: ``processor``, ``teraflops`` (operations per second, peak), ``parameters``, ``gigaflop_per_pass`` (counted, one image),

@@ -1,4 +1,4 @@
-"""What SNIP takes for granted, tried out: single changes add up, the greedy set is the best set, trained networks can be read the same way."""
+"""Tests of what SNIP takes for granted: single changes add up, the greedy set is the best set, trained networks can be read in the same way."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from snipnb.saliences.snip import snip
 from snipnb.studies.shared import flat, parts_of, quiet_mask
 from snipnb.training.scores import error_rate
 
-SETS_AT_ONCE = 64  # what a processor's caches hold
+SETS_AT_ONCE = 64  # sets that fit into a processor's caches
 START = "at initialisation"  # the state that the rule of C4 is about
 
 
 def masked(model: nn.Module, mask: Mask) -> nn.Module:
-    """A copy of a model with what the mask does not keep at zero."""
+    """A copy of a model in which the parameters that the mask removes are zero."""
     pruned = copy.deepcopy(model)
     with torch.no_grad():
         for name, p in pruned.named_parameters():
@@ -56,16 +56,16 @@ def joint_changes(
     exact: Mapping[str, Sequence[Salience]] | None = None,
     first_seed: int = 0,
 ) -> pd.DataFrame:
-    """The loss change when a whole set is removed, beside the sum of the changes when each parameter alone is.
+    """The loss change when a whole set is removed, compared with the sum of the changes when each parameter is removed alone.
 
     Args:
         states: State -> networks, one per seed.
-        images: [n, ...], that losses and saliences are taken over.
+        images: [n, ...]; losses and saliences are taken over them.
         labels: [n].
         sparsities: Fractions removed.
         criteria: Names in :data:`snipnb.CRITERIA`, which choose the sets.
         exact: State -> exact saliences of its networks over these images, where they are known.
-        first_seed: Of each state's networks; the others follow.
+        first_seed: Seed of each state's first network; the other seeds follow.
 
     Returns:
         One row per state, network, criterion and sparsity: ``state``, ``seed``, ``criterion``, ``sparsity``, ``joint``, ``sum_of_single``, ``ratio``.
@@ -144,12 +144,12 @@ def changes_of_all_sets(model: nn.Module, images: Tensor, labels: Tensor) -> tup
 
 
 def greedy_against_best(images: Tensor, labels: Tensor, *, seeds: Iterable[int]) -> pd.DataFrame:
-    """On toy networks: the parameters of smallest exact salience, and those of smallest SNIP, against the best set of their size.
+    """On toy networks: the parameters of smallest exact salience, and the parameters of smallest SNIP salience, against the best set of their size.
 
-    **Definition.** The best set of k parameters is that whose removal changes the loss least, in magnitude, of all sets of k.
+    **Definition.** Of all sets of k parameters, the removal of the best set changes the loss least, in magnitude.
 
     Returns:
-        One row per network, size and ranking: ``seed``, ``size``, ``sets`` (how many), ``ranking``, ``change``, ``best_change`` (magnitudes),
+        One row per network, size and ranking: ``seed``, ``size``, ``sets`` (how many of that size), ``ranking``, ``change``, ``best_change`` (magnitudes),
         ``better_sets`` (share of all sets of that size with a smaller change), ``is_best``.
     """
     x, y = toy_problem(images, labels)
@@ -186,7 +186,7 @@ def greedy_summary(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def number_of_sets(count: int, sparsity: float) -> float:
-    """log10 of how many sets of floor(sparsity * count) there are among ``count`` parameters."""
+    """log10 of the number of sets of floor(sparsity * count) parameters out of ``count``."""
     k = num_removed(count, sparsity)
     return (math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)) / math.log(10)
 
@@ -201,7 +201,7 @@ def trained_agreement(saliences: Sequence[Mapping[str, Salience]], *, first_seed
 
     Args:
         saliences: As from :func:`rankings_of`, one per network.
-        first_seed: Of the networks; the others follow.
+        first_seed: Seed of the first network; the other seeds follow.
 
     Returns:
         One row per network, ranking and part: ``seed``, ``ranking``, ``layer``, ``spearman``.
@@ -217,7 +217,7 @@ def trained_agreement(saliences: Sequence[Mapping[str, Salience]], *, first_seed
 
 
 def rankings_of(models: Sequence[nn.Module], images: Tensor, labels: Tensor) -> list[dict[str, Salience]]:
-    """Saliences of networks as they are, by everything in :data:`RANKINGS`."""
+    """Saliences of networks as they are, for every ranking in :data:`RANKINGS`."""
     return [
         {name: salience_for(name, Start(model, images, labels, seed)) for name in RANKINGS}
         for seed, model in enumerate(track(models, "saliences, trained networks"))
@@ -232,10 +232,10 @@ def removal_errors(
     sparsities: Sequence[float],
     first_seed: int = 0,
 ) -> pd.DataFrame:
-    """Test error of trained networks without the parameters that a ranking puts last, and without training again.
+    """Test error of trained networks without the parameters that a ranking puts last. Nothing is trained again.
 
     Returns:
-        ``seed``, ``ranking``, ``sparsity``, ``error_percent``, ``increase`` (points).
+        ``seed``, ``ranking``, ``sparsity``, ``error_percent``, ``increase`` (percentage points).
     """
     rows = []
     jobs = list(enumerate(zip(models, saliences, strict=True), first_seed))
@@ -261,11 +261,11 @@ def removal_by_layer(
     rankings: Sequence[str] = ("snip", "exact", "magnitude", "random"),
     first_seed: int = 0,
 ) -> pd.DataFrame:
-    """What SNIP says of each weight tensor of trained networks, and what removing parameters of it alone costs.
+    """What SNIP says of each weight tensor of trained networks, and what it costs to remove parameters of that tensor alone.
 
-    **Definition.** ``named_percent``: the share of the tensor among what SNIP would remove of the whole network at this sparsity.
-    ``increase``: in test error, points, when that fraction of the tensor is removed, those that a ranking puts last; nothing else, without
-    training again.
+    **Definition.** ``named_percent``: the share of the tensor that SNIP would remove if it pruned the whole network to this sparsity.
+    ``increase``: rise of the test error, in percentage points, when the fraction ``sparsity`` of the tensor is removed, the parameters that
+    a ranking puts last. Nothing else is removed, and nothing is trained again.
 
     Returns:
         ``seed``, ``layer``, ``named_percent``, ``ranking``, ``increase``.

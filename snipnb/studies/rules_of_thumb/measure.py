@@ -21,10 +21,10 @@ from snipnb.training.loop import Recipe
 from snipnb.training.runs import RunConfig
 from snipnb.training.scores import error_table
 
-RULES_OF_THUMB = ("snip", "snip_densities", "closed_form")  # with as many seeds as decide
+RULES_OF_THUMB = ("snip", "snip_densities", "closed_form")  # with all seeds; the controls may have fewer
 CONTROLS = ("snip_shuffled", "snip_redrawn", "erdos_renyi_kernel", "uniform", "magnitude", "snip_inverted")
 PERTURBED = tuple(f"perturbed_{number}" for number in range(1, PERTURBATIONS + 1))
-# What is tried of optimisers and schedules: name -> recipe but for epochs, and the learning rates to choose from.
+# Optimisers and schedules that are tried: name -> recipe without epochs, and the learning rates to choose from.
 OPTIMISERS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     "Adam, one-cycle": ({"optimiser": "adam", "schedule": "one_cycle"}, (0.003, 0.01, 0.03)),
     "Adam, constant": ({"optimiser": "adam", "schedule": "constant"}, (0.0005, 0.0012, 0.003)),
@@ -37,8 +37,8 @@ TUNING_SEED = 1000  # its networks are in no comparison
 STATES = {"dense": 0.0, "pruned": 0.95}  # networks that learning rates are chosen for: name -> sparsity
 
 JUDGED = 0.95  # the sparsity that rules are about
-HALF = 0.5  # that at which pruned networks are compared with dense ones
-# What each control asks, in the order in which the notebook answers.
+HALF = 0.5  # the sparsity at which pruned networks are compared with dense networks
+# The question behind each control, in the order in which the notebook answers.
 QUESTIONS = {
     "snip_shuffled": "Does it matter which parameters of a layer are kept?",
     "snip_redrawn": "Does a mask belong to the weights it was made for?",
@@ -55,14 +55,14 @@ QUESTIONS = {
 def against_snip(runs: pd.DataFrame, *, smallest_margin: float) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every criterion against SNIP, pair by pair: same initial weights, same image order.
 
-    **Definition.** ``difference``: error rate at the last epoch less SNIP's, in points. ``outcome``, from 95 % t intervals and one-sided tests
+    **Definition.** ``difference``: error rate at the last epoch minus SNIP's, in percentage points. ``outcome``, from 95 % t intervals and one-sided tests
     at 5 %: *as good* if equivalent within the margin, *better* or *worse* if the interval lies beyond 0 and it is not
     equivalent, *no worse* if only the non-inferiority test holds, else *undecided*.
 
     Args:
-        runs: As from :func:`snipnb.run_grid`, with the criterion ``snip``. The :data:`PERTURBED` ones of a seed count as one, ``perturbed``,
-            whose error rate is their mean.
-        smallest_margin: In points; the margin is a tenth of SNIP's mean error rate, at least this.
+        runs: As from :func:`snipnb.run_grid`, with the criterion ``snip``. The :data:`PERTURBED` criteria of a seed count as one
+            criterion, ``perturbed``, with their mean error rate.
+        smallest_margin: In percentage points. The margin is a tenth of SNIP's mean error rate, and at least this.
 
     Returns:
         One row per criterion and sparsity: ``criterion``, ``sparsity``, ``n``, ``error_percent``, ``mean``, ``low95``, ``high95`` (of the
@@ -138,15 +138,15 @@ def _said(row: pd.Series) -> str:
 
 
 def choose_rates(parameters: Mapping[str, Any], *, store: str | os.PathLike[str] | None = None) -> pd.DataFrame:
-    """Validation error under every optimiser and learning rate, of a dense network and of one pruned by SNIP, and which rate either would take.
+    """Validation error under every optimiser and learning rate, of a dense network and of a network pruned by SNIP, and the best rate for each.
 
     Args:
         parameters: Of the notebook.
         store: See :func:`snipnb.run_grid`.
 
     Returns:
-        One row per optimiser and rate: ``name``, ``rate``, ``dense_percent``, ``pruned_percent`` (validation error, last epoch), ``best_dense``,
-        ``best_pruned`` (smallest error, of equal ones the smallest rate). Empty if no optimisers are compared.
+        One row per optimiser and rate: ``name``, ``rate``, ``percent_dense``, ``percent_pruned`` (validation error, last epoch), ``best_dense``,
+        ``best_pruned`` (smallest error, and among equal errors the smallest rate). Empty if no optimisers are compared.
 
     Raises:
         ValueError: If the split has no validation images.
@@ -174,7 +174,7 @@ def _tried(name: str, rate: float) -> str:
 
 
 def grids(parameters: Mapping[str, Any]) -> dict[str, list[RunConfig]]:
-    """Training runs of the notebook with these parameters: ``rules_of_thumb``, SNIP at half and dense beside it, rules for layer densities, controls."""
+    """Training runs of the notebook with these parameters: ``rules_of_thumb``, with SNIP at 0.5, dense networks, rules for layer densities, and controls."""
     sparsities = sorted({*parameters["sparsities"], JUDGED})
     runs = grid_of(parameters, ["snip"], [0.0, HALF]) + grid_of(parameters, RULES_OF_THUMB, sparsities)
     few = parameters["num_control_runs"]
@@ -182,7 +182,7 @@ def grids(parameters: Mapping[str, Any]) -> dict[str, list[RunConfig]]:
 
 
 def tuning(parameters: Mapping[str, Any]) -> dict[str, list[RunConfig]]:
-    """Networks of a seed of their own, dense and pruned, from whose validation error the learning rates of each optimiser are chosen."""
+    """Networks of a separate seed, dense and pruned. Learning rates of each optimiser are chosen by their validation error."""
     alone = {**parameters, "first_seed": TUNING_SEED}
     return {
         _tried(name, rate): grid_of(
@@ -196,7 +196,7 @@ def tuning(parameters: Mapping[str, Any]) -> dict[str, list[RunConfig]]:
 def optimisers(
     parameters: Mapping[str, Any], tried: pd.DataFrame, *, sparsities: Sequence[float]
 ) -> dict[str, list[RunConfig]]:
-    """Runs by optimiser and by what its rate was chosen for, ``"<name>|dense"`` and ``"<name>|pruned"``: dense networks, and SNIP at these sparsities.
+    """Runs of SNIP at these sparsities, by optimiser and by what its rate was chosen for: ``"<name>|dense"``, with dense networks too, and ``"<name>|pruned"``.
 
     Args:
         parameters: Of the notebook.

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from snipnb._checks import Loss, Salience
-from snipnb.networks import published_label
 from snipnb.pruning.masks import keep_mask, standardise
+from snipnb.publish.published import published_label
 from snipnb.publish.stats import largest_relative_difference, overlap
 from snipnb.saliences import brute_force
 from snipnb.saliences.snip import snip
@@ -23,7 +23,7 @@ from snipnb.studies.shared import above_zero
 
 
 def compare_indicators(model: nn.Module, images: Tensor, labels: Tensor) -> pd.DataFrame:
-    """dL/dc by automatic differentiation of explicit indicators beside w dL/dw, in float64, for every parameter.
+    """dL/dc by automatic differentiation of explicit indicators, compared with w dL/dw, in float64, for every parameter.
 
     Returns:
         One row per parameter tensor: ``layer``, ``label``, ``parameters``, ``largest_salience`` (magnitude),
@@ -47,7 +47,7 @@ def compare_indicators(model: nn.Module, images: Tensor, labels: Tensor) -> pd.D
 def step_errors(
     model: nn.Module, images: Tensor, labels: Tensor, *, per_tensor: int, steps: Sequence[float], seed: int = 0
 ) -> pd.DataFrame:
-    """Central differences of the loss along c beside SNIP, on a stratified sample of every parameter tensor.
+    """Central differences of the loss along c, compared with SNIP, on a stratified sample of every parameter tensor.
 
     Returns:
         One row per step and sampled parameter: ``step``, ``layer``, ``index``, ``salience``, ``finite_difference``, ``error``
@@ -66,7 +66,7 @@ def step_errors(
 
 
 def step_table(errors: pd.DataFrame) -> pd.DataFrame:
-    """Median and largest error by layer, one pair of columns per step, and over all layers at the end."""
+    """Median and largest error by layer and, in the last row, over all layers, with one pair of columns per step."""
     pieces = []
     for layers, part in ((errors["layer"], errors), ("all", errors)):
         grouped = part.assign(layer=layers).groupby(["layer", "step"], sort=False)["error"]
@@ -91,7 +91,7 @@ def order_table(orders: pd.DataFrame, sampled: pd.DataFrame) -> pd.DataFrame:
 
 
 def exact_counts(cases: pd.DataFrame, *, bound: float) -> pd.DataFrame:
-    """How many sampled parameters of each case have SNIP exact, and how many of those belong to the last layer.
+    """For how many sampled parameters of each case SNIP is exact, and how many of these belong to the last layer.
 
     Args:
         cases: As from :func:`linear_cases`.
@@ -107,11 +107,11 @@ def exact_counts(cases: pd.DataFrame, *, bound: float) -> pd.DataFrame:
 def loss_paths(
     model: nn.Module, images: Tensor, labels: Tensor, *, per_tensor: int, factors: Sequence[float], seed: int = 0
 ) -> pd.DataFrame:
-    """The loss along single weights, for a typical and for the worst of some sampled weights of each weight tensor.
+    """The loss along single weights, for a typical and for the worst sampled weight of each weight tensor.
 
-    Of each weight tensor, ``per_tensor`` weights are drawn from the half with the larger SNIP salience. "Typical" is the
-    one whose error of SNIP against the exact salience, relative to the larger of the two, is the median; "worst" has the
-    largest.
+    ``per_tensor`` weights of each weight tensor are drawn from the half with the larger SNIP salience. The error of a weight
+    is the difference between SNIP and the exact salience, relative to the larger of the two. The "typical" weight has the
+    median error, the "worst" weight the largest error.
 
     Returns:
         One row per panel and factor: ``layer``, ``kind``, ``c``, ``change`` (L(c w_j) - L(w_j)), ``tangent`` (SNIP's
@@ -145,7 +145,7 @@ def remainder_orders(
     """How fast the tangent's error vanishes: the observed order of L(w (1 - d)) - L(w) + d s as d is halved.
 
     Returns:
-        One row per sampled parameter whose remainder stands above rounding: ``layer``, ``index``, ``order`` (2 for a
+        One row per sampled parameter whose remainder is well above rounding: ``layer``, ``index``, ``order`` (2 for a
         tangent).
     """
     sample = brute_force.stratified_sample(model, per_tensor, seed=seed)
@@ -166,8 +166,8 @@ def linear_cases(
 ) -> pd.DataFrame:
     """SNIP against brute force with and without activations, with a loss linear in the outputs and with cross-entropy.
 
-    Without activations (and with average instead of maximum pooling) the outputs are linear in each single parameter; so
-    is then a loss that is linear in the outputs, here minus the mean output at the label.
+    Without activations, and with average instead of maximum pooling, the outputs are linear in each single parameter. A loss
+    that is linear in the outputs is then linear in each parameter too. Here it is minus the mean output at the label.
 
     Returns:
         One row per case and sampled parameter: ``case``, ``layer``, ``index``, ``snip`` (loss change that SNIP predicts,
@@ -193,7 +193,7 @@ def linear_cases(
 def count_operations(model: nn.Module, images: Tensor, labels: Tensor) -> pd.DataFrame:
     """Counted floating-point operations of a forward pass, of one gradient, and of SNIP, over the same images.
 
-    Counts matrix products and convolutions, which are what costs; element-wise work is left out.
+    Counts matrix products and convolutions, which dominate the cost. Element-wise work is left out.
 
     Returns:
         Rows ``forward pass``, ``gradient``, ``SNIP``; columns ``operations`` and ``over_one_gradient``.
@@ -215,7 +215,7 @@ def count_operations(model: nn.Module, images: Tensor, labels: Tensor) -> pd.Dat
 
 
 def other_rankings(model: nn.Module, images: Tensor, labels: Tensor, *, sparsity: float = 0.95) -> pd.DataFrame:
-    """What would be kept if two sentences of the write-up were taken to the letter, beside what SNIP keeps.
+    """What would be kept if two sentences of the write-up were taken literally, compared with what SNIP keeps.
 
     Returns:
         Rows ``signed salience`` (no absolute value) and ``gradient`` (additive step); columns ``ranking``, ``formula``,
@@ -237,7 +237,7 @@ def other_rankings(model: nn.Module, images: Tensor, labels: Tensor, *, sparsity
 
 
 def percentages(salience: Salience, sparsities: Sequence[float]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Saliences as percentages by layer, and whether they would give another mask than the saliences.
+    """Saliences as percentages by layer, and whether percentages would give another mask than saliences.
 
     Returns:
         One row per parameter tensor: ``layer``, ``label``, ``parameters``, ``share_percent`` (of all salience),
@@ -266,7 +266,7 @@ def _averaged(layer: nn.Module) -> nn.AvgPool2d:
 
 
 def without_activations(model: nn.Sequential) -> nn.Sequential:
-    """The same network with every ReLU left out and every max-pool turned into an average; shares the parameters."""
+    """The same network without ReLUs, and with average pooling in place of max-pooling. It shares the parameters."""
     swaps: dict[type[nn.Module], Callable[[nn.Module], nn.Module]] = {
         nn.ReLU: lambda layer: nn.Identity(),
         nn.MaxPool2d: _averaged,

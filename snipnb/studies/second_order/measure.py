@@ -25,7 +25,7 @@ from snipnb.training.runs import RunConfig
 
 SECOND_ORDER = ("snip", "exact", "second_order", "third_order", "linear_region", "printed_second_order")
 
-# Criterion (or, for the slope alone, none) -> how notebook 05 calls it; in the order of what they take into account.
+# Criterion (or, for the slope alone, no criterion) -> its name in notebook 05, in the order of what it takes into account.
 APPROXIMATIONS: dict[str, str] = {
     "slope": "|L'| alone",
     "printed_second_order": "printed formula",
@@ -34,7 +34,6 @@ APPROXIMATIONS: dict[str, str] = {
     "third_order": "order 3",
     "linear_region": "all orders",
 }
-PER_DECADE = 8  # bins of a density
 IN_UNITS_OF_LOSS = ("snip", "second_order", "third_order", "linear_region")
 
 
@@ -42,7 +41,7 @@ IN_UNITS_OF_LOSS = ("snip", "second_order", "third_order", "linear_region")
 
 
 def symbolic_second_order() -> pd.DataFrame:
-    """The write-up's formulas for a quadratic loss along one weight, in SymPy: are they the exact salience, or what is left?
+    """The write-up's formulas for a quadratic loss along one weight, in SymPy: do they equal the exact salience, or what is left?
 
     Returns:
         One row per formula: ``formula``, ``for_a_quadratic_loss`` (worked out), ``squared_less_exact`` (difference of the squares: zero if
@@ -73,8 +72,8 @@ def symbolic_second_order() -> pd.DataFrame:
 def quadratic_loss(*, seed: int = 0, images: int = 40) -> pd.DataFrame:
     """Both second-order formulas on a loss that is quadratic in each parameter, in float64, against brute force.
 
-    The network is a convolution, an average-pooling and two linear layers without activations; the loss is the mean squared distance to random
-    targets. Its output is affine in each single parameter, so the loss along each is a parabola.
+    The network is a convolution, an average-pooling and two linear layers without activations. The loss is the mean squared distance to random
+    targets. The network's output is affine in each single parameter, so the loss along each parameter is a parabola.
 
     Returns:
         One row per parameter: ``layer``, ``exact``, ``corrected``, ``printed`` (magnitudes), ``snip`` (magnitude of the first order).
@@ -112,7 +111,7 @@ def quadratic_loss(*, seed: int = 0, images: int = 40) -> pd.DataFrame:
 
 
 def formula_errors(frame: pd.DataFrame) -> pd.DataFrame:
-    """How far formulas are from the exact salience: ``formula``, ``largest_error`` (of the largest salience), ``spearman``."""
+    """How far formulas are from the exact salience: ``formula``, ``largest_error`` (relative to the largest salience), ``spearman``."""
     exact = frame["exact"].to_numpy()
     rows = []
     for formula in ("corrected", "printed", "snip"):
@@ -132,7 +131,7 @@ def against_nested_derivatives(
 
     Args:
         networks: Name -> (tiny float64 model, images, labels).
-        orders: Which derivatives.
+        orders: Orders of the derivatives.
 
     Returns:
         One row per network and order: ``network``, ``parameters``, ``order``, ``largest`` (magnitude), ``largest_error`` (relative to it).
@@ -151,7 +150,7 @@ def against_nested_derivatives(
 def tiny_networks(images: Tensor, labels: Tensor, *, number: int = 12) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
     """Piecewise-linear networks that are small enough for nested derivatives, with some images reduced to 7 x 7, in float64."""
 
-    def linear(*sizes: int) -> list[nn.Module]:  # with a ReLU between each two
+    def linear(*sizes: int) -> list[nn.Module]:  # with a ReLU between any two layers
         pairs = [(nn.Linear(*pair), nn.ReLU()) for pair in itertools.pairwise(sizes)]
         return [nn.Flatten(), *itertools.chain(*pairs)][:-1]
 
@@ -170,13 +169,13 @@ def tiny_networks(images: Tensor, labels: Tensor, *, number: int = 12) -> dict[s
 
 
 def row_sums(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The Hessian's row sums beside its diagonal.
+    """The Hessian's row sums compared with its diagonal.
 
     Returns:
         Per tensor and for the whole network: ``layer``, ``parameters``, ``spearman`` (of the magnitudes), ``negative_percent`` (of the
-        row sums; a diagonal entry never is), ``median_factor`` (typical magnitude of the row sum over the diagonal entry). And how many
-        parameters of a tensor lie where on log axes, zeros left out: ``layer``, ``sign`` (of the row sum), ``log10_diagonal``,
-        ``log10_row_sum`` (centres of bins), ``parameters``.
+        row sums; diagonal entries are never negative), ``median_factor`` (median of the row sum's magnitude over the diagonal entry).
+        And the parameters of each tensor, counted in bins of log axes without zeros: ``layer``, ``sign`` (of the row sum),
+        ``log10_diagonal``, ``log10_row_sum`` (centres of bins), ``parameters``.
     """
     diagonal, sums = diagonal_hessian(model, images, labels), row_sum_hessian(model, images, labels)
     rows, filled = [], []
@@ -222,7 +221,7 @@ def approximations(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str
 def compare_orders(found: Mapping[str, Salience], *, sparsity: float) -> pd.DataFrame:
     """Every approximation against the exact salience, by tensor and for the whole network.
 
-    **Definition.** ``relative_error``: sum of abs(approximation - exact) over sum of abs(exact); NaN for what is not a loss change.
+    **Definition.** ``relative_error``: sum of abs(approximation - exact) over sum of abs(exact); NaN for approximations that are not loss changes.
     ``overlap``: of the kept sets of the whole network at ``sparsity``, counted in the tensor.
 
     Args:
@@ -252,9 +251,9 @@ def compare_states(
 
     Args:
         states: State -> networks, one per seed.
-        images: That all saliences are taken over.
-        labels: Of them.
-        sparsity: Of the kept sets.
+        images: Images that all saliences are taken over.
+        labels: Labels of the images.
+        sparsity: Sparsity of the kept sets.
 
     Returns:
         One row per state, approximation, layer and measure: ``state``, ``approximation``, ``layer``, ``measure``, ``n``, ``mean``, ``smallest``,
@@ -271,7 +270,7 @@ def compare_states(
 
 
 def mean_of(compared: pd.DataFrame, state: str, approximation: str, measure: str, layer: str = WHOLE) -> float:
-    """One mean out of :func:`compare_states`."""
+    """One mean from :func:`compare_states`."""
     chosen = compared.set_index(["state", "approximation", "layer", "measure"])["mean"]
     return float(chosen.loc[(state, approximation, layer, measure)])
 
@@ -286,7 +285,7 @@ def agreement_table(compared: pd.DataFrame) -> pd.DataFrame:
 
 
 def switching(compared: pd.DataFrame) -> pd.DataFrame:
-    """What each order leaves over, and all orders together, by tensor, in per cent of the exact saliences.
+    """The error that each order leaves, and that all orders together leave, by tensor, in percent of the exact saliences.
 
     Returns:
         One row per state and tensor: ``state``, ``layer``, ``order 1``, ``order 2``, ``order 3``, ``switching`` (left after all orders).
@@ -309,7 +308,7 @@ def gains(rates: pd.DataFrame, *, than: str, way: str = LAST) -> pd.DataFrame:
         way: One of the values of :data:`snipnb.training.scores.WAYS`.
 
     Returns:
-        One row per criterion: ``criterion``, ``n``, ``error_percent`` (mean), ``mean``, ``low95``, ``high95`` (of the gain, in points).
+        One row per criterion: ``criterion``, ``n``, ``error_percent`` (mean), ``mean``, ``low95``, ``high95`` (of the gain, in percentage points).
     """
     rows = []
     for criterion in [c for c in rates["criterion"].unique() if c != than]:

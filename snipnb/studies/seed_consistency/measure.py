@@ -1,6 +1,6 @@
 """What stays the same over initialisations and what does not: counts, masks, places in kernels, magnitudes.
 
-Networks come as :class:`snipnb.studies.shared.Ensemble`, stacked masks as name -> bool [seeds, ...]; results are tidy frames.
+Networks come as :class:`snipnb.studies.shared.Ensemble`, and stacked masks as name -> bool [seeds, ...]. Results are tidy frames.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from snipnb.publish.comparisons import variance_split as variance_split
 from snipnb.publish.stats import TableFit, table_fit
 from snipnb.studies.shared import Ensemble, kept_counts, masks, place_reported
 
-BINS = 10  # of magnitude, each with as many weights
+BINS = 10  # bins of magnitude, with equal numbers of weights
 
 
 def mask_overlaps(first: Mask, second: Mask) -> pd.DataFrame:
-    """Overlap of pairs of masks, and what it would be by chance.
+    """Overlap of pairs of masks, and the overlap that chance would give.
 
-    **Definition.** Intersection over union of the kept sets. By chance: the expected intersection of two sets with the same number
-    of kept parameters in each tensor, placed at random within the tensors, over the union that goes with it.
+    **Definition.** Intersection over union of the kept sets. By chance, both sets keep their number of parameters in each tensor,
+    at random places within the tensor. ``chance`` is the expected intersection over the expected union.
 
     Args:
         first: Name -> bool [pairs, ...].
@@ -38,7 +38,7 @@ def mask_overlaps(first: Mask, second: Mask) -> pd.DataFrame:
         One row per pair and tensor, and per pair for the ``"whole network"``: ``pair``, ``layer``, ``overlap``, ``chance``.
     """
     rows = []
-    sums: dict[str, Tensor] = {}  # common, common by chance, in either [3, pairs]
+    sums: dict[str, Tensor] = {}  # common, common by chance, sum of both sizes [3, pairs]
     for name, a in first.items():
         a, b = a.flatten(1), second[name].flatten(1)
         both, kept = (a & b).sum(1).double(), (a.sum(1).double(), b.sum(1).double())
@@ -51,7 +51,7 @@ def mask_overlaps(first: Mask, second: Mask) -> pd.DataFrame:
 
 
 def next_seed(kept: Mask) -> Mask:
-    """Each network's neighbour: the masks moved by one seed, so that every seed stands in two pairs."""
+    """Each network's neighbour: the masks moved by one seed, so that every seed is in two pairs."""
     return {name: mask.roll(1, 0) for name, mask in kept.items()}
 
 
@@ -67,7 +67,7 @@ def overlap_summary(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def image_effect(some: Mapping[int, Ensemble], whole: Ensemble, *, sparsities: Sequence[float]) -> pd.DataFrame:
-    """Does the number of images matter? Counts from fewer images against those from all, in units of the seeds' spread.
+    """Does the number of images matter? Counts from fewer images against counts from all, in units of the seeds' spread.
 
     Args:
         some: Number of images -> ensemble.
@@ -75,8 +75,8 @@ def image_effect(some: Mapping[int, Ensemble], whole: Ensemble, *, sparsities: S
         sparsities: Fractions removed.
 
     Returns:
-        One row per number and sparsity: ``images``, ``sparsity``, ``n`` (seeds), ``largest_shift`` and ``typical_shift`` (largest,
-        root mean square over tensors of the mean difference of the kept count, in standard deviations over seeds),
+        One row per number and sparsity: ``images``, ``sparsity``, ``n`` (seeds), ``largest_shift`` and ``typical_shift`` (largest
+        and root mean square over tensors of the mean difference of the kept count, in standard deviations over seeds),
         ``overlap`` (mean over seeds, of the masks).
     """
     rows = []
@@ -95,7 +95,7 @@ def image_effect(some: Mapping[int, Ensemble], whole: Ensemble, *, sparsities: S
 
 
 def shuffled_labels(labels: Tensor, *, seed: int = 0) -> Tensor:
-    """The same labels on other images: what is left when images say nothing about classes."""
+    """The same labels on other images, so that images say nothing about classes."""
     return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
 
 
@@ -123,14 +123,14 @@ def score_initialisations(counts: Mapping[str, pd.DataFrame], reported: pd.DataF
 
 
 def attribute_seeds(counts: Mapping[str, pd.DataFrame], cells: Sequence[tuple[float, str]]) -> pd.DataFrame:
-    """Would the rule name the right initialisation? Each seed's table, left out, given to the one that fits it best.
+    """Can the fit tell initialisations apart? Each seed's table is left out and given to the initialisation that fits it best.
 
     Args:
         counts: As for :func:`score_initialisations`.
         cells: (sparsity, label) of the counts that make up a table.
 
     Returns:
-        One row per initialisation: ``init`` (the true one), and for each initialisation how many of its seeds are given to it.
+        One row per initialisation: ``init`` (the true initialisation), and for each initialisation the number of these seeds that are given to it.
     """
     tables = _tables(counts, cells)
     rows = []
@@ -166,7 +166,7 @@ def place_maps(kept: Mask, shapes: Mapping[str, Sequence[int]]) -> pd.DataFrame:
 
     Args:
         kept: Name -> bool [seeds, ...].
-        shapes: Name -> shape of one seed's tensor with height and width last; everything before is averaged over.
+        shapes: Name -> shape of one seed's tensor, with height and width last. Means are taken over all axes before.
 
     Returns:
         One row per tensor and place: ``layer``, ``row``, ``column``, ``kept`` (fraction), ``error`` (standard error over seeds).
@@ -182,7 +182,7 @@ def place_maps(kept: Mask, shapes: Mapping[str, Sequence[int]]) -> pd.DataFrame:
 
 
 def unit_counts(kept: Mask, names: Sequence[str]) -> pd.DataFrame:
-    """Kept weights into each unit, units in descending order, beside the same number shuffled within the tensor.
+    """Kept weights into each unit, in descending order, compared with the same number shuffled within the tensor.
 
     Returns:
         One row per tensor and rank: ``layer``, ``rank`` (from 1), ``mean``, ``smallest``, ``largest`` over seeds, ``shuffled`` (mean).
@@ -203,7 +203,7 @@ def _descending(kept: Tensor) -> Tensor:
 
 
 def weight_histograms(networks: Ensemble, kept: Mask, *, edges: int = 41) -> pd.DataFrame:
-    """Weights before pruning and those that are kept, by value in units of the tensor's largest magnitude over all seeds.
+    """Histograms of all weights and of kept weights, in units of the tensor's largest magnitude over all seeds.
 
     Returns:
         One row per weight tensor and bin: ``layer``, ``value`` (centre), ``before`` and ``kept`` (weights, all seeds together).
@@ -220,7 +220,7 @@ def weight_histograms(networks: Ensemble, kept: Mask, *, edges: int = 41) -> pd.
 
 
 def kept_by_magnitude(networks: Ensemble, kept: Mask) -> pd.DataFrame:
-    """Share of weights that are kept, by tenths of their magnitude within tensor and seed.
+    """Kept share of weights, by tenth of magnitude within tensor and seed.
 
     Returns:
         One row per weight tensor and tenth: ``layer``, ``tenth`` (1: smallest), ``kept`` (fraction, all seeds together), ``low``,
@@ -265,7 +265,7 @@ def density_curves(counts: pd.DataFrame) -> pd.DataFrame:
 
 
 def under_conditions(networks: Mapping[str, tuple[Ensemble, str]], *, sparsity: float) -> pd.DataFrame:
-    """Counts of ensembles under conditions, condition -> (ensemble, ranking): as from ``kept_counts``, with ``condition`` and ``kept_percent``."""
+    """Counts under several conditions (condition -> (ensemble, ranking)), as from ``kept_counts``, with ``condition`` and ``kept_percent``."""
     frames = []
     for condition, (one, ranking) in networks.items():
         counts = kept_counts(one, sparsities=[sparsity], rankings=[ranking])
@@ -281,7 +281,7 @@ def placed_by_initialisation(counts: Mapping[str, pd.DataFrame], reported: pd.Da
 
 
 def by_initialisation(given: Mapping[str, tuple], frame_of: Callable[..., pd.DataFrame]) -> pd.DataFrame:
-    """Frames of a function for each initialisation's arguments, below each other, with the column ``init``."""
+    """Frames of a function, called with each initialisation's arguments, joined into one with the column ``init``."""
     return pd.concat([frame_of(*args).assign(init=init) for init, args in given.items()], ignore_index=True)
 
 

@@ -49,7 +49,7 @@ def measure_densities(
     Args:
         images: [n, 1, 28, 28]; a thousand are enough.
         labels: [n].
-        networks: Name -> function of ``init`` and ``seed``; the defaults are those the constants are fitted on.
+        networks: Name -> function of ``init`` and ``seed``. By default, the networks that the constants are fitted on.
         inits: Initialisations, each for every network.
         seeds: Draws of the initial weights.
         sparsities: Fractions removed.
@@ -83,18 +83,18 @@ def fit_constants(
     """The constants with which the closed form comes closest to measured densities.
 
     **Definition.** Least squares of log10(measured density / predicted density) over all rows. Each difference is divided by
-    its standard error (the spread over seeds and that of a count, together), or by 0.03 where that is more: small tensors
-    count for little, and no row for more than its model error. ``FITTED`` is ``fit_constants(measure_densities(images,
-    labels, seeds=range(10)))`` of the 5,000 training images that ship with the package.
+    its standard error (spread over seeds and counting error together), or by 0.03 where 0.03 is larger. So small tensors
+    count for little, and no row counts for more than a model error of 0.03 allows. ``FITTED`` is ``fit_constants(measure_densities(images,
+    labels, seeds=range(10)))`` on the 5,000 training images that ship with the package.
 
     Args:
         measured: As from :func:`measure_densities`, from at least two seeds.
-        networks: What the names in it stand for.
+        networks: Name in ``measured`` -> function of ``init`` and ``seed``.
         image_shape: As :func:`snipnb.pruning.closed_form.predicted_scales`.
-        start: Where the search begins; default in the middle.
+        start: Where the search begins, by default in the middle.
 
     Raises:
-        ValueError: If a network is unknown, or there is one seed only.
+        ValueError: If a network is unknown, or there are fewer than two seeds.
     """
     if measured.empty or measured["deviation"].isna().any():
         raise ValueError("densities must have been measured for at least two seeds; got fewer")
@@ -119,16 +119,16 @@ def compare(
     networks: Mapping[str, Callable[..., nn.Sequential]] = FITTING_NETWORKS | TEST_NETWORKS,
     by: Mapping[str, Rule] | None = None,
 ) -> pd.DataFrame:
-    """Measured densities beside those of each rule.
+    """Measured densities compared with the densities of each rule.
 
     Args:
         measured: As from :func:`measure_densities`.
-        networks: What the names in it stand for.
+        networks: Name in ``measured`` -> function of ``init`` and ``seed``.
         by: Rules; default :func:`rules`.
 
     Returns:
         Tidy frame, one row per rule and row of ``measured``: its columns, ``rule``, ``predicted``, and ``log10_ratio`` of
-        measured to predicted (half a parameter of all seeds is added to both counts, as some are 0).
+        measured to predicted (half a parameter is added to both counts over all seeds, because some counts are 0).
 
     Raises:
         ValueError: If a network is unknown.
@@ -151,13 +151,13 @@ def score(compared: pd.DataFrame) -> pd.DataFrame:
       parameters; 0 for uniform densities, below 0 for worse;
     - ``misplaced`` = sum_l m_l abs(d_l - p_l) / (2 sum_l m_l d_l), the share of kept parameters that would have to move to
       another tensor;
-    - ``rms_log10_ratio``, the root mean square of log10(d_l / p_l), all tensors alike: 0.3 is a factor of 2.
+    - ``rms_log10_ratio``, the root mean square of log10(d_l / p_l), with equal weight for every tensor: 0.3 is a factor of 2.
 
     Args:
         compared: As from :func:`compare`.
 
     Returns:
-        One row per network, initialisation, sparsity and rule, with these three.
+        One row per network, initialisation, sparsity and rule, with these three scores.
     """
     keys = ["network", "init", "sparsity", "rule"]
     rows = []
@@ -187,7 +187,7 @@ def predicted_curves(
 
 
 def summary(scores: pd.DataFrame, *, fitted: Sequence[str] = tuple(FITTING_NETWORKS)) -> pd.DataFrame:
-    """Scores averaged over networks and initialisations: one row per rule, whether constants saw the network, and sparsity."""
+    """Scores averaged over networks and initialisations: one row per rule, sparsity, and whether the constants were fitted on the network."""
     seen = np.where(scores["network"].isin(fitted), "fitted", "not fitted")
     columns = ["explained", "misplaced", "rms_log10_ratio"]
     grouped = scores.assign(networks=seen).groupby(["rule", "networks", "sparsity"], sort=False)

@@ -1,4 +1,4 @@
-"""Are two saliences alike? SNIP against the exact salience: ranks, sizes, kept sets; what notebook 02 measures."""
+"""What notebook 02 measures: SNIP against the exact salience, in ranks, sizes and kept sets."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from snipnb._checks import Salience
 from snipnb._progress import track
-from snipnb.networks import WHOLE, lenet5, published_label
+from snipnb.networks import WHOLE, lenet5
 from snipnb.publish.comparisons import spread_of
-from snipnb.publish.published import reported
+from snipnb.publish.published import published_label, reported
 from snipnb.publish.stats import rank_correlation
 from snipnb.saliences import brute_force
 from snipnb.saliences.exact import exact_salience
@@ -37,8 +37,8 @@ def magnitudes(salience: Salience) -> np.ndarray:
 def agreement(exact: Salience, first_order: Salience) -> pd.DataFrame:
     """How SNIP compares with the exact salience, for the whole network and each tensor.
 
-    **Definition.** ``spearman``: rank correlation of the magnitudes. ``pearson``: of the signed values, SNIP's with its
-    sign turned, since the loss change when a weight vanishes is minus its slope times it to first order.
+    **Definition.** ``spearman``: rank correlation of the magnitudes. ``pearson``: correlation of the signed values, with SNIP's
+    sign reversed. To first order, the loss change when a weight vanishes is minus slope times weight.
     ``typical_factor``: exp of the median abs(log(exact / SNIP)) of the magnitudes, over parameters where neither is zero.
 
     Args:
@@ -74,8 +74,8 @@ def against_brute_force(fast: Salience, brute: Salience, chosen: Mapping[str, Te
     """The engine's saliences against brute force on a sample of parameters.
 
     Args:
-        fast: Of all parameters.
-        brute: Of the chosen ones, in the order of their indices.
+        fast: Saliences of all parameters.
+        brute: Saliences of the chosen parameters, in the order of their indices.
         chosen: Name -> flat indices.
 
     Returns:
@@ -135,7 +135,7 @@ def compare_networks(
 ) -> tuple[pd.DataFrame, pd.DataFrame, tuple[Salience, Salience]]:
     """SNIP against the exact salience for LeNet-5 under several seeds and initialisations, both on the same images.
 
-    The first network of the first initialisation gets all images, the others the first ``num_images``.
+    The first network of the first initialisation gets all images. All other networks get the first ``num_images``.
 
     Returns:
         The rows of :func:`agreement` and of :func:`overlaps`, each with ``init``, ``seed``, ``images``; and the two saliences
@@ -174,7 +174,7 @@ def over_seeds(frame: pd.DataFrame, columns: Sequence[str], by: Sequence[str]) -
 
 
 def density(exact: Salience, first_order: Salience) -> pd.DataFrame:
-    """How many parameters of each tensor lie where, on log axes; zeros are left out (:func:`agreement` counts them).
+    """The parameters of each tensor, counted in bins of log axes. Zeros are left out (:func:`agreement` counts them).
 
     Returns:
         One row per tensor and filled bin: ``layer``, ``log10_exact``, ``log10_snip`` (centres of the bin), ``parameters``.
@@ -192,11 +192,11 @@ def density(exact: Salience, first_order: Salience) -> pd.DataFrame:
 def where_they_part(exact: Salience, first_order: Salience) -> pd.DataFrame:
     """How far SNIP is off, by rank of the exact salience.
 
-    **Definition.** The relative difference is abs(exact + SNIP) / abs(exact): 0 where the first order is all there is.
+    **Definition.** The relative difference is abs(exact + SNIP) / abs(exact). It is 0 where the first order is exact.
 
     Returns:
         One row per slice of the ranking, largest first: ``slice``, ``parameters``, ``median_relative_difference``,
-        ``off_by_half_percent`` (of the slice: those with a relative difference above 0.5), ``other_sign_percent``.
+        ``off_by_half_percent`` (share of the slice with a relative difference above 0.5), ``other_sign_percent``.
     """
     check_same(exact, first_order)
     both = pd.DataFrame({"exact": flat(exact, exact).numpy(), "snip": flat(first_order, first_order).numpy()})
@@ -232,7 +232,7 @@ def by_batch_size(
     """Both saliences on batches of several sizes, against each other and against the exact salience of all images.
 
     Args:
-        sizes: Images per batch. Batches are consecutive and disjoint; a size gets up to ``draws`` of them, and one if it is over 1,000.
+        sizes: Images per batch. Batches are consecutive and disjoint. Each size gets up to ``draws`` batches, or one batch if it is over 1,000.
         sparsity: Of the kept sets.
         whole: (exact, SNIP) of all images, which are the last size.
 
@@ -274,7 +274,7 @@ def by_batch_size(
 def published_way(
     model: nn.Module, images: Tensor, labels: Tensor, *, per_tensor: int = 0
 ) -> tuple[dict[str, Salience], float]:
-    """Saliences on one mini-batch: differences of two float32 mean losses, as the write-up took them, beside ours.
+    """Saliences on one mini-batch: differences of two float32 mean losses, as the published code took them, compared with ours.
 
     Args:
         per_tensor: How many parameters of each tensor; 0 for all.
@@ -317,7 +317,7 @@ def resolution(found: Mapping[str, Salience], step: float) -> pd.DataFrame:
 
 
 def resolution_density(found: Mapping[str, Salience], step: float) -> pd.DataFrame:
-    """How many parameters have which difference of float32 losses, by their exact salience (those that are not zero).
+    """Parameters counted by exact salience, where it is not zero, and by difference of float32 losses.
 
     Returns:
         One row per filled bin: ``log10_exact`` (centre), ``difference`` (in steps, rounded to one digit above 10), ``parameters``.
@@ -348,11 +348,11 @@ def overlap_lines(kept: pd.DataFrame) -> pd.DataFrame:
 
 
 def resolution_overlaps(found: Mapping[str, Salience], sparsities: Sequence[float]) -> pd.DataFrame:
-    """Kept sets of the differences and of SNIP, each against the exact salience's, and how many are tied at the threshold.
+    """Kept sets of the differences and of SNIP, each against the exact salience's kept sets, and ties at the threshold.
 
     Returns:
         One row per sparsity: ``sparsity``, ``published``, ``snip`` (overlaps with exact), ``tied`` (parameters whose difference
-        equals the threshold's).
+        equals the threshold).
     """
     whole = {
         key: overlaps(found[key], found["exact"], sparsities).query("layer == @WHOLE")["overlap"].to_numpy()
@@ -368,8 +368,8 @@ def grids(parameters: Mapping[str, Any]) -> dict[str, list[RunConfig]]:
     """Training runs of the notebook with these parameters, at Figure 1's twelve sparsities.
 
     Returns:
-        ``figure1``: its three criteria, and weight magnitude for some seeds; ``short``: its three criteria by the protocol of the default
-        profile, as a second row of evidence.
+        ``figure1``: the three criteria of Figure 1, and weight magnitude for some seeds. ``short``: the same three criteria by the protocol
+        of the default profile, as a second row of evidence.
     """
     sparsities = sorted(reported("figure1")["sparsity"].unique())
     num_magnitude = min(parameters["num_magnitude_runs"], parameters["num_runs"])

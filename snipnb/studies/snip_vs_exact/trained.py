@@ -1,4 +1,4 @@
-"""Do networks trained with these masks differ? Error rates of Figure 1, criterion against criterion, and beside the published curves."""
+"""Do networks trained with these masks differ? Error rates of Figure 1, criterion against criterion, and compared with the published curves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from snipnb.publish.comparisons import differences as differences  # notebooks t
 from snipnb.publish.comparisons import place_levels as place_levels
 from snipnb.training.scores import error_table
 
-FEWEST = 5  # seeds for an interval that says where curves part
+FEWEST = 5  # fewest seeds for an interval that says where curves differ
 
 
 def curves(errors: pd.DataFrame, *, way: str = LAST) -> pd.DataFrame:
@@ -38,8 +38,8 @@ def short_equivalence(runs: pd.DataFrame, *, sparsities: Sequence[float], smalle
 
     Args:
         runs: As from :func:`snipnb.run_grid`; may be empty.
-        sparsities: Those that are judged.
-        smallest_margin: In points.
+        sparsities: Sparsities that are judged.
+        smallest_margin: In percentage points.
 
     Returns:
         As from :func:`equivalence`, with a column ``margin``; without rows if there are no runs.
@@ -51,15 +51,15 @@ def short_equivalence(runs: pd.DataFrame, *, sparsities: Sequence[float], smalle
 
 
 def parting(pairs: pd.DataFrame, margin: float) -> pd.DataFrame:
-    """Sparsity by sparsity, where criteria part from the reference; descriptive, no test is corrected for their number.
+    """Where criteria differ from the reference, sparsity by sparsity. Descriptive: nothing is corrected for the number of intervals.
 
     Args:
         pairs: As from :func:`differences`.
-        margin: In points.
+        margin: In percentage points.
 
     Returns:
         ``criterion``, ``sparsity``, ``n``, ``mean``, ``low95``, ``high95`` (t interval over seeds), ``apart``: the interval lies beyond the
-        margin. Fewer than :data:`FEWEST` seeds have no interval, and are never apart.
+        margin. With fewer than :data:`FEWEST` seeds there is no interval, and ``apart`` is False.
     """
     rows = []
     for (criterion, sparsity), part in pairs.groupby(["criterion", "sparsity"], sort=False):
