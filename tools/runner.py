@@ -192,9 +192,9 @@ def gather_ledger(place: Place, notebooks: Sequence[Path]) -> list[dict[str, Any
 
 
 def _slow_cells(executed: Path) -> dict[str, float]:
-    """Cell -> seconds, for cells that took more than :data:`SLOW`."""
+    """Id of a cell -> seconds, for cells that took more than :data:`SLOW`."""
     cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
-    seconds = {str(k): cell["metadata"].get("papermill", {}).get("duration") or 0.0 for k, cell in enumerate(cells)}
+    seconds = {cell["id"]: cell["metadata"].get("papermill", {}).get("duration") or 0.0 for cell in cells}
     return {k: round(s, 1) for k, s in seconds.items() if s > SLOW}
 
 
