@@ -59,6 +59,7 @@ extensions = [
 myst_enable_extensions = ["dollarmath", "amsmath", "html_image"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"
+nb_render_markdown_format = "myst"  # the tables of outputs
 napoleon_use_ivar = True
 autodoc_member_order = "alphabetical"
 autodoc_typehints = "description"
