@@ -42,7 +42,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 
-# As the published code did until June 2019: scored networks carry one step of pruned parameters. For all seeds, at Figure 2's sparsities.
+# As the published code did until June 2019: scored networks carry one step of pruned parameters. At Figure 2's sparsities.
 AT_START = "as above, masks at the start of a step"
 
 # A test of the published error rates ought to tell networks of this recipe from networks of 80 epochs.
@@ -279,10 +279,10 @@ def grids(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """
     sparsities, num_seeds = sorted(reported("figure2")["sparsity"].unique()), parameters["num_recipe_runs"]
     others = {name: Recipe(epochs=parameters["epochs"], **options) for name, options in RECIPES.items()}
-    figure2 = grid_of(parameters, ["snip"], [0.0, *sparsities])
-    at_start = [replace(c, recipe=replace(c.recipe, masks_at="start")) for c in figure2 if num_seeds and c.sparsity > 0]
+    pruned = grid_of(parameters, ["snip"], sparsities, num_seeds=num_seeds)
+    at_start = [replace(c, recipe=replace(c.recipe, masks_at="start")) for c in pruned]
     return {
-        "figure2": figure2,
+        "figure2": grid_of(parameters, ["snip"], [0.0, *sparsities]),
         "assay": grid_of(parameters, ["snip"], [0.0, *sparsities], recipe=ASSAY),
         "recipes": {
             name: grid_of(parameters, ["snip"], [0.0, sparsities[-1]], num_seeds=num_seeds, recipe=recipe)
