@@ -220,7 +220,7 @@ def slopes_by_seed(swept: pd.DataFrame) -> pd.DataFrame:
         swept: ``family``, ``value``, ``layers``, ``seed``, ``spearman``.
 
     Returns:
-        One row per family and seed: ``family``, ``per`` (layer, doubling of width), ``seed``, ``slope`` of the least-squares line; NaN if there is none.
+        One row per family and seed: ``family``, ``per`` (layer, doubling of width), ``seed``, ``slope`` of the least-squares line (NaN for a single value).
     """
     rows = []
     for family, part in swept.groupby("family", sort=False):

@@ -263,7 +263,7 @@ class _Group:
                 everything = torch.ones(p.shape[1:], dtype=torch.bool)
                 kept = [everything if mask is None else mask.get(name, everything) for mask in masks]
                 self.masks[name] = torch.stack([m.to(self.device) for m in kept])
-                p.masked_fill_(~self.masks[name], 0)
+        self._prune()
         # What takes part in a step, and in scoring: everything where masks act at its start.
         self.kept = {name: m | late.view(-1, *(1,) * (m.dim() - 1)) for name, m in self.masks.items()}
         self.trained = {name: p for name, p in self.parameters.items() if first[name].requires_grad}
@@ -273,6 +273,12 @@ class _Group:
         self.blocks = [slice(k, k + at_once) for k in range(0, len(models), at_once)]
         self.kept_of = {b.start: Kept({n: kept[b] for n, kept in self.kept.items()}) for b in self.blocks}
         self.images = recipes[0].batch_size if self.stack.mixes_images else IMAGES[self.device.type]
+
+    @torch.no_grad()
+    def _prune(self) -> None:
+        """Set pruned parameters to zero."""
+        for name, m in self.masks.items():
+            self.parameters[name].masked_fill_(~m, 0)
 
     @torch.no_grad()
     def check(self, images: Tensor, labels: Tensor) -> None:
@@ -298,8 +304,7 @@ class _Group:
         for gradient in self.gradients.values():
             gradient.zero_()
         if self.has_late:
-            for name, m in self.masks.items():
-                self.parameters[name].detach().masked_fill_(~m, 0)
+            self._prune()
         for part, (x, y) in enumerate(zip(images.split(self.images), labels.split(self.images), strict=True)):
             inputs = self.stack.inputs(x)
             for some in self.blocks:

@@ -18,7 +18,7 @@ from snipnb._files import project_root
 
 @cache
 def commit() -> str | None:
-    """The commit of the checkout that the package is imported from, with ``+`` if the package has changed since; None if there is none."""
+    """The commit of the checkout that the package is imported from, with ``+`` if the package has changed since. None outside a checkout."""
     root = project_root()
     if root is None:
         return None
