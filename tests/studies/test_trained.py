@@ -42,8 +42,32 @@ def many(offsets, *, spread=0.0, seeds=5, seed=0):
 
 def test_curves_hold_mean_and_range():
     table = scores.error_table(runs({(0, 0.5): [0.1], (1, 0.5): [0.2], (2, 0.5): [0.6]}))
-    row = trained.curves(table, way=LAST).iloc[0]
-    assert (row["n"], row["mean"], row["smallest"], row["largest"]) == pytest.approx((3, 30, 10, 60))
+    best, last = trained.curves(table).itertuples()
+    for row in (best, last):
+        assert (row.n, row.mean, row.smallest, row.largest) == pytest.approx((3, 30, 10, 60))
+    assert (best.way, last.way) == (scores.BEST, LAST)
+
+
+def test_optimism_of_the_best_epoch():
+    rates = {(0, 0.5): [0.1, 0.2], (1, 0.5): [0.3, 0.3], (0, 0.9): [0.5, 0.4], (1, 0.9): [0.2, 0.8]}
+    both = pd.concat([runs(rates), runs({key: [0.1] for key in rates}, criterion="exact")])
+    found = trained.optimism(scores.error_table(both))
+    assert list(found) == ["sparsity", "snip", "exact"]
+    assert found.to_numpy() == pytest.approx(np.array([[0.5, 5, 0], [0.9, 30, 0]]))
+
+
+def test_variants_are_compared_at_the_means_in_common():
+    def levels(rows):
+        return pd.DataFrame(rows, columns=["criterion", "sparsity", "n", "difference", "expected_difference"])
+
+    whole = levels([("snip", 0.5, 4, 0.1, 0.2), ("snip", 0.9, 3, -0.3, 0.2), ("random", 0.9, 3, 0.0, 0.2)])
+    part = levels([("snip", 0.9, 2, -0.1, 0.2)])
+    found = trained.variants({"ours": whole, "batch": part, "none": whole[:0]})
+    assert found["variant"].tolist() == ["ours", "ours, means in common", "batch, means in common"]
+    assert found[["n", "means", "inside"]].values.tolist() == [[3, 3, 2], [3, 1, 0], [2, 1, 1]]
+    assert found["off"].tolist() == pytest.approx([0.4 / 3, 0.3, 0.1])
+    assert found["higher"].tolist() == pytest.approx([-0.2 / 3, -0.3, -0.1])
+    assert trained.variants({"ours": whole})["variant"].tolist() == ["ours"]
 
 
 def test_the_rule_of_c25():

@@ -175,35 +175,41 @@ def float32_steps(points: pd.DataFrame, kept: pd.DataFrame, *, step: float) -> F
     return figure
 
 
-def figure1(frame: pd.DataFrame, reported: pd.DataFrame, *, top: float) -> Figure:
-    """The write-up's Figure 1: error rate against sparsity, over the published means and ranges.
+def figure1(frame: pd.DataFrame, reported: pd.DataFrame, levels: pd.DataFrame, *, top: float) -> Figure:
+    """The write-up's Figure 1: error rate against sparsity, over the published means and ranges, at the best epoch (left) and the last.
 
     Args:
-        frame: ``criterion``, ``sparsity``, ``n``, ``mean``, ``smallest``, ``largest``, in percent.
+        frame: ``criterion``, ``sparsity``, ``n``, ``mean``, ``smallest``, ``largest``, in percent, and ``way``, the published one first.
         reported: ``criterion``, ``sparsity``, ``error_percent``, ``low``, ``high``; empty where a curve runs off the plot.
+        levels: ``criterion``, ``sparsity``, ``difference``, ``expected_difference``, ``reported``, ``mean``: of the published means.
         top: Upper end of the axis, in percent; means beyond it are written at the edge.
     """
-    figure, axis = plt.subplots(figsize=(8.4, 4.6), layout="constrained")
-    criteria = list(dict.fromkeys(frame["criterion"]))
-    for i, criterion in enumerate(criteria):
-        part = frame[frame["criterion"] == criterion].sort_values("sparsity")
-        shift = 1.012 ** (i - (len(criteria) - 1) / 2)  # bars stand side by side
-        options = {**look(criterion).line, "ms": 4.5, "lw": 1.8, "elinewidth": 1, "zorder": 3}
-        axis.errorbar((1 - part["sparsity"]) * shift, part["mean"], yerr=whiskers(part), **options)
-        band, colour = reported[reported["criterion"] == criterion].dropna(), look(criterion).colour
-        axis.fill_between(1 - band["sparsity"], band["low"], band["high"], color=colour, alpha=0.15, lw=0)
-        axis.plot(1 - band["sparsity"], band["error_percent"], color=colour, lw=0.9, ls=(0, (1, 1.5)), zorder=2)
-    _beyond(axis, frame, top)
-    sparsity_axis(axis, sorted(frame["sparsity"].unique()), unlabelled=(0.15, 0.25, 0.45, 0.65))
-    axis.set_ylim(0, top)
-    axis.set_ylabel("error rate on scored images, %")
-    handles, names = axis.get_legend_handles_labels()
+    ways, criteria = list(dict.fromkeys(frame["way"])), list(dict.fromkeys(frame["criterion"]))
+    figure, axes = panels(1, len(ways), 11.0, 4.4, sharey=True)
+    for axis, way in zip(axes[0], ways, strict=True):
+        here = frame[frame["way"] == way]
+        for i, criterion in enumerate(criteria):
+            part = here[here["criterion"] == criterion].sort_values("sparsity")
+            shift = 1.012 ** (i - (len(criteria) - 1) / 2)  # bars stand side by side
+            options = {**look(criterion).line, "ms": 4, "lw": 1.6, "elinewidth": 1, "zorder": 3}
+            axis.errorbar((1 - part["sparsity"]) * shift, part["mean"], yerr=whiskers(part), **options)
+            band, colour = reported[reported["criterion"] == criterion].dropna(), look(criterion).colour
+            axis.fill_between(1 - band["sparsity"], band["low"], band["high"], color=colour, alpha=0.15, lw=0)
+            axis.plot(1 - band["sparsity"], band["error_percent"], color=colour, lw=0.9, ls=(0, (1, 1.5)), zorder=2)
+        _beyond(axis, here, top)
+        sparsity_axis(axis, sorted(frame["sparsity"].unique()), unlabelled=(0.15, 0.25, 0.45, 0.65))
+        axis.set_ylim(0, top)
+        axis.set_title(way)
+    axes[0, 0].set_ylabel("error rate on scored images, %")
+    handles, names = axes[0, 0].get_legend_handles_labels()
     handles.append(plt.Rectangle((0, 0), 1, 1, color=NEUTRAL, alpha=0.2, lw=0))
-    axis.legend(handles, [*names, "published: mean (dotted) and range"], loc="upper left", bbox_to_anchor=(0, 0.9))
-    most = frame["sparsity"].max()
-    rates = frame[frame["sparsity"] == most].set_index("criterion")
-    said = ", ".join(f"{look(c).label} {rates['mean'][c]:.{2 if rates['mean'][c] < 10 else 0}f} %" for c in criteria)
-    headline(figure, f"Error rates at sparsity {most:g}: {said}")
+    legend = [*names, "published (best epochs): mean, dotted, and range"]
+    axes[0, 0].legend(handles, legend, loc="upper left", bbox_to_anchor=(0, 0.9))
+    inside = int((levels["difference"].abs() < levels["expected_difference"]).sum())
+    last = levels[levels["sparsity"] == levels["sparsity"].max()]
+    said = [f"{look(r.criterion).label} {r.mean:.2f} % (published {r.reported:.2f} %)" for r in last.itertuples()]
+    text = f"{inside} of {len(levels)} published means are as close to ours as chance allows; at sparsity {last['sparsity'].iloc[0]:g}"
+    headline(figure, f"{text}: {', '.join(said)}")
     return figure
 
 

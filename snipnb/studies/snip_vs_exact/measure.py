@@ -369,13 +369,16 @@ def grids(parameters: Mapping[str, Any]) -> dict[str, list[RunConfig]]:
 
     Returns:
         ``figure1``: the three criteria of Figure 1, and weight magnitude for some seeds. ``short``: the same three criteria by the protocol
-        of the default profile, as a second row of evidence.
+        of the default profile, as a second row of evidence. ``one_batch``: both saliences as the published code takes them, from one
+        mini-batch, the exact salience as a difference of float32 losses; at the five highest sparsities.
     """
     sparsities = sorted(reported("figure1")["sparsity"].unique())
+    batch, num_batch = {**parameters, "salience_images": parameters["published_batch"]}, parameters["num_batch_runs"]
     num_magnitude = min(parameters["num_magnitude_runs"], parameters["num_runs"])
     short = {**parameters, **SHORT, "salience_images": 200 if parameters["sample"] else 5000}
     return {
         "figure1": grid_of(parameters, FIGURE_1, sparsities)
         + grid_of(parameters, ["magnitude"], sparsities, num_seeds=num_magnitude),
         "short": grid_of(short, FIGURE_1, sparsities, num_seeds=parameters["num_short_runs"]),
+        "one_batch": grid_of(batch, ["exact_float32", "snip"], sparsities[-5:], num_seeds=num_batch),
     }
