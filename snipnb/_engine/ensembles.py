@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, reduce
+from functools import reduce
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from snipnb._engine.compiled import compiled, is_covered
 from snipnb._engine.propagation import Scratch
 from snipnb._engine.sequential import Norms, Pool, layers_of, padding_of, patches, shapes_of, size_behind
 
@@ -230,17 +231,12 @@ def _add_columns(columns: Tensor, taps: _Taps, x: Tensor, partial: Tensor) -> No
         x[:, :, taps.slices(0, tap)].add_(partial[:, :, tap])
 
 
-@cache
 def _kernels() -> Any:
-    try:
-        from snipnb._engine import kernels
-    except ImportError:  # Numba is missing: everything works without it, only slower
-        return None
-    return kernels
+    return compiled("kernels")
 
 
 def _runs_compiled(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and _kernels() is not None
+    return is_covered(x) and _kernels() is not None
 
 
 def _is_compiled(layer: nn.Conv2d, x: Tensor) -> bool:
