@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
 from snipnb._checks import Salience, check_classes, float_parameters
+from snipnb._engine.cumulants import derivatives_of, loss_changes, terms_for
 from snipnb._engine.propagation import Scratch, running_statistics
 from snipnb._engine.sequential import Norms, Pool, check_finite, layers_of, padding_of, patches
-from snipnb._engine.unit_lines import loss_changes, terms_for
 from snipnb._engine.workers import Crew
 from snipnb._progress import track
 
@@ -286,11 +286,11 @@ class Cumulants(Rule):
         self.orders = orders
 
     def of_slopes(self, state: _State, slopes: Tensor, name: str, first: int = 0, *, spare: bool = False) -> Tensor:
-        return torch.stack([kappa.sum(0) for kappa in _derivatives_of(state, slopes, self.orders)])
+        return torch.stack([kappa.sum(0) for kappa in derivatives_of(state.p, state.labels, slopes, self.orders)])
 
     def of_product(self, state: _State, b: Tensor, x: Tensor, name: str) -> Tensor:
         found, power = [], None
-        for kappa in _derivatives_of(state, b, self.orders):
+        for kappa in derivatives_of(state.p, state.labels, b, self.orders):
             power = x if power is None else power * x
             found.append(kappa.T @ power)
         return torch.stack(found)
@@ -322,7 +322,7 @@ class LinearRegion(Rule):
         if longest > 0:
             power, factor = x, -w
             within = b * short[:, None]
-            for i, kappa in enumerate(_derivatives_of(state, within, terms_for(longest, b.dtype)), 1):
+            for i, kappa in enumerate(derivatives_of(state.p, state.labels, within, terms_for(longest, b.dtype)), 1):
                 if i > 1:
                     power, factor = power * x, factor * (-w / i)
                 total += (kappa.T @ power) * factor
@@ -334,31 +334,6 @@ class LinearRegion(Rule):
             part = _State(state.p[n], state.log_p[n], state.labels[n])
             total.index_add_(0, u, self._changes(part, dz).double())
         return total[None]
-
-
-def _derivatives_of(state: _State, slopes: Tensor, order: int) -> list[Tensor]:
-    """Derivatives of the cross-entropy along parameters from slopes [images, classes, parameters] relative to the top class.
-
-    **Definition.** The recursion kappa_k = m_k - sum_{i=2..k-2} binomial(k-1, i-1) kappa_i m_{k-i} over the central moments m of the slopes.
-    The first derivative is the mean slope minus the label's slope. Only the classes other than the top class contribute to the mean, so
-    it keeps its digits in a confident network.
-
-    Returns:
-        Tensors [images, parameters], the first order first.
-    """
-    p = state.p[:, :, None]
-    mean = (slopes * p).sum(1)
-    own = slopes.gather(1, state.labels[:, None, None].expand(-1, 1, slopes.shape[2]))[:, 0]
-    found, moments = [mean - own], [torch.ones_like(mean), torch.zeros_like(mean)]
-    if order > 1:
-        centred = slopes - mean[:, None]
-        power = centred * p
-    for k in range(2, order + 1):
-        power = power * centred
-        moments.append(power.sum(1))
-        lower = [math.comb(k - 1, i - 1) * found[i - 1] * moments[k - i] for i in range(2, k - 1)]
-        found.append(moments[k] - sum(lower) if lower else moments[k])
-    return found
 
 
 def slices(number: int, size: int) -> list[slice]:

@@ -104,6 +104,7 @@ class Mix(Step):
             one = torch.zeros(1, 1, dtype=torch.long)
             geometry = Geometry(one, one[None], 1, weight[:, None])
         self.table, self.taps, self.weight = geometry.field, geometry.taps, geometry.weight
+        self.pixels = geometry.pixels
         self.padded = int(geometry.field.max()) == geometry.pixels
         self.window = self.taps.shape[1]
         self.outputs, self.inputs = weight.shape[:2]
@@ -182,15 +183,21 @@ class Mix(Step):
     ) -> tuple[Tensor, Channels]:
         return self._product(d, channels, scratch), ALL
 
-    def factors(self, kept: tuple[Tensor, ...], channel: int, columns: Tensor) -> Tensor:
+    def values_met(self, kept: tuple[Tensor, ...]) -> Tensor:
+        """What the layer's parameters multiply [values, images]: its inputs by position, then zeros for padding and a one for the bias."""
         a = kept[0][:, 0]  # [positions in, inputs, images]
         inputs, images = a.shape[1:]
-        a = torch.cat([a.reshape(-1, images), a.new_zeros(inputs, images), a.new_ones(1, images)])
+        return torch.cat([a.reshape(-1, images), a.new_zeros(inputs, images), a.new_ones(1, images)])
+
+    def places_met(self, columns: Tensor) -> Tensor:
+        """Which of :meth:`values_met` the parameters in ``columns`` multiply at each output [positions out, window, columns]."""
         kernel = self.taps.shape[2]
-        row = self.taps[:, :, columns % kernel] * inputs + columns // kernel
-        bias = torch.full_like(row, len(a) - 1)
-        row = torch.where(columns >= inputs * kernel, bias, row)  # [positions out, window, columns]
-        return a.index_select(0, row.flatten()).view(*row.shape, images)
+        row = self.taps[:, :, columns % kernel] * self.inputs + columns // kernel
+        return torch.where(columns >= self.inputs * kernel, (self.pixels + 1) * self.inputs, row)
+
+    def factors(self, kept: tuple[Tensor, ...], channel: int, columns: Tensor) -> Tensor:
+        places = self.places_met(columns)
+        return self.values_met(kept).index_select(0, places.flatten()).view(*places.shape, -1)
 
 
 def running_statistics(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

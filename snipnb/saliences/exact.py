@@ -4,22 +4,27 @@ One forward pass per parameter would do, but LeNet-5 has 61,706 parameters. Zero
 channel of one layer, so everything before the layer, and the rest of the layer, stays the same. For a batch of images, the
 activations are computed once. The changes of one channel under all of its parameters are computed together and propagated
 through the following layers as columns of matrix products (``propagation.py``; ``sequential.py`` turns a model into steps).
-Where only linear layers and ReLUs follow, propagation is not needed: the loss is a function of one number per image and
-unit, known piece by piece (``_engine/unit_lines.py``). The loss change of each image is computed directly from the change
-of its logits, never as a difference of two losses. Several workers propagate changes at once, each for other images or channels.
+Where only linear layers and ReLUs follow, a processor does not propagate: the change of the logits is linear but for the few
+gates that switch (``_engine/changes.py``). The loss change of each image is computed directly from the change of its logits,
+never as a difference of two losses. Several workers compute changes at once, each for other images or channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snipnb._checks import Salience, check_alike_and_precise, check_classes, check_examples, float_parameters
+from snipnb._engine.compiled import compiled, is_covered
+from snipnb._engine.cumulants import loss_changes
+from snipnb._engine.heads import Head, before_relu
 from snipnb._engine.propagation import ALL, Gate, Mix, Own, Scratch, Step
 from snipnb._engine.sequential import check_finite, steps_of
-from snipnb._engine.unit_lines import Head, loss_changes, loss_changes_along_lines
 from snipnb._engine.workers import Crew
 from snipnb._progress import track
 
@@ -167,8 +172,8 @@ def _task(steps: list[Step], k: int, wanted: Mapping[str, Tensor]) -> _Task | No
     own = steps[k].own
     if own is None or not any(name in wanted and len(wanted[name]) for name in own.names):
         return None
-    head = Head.after(steps, k)
-    return _Propagated(steps, k, own, wanted) if head is None else _AlongLines(steps, k, own, wanted, head)
+    head = Head.after(steps, k) if is_covered(own.values) and compiled("changes") else None
+    return _Propagated(steps, k, own, wanted) if head is None else _BeforeHead(steps, k, own, wanted, head)
 
 
 class _Task:
@@ -266,17 +271,54 @@ class _Propagated(_Task):
         return loss_changes(dz, part.log_p, part.labels)
 
 
-class _AlongLines(_Task):
-    """Linear layers followed only by linear layers and ReLUs: one number per image and unit."""
+class _BeforeHead(_Task):
+    """A layer that only linear layers and ReLUs follow, computed by ``changes.py``."""
 
     def __init__(self, steps: list[Step], k: int, own: Own, wanted: Mapping[str, Tensor], head: Head) -> None:
         super().__init__(steps, k, own, wanted)
-        self.head = head
+        self.head, self.changes = head, compiled("changes")
+        lanes, sizes = self.changes.LANES, [len(c) for c in self.columns.values()]
+        width = -(-max(sizes) // (2 * lanes)) * 2 * lanes
+        more = {o: (0, width - size) for o, size in zip(self.columns, sizes, strict=True)}
+        values = [F.pad(-own.values[o, c] * head.scale[o], more[o]) for o, c in self.columns.items()]
+        places = [F.pad(head.layer.places_met(c), more[o]).transpose(0, 1) for o, c in self.columns.items()]
+        if all(c is self.columns[self.channels[0]] for c in self.columns.values()):
+            places = places[:1]
+        first, *others = head.matrices
+        first = first.unflatten(1, (own.values.shape[0], -1))[:, self.channels].flatten(1).T
+        first = F.pad(_filled(first, lanes), (0, 0, 0, 4))
+        weights = [_filled(_filled(m, lanes).T, lanes).flatten() for m in others]
+        self.places, self.values = torch.stack(places), torch.stack(values)
+        self.weights = first, torch.cat(weights) if weights else first.new_zeros(0)
+        self.sizes = torch.tensor([first.shape[1], *(-(-len(m) // lanes) * lanes for m in others)])
 
     def add(self, batch: _Batch, crew: Crew) -> None:
-        x = batch.kept[self.k][0][0, 0].T  # [images, inputs]
-        if len(self.own.columns) > 1:
-            x = torch.cat([x, x.new_ones(len(x), 1)], 1)
-        values = {o: self.own.values[o, columns] for o, columns in self.columns.items()}
-        found = batch.kept, batch.logits, batch.labels
-        loss_changes_along_lines(x.contiguous(), values, self.columns, self.head, *found, self.sums, crew.scratch)
+        images, together = batch.logits.shape[1], TOGETHER["cpu"]
+        parts = [batch.part(slice(start, start + together)) for start in range(0, images, together)]
+        total = reduce(np.add, crew.map(lambda part, scratch: self._sums(part), parts))
+        for row, (o, columns) in zip(torch.from_numpy(total), self.columns.items(), strict=True):
+            self.sums[o, columns] += row[: len(columns)]
+
+    def _sums(self, part: _Batch) -> np.ndarray:
+        """Sums over the images of ``part`` [channels, columns]."""
+        x, gate = self.head.layer.values_met(part.kept[self.k]).T, self.head.gate
+        if gate is None:
+            gap = x.new_zeros(len(x), len(self.channels), *self.places.shape[1:3])
+        else:
+            gap, floor = (t[:, :, self.channels].permute(3, 2, 1, 0) for t in part.kept[gate])
+        if not self.head.relu:
+            floor = x.new_full((*gap.shape[:2], 1, gap.shape[3]), -torch.inf)
+        hidden = [
+            x.new_zeros(len(x), 0),
+            *(_filled(before_relu(part.kept[g]), self.changes.LANES) for g in self.head.gates),
+        ]
+        given = [x, self.places, self.values, gap, floor[:, :, 0], *self.weights, self.sizes]
+        given += [torch.cat(hidden, 1), part.log_p.T.exp(), part.log_p.T, part.labels]
+        sums, arrays = np.zeros(self.values.shape), [t.contiguous().numpy() for t in given]
+        self.changes.loss_changes(*arrays, *self.changes.series(arrays[0].dtype), sums)
+        return sums
+
+
+def _filled(t: Tensor, size: int) -> Tensor:
+    """A matrix with columns of zeros added, up to a multiple of ``size``."""
+    return F.pad(t, (0, -t.shape[1] % size))

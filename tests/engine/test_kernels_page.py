@@ -1,5 +1,6 @@
 """The NumPy of docs/kernels.md computes what the kernels do."""
 
+import itertools
 import re
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from snipnb._files import project_root
 
 kernels = pytest.importorskip("snipnb._engine.kernels")
+changes = pytest.importorskip("snipnb._engine.changes")
 ROOT = project_root()
 pytestmark = pytest.mark.skipif(ROOT is None, reason="needs the page of a checkout")
 
@@ -66,3 +68,42 @@ def test_linear_layers(page, draw):
         (of_x, of_weight, of_bias), page["linear_gradients"](x, weight, gradient, ends, inputs), strict=True
     ):
         np.testing.assert_allclose(found[0], expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("hidden_units", [(), (5,), (20, 7), (9, 30, 4)])
+@pytest.mark.parametrize("scale", [1e-3, 0.3, 30.0])
+def test_loss_changes(page, draw, hidden_units, scale):
+    images, channels, window, positions, columns, classes = 3, 2, 4, 3, changes.BLOCK + 32, 4
+    units = [*hidden_units, classes]
+    first, hidden = draw(channels, units[0], positions), [draw(images, u) for u in hidden_units]
+    weights = [draw(after, before) for before, after in itertools.pairwise(units)]
+    x, values, before = draw(images, 50), scale * draw(channels, columns), draw(images, channels, window, positions)
+    places = np.random.default_rng(2).integers(0, 50, (1, window, positions, columns))
+    top = np.maximum(before.max(2), 0)
+    log_p = np.log(np.random.default_rng(3).dirichlet(np.ones(classes), images))
+    labels = np.array([0, 3, 1])
+
+    def filled(matrix, rows):
+        whole = np.zeros((rows or matrix.shape[0], -(-matrix.shape[1] // 16) * 16))
+        whole[: len(matrix), : matrix.shape[1]] = matrix
+        return whole
+
+    sizes = np.array([-(-u // 16) * 16 for u in units])
+    flat = [filled(w.T, size).ravel() for w, size in zip(weights, sizes, strict=False)]
+    given = (
+        filled(first.transpose(0, 2, 1).reshape(-1, units[0]), channels * positions + 4),
+        np.concatenate([*flat, []]),
+        sizes,
+        np.concatenate([np.empty((images, 0)), *(filled(a, 0) for a in hidden)], 1),
+    )
+    sums = np.zeros((channels, columns))
+    own = (x, places, values, before - top[:, :, None], -top)
+    changes.loss_changes(*own, *given, np.exp(log_p), log_p, labels, *changes.series(np.dtype(float)), sums)
+
+    expected = np.zeros((channels, columns))
+    for i in range(images):
+        for o in range(channels):
+            moved = before[i, o][..., None] + values[o] * x[i][places[0]]
+            change = np.maximum(moved.max(0), 0) - top[i, o][:, None]
+            expected[o] += page["loss_changes"](change, first[o], [a[i] for a in hidden], weights, log_p[i], labels[i])
+    np.testing.assert_allclose(sums, expected, rtol=1e-9, atol=1e-12 * np.abs(expected).max())
