@@ -239,10 +239,10 @@ def _bounds(base, start, first, more, extra, size, low, high, down, up):
     down[:size], up[:size] = 0, 0
     for source in range(first + extra):
         k = (start + source) * size if source < first else (source - first) * size
-        jacobian = base if source < first else more
+        row = (base if source < first else more)[k : k + size]  # a slice of its own is compiled to vectors
         smallest, greatest = low[source], high[source]
         for u in range(size):
-            one, other = jacobian[k + u] * smallest, jacobian[k + u] * greatest
+            one, other = row[u] * smallest, row[u] * greatest
             up[u] += max(one, other)
             down[u] += min(one, other)
     farthest = up[0]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
 from snipnb._checks import Salience, check_classes, float_parameters
+from snipnb._engine.compiled import compiled, is_covered
 from snipnb._engine.cumulants import derivatives_of, loss_changes, terms_for
 from snipnb._engine.propagation import Scratch, running_statistics
 from snipnb._engine.sequential import Norms, Pool, check_finite, layers_of, padding_of, patches
@@ -120,6 +121,10 @@ class _Network:
                 found[f"{name}.weight"] = rule.of_product(state, b, kept.input, f"{name}.weight")
                 if layer.bias is not None:
                     found[f"{name}.bias"] = rule.of_slopes(state, b, f"{name}.bias")
+            elif isinstance(layer, nn.Conv2d) and rule.is_compiled and layer.stride == (1, 1) and is_covered(b):
+                parts, b = _compiled_slopes(layer, b, kept.input, rule, i > self.first, scratch, i)
+                found |= {f"{name}.{key}": part for key, part in parts.items()}
+                continue
             elif isinstance(layer, nn.Conv2d):
                 key = f"{name}.weight"
                 found[key] = _of_patches(layer, state, b, kept.input, rule, key, limit, scratch)
@@ -133,6 +138,27 @@ class _Network:
             if i > self.first:
                 b = _back(layer, b, kept, scratch, i)
         return found
+
+
+def _compiled_slopes(
+    layer: nn.Conv2d, b: Tensor, x: Tensor, rule: Rule, back: bool, scratch: Scratch, place: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Sums for the parameters of a convolution, and the columns that reach its input, by ``slopes.py``."""
+    slopes = compiled("slopes")
+    (vertical, horizontal), shape = padding_of(layer), x.shape[1:]
+    x = F.pad(x, (horizontal, horizontal, vertical, vertical)) if vertical or horizontal else x.contiguous()
+    reached = scratch.take(("reached", place), (*b.shape[:2], *x.shape[1:]) if back else (0,) * 5, x)
+    weight, columns = layer.weight.detach().contiguous(), b.shape[1]
+    found = x.new_zeros(2, len(weight), weight[0].numel() + 1, -(-columns // slopes.LANES) * slopes.LANES)
+    given, written = (t.numpy() for t in (x, b.contiguous(), weight)), (found.numpy(), reached.numpy())
+    slopes.of_convolution(*given, layer.dilation, *written)
+    total = rule.of_sums(found[0, ..., :columns], found[1, ..., :columns])
+    parts = {"weight": total[..., :-1].flatten(1)}
+    if layer.bias is not None:
+        parts["bias"] = total[..., -1]
+    if back:
+        reached = reached[..., vertical : vertical + shape[1], horizontal : horizontal + shape[2]]
+    return parts, reached
 
 
 def _wide(t: Tensor, like: Tensor) -> Tensor:
@@ -218,6 +244,7 @@ class Rule:
     """
 
     orders = 1
+    is_compiled = False  # whether sums of slopes and of their squares are enough
 
     def columns(self, classes: int) -> int:
         return classes
@@ -235,6 +262,10 @@ class Rule:
         """
         raise NotImplementedError
 
+    def of_sums(self, slopes: Tensor, squares: Tensor) -> Tensor:
+        """Sums over images [orders, ...] from the sums of the slopes [..., columns] and of their squares, if ``is_compiled``."""
+        raise NotImplementedError
+
     def of_product(self, state: _State, b: Tensor, x: Tensor, name: str) -> Tensor:
         """Sums [orders, outputs, inputs] where the slopes are b [images, columns, outputs] times x [images, inputs]."""
         raise NotImplementedError
@@ -249,6 +280,7 @@ class Variance(Rule):
 
     def __init__(self, *, gradient: bool) -> None:
         self.gradient, self.orders = gradient, 2 if gradient else 1
+        self.is_compiled = compiled("slopes") is not None
 
     def columns(self, classes: int) -> int:
         return classes - 1 + self.gradient
@@ -272,6 +304,10 @@ class Variance(Rule):
         squares = slopes[:, : slopes.shape[1] - self.gradient]
         squares = squares.square_() if spare else squares.square()
         return torch.stack([*last, squares.sum((0, 1))])
+
+    def of_sums(self, slopes: Tensor, squares: Tensor) -> Tensor:
+        second = squares[..., : squares.shape[-1] - self.gradient].sum(-1)
+        return torch.stack([slopes[..., -1], second]) if self.gradient else second[None]
 
     def of_product(self, state: _State, b: Tensor, x: Tensor, name: str) -> Tensor:
         squares = b[:, : b.shape[1] - self.gradient]

@@ -10,6 +10,7 @@ from snipnb._files import project_root
 
 kernels = pytest.importorskip("snipnb._engine.kernels")
 changes = pytest.importorskip("snipnb._engine.changes")
+slopes = pytest.importorskip("snipnb._engine.slopes")
 ROOT = project_root()
 pytestmark = pytest.mark.skipif(ROOT is None, reason="needs the page of a checkout")
 
@@ -107,3 +108,28 @@ def test_loss_changes(page, draw, hidden_units, scale):
             change = np.maximum(moved.max(0), 0) - top[i, o][:, None]
             expected[o] += page["loss_changes"](change, first[o], [a[i] for a in hidden], weights, log_p[i], labels[i])
     np.testing.assert_allclose(sums, expected, rtol=1e-9, atol=1e-12 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("columns", [3, 16, 19])
+@pytest.mark.parametrize("share", [1.0, 0.2, 0.0])
+def test_slopes(page, draw, columns, share):
+    images, outputs, inputs, kernel = 2, 3, 2, 3
+    x, weight, b = (
+        draw(images, inputs, 6, 7),
+        draw(outputs, inputs, kernel, kernel),
+        draw(images, columns, outputs, 4, 5),
+    )
+    b *= np.random.default_rng(1).random((images, 1, outputs, 4, 5)) < share
+    found = np.zeros((2, outputs, inputs * kernel**2 + 1, -(-columns // 16) * 16))
+    back = np.full((images, columns, *x.shape[1:]), np.nan)
+    slopes.of_convolution(x, b, weight, (1, 1), found, back)
+    along = np.stack([page["slopes"](x[i], b[i], kernel) for i in range(images)])
+    along = along.reshape(images, columns, outputs, -1).transpose(2, 3, 1, 0)
+    along = np.concatenate([along, b.sum((3, 4)).transpose(2, 1, 0)[:, None]], 1)
+    for one, expected in zip(found, (along.sum(3), (along**2).sum(3)), strict=True):
+        np.testing.assert_allclose(one[..., :columns], expected, rtol=1e-10, atol=1e-10)
+        assert not one[..., columns:].any()
+    expected = np.zeros_like(back)
+    for i, j in np.ndindex(kernel, kernel):
+        expected[:, :, :, i : i + 4, j : j + 5] += np.einsum("nsohw,oc->nschw", b, weight[:, :, i, j])
+    np.testing.assert_allclose(back, expected, rtol=1e-10, atol=1e-10)
