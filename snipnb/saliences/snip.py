@@ -264,7 +264,7 @@ def _some(models: Sequence[nn.Module], images: Tensor, labels: Tensor, size: int
     leaves = {name: p.clone().requires_grad_() for name, p in parameters.items()}
     sums = {name: torch.zeros_like(p, dtype=_accumulator(p)) for name, p in parameters.items()}
     for k, (x, y) in enumerate(zip(images.split(size), labels.split(size), strict=True)):
-        logits = stack.logits(stack.inputs(x), leaves, buffers, x.shape[1:])
+        logits = stack.logits(stack.inputs(x), leaves, buffers)
         if k == 0:
             check_classes(logits[0].T, labels)
         loss = F.cross_entropy(logits, y.long().expand(len(logits), -1), reduction="sum")

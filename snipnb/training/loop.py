@@ -286,7 +286,7 @@ class _Group:
         check_examples(images, labels, 1)
         check_alike_and_precise(dict(self.models[0].named_parameters()), images)
         x = images[:1].to(self.device)
-        logits = self.stack.logits(self.stack.inputs(x), *self._tensors_of(slice(1)), x.shape[1:])
+        logits = self.stack.logits(self.stack.inputs(x), *self._tensors_of(slice(1)))
         check_classes(logits[0].T, labels)
 
     def _tensors_of(self, some: slice) -> tuple[Stacked, Stacked]:
@@ -314,7 +314,6 @@ class _Group:
                     inputs,
                     parameters,
                     buffers,
-                    x.shape[1:],
                     training=True,
                     generator=self._generator(seed, part),
                     kept=self.kept_of[some.start],
@@ -347,7 +346,7 @@ class _Group:
             inputs = self.stack.inputs(x)
             for some in self.blocks:
                 kept = self.kept_of[some.start]
-                logits = self.stack.logits(inputs, *self._tensors_of(some), x.shape[1:], kept=kept)
+                logits = self.stack.logits(inputs, *self._tensors_of(some), kept=kept)
                 wrong[some] += (logits.argmax(1) != y).sum(1)
         return (wrong.double() / len(labels)).tolist()
 

@@ -155,7 +155,7 @@ def test_outputs_gradients_and_statistics_are_those_of_each_network_alone(name):
     parameters = {n: p.requires_grad_() for n, p in stacked(models, "parameters").items()}
     for i, number in enumerate((7, 2, 7)):  # memory is used again, for a smaller batch and then the larger one
         images = random_images(number, shape, seed=i)
-        logits = stack.logits(stack.inputs(images), parameters, buffers, shape, training=True)
+        logits = stack.logits(stack.inputs(images), parameters, buffers, training=True)
         aim = random_images(len(models), logits.shape[1:], seed=10 + i)  # a loss that is different for every output
         found = gradients((logits * aim).sum(), parameters)
         for k, model in enumerate(models):
@@ -168,7 +168,7 @@ def test_outputs_gradients_and_statistics_are_those_of_each_network_alone(name):
     before = {key: b.clone() for key, b in buffers.items()}
     images = random_images(5, shape, seed=20)
     with torch.no_grad():
-        logits = stack.logits(stack.inputs(images), parameters, buffers, shape)
+        logits = stack.logits(stack.inputs(images), parameters, buffers)
         for k, model in enumerate(models):
             torch.testing.assert_close(logits[k].T, model.eval()(images), rtol=1e-10, atol=1e-12)
     assert all(torch.equal(b, before[key]) for key, b in buffers.items())  # evaluation leaves the statistics
@@ -188,7 +188,7 @@ def test_a_constant_channel_gives_its_bias_one_gradient_per_window_as_pytorch_do
     model[0].bias.data.fill_(0.5)
     images, stack = random_images(1, (1, 2, 4)), Stack(model)
     parameters = {n: p.requires_grad_() for n, p in stacked([model], "parameters").items()}
-    logits = stack.logits(stack.inputs(images), parameters, {}, (1, 2, 4), training=True)
+    logits = stack.logits(stack.inputs(images), parameters, {}, training=True)
     aim = torch.tensor([2.0, 3.0], dtype=torch.float64)
     found = gradients((logits[0, :, 0] * aim).sum(), parameters)
     assert float(found["0.bias"]) == 5  # not 20
@@ -206,7 +206,7 @@ def test_a_channel_that_is_zero_gets_no_gradient_through_a_relu(first):
         p.data.zero_()
     images, stack = random_images(3, (1, 2, 4)), Stack(model)
     parameters = {n: p.requires_grad_() for n, p in stacked([model], "parameters").items()}
-    found = gradients(stack.logits(stack.inputs(images), parameters, {}, (1, 2, 4), training=True).sum(), parameters)
+    found = gradients(stack.logits(stack.inputs(images), parameters, {}, training=True).sum(), parameters)
     expected = gradients(model(images).sum(), dict(model.named_parameters()))
     assert all(float(g) == float(expected[name]) == 0 for name, g in found.items())
 
@@ -218,7 +218,7 @@ def test_some_of_a_window_tie():
         layer.weight.data.fill_(2.0)
     images = torch.tensor([[3.0, 1.0], [3.0, 2.0]], dtype=torch.float64).view(1, 1, 2, 2)
     stack, parameters = Stack(model), {n: p.requires_grad_() for n, p in stacked([model], "parameters").items()}
-    logits = stack.logits(stack.inputs(images), parameters, {}, (1, 2, 2), training=True)
+    logits = stack.logits(stack.inputs(images), parameters, {}, training=True)
     found = gradients(logits.sum(), parameters)
     assert float(logits.detach()) == 12
     assert {name: float(g) for name, g in found.items()} == {"0.weight": 6, "2.weight": 6}
@@ -233,14 +233,14 @@ def test_dropout_scales_what_it_keeps_and_acts_in_training_only(p):
     stack, images = Stack(model), random_images(3, (4000,))
     some = {"one for the number of networks": torch.zeros(2, 1)}
     draw = torch.Generator().manual_seed(5)
-    dropped = stack.logits(stack.inputs(images), some, {}, (4000,), training=True, generator=draw)
+    dropped = stack.logits(stack.inputs(images), some, {}, training=True, generator=draw)
     assert torch.equal(dropped[0], dropped[1])  # the same for all networks
     kept = dropped[0].T != 0
     assert float(kept.double().mean()) == pytest.approx(1 - p, abs=0.02)
     factor = 1 / (1 - p) if p < 1 else 0.0
     torch.testing.assert_close(dropped[0].T, torch.where(kept, images * factor, 0.0), rtol=1e-14, atol=0)
     assert not bool((kept[0] == kept[1]).all()) or p == 1  # another draw for every image
-    torch.testing.assert_close(stack.logits(stack.inputs(images), some, {}, (4000,))[0].T, images, rtol=0, atol=0)
+    torch.testing.assert_close(stack.logits(stack.inputs(images), some, {})[0].T, images, rtol=0, atol=0)
 
 
 def test_a_dropout_draws_from_its_generator_alone():
@@ -249,7 +249,7 @@ def test_a_dropout_draws_from_its_generator_alone():
 
     def drawn(seed):
         generator = torch.Generator().manual_seed(seed)
-        return stack.logits(stack.inputs(images), parameters, {}, (6,), training=True, generator=generator)
+        return stack.logits(stack.inputs(images), parameters, {}, training=True, generator=generator)
 
     state = torch.get_rng_state()
     first, other, again = (drawn(seed).clone() for seed in (1, 2, 1))
@@ -281,6 +281,6 @@ def test_lenet5_is_covered_in_float32():
     models = [snipnb.lenet5(seed=k).eval() for k in range(3)]
     stack, images = Stack(models[0]), random_images(4, (1, 28, 28)).float()
     with torch.no_grad():
-        logits = stack.logits(stack.inputs(images), stacked(models, "parameters"), {}, (1, 28, 28))
+        logits = stack.logits(stack.inputs(images), stacked(models, "parameters"), {})
         for k, model in enumerate(models):
             torch.testing.assert_close(logits[k].T, model(images), rtol=1e-5, atol=1e-6)

@@ -136,7 +136,7 @@ def test_any_number_of_images(images):
     model, x = snipnb.lenet5(seed=1), torch.randn(images, 1, 28, 28, generator=torch.Generator().manual_seed(1))
     parameters = {name: p.detach()[None] for name, p in model.named_parameters()}
     stack = Stack(model)
-    logits = stack.logits(stack.inputs(x), parameters, {}, (1, 28, 28))
+    logits = stack.logits(stack.inputs(x), parameters, {})
     assert logits.shape == (1, 10, images)
     torch.testing.assert_close(logits[0].T, model(x).detach(), atol=1e-5, rtol=1e-5)
 
@@ -146,14 +146,14 @@ def test_a_processor_uses_them(monkeypatch):
     monkeypatch.setattr(kernels, "convolve", lambda *given: calls.append(given[5]))
     stack = Stack(model := snipnb.lenet5())
     parameters = {name: p.detach()[None] for name, p in model.named_parameters()}
-    stack.logits(stack.inputs(torch.zeros(3, 1, 28, 28)), parameters, {}, (1, 28, 28))
+    stack.logits(stack.inputs(torch.zeros(3, 1, 28, 28)), parameters, {})
     assert calls == [(2, 2), (2, 2)]
 
 
 def test_nothing_is_compiled_or_needed_until_a_network_is_trained():
     code = "import sys; sys.modules['numba'] = None; import snipnb, torch; m = snipnb.lenet5(); " + (
         "from snipnb._engine.ensembles import Stack; s = Stack(m); x = torch.zeros(2, 1, 28, 28); "
-        "p = {n: t.detach()[None] for n, t in m.named_parameters()}; y = s.logits(s.inputs(x), p, {}, (1, 28, 28)); "
+        "p = {n: t.detach()[None] for n, t in m.named_parameters()}; y = s.logits(s.inputs(x), p, {}); "
         "assert torch.allclose(y[0].T, m(x), atol=1e-5) and 'snipnb._engine.kernels' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
