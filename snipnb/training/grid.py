@@ -41,6 +41,8 @@ from snipnb.training.store import Store, StoreError
 
 _said: set[str] = set()  # criteria with a warning already given: their runs are not kept
 
+HISTORY = ("epoch", "train_loss", "validation_error", "test_error")  # columns, one row per epoch
+
 
 def run_grid(
     configs: Sequence[RunConfig] | Mapping[str, Sequence[RunConfig]],
@@ -141,16 +143,16 @@ def _own_criteria(group: Iterable[RunConfig]) -> list[str]:
 
 
 def _table(configs: Sequence[RunConfig], rows: Mapping[RunConfig, Mapping]) -> pd.DataFrame:
+    names = [field.name for field in dataclasses.fields(RunConfig) if field.name != "recipe"]
+    columns = [*names, "kept", "collapsed", *HISTORY]
     if not configs:
-        return pd.DataFrame()
+        return pd.DataFrame(columns=columns)
     frames = []
     for config in configs:
-        run, fields = rows[config], dataclasses.asdict(config)
-        del fields["recipe"]
+        run, fields = rows[config], {name: getattr(config, name) for name in names}
         history = pd.DataFrame(run["history"])
         history = history.astype({column: float for column in history if column != "epoch"})  # None is NaN
         frames.append(history.assign(**fields, kept=run["kept"], collapsed=len(run["collapsed"])))
-    columns = [*fields, "kept", "collapsed", *history.columns]
     table = pd.concat(frames, ignore_index=True)[columns]
     table.attrs["trained_by"] = _provenance([rows[config] for config in dict.fromkeys(configs)])
     return table

@@ -344,6 +344,8 @@ def test_what_is_no_run_is_refused():
     with pytest.raises(ValueError, match="group_size must be an integer of at least 1; got 0"):
         snipnb.run_grid(small_grid(), group_size=0)
     assert len(snipnb.run_grid([])) == 0
+    columns = {"criterion", "sparsity", "epoch", "test_error"}
+    assert columns <= set(snipnb.run_grid([])), "an empty table could not be written and read"
 
 
 def test_layer_collapse_is_reported():
