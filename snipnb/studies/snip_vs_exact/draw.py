@@ -181,7 +181,7 @@ def figure1(frame: pd.DataFrame, reported: pd.DataFrame, levels: pd.DataFrame, *
     Args:
         frame: ``criterion``, ``sparsity``, ``n``, ``mean``, ``smallest``, ``largest``, in percent, and ``way``, the published one first.
         reported: ``criterion``, ``sparsity``, ``error_percent``, ``low``, ``high``; empty where a curve runs off the plot.
-        levels: ``criterion``, ``sparsity``, ``difference``, ``expected_difference``, ``reported``, ``mean``: of the published means.
+        levels: ``criterion``, ``sparsity``, ``mean``, ``reported``: best epochs where there is a published mean.
         top: Upper end of the axis, in percent; means beyond it are written at the edge.
     """
     ways, criteria = list(dict.fromkeys(frame["way"])), list(dict.fromkeys(frame["criterion"]))
@@ -204,12 +204,10 @@ def figure1(frame: pd.DataFrame, reported: pd.DataFrame, levels: pd.DataFrame, *
     handles, names = axes[0, 0].get_legend_handles_labels()
     handles.append(plt.Rectangle((0, 0), 1, 1, color=NEUTRAL, alpha=0.2, lw=0))
     legend = [*names, "published (best epochs): mean, dotted, and range"]
-    axes[0, 0].legend(handles, legend, loc="upper left", bbox_to_anchor=(0, 0.9))
-    inside = int((levels["difference"].abs() < levels["expected_difference"]).sum())
+    figure.legend(handles, legend, loc="outside upper center", ncols=len(legend))
     last = levels[levels["sparsity"] == levels["sparsity"].max()]
     said = [f"{look(r.criterion).label} {r.mean:.2f} % (published {r.reported:.2f} %)" for r in last.itertuples()]
-    text = f"{inside} of {len(levels)} published means are as close to ours as chance allows; at sparsity {last['sparsity'].iloc[0]:g}"
-    headline(figure, f"{text}: {', '.join(said)}")
+    headline(figure, f"Best epochs at sparsity {last['sparsity'].iloc[0]:g}: {', '.join(said)}")
     return figure
 
 
