@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from snipnb._checks import Salience, check_classes, float_parameters
 from snipnb._engine.compiled import compiled, is_covered
 from snipnb._engine.cumulants import derivatives_of, loss_changes, terms_for
 from snipnb._engine.propagation import Scratch, running_statistics
-from snipnb._engine.sequential import Norms, Pool, check_finite, layers_of, padding_of, patches
+from snipnb._engine.sequential import Layer, check_finite, layers_of, padded, patches
 from snipnb._engine.workers import Crew
 from snipnb._progress import track
 
@@ -64,7 +65,7 @@ class _Kept:
 
     input: Tensor
     switches: Tensor | None = None  # where a ReLU is on
-    places: Tensor | None = None  # which value of each window is the largest
+    places: Any = None  # which value of each window of a max-pooling is the largest
 
 
 class _Network:
@@ -76,36 +77,33 @@ class _Network:
 
     def __init__(self, model: nn.Module) -> None:
         self.layers = layers_of(model)
-        own = [i for i, (_, layer) in enumerate(self.layers) if isinstance(layer, nn.Module) and [*layer.parameters()]]
-        self.first = own[0]  # the layers before it have no parameters
+        # the layers before the first one with parameters need nothing
+        self.first = next(i for i, layer in enumerate(self.layers) if layer.own_names)
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[_Kept]]:
         """Logits [images, classes] and what each layer keeps."""
         everything = []
-        for _, layer in self.layers:
-            kept = _Kept(x)
-            if isinstance(layer, nn.Conv2d):
-                x = F.conv2d(x, layer.weight, layer.bias, layer.stride, padding_of(layer), layer.dilation)
-            elif isinstance(layer, nn.Linear):
-                x = F.linear(x, layer.weight, layer.bias)
-            elif isinstance(layer, Norms):
-                mean, deviation = running_statistics(layer)
-                kept.input = (x - _wide(mean, x)) / _wide(deviation, x)
-                x = kept.input
-                if layer.affine:
-                    x = x * _wide(layer.weight, x) + _wide(layer.bias, x)
-            elif isinstance(layer, nn.ReLU):
+        for layer in self.layers:
+            kept, module = _Kept(x), layer.module
+            match layer.kind:
+                case "conv":
+                    x = F.conv2d(x, module.weight, module.bias, layer.stride, layer.padding, layer.dilation)
+                case "linear":
+                    x = F.linear(x, module.weight, module.bias)
+                case "norm":
+                    mean, deviation = running_statistics(module)
+                    x = kept.input = (x - _wide(mean, x)) / _wide(deviation, x)
+                    if module.affine:
+                        x = x * _wide(module.weight, x) + _wide(module.bias, x)
+                case "flat":
+                    x = x.flatten(1)
+                case "max":
+                    x, kept.places = F.max_pool2d(x, layer.kernel, layer.stride, layer.padding, return_indices=True)
+                case "mean":
+                    x = F.avg_pool2d(x, layer.kernel, layer.stride, layer.padding)
+            if layer.kind == "relu" or layer.relu:
                 x = x.relu()
                 kept.switches = x > 0
-            elif isinstance(layer, nn.Flatten):
-                x = x.flatten(1)
-            elif isinstance(layer, Pool) and layer.kind == "max":
-                x, kept.places = F.max_pool2d(x, layer.kernel, layer.stride, layer.padding, return_indices=True)
-                if layer.relu:
-                    x = x.relu_()
-                    kept.switches = x > 0
-            elif isinstance(layer, Pool):
-                x = F.avg_pool2d(x, layer.kernel, layer.stride, layer.padding)
             everything.append(kept)
         check_finite(x)
         return x, everything
@@ -116,49 +114,45 @@ class _Network:
         state, b = rule.start(logits, labels)  # [images, columns, classes]
         found: dict[str, Tensor] = {}
         for i in range(len(self.layers) - 1, self.first - 1, -1):
-            (name, layer), kept = self.layers[i], everything[i]
-            if isinstance(layer, nn.Linear):
-                found[f"{name}.weight"] = rule.of_product(state, b, kept.input, f"{name}.weight")
-                if layer.bias is not None:
-                    found[f"{name}.bias"] = rule.of_slopes(state, b, f"{name}.bias")
-            elif isinstance(layer, nn.Conv2d) and rule.is_compiled and layer.stride == (1, 1) and is_covered(b):
+            layer, kept = self.layers[i], everything[i]
+            key, is_biased = f"{layer.name}.weight", f"{layer.name}.bias" in layer.own_names
+            if layer.kind == "linear":
+                found[key] = rule.of_product(state, b, kept.input, key)
+            elif layer.kind == "conv" and rule.is_compiled and layer.stride == (1, 1) and is_covered(b):
                 parts, b = _compiled_slopes(layer, b, kept.input, rule, i > self.first, scratch, i)
-                found |= {f"{name}.{key}": part for key, part in parts.items()}
+                found |= zip(layer.own_names, parts, strict=False)
                 continue
-            elif isinstance(layer, nn.Conv2d):
-                key = f"{name}.weight"
+            elif layer.kind == "conv":
                 found[key] = _of_patches(layer, state, b, kept.input, rule, key, limit, scratch)
-                if layer.bias is not None:
-                    found[f"{name}.bias"] = rule.of_slopes(state, b.flatten(3).sum(3), f"{name}.bias")
-            elif isinstance(layer, Norms) and layer.affine:
-                positions = tuple(range(3, b.dim()))
-                for key, slopes in (("weight", b * kept.input[:, None]), ("bias", b)):
-                    slopes = slopes.sum(positions) if positions else slopes
-                    found[f"{name}.{key}"] = rule.of_slopes(state, slopes, f"{name}.{key}")
+            elif layer.kind == "norm" and is_biased:
+                found[key] = rule.of_slopes(state, _over_positions(b * kept.input[:, None]), key)
+            if is_biased:
+                key = f"{layer.name}.bias"
+                found[key] = rule.of_slopes(state, _over_positions(b), key)
             if i > self.first:
                 b = _back(layer, b, kept, scratch, i)
         return found
 
 
+def _over_positions(slopes: Tensor) -> Tensor:
+    """[images, columns, channels, ...] -> [images, columns, channels]."""
+    return slopes.flatten(3).sum(3) if slopes.dim() > 3 else slopes
+
+
 def _compiled_slopes(
-    layer: nn.Conv2d, b: Tensor, x: Tensor, rule: Rule, back: bool, scratch: Scratch, place: int
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Sums for the parameters of a convolution, and the columns that reach its input, by ``slopes.py``."""
-    slopes = compiled("slopes")
-    (vertical, horizontal), shape = padding_of(layer), x.shape[1:]
-    x = F.pad(x, (horizontal, horizontal, vertical, vertical)) if vertical or horizontal else x.contiguous()
+    layer: Layer, b: Tensor, x: Tensor, rule: Rule, back: bool, scratch: Scratch, place: int
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Sums for the weights and biases of a convolution, and the columns that reach its input, by ``slopes.py``."""
+    slopes, size = compiled("slopes"), x.shape[2:]
+    x, weight, columns = padded(x, layer), layer.module.weight.detach().contiguous(), b.shape[1]
     reached = scratch.take(("reached", place), (*b.shape[:2], *x.shape[1:]) if back else (0,) * 5, x)
-    weight, columns = layer.weight.detach().contiguous(), b.shape[1]
     found = x.new_zeros(2, len(weight), weight[0].numel() + 1, -(-columns // slopes.LANES) * slopes.LANES)
     given, written = (t.numpy() for t in (x, b.contiguous(), weight)), (found.numpy(), reached.numpy())
     slopes.of_convolution(*given, layer.dilation, *written)
     total = rule.of_sums(found[0, ..., :columns], found[1, ..., :columns])
-    parts = {"weight": total[..., :-1].flatten(1)}
-    if layer.bias is not None:
-        parts["bias"] = total[..., -1]
     if back:
-        reached = reached[..., vertical : vertical + shape[1], horizontal : horizontal + shape[2]]
-    return parts, reached
+        reached = reached.narrow(3, layer.padding[0], size[0]).narrow(4, layer.padding[1], size[1])
+    return (total[..., :-1].flatten(1), total[..., -1]), reached
 
 
 def _wide(t: Tensor, like: Tensor) -> Tensor:
@@ -166,47 +160,47 @@ def _wide(t: Tensor, like: Tensor) -> Tensor:
     return t.view(-1, *(1,) * (like.dim() - 2))
 
 
-def _back(layer: nn.Module | Pool, b: Tensor, kept: _Kept, scratch: Scratch, place: int) -> Tensor:
+def _back(layer: Layer, b: Tensor, kept: _Kept, scratch: Scratch, place: int) -> Tensor:
     """Propagate columns [images, columns, ...] from a layer's output back to its input."""
     images, columns = b.shape[:2]
-    shape = kept.input.shape[1:]
-    if isinstance(layer, nn.Linear):
-        return (b.flatten(0, 1) @ layer.weight).view(images, columns, -1)
-    if isinstance(layer, nn.Conv2d):
-        whole = (images * columns, *shape)
-        options = (layer.stride, padding_of(layer), layer.dilation)
-        return conv2d_input(whole, layer.weight, b.flatten(0, 1), *options).view(images, columns, *shape)
-    if isinstance(layer, Norms):
-        _, deviation = running_statistics(layer)
-        scale = 1 / deviation if layer.weight is None else layer.weight / deviation
-        return b * _wide(scale, kept.input)
-    if isinstance(layer, nn.Flatten):
-        return b.view(images, columns, *shape)
+    shape, module = kept.input.shape[1:], layer.module
     if kept.switches is not None:
         b = b * kept.switches[:, None]
-    if not isinstance(layer, Pool):  # ReLU
-        return b
-    if kept.places is not None:
-        out = scratch.take(("pool", place), (images, columns, shape[0], shape[1] * shape[2]), b).zero_()
-        places = kept.places.flatten(2)[:, None].expand(-1, columns, -1, -1)
-        apart = all(s >= k for s, k in zip(layer.stride, layer.kernel, strict=True))
-        (out.scatter_ if apart else out.scatter_add_)(3, places, b.flatten(3))
-        return out.view(images, columns, *shape)
-    like = kept.input[:1].expand(images * columns, *shape)
-    window = (layer.kernel, layer.stride, layer.padding, False, True, None)
-    return torch.ops.aten.avg_pool2d_backward(b.flatten(0, 1), like, *window).view(images, columns, *shape)
+    match layer.kind:
+        case "linear":
+            return (b.flatten(0, 1) @ module.weight).view(images, columns, -1)
+        case "conv":
+            options = (layer.stride, layer.padding, layer.dilation)
+            whole = conv2d_input((images * columns, *shape), module.weight, b.flatten(0, 1), *options)
+            return whole.view(images, columns, *shape)
+        case "norm":
+            _, deviation = running_statistics(module)
+            return b * _wide(1 / deviation if module.weight is None else module.weight / deviation, kept.input)
+        case "flat":
+            return b.view(images, columns, *shape)
+        case "max":
+            out = scratch.take(("pool", place), (images, columns, shape[0], shape[1] * shape[2]), b).zero_()
+            places = kept.places.flatten(2)[:, None].expand(-1, columns, -1, -1)
+            apart = all(s >= k for s, k in zip(layer.stride, layer.kernel, strict=True))
+            (out.scatter_ if apart else out.scatter_add_)(3, places, b.flatten(3))
+            return out.view(images, columns, *shape)
+        case "mean":
+            like = kept.input[:1].expand(images * columns, *shape)
+            window = (layer.kernel, layer.stride, layer.padding, False, True, None)
+            whole = torch.ops.aten.avg_pool2d_backward(b.flatten(0, 1), like, *window)
+            return whole.view(images, columns, *shape)
+    return b
 
 
 def _of_patches(
-    layer: nn.Conv2d, state: _State, b: Tensor, x: Tensor, rule: Rule, name: str, limit: int, scratch: Scratch
+    layer: Layer, state: _State, b: Tensor, x: Tensor, rule: Rule, name: str, limit: int, scratch: Scratch
 ) -> Tensor:
     """Sums for a convolution's weights: the slopes are patches of the input times what is propagated back."""
-    vertical, horizontal = padding_of(layer)
-    x = F.pad(x, (horizontal, horizontal, vertical, vertical)) if vertical or horizontal else x.contiguous()
+    x = padded(x, layer)
     images, inputs = x.shape[:2]
     columns, outputs, *size = b.shape[1:]
     seen = patches(x, layer, size)
-    taps, positions = inputs * math.prod(layer.kernel_size), math.prod(size)
+    taps, positions = inputs * math.prod(layer.kernel), math.prod(size)
     b = b.flatten(3)  # [images, columns, outputs, positions]
     several = max(1, limit // (columns * taps))  # outputs
     parts = []

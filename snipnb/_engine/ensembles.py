@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from snipnb._engine.compiled import compiled, is_covered
 from snipnb._engine.propagation import Scratch
-from snipnb._engine.sequential import Norms, Pool, layers_of, padding_of, shapes_of
+from snipnb._engine.sequential import Layer, layers_of, padded, shapes_of
 
 # Up to this share of kept weights in a linear layer, going through them one by one is faster than a matrix product.
 FEW = 0.12
@@ -46,7 +46,7 @@ class Stack:
     @property
     def mixes_images(self) -> bool:
         """Whether training on an image depends on the other images of its batch (batch norm)."""
-        return any(isinstance(layer, Norms) for _, layer in self.layers)
+        return any(layer.kind == "norm" for layer in self.layers)
 
     def inputs(self, images: Tensor) -> Tensor:
         """Images [n, channels, height, width] or [n, features] as the first layer takes them, the same for all networks.
@@ -81,42 +81,41 @@ class Stack:
         """
         networks = len(next(iter(parameters.values())))
         x = inputs
-        if not isinstance(self.layers[0][1], nn.Conv2d):
+        if self.layers[0].kind != "conv":
             x = x.expand(networks, *x.shape[1:])
         layers = iter(enumerate(self.layers))
-        for position, (name, layer) in layers:
-            key, bias = f"{name}.weight", parameters.get(f"{name}.bias")
-            if isinstance(layer, nn.Conv2d) and _is_compiled(layer, x):
-                after = self.layers[position + 1][1] if position + 1 < len(self.layers) else None
-                pool, relu = _what_follows(after)
-                if relu or pool != (1, 1):
-                    next(layers)  # computed together with this layer
-                wanted = kept.all.get(key) if kept else None
-                options = layer.dilation, pool, relu, self.scratch, position
-                x = _Compiled.apply(_padded(x, layer), parameters[key], bias, wanted, *options)
-            elif isinstance(layer, nn.Conv2d):
-                x = _convolved(x, layer, parameters[key], bias)
-            elif isinstance(layer, nn.Linear) and kept and key in kept.few and _runs_compiled(x):
-                weight = parameters[key]
-                bias = weight.new_zeros(weight.shape[:2]) if bias is None else bias
-                x = _FewWeights.apply(x, weight, bias, *kept.few[key])
-            elif isinstance(layer, nn.Linear):
-                weight = parameters[key]
-                x = torch.bmm(weight, x) if bias is None else torch.baddbmm(bias[:, :, None], weight, x)
-            elif isinstance(layer, Norms):
-                x = _batch_norm(x, name, layer, parameters, buffers, training)
-            elif isinstance(layer, Pool):
-                x = _pooled(x, layer)
-            elif isinstance(layer, nn.ReLU):
-                x = x.relu()
-            elif isinstance(layer, nn.Dropout):
-                if training and layer.p > 0:
-                    keep = torch.rand(x.shape[1:], generator=generator, device=x.device, dtype=x.dtype) >= layer.p
-                    x = x * keep if layer.p == 1 else x * (keep.to(x.dtype) / (1 - layer.p))
-            elif isinstance(layer, nn.Flatten):
-                x = x.flatten(1, -2)
-            elif isinstance(layer, nn.LogSoftmax):
-                x = x.log_softmax(1)
+        for position, layer in layers:
+            key, module = f"{layer.name}.weight", layer.module
+            weight: Any = parameters.get(key)
+            bias = parameters.get(f"{layer.name}.bias")
+            match layer.kind:
+                case "conv" if layer.stride == (1, 1) and _runs_compiled(x):
+                    pool, relu = _what_follows(self.layers[position + 1 : position + 2])
+                    if relu or pool != (1, 1):
+                        next(layers)  # computed together with this layer
+                    wanted = kept.all.get(key) if kept else None
+                    options = layer.dilation, pool, relu, self.scratch, position
+                    x = _Compiled.apply(padded(x, layer, images_last=True), weight, bias, wanted, *options)
+                case "conv":
+                    x = _convolved(x, layer, weight, bias)
+                case "linear" if kept and key in kept.few and _runs_compiled(x):
+                    bias = weight.new_zeros(weight.shape[:2]) if bias is None else bias
+                    x = _FewWeights.apply(x, weight, bias, *kept.few[key])
+                case "linear":
+                    x = torch.bmm(weight, x) if bias is None else torch.baddbmm(bias[:, :, None], weight, x)
+                case "norm":
+                    x = _batch_norm(x, layer, weight, bias, buffers, training)
+                case "max" | "mean":
+                    x = _pooled(x, layer)
+                case "relu":
+                    x = x.relu()
+                case "dropout" if training and module.p > 0:
+                    keep = torch.rand(x.shape[1:], generator=generator, device=x.device, dtype=x.dtype) >= module.p
+                    x = x * keep if module.p == 1 else x * (keep.to(x.dtype) / (1 - module.p))
+                case "flat":
+                    x = x.flatten(1, -2)
+                case "log_softmax":
+                    x = x.log_softmax(1)
         return x
 
 
@@ -162,19 +161,14 @@ def check_alike(model: nn.Module, first: nn.Module) -> None:
 # --- convolution ------------------------------------------------------------------------------------------------------
 
 
-def _padded(x: Tensor, layer: nn.Conv2d) -> Tensor:
-    vertical, horizontal = padding_of(layer)
-    return F.pad(x, (0, 0, horizontal, horizontal, vertical, vertical)) if vertical or horizontal else x.contiguous()
-
-
-def _convolved(x: Tensor, layer: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _convolved(x: Tensor, layer: Layer, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A convolution by PyTorch, in its layout: networks with the same input share it, others are groups."""
     y = F.conv2d(
         _images_first(x),
         weight.flatten(0, 1),
         None if bias is None else bias.flatten(),
         layer.stride,
-        padding_of(layer),
+        layer.padding,
         layer.dilation,
         groups=len(x),
     )
@@ -197,16 +191,13 @@ def _runs_compiled(x: Tensor) -> bool:
     return is_covered(x) and _kernels() is not None
 
 
-def _is_compiled(layer: nn.Conv2d, x: Tensor) -> bool:
-    return layer.stride == (1, 1) and _runs_compiled(x)
-
-
-def _what_follows(layer: nn.Module | Pool | None) -> tuple[tuple[int, int], bool]:
+def _what_follows(after: Sequence[Layer]) -> tuple[tuple[int, int], bool]:
     """The pooling and the ReLU that a compiled convolution includes."""
-    if isinstance(layer, nn.ReLU):
-        return (1, 1), True
-    if isinstance(layer, Pool) and layer.kind == "max" and _is_side_by_side(layer):
-        return layer.kernel, layer.relu
+    for layer in after:
+        if layer.kind == "relu":
+            return (1, 1), True
+        if layer.kind == "max" and layer.is_side_by_side:
+            return layer.kernel, layer.relu
     return (1, 1), False
 
 
@@ -297,11 +288,7 @@ class _FewWeights(torch.autograd.Function):
 # --- pooling, batch norm ----------------------------------------------------------------------------------------------
 
 
-def _is_side_by_side(layer: Pool) -> bool:
-    return layer.padding == (0, 0) and layer.kernel == layer.stride
-
-
-def _pooled(x: Tensor, layer: Pool) -> Tensor:
+def _pooled(x: Tensor, layer: Layer) -> Tensor:
     """A pooling by PyTorch, in its layout, and the ReLU that it is joined with."""
     pool = F.max_pool2d if layer.kind == "max" else F.avg_pool2d
     y = _images_last(pool(_images_first(x), layer.kernel, layer.stride, layer.padding), len(x))
@@ -309,29 +296,25 @@ def _pooled(x: Tensor, layer: Pool) -> Tensor:
 
 
 def _batch_norm(
-    x: Tensor,
-    name: str,
-    layer: nn.BatchNorm1d | nn.BatchNorm2d,
-    parameters: Mapping[str, Tensor],
-    buffers: Mapping[str, Tensor],
-    training: bool,
+    x: Tensor, layer: Layer, weight: Any, bias: Any, buffers: Mapping[str, Tensor], training: bool
 ) -> Tensor:
+    name, module = layer.name, layer.module
     mean, variance = buffers[f"{name}.running_mean"], buffers[f"{name}.running_var"]
     shape = (*mean.shape, *(1,) * (x.dim() - 2))
     if training:
         axes = tuple(range(2, x.dim()))
         count = x.numel() // mean.numel()
         if count == 1:
-            raise ValueError(f"layer {name!r} is {layer}; to train it, each batch needs more than 1 value per channel")
+            raise ValueError(f"layer {name!r} is {module}; to train it, each batch needs more than 1 value per channel")
         now, spread = x.mean(axes), x.var(axes, correction=0)
         with torch.no_grad():
             seen = buffers[f"{name}.num_batches_tracked"]
             seen += 1
-            share = 1 / seen[:, None].to(x.dtype) if layer.momentum is None else layer.momentum
+            share = 1 / seen[:, None].to(x.dtype) if module.momentum is None else module.momentum
             mean += share * (now - mean)
             variance += share * (spread * (count / max(1, count - 1)) - variance)
         mean, variance = now, spread
-    y = (x - mean.view(shape)) * (variance.view(shape) + layer.eps).rsqrt()
-    if layer.affine:
-        y = y * parameters[f"{name}.weight"].view(shape) + parameters[f"{name}.bias"].view(shape)
+    y = (x - mean.view(shape)) * (variance.view(shape) + module.eps).rsqrt()
+    if module.affine:
+        y = y * weight.view(shape) + bias.view(shape)
     return y

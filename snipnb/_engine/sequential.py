@@ -1,10 +1,11 @@
-"""A sequential network as steps that propagate changes, and clear errors for what the steps do not cover."""
+"""The one reading of an ``nn.Sequential``: its layers, what each of them does, and clear errors for what is not covered."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,33 +13,194 @@ from torch import Tensor, nn
 
 from snipnb._engine.propagation import Flat, Gate, Geometry, Mean, Mix, Norm, Step, Windows
 
-Norms = (nn.BatchNorm1d, nn.BatchNorm2d)
-
 ACCEPTED = (
     "Conv2d, Linear, ReLU, MaxPool2d, AvgPool2d, Flatten, Dropout, Identity, BatchNorm1d and BatchNorm2d with running "
     "statistics, Sequential, and LogSoftmax as the last layer"
 )
 
 WIDEST = 9  # most values in a pooling window that a convolution computes side by side
-OPTIONS: dict[type[nn.Module], dict[str, tuple]] = {  # option -> accepted values
-    nn.Conv2d: {"groups": (1,), "padding_mode": ("zeros",)},
-    nn.MaxPool2d: {"ceil_mode": (False,), "return_indices": (False,)},
-    nn.AvgPool2d: {"ceil_mode": (False,), "divisor_override": (None,)},
-    nn.BatchNorm1d: {"track_running_stats": (True,)},
-    nn.BatchNorm2d: {"track_running_stats": (True,)},
-    nn.Flatten: {"start_dim": (1,), "end_dim": (-1,)},
-    nn.LogSoftmax: {"dim": (1, -1)},
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What is known about a class of PyTorch's layers."""
+
+    name: str
+    dimensions: int = 0  # of an image at its input; 0: any
+    channels: str = ""  # the attribute with the number of channels at its input
+    options: Mapping[str, tuple] = field(default_factory=dict)  # option -> accepted values
+
+
+KINDS: dict[type[nn.Module], _Kind] = {
+    nn.Conv2d: _Kind("conv", 3, "in_channels", {"groups": (1,), "padding_mode": ("zeros",)}),
+    nn.Linear: _Kind("linear", 1, "in_features"),
+    nn.BatchNorm2d: _Kind("norm", 3, "num_features", {"track_running_stats": (True,)}),
+    nn.BatchNorm1d: _Kind("norm", 1, "num_features", {"track_running_stats": (True,)}),
+    nn.ReLU: _Kind("relu"),
+    nn.MaxPool2d: _Kind("max", 3, options={"ceil_mode": (False,), "return_indices": (False,)}),
+    nn.AvgPool2d: _Kind("mean", 3, options={"ceil_mode": (False,), "divisor_override": (None,)}),
+    nn.Flatten: _Kind("flat", options={"start_dim": (1,), "end_dim": (-1,)}),
+    nn.Dropout: _Kind("dropout"),
+    nn.Identity: _Kind("identity"),
+    nn.LogSoftmax: _Kind("log_softmax", options={"dim": (1, -1)}),
 }
-LAYERS = (*OPTIONS, nn.Linear, nn.ReLU, nn.Dropout, nn.Identity)
-# Layers that do not take every shape: the number of an image's dimensions, and the attribute with the number of channels.
-TAKEN: dict[type[nn.Module], tuple[int, str]] = {
-    nn.Conv2d: (3, "in_channels"),
-    nn.Linear: (1, "in_features"),
-    nn.BatchNorm2d: (3, "num_features"),
-    nn.BatchNorm1d: (1, "num_features"),
-    nn.MaxPool2d: (3, ""),
-    nn.AvgPool2d: (3, ""),
-}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer as every computation takes it.
+
+    Attributes:
+        name: Of the module in the model.
+        kind: The name of its kind in :data:`KINDS`.
+        module: PyTorch's module.
+        kernel: (height, width) of a convolution or pooling.
+        stride: Likewise.
+        padding: Likewise, on each side.
+        dilation: Likewise, of a convolution.
+        relu: Whether a max-pooling has a ReLU before or after it, which are the same.
+    """
+
+    name: str
+    kind: str
+    module: Any
+    kernel: Pair = (1, 1)
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    relu: bool = False
+
+    @classmethod
+    def of(cls, name: str, module: Any) -> Layer:
+        """Of a module that has been checked."""
+        kind = KINDS[type(module)].name
+        if kind not in ("conv", "max", "mean"):
+            return cls(name, kind, module)
+        kernel = pair(module.kernel_size)
+        dilation = pair(module.dilation) if kind == "conv" else (1, 1)
+        if module.padding in ("same", "valid"):
+            sides = [d * (k - 1) // 2 * (module.padding == "same") for d, k in zip(dilation, kernel, strict=True)]
+            padding = (sides[0], sides[1])
+        else:
+            padding = pair(module.padding)
+        return cls(name, kind, module, kernel, pair(module.stride or kernel), padding, dilation)
+
+    @property
+    def own_names(self) -> tuple[str, ...]:
+        """Names of its own parameters in the model."""
+        return tuple(f"{self.name}.{key}" for key, _ in self.module.named_parameters(recurse=False))
+
+    @property
+    def is_side_by_side(self) -> bool:
+        """Whether the windows of a pooling lie side by side."""
+        return self.padding == (0, 0) and self.kernel == self.stride
+
+    def size_behind(self, size: Sequence[int]) -> Pair:
+        """Height and width behind a convolution or pooling."""
+        sides = zip(size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        height, width = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides)
+        return height, width
+
+    def shape_behind(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of an image behind it.
+
+        Raises:
+            ValueError: If the shape at its input does not fit.
+        """
+        known, after = KINDS[type(self.module)], shape
+        fits = len(shape) == (known.dimensions or len(shape)) > 0
+        fits = fits and shape[0] == getattr(self.module, known.channels, shape[0])
+        if self.kind == "linear":
+            after = (self.module.out_features,)
+        elif self.kind == "flat":
+            after = (math.prod(shape),)
+        elif fits and self.kind in ("conv", "max", "mean"):
+            after = (getattr(self.module, "out_channels", shape[0]), *self.size_behind(shape[1:]))
+        if not fits or min(after) < 1:
+            raise ValueError(f"layer {self.name!r} is {self.module}; it gets {shape} per image, which does not fit")
+        return after
+
+
+def layers_of(model: nn.Module, *, training: bool = False) -> list[Layer]:
+    """Layers in order: a ReLU next to a max-pooling is joined with it, and layers without effect are left out.
+
+    Dropout acts only in training. A final LogSoftmax is left out unless ``training``, because it does not change a cross-entropy.
+
+    Raises:
+        ValueError: If the model is not an ``nn.Sequential``, has a layer or an option that is not covered, or shares parameters.
+    """
+    if type(model) is not nn.Sequential:
+        raise ValueError(f"the model is a {type(model).__name__}; it must be an nn.Sequential of {ACCEPTED}")
+    for name, module in model.named_modules():
+        if module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module):
+            raise ValueError(
+                f"{f'layer {name!r}' if name else 'the model'} has hooks or a forward of its own, which would be ignored; "
+                "make masks permanent first, with torch.nn.utils.prune.remove"
+            )
+    leaves = [(name, m) for name, m in model.named_modules(remove_duplicate=False) if type(m) is not nn.Sequential]
+    idle = {"identity"} if training else {"identity", "dropout", "log_softmax"}
+    seen: dict[int, str] = {}
+    layers: list[Layer] = []
+    for i, (name, module) in enumerate(leaves):
+        _check_layer(name, module, last=i == len(leaves) - 1)
+        for key, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen:
+                raise ValueError(f"parameter {name}.{key} is also {seen[id(parameter)]}; each may be used only once")
+            seen[id(parameter)] = f"{name}.{key}"
+        layer, before = Layer.of(name, module), layers[-1].kind if layers else ""
+        if layer.kind == "relu" and before in ("relu", "max"):
+            layers[-1] = replace(layers[-1], relu=before == "max")
+        elif layer.kind == "max" and before == "relu":
+            layers[-1] = replace(layer, relu=True)
+        elif layer.kind not in idle:
+            layers.append(layer)
+    return layers
+
+
+def _check_layer(name: str, module: Any, *, last: bool) -> None:
+    """Raise ValueError for a layer or an option that is not covered."""
+    kind = type(module)
+    if kind not in KINDS or (kind is nn.LogSoftmax and not last):
+        raise ValueError(f"layer {name!r} is a {kind.__name__}; it must be one of {ACCEPTED}")
+    if extra := {key for key, _ in module.named_parameters(recurse=False)} - {"weight", "bias"}:
+        raise ValueError(f"layer {name!r} has additional parameters {sorted(extra)}; it may have only weight and bias")
+    for option, accepted in KINDS[kind].options.items():
+        if (given := getattr(module, option)) not in accepted:
+            words = f"has {option}={given!r}; {option} must be {' or '.join(map(repr, accepted))}"
+            raise ValueError(f"layer {name!r} ({kind.__name__}) {words}")
+    wrong = ""
+    if KINDS[kind].name == "norm":
+        if module.running_mean is None or module.running_var is None:
+            wrong = "has no running statistics; it must have them"
+        elif (module.weight is None) != (module.bias is None):
+            wrong = "has only a weight or only a bias; it must have both or neither"
+    elif kind is nn.MaxPool2d:
+        if pair(module.dilation) != (1, 1):
+            wrong = f"has dilation={module.dilation!r}; dilation must be 1"
+        elif any(2 * p > k for p, k in zip(pair(module.padding), pair(module.kernel_size), strict=True)):
+            wrong = f"has padding={module.padding!r}; padding must be at most half the window"
+    elif kind is nn.AvgPool2d:
+        if pair(module.padding) != (0, 0) and not module.count_include_pad:
+            wrong = "has padding and count_include_pad=False; count_include_pad must be True"
+    elif kind is nn.Conv2d:
+        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        if module.padding == "same" and any(n % 2 for n in total):
+            wrong = "pads one side more than the other (padding='same'); the padding of both sides must be equal"
+    if wrong:
+        raise ValueError(f"layer {name!r} ({kind.__name__}) {wrong}")
+
+
+def shapes_of(layers: Sequence[Layer], image_shape: Sequence[int]) -> list[tuple[int, ...]]:
+    """The shape of an image at the input of each layer, and at the output of the last layer.
+
+    Raises:
+        ValueError: If a layer does not fit its input.
+    """
+    shapes = [tuple(image_shape)]
+    for layer in layers:
+        shapes.append(layer.shape_behind(shapes[-1]))
+    return shapes
 
 
 def steps_of(model: nn.Module, image_shape: Sequence[int]) -> list[Step]:
@@ -57,26 +219,26 @@ def steps_of(model: nn.Module, image_shape: Sequence[int]) -> list[Step]:
         raise ValueError(f"the model must return logits [classes] for each image; got shape {shapes[-1]}")
     steps: list[Step] = []
     arranged = False  # whether the values of the next pooling's windows already lie side by side
-    for i, ((name, layer), shape) in enumerate(zip(layers, shapes, strict=False)):
-        if isinstance(layer, nn.Conv2d):
-            pool = next((p for _, p in layers[i + 1 :] if not isinstance(p, Norms)), None)
-            window = ((1, 1), (1, 1))
-            if arranged := isinstance(pool, Pool) and pool.padding == (0, 0) and math.prod(pool.kernel) <= WIDEST:
-                window = (pool.kernel, pool.stride)
-            steps.append(Mix(layer, _own_names(name, layer), _geometry(layer, (shape[1], shape[2]), window)))
-        elif isinstance(layer, nn.Linear):
-            steps.append(Mix(layer, _own_names(name, layer), None))
-        elif isinstance(layer, Norms):
-            steps.append(Norm(layer, _own_names(name, layer)))
-        elif isinstance(layer, Pool):
-            table = _positions((shape[1], shape[2]), layer.kernel, layer.stride, layer.padding)
-            windows = None if arranged else Windows(table, shape[1] * shape[2])
-            steps.append(Gate(layer.relu, windows) if layer.kind == "max" else Mean(windows))
-            arranged = False
-        elif isinstance(layer, nn.ReLU):
-            steps.append(Gate(True, None))
-        elif len(shape) == 3:  # Flatten
-            steps.append(Flat(shape[1] * shape[2]))
+    for i, (layer, shape) in enumerate(zip(layers, shapes, strict=False)):
+        match layer.kind:
+            case "conv":
+                pool = next((after for after in layers[i + 1 :] if after.kind != "norm"), layer)
+                arranged = pool.kind in ("max", "mean") and pool.padding == (0, 0) and math.prod(pool.kernel) <= WIDEST
+                window = (pool.kernel, pool.stride) if arranged else ((1, 1), (1, 1))
+                steps.append(Mix(layer.module, layer.own_names, _geometry(layer, (shape[1], shape[2]), window)))
+            case "linear":
+                steps.append(Mix(layer.module, layer.own_names, None))
+            case "norm":
+                steps.append(Norm(layer.module, layer.own_names))
+            case "max" | "mean":
+                table = _positions((shape[1], shape[2]), layer.kernel, layer.stride, layer.padding)
+                windows = None if arranged else Windows(table, shape[1] * shape[2])
+                steps.append(Gate(layer.relu, windows) if layer.kind == "max" else Mean(windows))
+                arranged = False
+            case "relu":
+                steps.append(Gate(True, None))
+            case "flat" if len(shape) == 3:
+                steps.append(Flat(shape[1] * shape[2]))
     device = next(model.parameters()).device
     for step in steps:
         for key, value in vars(step).items():
@@ -87,135 +249,16 @@ def steps_of(model: nn.Module, image_shape: Sequence[int]) -> list[Step]:
     return steps
 
 
-@dataclass
-class Pool:
-    """A pooling layer, with the ReLU before or after it, if there is one."""
-
-    module: nn.Module
-    kind: str  # max, mean
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    relu: bool
-
-
-def layers_of(model: nn.Module, *, training: bool = False) -> list[tuple[str, nn.Module | Pool]]:
-    """Named layers in order: a ReLU next to a max-pooling is joined with it, and layers without effect are left out.
-
-    Dropout acts only in training. A final LogSoftmax is left out unless ``training``, because it does not change a cross-entropy.
-
-    Raises:
-        ValueError: If the model is not an ``nn.Sequential``, has a layer or an option that is not covered, or shares parameters.
-    """
-    if type(model) is not nn.Sequential:
-        raise ValueError(f"the model is a {type(model).__name__}; it must be an nn.Sequential of {ACCEPTED}")
-    for name, module in model.named_modules():
-        if module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module):
-            raise ValueError(
-                f"{f'layer {name!r}' if name else 'the model'} has hooks or a forward of its own, which would be ignored; "
-                "make masks permanent first, with torch.nn.utils.prune.remove"
-            )
-    leaves = [(name, m) for name, m in model.named_modules(remove_duplicate=False) if type(m) is not nn.Sequential]
-    seen: dict[int, str] = {}
-    layers: list[tuple[str, nn.Module | Pool]] = []
-    for i, (name, module) in enumerate(leaves):
-        _check_layer(name, module, last=i == len(leaves) - 1)
-        for key, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in seen:
-                raise ValueError(f"parameter {name}.{key} is also {seen[id(parameter)]}; each may be used only once")
-            seen[id(parameter)] = f"{name}.{key}"
-        before = layers[-1][1] if layers else None
-        if isinstance(module, nn.ReLU):
-            if isinstance(before, Pool) and before.kind == "max":
-                before.relu = True
-            elif not isinstance(before, nn.ReLU):
-                layers.append((name, module))
-        elif isinstance(module, (nn.MaxPool2d, nn.AvgPool2d)):
-            kernel = pair(module.kernel_size)
-            stride, padding = pair(module.stride or kernel), pair(module.padding)
-            kind = "max" if isinstance(module, nn.MaxPool2d) else "mean"
-            joined = kind == "max" and isinstance(before, nn.ReLU)
-            if joined:
-                layers.pop()
-            layers.append((name, Pool(module, kind, kernel, stride, padding, relu=joined)))
-        elif not isinstance(module, nn.Identity) and (training or not isinstance(module, (nn.Dropout, nn.LogSoftmax))):
-            layers.append((name, module))
-    return layers
-
-
-def _check_layer(name: str, module: nn.Module, *, last: bool) -> None:
-    """Raise ValueError for a layer or an option that is not covered."""
-    kind = type(module)
-    if kind not in LAYERS or (kind is nn.LogSoftmax and not last):
-        raise ValueError(f"layer {name!r} is a {kind.__name__}; it must be one of {ACCEPTED}")
-    if extra := {key for key, _ in module.named_parameters(recurse=False)} - {"weight", "bias"}:
-        raise ValueError(f"layer {name!r} has additional parameters {sorted(extra)}; it may have only weight and bias")
-    for option, accepted in OPTIONS.get(kind, {}).items():
-        if (given := getattr(module, option)) not in accepted:
-            words = f"has {option}={given!r}; {option} must be {' or '.join(map(repr, accepted))}"
-            raise ValueError(f"layer {name!r} ({kind.__name__}) {words}")
-    wrong = ""
-    if isinstance(module, Norms):
-        if module.running_mean is None or module.running_var is None:
-            wrong = "has no running statistics; it must have them"
-        elif (module.weight is None) != (module.bias is None):
-            wrong = "has only a weight or only a bias; it must have both or neither"
-    elif isinstance(module, nn.MaxPool2d):
-        if pair(module.dilation) != (1, 1):
-            wrong = f"has dilation={module.dilation!r}; dilation must be 1"
-        elif any(2 * p > k for p, k in zip(pair(module.padding), pair(module.kernel_size), strict=True)):
-            wrong = f"has padding={module.padding!r}; padding must be at most half the window"
-    elif isinstance(module, nn.AvgPool2d):
-        if pair(module.padding) != (0, 0) and not module.count_include_pad:
-            wrong = "has padding and count_include_pad=False; count_include_pad must be True"
-    elif isinstance(module, nn.Conv2d):
-        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        if module.padding == "same" and any(n % 2 for n in total):
-            wrong = "pads one side more than the other (padding='same'); the padding of both sides must be equal"
-    if wrong:
-        raise ValueError(f"layer {name!r} ({kind.__name__}) {wrong}")
-
-
-def shapes_of(layers: Sequence[tuple[str, nn.Module | Pool]], image_shape: Sequence[int]) -> list[tuple[int, ...]]:
-    """The shape of an image at the input of each layer, and at the output of the last layer.
-
-    Raises:
-        ValueError: If a layer does not fit its input.
-    """
-    shapes = [tuple(image_shape)]
-    for name, layer in layers:
-        shape = after = shapes[-1]
-        module = layer.module if isinstance(layer, Pool) else layer
-        dimensions, channels = TAKEN.get(type(module), (len(shape), ""))
-        fits = len(shape) == dimensions > 0 and shape[0] == getattr(module, channels, shape[0])
-        if isinstance(layer, nn.Linear):
-            after = (layer.out_features,)
-        elif isinstance(layer, nn.Flatten):
-            after = (math.prod(shape),)
-        elif fits and isinstance(layer, nn.Conv2d):
-            after = (layer.out_channels, *size_behind(layer, shape[1:]))
-        elif fits and isinstance(layer, Pool):
-            after = (shape[0], *_size(shape[1:], layer.kernel, layer.stride, layer.padding))
-        if not fits or min(after) < 1:
-            raise ValueError(f"layer {name!r} is {module}; it gets {shape} per image, which does not fit")
-        shapes.append(after)
-    return shapes
-
-
 def check_finite(logits: Tensor) -> None:
     """Raise ValueError if a logit is infinite or not a number."""
     if not bool(torch.isfinite(logits).all()):
         raise ValueError("the logits of some images are not finite; images and parameters must be finite")
 
 
-def _own_names(name: str, layer: nn.Module) -> tuple[str, ...]:
-    return tuple(f"{name}.{key}" for key, _ in layer.named_parameters(recurse=False))
-
-
 # --- which position meets which ---------------------------------------------------------------------------------------
 
 
-def pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+def pair(value: int | tuple[int, ...]) -> Pair:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
@@ -227,22 +270,15 @@ def _positions(size: tuple[int, int], kernel, stride, padding, dilation=(1, 1)) 
     return torch.where(found == 0, height * width, found - 1)
 
 
-def _size(size, kernel, stride, padding, dilation=(1, 1)) -> tuple[int, int]:
-    return tuple(
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True)
-    )
-
-
-def _geometry(module: nn.Conv2d, size: tuple[int, int], pool: tuple[tuple[int, int], tuple[int, int]]) -> Geometry:
+def _geometry(layer: Layer, size: Pair, pool: tuple[Pair, Pair]) -> Geometry:
     """Tables of a convolution whose outputs are wanted in pooling windows of ``pool`` = (kernel, stride)."""
-    kernel, stride, dilation, padding = module.kernel_size, module.stride, module.dilation, padding_of(module)
+    kernel, stride, dilation, padding = layer.kernel, layer.stride, layer.dilation, layer.padding
     window, step = pool
     single = _positions(size, kernel, stride, padding, dilation)
-    outputs = _positions(size_behind(module, size), window, step, (0, 0))
+    outputs = _positions(layer.size_behind(size), window, step, (0, 0))
     reach = tuple((w - 1) * s + d * (k - 1) + 1 for w, s, d, k in zip(window, stride, dilation, kernel, strict=True))
     field = _positions(size, reach, tuple(s * t for s, t in zip(stride, step, strict=True)), padding)
-    weight = module.weight.detach()
+    weight = layer.module.weight.detach()
     spread = weight.new_zeros(window[0] * window[1], *weight.shape[:2], *reach)
     for q, one in enumerate(spread):
         y, x = (q // window[1]) * stride[0], (q % window[1]) * stride[1]
@@ -252,23 +288,17 @@ def _geometry(module: nn.Conv2d, size: tuple[int, int], pool: tuple[tuple[int, i
     return Geometry(field, single[outputs], size[0] * size[1], spread)
 
 
-def size_behind(layer: nn.Conv2d, size: Sequence[int]) -> tuple[int, int]:
-    """Height and width of a convolution's output."""
-    return _size(size, layer.kernel_size, layer.stride, padding_of(layer), layer.dilation)
+def padded(x: Tensor, layer: Layer, *, images_last: bool = False) -> Tensor:
+    """Inputs of a convolution with the zeros around them, in one piece of memory."""
+    vertical, horizontal = layer.padding
+    if not (vertical or horizontal):
+        return x.contiguous()
+    return F.pad(x, (*((0, 0) if images_last else ()), horizontal, horizontal, vertical, vertical))
 
 
-def patches(x: Tensor, layer: nn.Conv2d, size: Sequence[int]) -> Tensor:
-    """What each output of a convolution sees of padded inputs [., ., height, width, ...]: a view [., ., *kernel, *size, ...]."""
+def patches(x: Tensor, layer: Layer, size: Sequence[int]) -> Tensor:
+    """What each output of a convolution sees of padded inputs [., ., height, width]: a view [., ., *kernel, *size]."""
     s = x.stride()
     down = (a * d for a, d in zip(s[2:4], layer.dilation, strict=True))
     along = (a * t for a, t in zip(s[2:4], layer.stride, strict=True))
-    return x.as_strided((*x.shape[:2], *layer.kernel_size, *size, *x.shape[4:]), (*s[:2], *down, *along, *s[4:]))
-
-
-def padding_of(module: nn.Conv2d) -> tuple[int, int]:
-    if module.padding == "valid":
-        return (0, 0)
-    if isinstance(module.padding, str):  # same
-        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        return (total[0] // 2, total[1] // 2)
-    return pair(module.padding)
+    return x.as_strided((*x.shape[:2], *layer.kernel, *size), (*s[:2], *down, *along))

@@ -16,7 +16,7 @@ from scipy import integrate, optimize, special, stats
 from torch import nn
 
 from snipnb._checks import check_choice, check_number
-from snipnb._engine.sequential import Pool, layers_of, padding_of
+from snipnb._engine.sequential import Layer, layers_of
 from snipnb.networks import INITIALISATIONS
 from snipnb.pruning.masks import sizes_and_kept
 
@@ -196,27 +196,23 @@ def _mixings(model: nn.Module, shape: tuple[int, ...], init: str, constants: Con
         raise ValueError(f"image_shape must be (channels, height, width) or (features,); got {shape}")
     mixings: list[_Mixing] = []
     positions = 1
-    for name, layer in layers_of(model):
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            _need_shape(name, layer, shape)
-            if not mixings and isinstance(layer, nn.Linear):
+    for layer in layers_of(model):
+        before, shape = shape, layer.shape_behind(shape)
+        if layer.kind in ("conv", "linear"):
+            weight, biased = layer.module.weight, layer.module.bias is not None
+            if not mixings and layer.kind == "linear":
                 contrast = np.exp(2 * constants.contrast * _EVEN)
                 unit_moments = moments[1:, None] * contrast / contrast.mean()
-            inside, window = 1.0, 1
-            if isinstance(layer, nn.Conv2d):
-                size, inside = _cover(layer, (shape[1], shape[2]))
-                shape, window = (layer.out_channels, *size), math.prod(layer.kernel_size)
-            else:
-                shape = (layer.out_features,)
-            inputs, outputs = layer.weight[0].numel(), layer.weight.shape[0] * window
+            inside = _inside(layer, before[1:]) if layer.kind == "conv" else 1.0
+            inputs, outputs = weight[0].numel(), len(weight) * math.prod(layer.kernel)
             weight_variance, bias_variance = _variances(init, inputs, outputs)
-            bias_variance *= layer.bias is not None
+            bias_variance *= biased
             moments_after = weight_variance * inside * inputs * moments + bias_variance
             mixings.append(
                 _Mixing(
-                    name=name,
-                    units=layer.weight.shape[0],
-                    biased=layer.bias is not None,
+                    name=layer.name,
+                    units=len(weight),
+                    biased=biased,
                     outputs=outputs,
                     positions=positions,
                     inside=inside,
@@ -228,23 +224,18 @@ def _mixings(model: nn.Module, shape: tuple[int, ...], init: str, constants: Con
                 )
             )
             moments, unit_moments, positions = moments_after, moments_after[1:, None], 1
-        elif isinstance(layer, nn.Flatten):
-            positions = math.prod(shape[1:])
-            shape = (math.prod(shape),)
-        elif isinstance(layer, nn.ReLU) or (isinstance(layer, Pool) and layer.kind == "max" and layer.relu):
+        elif layer.kind == "flat":
+            positions = math.prod(before[1:])
+        elif layer.kind == "relu" or layer.relu:
             if not mixings:
-                raise ValueError(f"layer {name!r} comes before any weights; a Conv2d or Linear must come first")
-            kernel = 1
-            if isinstance(layer, Pool):
-                kernel = layer.kernel[0] * layer.kernel[1]
-                sides = zip(shape[1:], layer.kernel, layer.stride, layer.padding, strict=True)
-                shape = (shape[0], *((n + 2 * p - k) // s + 1 for n, k, s, p in sides))
-            last = mixings[-1]
+                raise ValueError(f"layer {layer.name!r} comes before any weights; a Conv2d or Linear must come first")
+            last, kernel = mixings[-1], math.prod(layer.kernel)
             moments, last.gates, unit_moments, last.unit_gates = _gate(moments, kernel, constants.neighbours)
         else:
-            kind = "average pooling or pooling without ReLU" if isinstance(layer, Pool) else type(layer).__name__
+            pooling = layer.kind in ("max", "mean")
+            kind = "average pooling or pooling without ReLU" if pooling else type(layer.module).__name__
             raise ValueError(
-                f"layer {name!r} must be Conv2d, Linear, ReLU, MaxPool2d with a ReLU, Flatten or Dropout; got {kind}"
+                f"layer {layer.name!r} must be Conv2d, Linear, ReLU, MaxPool2d with a ReLU, Flatten or Dropout; got {kind}"
             )
     if not mixings or len(shape) != 1 or mixings[-1].gates[0] != 1:
         raise ValueError("the model does not end in logits; its last layer must be a Linear")
@@ -324,22 +315,14 @@ def _variances(init: str, inputs: int, outputs: int) -> tuple[float, float]:
     return weights, 0.0 if init.endswith("_zero_bias") else 1 / (3 * inputs)
 
 
-def _cover(layer: nn.Conv2d, size: tuple[int, int]) -> tuple[tuple[int, int], float]:
-    """Size of a convolution's output, and the share of its connections that meet the image, not the padding."""
-    after, inside = [], 1.0
-    options = zip(size, layer.kernel_size, layer.stride, padding_of(layer), layer.dilation, strict=True)
-    for length, kernel, stride, padding, dilation in options:
-        steps = (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+def _inside(layer: Layer, size: Sequence[int]) -> float:
+    """The share of a convolution's connections that meet the image, not the padding."""
+    inside = 1.0
+    sides = (size, layer.size_behind(size), layer.kernel, layer.stride, layer.padding, layer.dilation)
+    for length, steps, kernel, stride, padding, dilation in zip(*sides, strict=True):
         met = np.arange(steps)[:, None] * stride - padding + np.arange(kernel) * dilation
-        inside *= float(((met >= 0) & (met < length)).mean()) if steps > 0 else 0.0
-        after.append(steps)
-    return (after[0], after[1]), inside
-
-
-def _need_shape(name: str, layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...]) -> None:
-    expected = layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features
-    if len(shape) != (3 if isinstance(layer, nn.Conv2d) else 1) or shape[0] != expected or min(shape) < 1:
-        raise ValueError(f"layer {name!r} is {layer}; it gets {shape} per image, which does not fit")
+        inside *= float(((met >= 0) & (met < length)).mean())
+    return inside
 
 
 def _check_constants(constants: Constants) -> None:
