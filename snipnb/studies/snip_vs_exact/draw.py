@@ -178,6 +178,8 @@ def float32_steps(points: pd.DataFrame, kept: pd.DataFrame, *, step: float) -> F
 def figure1(frame: pd.DataFrame, reported: pd.DataFrame, levels: pd.DataFrame, *, top: float) -> Figure:
     """The write-up's Figure 1: error rate against sparsity, over the published means and ranges, at the best epoch (left) and the last.
 
+    If every run's best epoch is its last one, there is one panel.
+
     Args:
         frame: ``criterion``, ``sparsity``, ``n``, ``mean``, ``smallest``, ``largest``, in percent, and ``way``, the published one first.
         reported: ``criterion``, ``sparsity``, ``error_percent``, ``low``, ``high``; empty where a curve runs off the plot.
@@ -185,7 +187,10 @@ def figure1(frame: pd.DataFrame, reported: pd.DataFrame, levels: pd.DataFrame, *
         top: Upper end of the axis, in percent; means beyond it are written at the edge.
     """
     ways, criteria = list(dict.fromkeys(frame["way"])), list(dict.fromkeys(frame["criterion"]))
-    figure, axes = panels(1, len(ways), 11.0, 4.4, sharey=True)
+    rates = [frame.loc[frame["way"] == way, ["mean", "smallest", "largest"]].to_numpy() for way in ways]
+    if all(np.array_equal(rates[0], other) for other in rates):  # few epochs: the last one is the best one of every run
+        ways = ways[-1:]
+    figure, axes = panels(1, len(ways), 3.4 + 3.8 * len(ways), 4.4, sharey=True)
     for axis, way in zip(axes[0], ways, strict=True):
         here = frame[frame["way"] == way]
         for i, criterion in enumerate(criteria):
@@ -204,7 +209,7 @@ def figure1(frame: pd.DataFrame, reported: pd.DataFrame, levels: pd.DataFrame, *
     handles, names = axes[0, 0].get_legend_handles_labels()
     handles.append(plt.Rectangle((0, 0), 1, 1, color=NEUTRAL, alpha=0.2, lw=0))
     legend = [*names, "published (best epochs): mean, dotted, and range"]
-    figure.legend(handles, legend, loc="outside upper center", ncols=len(legend))
+    figure.legend(handles, legend, loc="outside upper center", ncols=3 if len(ways) == 1 else len(legend))
     last = levels[levels["sparsity"] == levels["sparsity"].max()]
     said = [f"{look(r.criterion).label} {r.mean:.2f} % (published {r.reported:.2f} %)" for r in last.itertuples()]
     headline(figure, f"Best epochs at sparsity {last['sparsity'].iloc[0]:g}: {', '.join(said)}")
