@@ -45,7 +45,7 @@ def test_curves_hold_mean_and_range():
     best, last = trained.curves(table).itertuples()
     for row in (best, last):
         assert (row.n, row.mean, row.smallest, row.largest) == pytest.approx((3, 30, 10, 60))
-    assert (best.way, last.way) == (scores.BEST, LAST)
+    assert (best.way, last.way) == (comparisons.BEST, comparisons.LAST)
 
 
 def test_optimism_of_the_best_epoch():
