@@ -57,7 +57,7 @@ def test_improvements_lose_no_run(package):
     edit("publish/style.py", "#0173b2", "#0173b3")  # SNIP's colour
     edit("publish/style.py", '"SNIP, shuffled within layers"', '"SNIP (shuffled)"')  # a label
     edit("training/scores.py", r'"""Fraction of images whose', '"""The fraction of images whose')  # a docstring
-    edit("_engine/ensembles.py", r"\b_columns\b", "_patches")  # a private name
+    edit("_engine/ensembles.py", r"\b_convolved\b", "_convolution")  # a private name
     edit("pruning/masks.py", "must be", "has to be")  # error messages
     edit("data.py", r"^MIRROR_TIMEOUT_SECONDS = .*", "MIRROR_TIMEOUT_SECONDS = 77")
     edit(
