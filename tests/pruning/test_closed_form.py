@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 import snipnb
+from snipnb._engine.sequential import Layer
 from snipnb.networks import lenet_variant
 from snipnb.pruning import closed_form
 from snipnb.pruning.closed_form import Constants, predicted_densities, predicted_scales
@@ -63,9 +64,10 @@ def test_scales_are_those_of_wide_networks_on_images_that_are_so_alike(build, sh
     "options", [{}, {"padding": 2}, {"padding": "same", "dilation": 2}, {"stride": (2, 3), "padding": 1}]
 )
 def test_connections_into_the_padding_are_counted(options):
-    layer = nn.Conv2d(2, 1, (3, 5), bias=False, **options)
-    met = nn.functional.conv2d(torch.ones(2, 9, 11), torch.ones_like(layer.weight), None, **options) / 30
-    assert closed_form._cover(layer, (9, 11)) == (tuple(met.shape[1:]), pytest.approx(float(met.mean())))
+    layer = Layer.of("conv", nn.Conv2d(2, 1, (3, 5), bias=False, **options))
+    met = nn.functional.conv2d(torch.ones(2, 9, 11), torch.ones_like(layer.module.weight), None, **options) / 30
+    assert layer.shape_behind((2, 9, 11)) == tuple(met.shape)
+    assert closed_form._inside(layer, (9, 11)) == pytest.approx(float(met.mean()))
 
 
 def test_moments_of_relu_are_the_arc_cosine_kernels():
