@@ -56,7 +56,7 @@ def loss_changes(
     Args:
         x: What the parameters multiply [images, values].
         places: int64 [channels or 1, window, positions, columns]: which value each parameter multiplies at each place of the channel.
-        values: Minus the parameters [channels, columns], 0 where there is none. The number of columns is a multiple of 32.
+        values: Parameters with their sign reversed [channels, columns], filled up with zeros to a multiple of 32 columns.
         gap: [images, channels, window, positions]: values before the channel's own gate minus the largest one of the window (or 0).
         floor: [images, channels, positions]: minus that largest one; minus infinity if there is no ReLU.
         first: Weights of the next layer [channels * positions + 4, units].
