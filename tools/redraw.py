@@ -161,7 +161,7 @@ def shown_by(cell: Mapping[str, Any]) -> tuple[str, str]:
     match body[-1]:
         case ast.Expr(ast.Call(ast.Attribute(ast.Name("report"), kind), arguments)):
             names = [one.value for one in arguments if isinstance(one, ast.Constant) and isinstance(one.value, str)]
-            return kind, names[0] if names else ""
+            return "table" if kind == "render" else kind, names[0] if names else ""
     return "", ""
 
 
