@@ -31,6 +31,7 @@ from snipnb._engine.vectors import (
     largest,
     load_all,
     store,
+    store_four,
 )
 
 BLOCK = 512  # columns that are computed before the next ones: what belongs to them stays in the caches
@@ -104,12 +105,8 @@ def loss_changes(
                     dead = dead and low[m] == 0 and high[m] == 0
                 if dead:
                     continue
-                extra, at, h, base = (
-                    0,
-                    0,
-                    0,
-                    0,
-                )  # gates that have switched; where weights, gates and Jacobians of a layer begin
+                extra = 0  # gates that have switched
+                at, h, base = 0, 0, 0  # where weights, gates and Jacobians of a layer begin
                 for layer in range(layers - 1):
                     size, after = sizes[layer], sizes[layer + 1]
                     jacobian = flat_first if layer == 0 else bases[base:]
@@ -290,14 +287,8 @@ def _four_units(base, more, shape, units, t, rows, starts, signs, room, out):
             a, b = cut(add_scaled(filled(starts, 0), signs, 0, a)), cut(add_scaled(filled(starts, 1), signs, 1, b))
             c, d = cut(add_scaled(filled(starts, 2), signs, 2, c)), cut(add_scaled(filled(starts, 3), signs, 3, d))
             top_a, top_b, top_c, top_d = largest(a, top_a), largest(b, top_b), largest(c, top_c), largest(d, top_d)
-        store(out, to + j, a)
-        store(out, to + count + j, b)
-        store(out, to + 2 * count + j, c)
-        store(out, to + 3 * count + j, d)
-    store(room, LANES, top_a)
-    store(room, 2 * LANES, top_b)
-    store(room, 3 * LANES, top_c)
-    store(room, 4 * LANES, top_d)
+        store_four(out, to + j, count, a, b, c, d)
+    store_four(room, LANES, LANES, top_a, top_b, top_c, top_d)
 
 
 @compiled
@@ -311,11 +302,7 @@ def _advance(jacobian, sources, size, on, ons, weights, at, after, room, out, be
                 k, value = source * size + on[n], load_all(weights, at + on[n] * after + s)
                 a, b = add_scaled(a, jacobian, k, value), add_scaled(b, jacobian, k + size, value)
                 c, d = add_scaled(c, jacobian, k + 2 * size, value), add_scaled(d, jacobian, k + 3 * size, value)
-            to = begin + source * after + s
-            store(out, to, a)
-            store(out, to + after, b)
-            store(out, to + 2 * after, c)
-            store(out, to + 3 * after, d)
+            store_four(out, begin + source * after + s, after, a, b, c, d)
 
 
 @compiled

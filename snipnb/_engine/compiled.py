@@ -19,6 +19,6 @@ def compiled(name: str) -> Any:
         return None
 
 
-def is_covered(x: Tensor) -> bool:
-    """Whether compiled code takes numbers like these."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+def runs_compiled(name: str, x: Tensor) -> bool:
+    """Whether the module of this name is there, and takes numbers like these."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and compiled(name) is not None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
 from snipnb._checks import Salience, check_classes, float_parameters
-from snipnb._engine.compiled import compiled, is_covered
+from snipnb._engine.compiled import compiled, runs_compiled
 from snipnb._engine.cumulants import derivatives_of, loss_changes, terms_for
 from snipnb._engine.propagation import Scratch, running_statistics
 from snipnb._engine.sequential import Layer, check_finite, layers_of, padded, patches
@@ -118,7 +118,7 @@ class _Network:
             key, is_biased = f"{layer.name}.weight", f"{layer.name}.bias" in layer.own_names
             if layer.kind == "linear":
                 found[key] = rule.of_product(state, b, kept.input, key)
-            elif layer.kind == "conv" and rule.is_compiled and layer.stride == (1, 1) and is_covered(b):
+            elif layer.kind == "conv" and layer.stride == (1, 1) and rule.takes_sums and runs_compiled("slopes", b):
                 parts, b = _compiled_slopes(layer, b, kept.input, rule, i > self.first, scratch, i)
                 found |= zip(layer.own_names, parts, strict=False)
                 continue
@@ -238,7 +238,7 @@ class Rule:
     """
 
     orders = 1
-    is_compiled = False  # whether sums of slopes and of their squares are enough
+    takes_sums = False  # whether sums of slopes and of their squares are enough, which compiled code computes
 
     def columns(self, classes: int) -> int:
         return classes
@@ -257,7 +257,7 @@ class Rule:
         raise NotImplementedError
 
     def of_sums(self, slopes: Tensor, squares: Tensor) -> Tensor:
-        """Sums over images [orders, ...] from the sums of the slopes [..., columns] and of their squares, if ``is_compiled``."""
+        """Sums over images [orders, ...] from the sums of the slopes [..., columns] and of their squares, if ``takes_sums``."""
         raise NotImplementedError
 
     def of_product(self, state: _State, b: Tensor, x: Tensor, name: str) -> Tensor:
@@ -272,9 +272,10 @@ class Variance(Rule):
     sqrt(p_j q_j / (p_j + q_j)) at j, and -p_c / q_j times this value at every c > j (Tanabe and Sagae 1992). No digits cancel.
     """
 
+    takes_sums = True
+
     def __init__(self, *, gradient: bool) -> None:
         self.gradient, self.orders = gradient, 2 if gradient else 1
-        self.is_compiled = compiled("slopes") is not None
 
     def columns(self, classes: int) -> int:
         return classes - 1 + self.gradient

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snipnb._engine.compiled import compiled, is_covered
+from snipnb._engine.compiled import compiled, runs_compiled
 from snipnb._engine.propagation import Scratch
 from snipnb._engine.sequential import Layer, layers_of, padded, shapes_of
 
@@ -89,7 +89,7 @@ class Stack:
             weight: Any = parameters.get(key)
             bias = parameters.get(f"{layer.name}.bias")
             match layer.kind:
-                case "conv" if layer.stride == (1, 1) and _runs_compiled(x):
+                case "conv" if layer.stride == (1, 1) and runs_compiled("kernels", x):
                     pool, relu = _what_follows(self.layers[position + 1 : position + 2])
                     if relu or pool != (1, 1):
                         next(layers)  # computed together with this layer
@@ -98,7 +98,7 @@ class Stack:
                     x = _Compiled.apply(padded(x, layer, images_last=True), weight, bias, wanted, *options)
                 case "conv":
                     x = _convolved(x, layer, weight, bias)
-                case "linear" if kept and key in kept.few and _runs_compiled(x):
+                case "linear" if kept and key in kept.few and runs_compiled("kernels", x):
                     bias = weight.new_zeros(weight.shape[:2]) if bias is None else bias
                     x = _FewWeights.apply(x, weight, bias, *kept.few[key])
                 case "linear":
@@ -183,14 +183,6 @@ def _images_last(x: Tensor, networks: int) -> Tensor:
     return x.unflatten(1, (networks, -1)).movedim(0, -1).contiguous()
 
 
-def _kernels() -> Any:
-    return compiled("kernels")
-
-
-def _runs_compiled(x: Tensor) -> bool:
-    return is_covered(x) and _kernels() is not None
-
-
 def _what_follows(after: Sequence[Layer]) -> tuple[tuple[int, int], bool]:
     """The pooling and the ReLU that a compiled convolution includes."""
     for layer in after:
@@ -222,7 +214,7 @@ class _Compiled(torch.autograd.Function):
         scratch: Scratch,
         layer: int,
     ) -> Tensor:
-        images, kernels = x.shape[-1], _kernels()
+        images, kernels = x.shape[-1], compiled("kernels")
         x = _with_images(x, -images % kernels.LANES)
         together = weight.shape[:2] if len(x) == len(weight) else (1, weight.shape[0] * weight.shape[1])
         weights = weight.reshape(*together, *weight.shape[2:]).numpy()
@@ -243,7 +235,7 @@ class _Compiled(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        kernels, images = _kernels(), gradient.shape[-1]
+        kernels, images = compiled("kernels"), gradient.shape[-1]
         gradient = _with_images(gradient, x.shape[-1] - images)
         weights = weight.reshape(*ctx.together, *weight.shape[2:])
         of_weight, of_bias = torch.empty_like(weights), weights.new_empty(ctx.together)
@@ -267,7 +259,7 @@ class _FewWeights(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, ends: Tensor, inputs: Tensor) -> Tensor:
-        images, kernels = x.shape[-1], _kernels()
+        images, kernels = x.shape[-1], compiled("kernels")
         x = _with_images(x, -images % kernels.LANES)
         out = x.new_empty(*bias.shape, x.shape[-1])
         kernels.linear(*(t.numpy() for t in (x, weight, bias, ends, inputs, out)))
@@ -281,7 +273,7 @@ class _FewWeights(torch.autograd.Function):
         gradient = _with_images(gradient, x.shape[-1] - images)
         of_x, of_weight, of_bias = torch.zeros_like(x), torch.zeros_like(weight), weight.new_empty(weight.shape[:2])
         given = (x, weight, gradient, ends, inputs, of_x, of_weight, of_bias)
-        _kernels().linear_gradients(*(t.numpy() for t in given))
+        compiled("kernels").linear_gradients(*(t.numpy() for t in given))
         return of_x[..., :images], of_weight, of_bias, None, None
 
 

@@ -32,6 +32,7 @@ from snipnb._engine.vectors import (
     load_all,
     load_half,
     store,
+    store_four,
     sum_lanes,
     zero_sums,
 )
@@ -63,10 +64,7 @@ def _four(x, apart, start, ys, xs, weight, bias, kernel, first, out, at, between
                 c, d = add_scaled(c, weight, k + 2, value), add_scaled(d, weight, k + 3, value)
                 k += 4
                 place += step
-    store(out, at, a)
-    store(out, at + between, b)
-    store(out, at + 2 * between, c)
-    store(out, at + 3 * between, d)
+    store_four(out, at, between, a, b, c, d)
 
 
 @compiled
@@ -86,10 +84,7 @@ def _six(x, apart, start, ys, xs, weight, bias, kernel, first, out, at, between)
                 e, f = add_scaled(e, weight, k + 4, value), add_scaled(f, weight, k + 5, value)
                 k += 6
                 place += step
-    store(out, at, a)
-    store(out, at + between, b)
-    store(out, at + 2 * between, c)
-    store(out, at + 3 * between, d)
+    store_four(out, at, between, a, b, c, d)
     store(out, at + 4 * between, e)
     store(out, at + 5 * between, f)
 
@@ -115,10 +110,7 @@ def _stretch(x, start, places, values, begin, end, bias, output, out, at):
         b = add_scaled(b, values, i, load_all(x, place + LANES))
         c = add_scaled(c, values, i, load_all(x, place + 2 * LANES))
         d = add_scaled(d, values, i, load_all(x, place + 3 * LANES))
-    store(out, at, a)
-    store(out, at + LANES, b)
-    store(out, at + 2 * LANES, c)
-    store(out, at + 3 * LANES, d)
+    store_four(out, at, LANES, a, b, c, d)
 
 
 @compiled

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from snipnb._engine.vectors import LANES, add_product, add_scaled, compiled, filled, load_all, store
+from snipnb._engine.vectors import LANES, add_product, add_scaled, compiled, filled, load_all, store, store_four
 
 
 @compiled
@@ -93,10 +93,7 @@ def _four_taps(x, places, near, t, n, live, lane, whole, constants, room):
         value, place = load_all(live, k * whole + lane), places[k]
         a, b = add_scaled(a, x, place + p, value), add_scaled(b, x, place + q, value)
         c, d = add_scaled(c, x, place + r, value), add_scaled(d, x, place + s, value)
-    store(room, 0, a)
-    store(room, LANES, b)
-    store(room, 2 * LANES, c)
-    store(room, 3 * LANES, d)
+    store_four(room, 0, LANES, a, b, c, d)
 
 
 @compiled

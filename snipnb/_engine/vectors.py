@@ -218,3 +218,12 @@ def copy_all(x, start, out, at, count):
     """Copy ``count`` values, a multiple of the lanes; assigning slices takes long to compile."""
     for i in range(0, count, LANES):
         store(out, at + i, load_all(x, start + i))
+
+
+@compiled
+def store_four(out, at, apart, a, b, c, d):
+    """Store four vectors, ``apart`` from each other."""
+    store(out, at, a)
+    store(out, at + apart, b)
+    store(out, at + 2 * apart, c)
+    store(out, at + 3 * apart, d)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snipnb._checks import Salience, check_alike_and_precise, check_classes, check_examples, float_parameters
-from snipnb._engine.compiled import compiled, is_covered
+from snipnb._engine.compiled import compiled, runs_compiled
 from snipnb._engine.cumulants import loss_changes
 from snipnb._engine.heads import Head, before_relu
 from snipnb._engine.propagation import ALL, Gate, Mix, Own, Scratch, Step
@@ -172,7 +172,7 @@ def _task(steps: list[Step], k: int, wanted: Mapping[str, Tensor]) -> _Task | No
     own = steps[k].own
     if own is None or not any(name in wanted and len(wanted[name]) for name in own.names):
         return None
-    head = Head.after(steps, k) if is_covered(own.values) and compiled("changes") else None
+    head = Head.after(steps, k) if runs_compiled("changes", own.values) else None
     return _Propagated(steps, k, own, wanted) if head is None else _BeforeHead(steps, k, own, wanted, head)
 
 
