@@ -619,11 +619,10 @@ def test_environment_variables_come_back(project, monkeypatch):
     assert dict(os.environ) == before
 
 
-def test_slow_cells_are_named(tmp_path):
+def test_slow_cells_are_named():
     def cell(name, seconds):
         return {"cell_type": "code", "id": name, "metadata": {"papermill": {"duration": seconds}}}
 
-    path = tmp_path / "executed.ipynb"
     text = {"cell_type": "markdown", "id": "text", "metadata": {}}
-    path.write_text(json.dumps({"cells": [text, cell("a", 0.2), cell("b", runner.SLOW + 0.26), cell("c", None)]}))
-    assert runner._slow_cells(path) == {"b": 5.3}
+    cells = [text, cell("a", 0.2), cell("b", runner.SLOW + 0.26), cell("c", None)]
+    assert runner.slow_cells({"cells": cells}) == {"b": 5.3}

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from filelock import FileLock, Timeout
 
@@ -29,7 +30,7 @@ from snipnb.publish.report import DRAWN, RUN_FILE, versions
 from snipnb.publish.sentences import summary
 from snipnb.training.provenance import commit, machine
 from tools import checkout
-from tools.state import PACKAGE, Place, fingerprint, place_of, record, why_stale
+from tools.state import PACKAGE, Place, fingerprint, place_of, read_dict, record, why_stale
 
 KERNEL = "python3"
 INJECTED_ID = "injected-parameters"
@@ -40,14 +41,7 @@ QUIET_KERNEL = "--IPKernelApp.log_level=50"  # otherwise an interrupted kernel p
 SLOW = 5.0  # seconds; slower cells are named in the provenance
 SCRATCH = "snipnb-"  # prefix of the kernels' temporary folders
 # Variables that would let a user's own set-up into the kernel.
-REMOVED_VARIABLES = [
-    "JUPYTER_PATH",
-    "JUPYTER_CONFIG_PATH",
-    "MPLBACKEND",
-    "MATPLOTLIBRC",
-    "PYTHONSTARTUP",
-    "PYTHONWARNINGS",
-]
+REMOVED = ("JUPYTER_PATH", "JUPYTER_CONFIG_PATH", "MPLBACKEND", "MATPLOTLIBRC", "PYTHONSTARTUP", "PYTHONWARNINGS")
 
 
 class NotebookError(RuntimeError):
@@ -104,8 +98,8 @@ def run(
     if not all(given.get("sample") for given in parameters.values()):
         acquire_mnist()
     print(f"profile {profile.name}: {profile.about}" if profile.about else f"profile {profile.name}")
-    kept = root / "build" / "fresh" / profile.name
-    with only_one(place), _environment({"SNIPNB_RUNS": str(kept)} if fresh else {}):
+    kept, where = root / "build" / "fresh" / profile.name, f"{place.published.relative_to(root)}/"
+    with only_one(place), mock.patch.dict(os.environ, {"SNIPNB_RUNS": str(kept)} if fresh else {}):
         _clear_leftovers(place)
         if fresh and kept.exists():
             shutil.rmtree(kept)
@@ -135,10 +129,10 @@ def run(
             ledger.write_ledger(place.published, rows)
         except OSError as error:
             of_ledger = []
-            failures[f"the ledger in {_short(place.published, root)}"] = f"  it cannot be written: {error.strerror}"
+            failures[f"the ledger in {where}"] = f"  it cannot be written: {error.strerror}"
     print(f"\n{ledger.text_table(rows)}\n")
     if written:
-        print(f"written in {time.monotonic() - began:.0f} s to {_short(place.published, root)}:")
+        print(f"written in {time.monotonic() - began:.0f} s to {where}:")
         print("\n".join(f"  {file}" for file in [*written, *of_ledger, "provenance.json"]))
     for name, message in failures.items():
         print(f"\n{name} failed; the next run tries it again, and its earlier results are kept.\n{message}")
@@ -159,7 +153,8 @@ def run_one(path: Path, parameters: Mapping[str, Any], place: Place, mark: Mappi
     start = time.monotonic()
     try:
         _execute(path, executed, parameters, stage)
-        run_facts = _check(executed, path, stage)
+        notebook = json.loads(executed.read_text(encoding="utf-8"))
+        rows = _check(notebook, path, stage)
     except NotebookError as error:
         kept = place.work / "failed" / path.name
         kept.unlink(missing_ok=True)  # of an earlier failure
@@ -168,15 +163,13 @@ def run_one(path: Path, parameters: Mapping[str, Any], place: Place, mark: Mappi
             os.replace(executed, kept)
         where = f"  partial notebook: {kept}" if kept.is_file() else "  no cell ran"
         raise NotebookError(f"{error}\n{where}") from None
-    seconds = time.monotonic() - start
-    rows = _verdicts(stage / "claims" / f"{path.stem}.json") or []
-    write_notebook(executed, with_summary(json.loads(executed.read_text(encoding="utf-8")), rows))
-    slow = _slow_cells(executed)
-    clean(executed, root=path.parent.parent)
+    facts = {"seconds": round(time.monotonic() - start, 1), "slow_cells": slow_cells(notebook)}
+    facts |= {**read_dict(stage / RUN_FILE), "parameters": parameters}
+    clean(notebook, root=path.parent.parent)
+    write_notebook(executed, with_summary(notebook, rows))
     files = _publish(path.stem, stage, place)
-    facts = {"seconds": round(seconds, 1), "slow_cells": slow, **run_facts, "parameters": parameters}
-    _write_provenance(place, path.stem, facts)
-    record(path.stem, mark, files, place)
+    facts |= {"commit": commit(), "machine": machine(), "versions": versions()}
+    record(path.stem, mark, files, place, facts)
     return files
 
 
@@ -191,16 +184,14 @@ def gather_ledger(place: Place, notebooks: Sequence[Path]) -> list[dict[str, Any
     return ledger.assemble(entries)
 
 
-def _slow_cells(executed: Path) -> dict[str, float]:
+def slow_cells(notebook: Mapping[str, Any]) -> dict[str, float]:
     """Id of a cell -> seconds, for cells that took more than :data:`SLOW`."""
-    cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
-    seconds = {cell["id"]: cell["metadata"].get("papermill", {}).get("duration") or 0.0 for cell in cells}
+    seconds = {c["id"]: c["metadata"].get("papermill", {}).get("duration") or 0.0 for c in notebook["cells"]}
     return {k: round(s, 1) for k, s in seconds.items() if s > SLOW}
 
 
-def clean(executed: Path, *, root: Path) -> None:
+def clean(notebook: Mapping[str, Any], *, root: Path) -> None:
     """Remove from an executed notebook what differs from run to run: times, ids, widget state and the checkout's path."""
-    notebook = json.loads(executed.read_text(encoding="utf-8"))
     for key in ("papermill", "widgets"):
         notebook["metadata"].pop(key, None)
     for cell in notebook["cells"]:
@@ -211,7 +202,6 @@ def clean(executed: Path, *, root: Path) -> None:
         for output in cell.get("outputs", []):
             if "text" in output:
                 output["text"] = [line.replace(f"{root}{os.sep}", "") for line in output["text"]]
-    write_notebook(executed, notebook)
 
 
 def with_summary(notebook: dict[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -284,24 +274,12 @@ def _kernel_environment(stage: Path, *, threads: int) -> Iterator[str]:
         }
         write_atomically(work / "scratch", scratch)
         try:
-            with _environment(variables, removed=REMOVED_VARIABLES):
+            with mock.patch.dict(os.environ, variables):  # afterwards, all are as before
+                for name in REMOVED:
+                    os.environ.pop(name, None)
                 yield scratch
         finally:
             (work / "scratch").unlink(missing_ok=True)
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str], *, removed: Sequence[str] = ()) -> Iterator[None]:
-    """Set some variables and remove others; afterwards, all are as before."""
-    before = dict(os.environ)
-    try:
-        for name in removed:
-            os.environ.pop(name, None)
-        os.environ.update(variables)
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _terminal() -> str:
@@ -312,9 +290,8 @@ def _terminal() -> str:
         return "0"
 
 
-def _check(executed: Path, source: Path, stage: Path) -> dict[str, Any]:
-    """Check every cell, every promise and the verdicts, as an exit code of zero proves nothing; returns the run's own facts."""
-    notebook = json.loads(executed.read_text(encoding="utf-8"))
+def _check(notebook: Mapping[str, Any], source: Path, stage: Path) -> list[dict[str, Any]]:
+    """Check every cell, every promise and the verdicts, as an exit code of zero proves nothing; returns the verdicts."""
     for index, cell in enumerate(notebook["cells"]):
         if cell["cell_type"] != "code" or not "".join(cell["source"]).strip():
             continue
@@ -330,7 +307,7 @@ def _check(executed: Path, source: Path, stage: Path) -> dict[str, Any]:
         raise NotebookError("  it ran, but its verdicts are not valid ledger rows; give them by report.claim")
     if missing := ledger.without_verdict(source.stem, given):
         raise NotebookError(f"  it ran, but gave no verdict on {', '.join(missing)}")
-    return _read_dict(stage / RUN_FILE)
+    return given
 
 
 def promises(source: Path) -> set[str]:
@@ -357,7 +334,7 @@ def _publish(notebook: str, stage: Path, place: Place) -> list[str]:
     staged = [file for file in stage.rglob("*") if file.is_file() and not file.is_symlink()]
     names = sorted(file.relative_to(stage).as_posix() for file in staged)
     files = [name for name in names if name in allowed or name.startswith(f"{notebook}/")]
-    before = _read_dict(place.state(notebook)).get("files", {})
+    before = read_dict(place.state(notebook)).get("files", {})
     copies: list[tuple[Path, Path]] = []
     try:
         for file in files:
@@ -380,15 +357,6 @@ def _publish(notebook: str, stage: Path, place: Place) -> list[str]:
             copy.unlink(missing_ok=True)
     shutil.rmtree(stage, ignore_errors=True)
     return files
-
-
-def _read_dict(path: Path) -> dict[str, Any]:
-    """The content of a JSON file; empty if there is none, or it holds anything but a dictionary."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _verdicts(file: Path) -> list[dict[str, Any]] | None:
@@ -460,20 +428,5 @@ def _write_font_list(folder: Path) -> None:
         os.replace(part, path)
 
 
-def _write_provenance(place: Place, notebook: str, facts: Mapping[str, Any]) -> None:
-    """Add one notebook's run to ``provenance.json``: the only file that holds times, and the one never compared."""
-    path = place.published / "provenance.json"
-    known = _read_dict(path).get("notebooks")
-    known = known if isinstance(known, dict) else {}
-    known[notebook] = {**facts, "commit": commit(), "machine": machine(), "versions": versions()}
-    about = "How each notebook was run. Times and machines live here only; this file is never compared."
-    content = {"about": about, "notebooks": dict(sorted(known.items()))}
-    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
 def _first_line(source: str | list[str]) -> str:
     return next((line for line in "".join(source).splitlines() if line.strip()), "")
-
-
-def _short(path: Path, root: Path) -> str:
-    return f"{path.relative_to(root)}/" if path.is_relative_to(root) else str(path)

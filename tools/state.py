@@ -26,6 +26,7 @@ from snipnb.publish.report import versions
 
 PACKAGE = Path(snipnb.__file__).resolve().parent
 NOT_RUN = "not run yet"
+ABOUT = "How each notebook was run. Times and machines live here only; this file is never compared."
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,7 @@ def fingerprint(path: Path, parameters: Mapping[str, Any], *, package: Path = PA
         "library": _contents(package, library),
         "drawing": _contents(package, drawing),
         "parameters": parameters,
-        "claims": [
-            _claims_of(path.stem, code, package / "resources"),
-            _contents(package, judging),
-        ],
+        "claims": [_claims_of(path.stem, code, package / "resources"), _contents(package, judging)],
         "benchmarks": _contents(bench, [bench / f"{name}.csv" for name in tables]),
         "reported values": _contents(package, package.glob("resources/reported/*.csv")),
         "data": data_checksum(sample=bool(parameters.get("sample"))),
@@ -117,17 +115,32 @@ def _read_yaml(text: str) -> Any:
     return yaml.safe_load(text)
 
 
-def record(notebook: str, mark: Mapping[str, str], files: Iterable[str], place: Place) -> None:
-    """Record the published files of a notebook, relative to the folder, and the fingerprint of what they were made from, also in its provenance."""
+def record(
+    notebook: str, mark: Mapping[str, str], files: Iterable[str], place: Place, facts: dict[str, Any] | None = None
+) -> None:
+    """Record the published files of a notebook, relative to the folder, and the fingerprint of what they were made from.
+
+    The fingerprint also goes to ``provenance.json``, the only file that holds times, and the one never compared: to the facts of this run, or
+    else to the facts that are there.
+    """
+    path = place.published / "provenance.json"
+    known = read_dict(path).get("notebooks")
+    known = known if isinstance(known, dict) else {}
+    if isinstance(facts := facts or known.get(notebook), dict):
+        known[notebook] = {**facts, "made_from": mark}
+        content = {"about": ABOUT, "notebooks": dict(sorted(known.items()))}
+        write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     hashes = {file: file_hash(place.published / file) for file in files}
     write_atomically(place.state(notebook), json.dumps({"fingerprint": mark, "files": hashes}, indent=1))
-    path = place.published / "provenance.json"
+
+
+def read_dict(path: Path) -> dict[str, Any]:
+    """The content of a JSON file; empty if there is none, or it holds anything but a dictionary."""
     try:
-        provenance = json.loads(path.read_text(encoding="utf-8"))
-        provenance["notebooks"][notebook]["made_from"] = mark
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # there is no provenance to add to
-    write_atomically(path, json.dumps(provenance, indent=1, ensure_ascii=False) + "\n")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def why_stale(notebook: str, mark: Mapping[str, str], place: Place) -> str:
