@@ -84,7 +84,8 @@ class Report:
         """
         arguments = list(inspect.signature(self._drawing(name)).parameters)[1 : 1 + len(frames)]
         files = [self._csv(frame, name)]
-        files += [self._file_of(other, f"{name}_{argument}") for other, argument in zip(frames, arguments, strict=True)]
+        for other, argument in zip(frames, arguments, strict=True):
+            files.append(self._find(other, PUBLISHED, self.notebook) or self._csv(other, f"{name}_{argument}"))
         drawn = {"frames": files, "settings": _plain(settings), "caption": _plain(caption or {})}
         self.drawn["figures"][name] = drawn
         return self.draw(name)
@@ -150,12 +151,7 @@ class Report:
         value = self.drawn["bounds"][f"{claim_id} {statistic}"] = ledger.bound(claim_id, statistic)
         return value
 
-    def claim(
-        self,
-        claim_id: str,
-        *frames: pd.DataFrame,
-        figure: str | None = None,
-    ) -> None:
+    def claim(self, claim_id: str, *frames: pd.DataFrame, figure: str | None = None) -> None:
         """Put a verdict on a claim into the ledger. A second call replaces the verdict.
 
         Args:
@@ -167,16 +163,19 @@ class Report:
         Raises:
             ValueError: If the claim belongs to another notebook, or a table or the figure is missing.
         """
-        if claim_id not in ledger.claims_of(self.notebook):
-            raise ValueError(
-                f"{claim_id} is not among the claims of {self.notebook}: {', '.join(ledger.claims_of(self.notebook))}"
-            )
+        if claim_id not in (own := ledger.claims_of(self.notebook)):
+            raise ValueError(f"{claim_id} is not among the claims of {self.notebook}: {', '.join(own)}")
         if figure is not None:
             name, _, ending = figure.partition(".")
             figure = f"{self._stem(name)}.{ending}"
             if not (self.folder / figure).is_file():
                 raise ValueError(f"{claim_id} points at {figure}, which this notebook has not written")
-        names = [self._table_of(frame, claim_id, k) for k, frame in enumerate(frames, 1)]
+        names = []
+        for number, frame in enumerate(frames, 1):
+            if (file := self._find(frame, PUBLISHED, "bench", self.notebook)) is None:
+                what = f"table {number} of {claim_id}"
+                raise ValueError(f"{what} is not in any file; write it with report.table or report.data first")
+            names.append(file)
         self.entries = [entry for entry in self.entries if entry["id"] != claim_id]
         self.entries.append(self.judge(claim_id, names, figure))
 
@@ -218,9 +217,8 @@ class Report:
         drawn = {"parameters": self.parameters, **self.drawn}
         text = json.dumps(drawn, indent=1, ensure_ascii=False)
         write_atomically(self.folder / DRAWN / f"{self.notebook}.json", text + "\n")
-        sample = bool(self.parameters.get("sample", False))
         rows = {"notebook": self.notebook, **{f"parameter {key}": value for key, value in self.parameters.items()}}
-        rows["images"] = "sample of 6,000 MNIST images" if sample else "MNIST, 70,000 images"
+        rows["images"] = "sample of 6,000 MNIST images" if self.parameters.get("sample") else "MNIST, 70,000 images"
         rows["images' SHA-256"] = images[:16] + "..."
         rows |= versions()
         facts: dict[str, Any] = {"peak_memory_mb": _peak_memory_mb()}
@@ -257,36 +255,19 @@ class Report:
         write_atomically(self.folder / f"{self._stem(name)}.csv", _csv_text(frame))
         return f"{self._stem(name)}.csv"
 
-    def _file_of(self, frame: pd.DataFrame, name: str) -> str:
-        """The file that holds a frame: a file of published values, a file that this run wrote, or else a new file."""
+    def _find(self, frame: pd.DataFrame, *shelves: str) -> str | None:
+        """The file that holds a frame, in the first of some folders that has it; None if no folder has it."""
         text = _csv_text(frame)
-        for path in sorted(resource(PUBLISHED).glob("*.csv")):
-            if _csv_text(pd.read_csv(path)) == text:
-                return f"{PUBLISHED}/{path.name}"
-        written = [file for figure in self.drawn["figures"].values() for file in figure["frames"]]
-        written += [f"{self._stem(table)}.csv" for table in self.drawn["tables"]]
-        for file in written:
-            if not file.startswith(PUBLISHED) and (self.folder / file).read_text(encoding="utf-8") == text:
-                return file
-        return self._csv(frame, name)
+        for shelf in shelves:
+            for path in sorted(self._path(f"{shelf}/").glob("*.csv")):
+                own = shelf == self.notebook  # then the file is such a text
+                if text == (path.read_text(encoding="utf-8") if own else _csv_text(pd.read_csv(path))):
+                    return f"{shelf}/{path.name}"
+        return None
 
     def _read(self, file: str) -> pd.DataFrame:
         """A table as a redraw has it; only empty cells are missing values, and in columns of texts they are empty texts."""
         return read_rows(self._path(file))
-
-    def _table_of(self, frame: pd.DataFrame, claim_id: str, number: int) -> str:
-        """The file that holds a table that a claim rests on."""
-        text, bench = _csv_text(frame), _of_checkout("figures/bench")
-        shelves = {PUBLISHED: resource(PUBLISHED)} | ({"bench": bench} if bench else {})
-        shelves[self.notebook] = self.folder / self.notebook
-        for shelf, folder in shelves.items():
-            for path in sorted(folder.glob("*.csv")):
-                same = path.read_text(encoding="utf-8") if shelf == self.notebook else _csv_text(pd.read_csv(path))
-                if same == text:
-                    return f"{shelf}/{path.name}"
-        raise ValueError(
-            f"table {number} of {claim_id} is not in any file; write it with report.table or report.data first"
-        )
 
 
 def begin(notebook: str, namespace: Mapping[str, Any]) -> Report:

@@ -279,8 +279,8 @@ def test_verdicts_need_every_claim_existing_figures_and_published_rows(written, 
 
 def test_published_values_and_benchmarks_are_evidence_where_they_stand(written):
     current, _ = written
-    assert current._table_of(published.reported("figure2"), "C12b", 2) == "reported/figure2_reported.csv"
-    assert current._table_of(report.benchmark("snip"), "C9", 1) == "bench/snip.csv"
+    assert current._find(published.reported("figure2"), "bench", "reported") == "reported/figure2_reported.csv"
+    assert current._find(report.benchmark("snip"), "reported", "bench") == "bench/snip.csv"
 
 
 def test_provenance_names_versions_and_parameters_but_no_time(written):
