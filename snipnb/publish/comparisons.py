@@ -14,15 +14,8 @@ LAST, BEST = "last epoch", "best epoch on scored images"  # ways of stating an e
 PUBLISHED_NUM_SCORED = 10_500  # 15 % of MNIST's 70,000 images
 PUBLISHED_RUNS = 10  # behind each point of Figure 1
 RESAMPLES = 2000
-EQUIVALENCE = [
-    "criterion",
-    "n",
-    "mean_difference",
-    "low95",
-    "high95",
-    "equivalence_p",
-    "power",
-]  # columns of :func:`equivalence`
+# Columns of :func:`equivalence`.
+EQUIVALENCE = ["criterion", "n", "mean_difference", "low95", "high95", "equivalence_p", "power"]
 
 
 def interval_of(values: np.ndarray) -> dict[str, float]:
@@ -114,8 +107,7 @@ def equivalence(
     pairs = differences(judged, way=way, reference=reference)
     for criterion, part in pairs.groupby("criterion", sort=False):
         test = equivalence_test(part.groupby("seed")["difference"].mean().to_numpy(), margin)
-        facts = (test.mean, test.low, test.high, test.p_value, test.power)
-        rows.append((criterion, part["seed"].nunique(), *facts))
+        rows.append((criterion, part["seed"].nunique(), *test))
     return pd.DataFrame(rows, columns=EQUIVALENCE), margin
 
 
@@ -344,11 +336,11 @@ def place_levels(errors: pd.DataFrame, reported: pd.DataFrame, *, num_scored: in
     return pd.DataFrame(rows)
 
 
-def right_side(attributed: pd.DataFrame, *, prefix: str = "xavier") -> float:
-    """Share of seeds attributed to an initialisation of the right side: with a name that begins with ``prefix``, or without."""
+def right_side(attributed: pd.DataFrame) -> float:
+    """Share of seeds attributed to an initialisation of the right side: Xavier, or any other."""
     right = total = 0
     for row in attributed.to_dict("records"):
-        own = row.pop("init").startswith(prefix)
+        own = row.pop("init").startswith("xavier")
         total += sum(row.values())
-        right += sum(number for other, number in row.items() if other.startswith(prefix) == own)
+        right += sum(number for other, number in row.items() if other.startswith("xavier") == own)
     return right / total

@@ -145,7 +145,8 @@ def judge(claim: Mapping[str, Any], finding: Finding, *, profile: str) -> tuple[
         return f"{UNDECIDED[kind]} ({short}{so_far})", reason
     remark = outcome.get("remark", claim.get("weak_as") if verdict == "weak" else None)
     if verdict == "inconclusive" and "n_to_decide" in found:
-        remark = f"power {found['power']:.2f}; {_needed(found['n_to_decide'])}"
+        enough = f"n = {found['n_to_decide']:.0f}" if math.isfinite(found["n_to_decide"]) else "no n"
+        remark = f"power {found['power']:.2f}; {enough} would decide"
     return f"{verdict} ({remark})" if remark else verdict, reason
 
 
@@ -223,18 +224,12 @@ def entry(
 def assemble(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The whole ledger in the write-up's order: what notebooks found, with all other claims as not run."""
     found = {entry["id"]: entry for entry in entries}
-    nothing: dict[str, Any] = dict.fromkeys(FIELDS) | {
-        "measured": {},
-        "low": {},
-        "high": {},
-        "scope": "",
-        "reason": "",
-        "rows": {},
-    }
+    nothing = {"measured": {}, "low": {}, "high": {}, "rows": {}, "scope": "", "reason": ""}
+    nothing["verdict"] = "not run (its notebook has not)"
     rows = []
     for claim_id, claim in load_claims().items():
-        blank = {**nothing, **_description(claim), "verdict": "not run (its notebook has not)"}
-        rows.append({field: found.get(claim_id, blank)[field] for field in FIELDS})
+        row = found.get(claim_id, {**dict.fromkeys(FIELDS), **nothing, **_description(claim)})
+        rows.append({field: row[field] for field in FIELDS})
     return rows
 
 
@@ -325,18 +320,14 @@ def write_ledger(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Write ``claims.json``, ``claims.md`` and ``claims.tex`` into a folder; ``claims.md`` links to the profile ``full`` in it, if there is one."""
     write_atomically(folder / "claims.json", json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     rules = "\n".join(map(_rules, rows))
-    stronger = (folder / "full" / "claims.json").is_file()
-    more = (
-        "The verdicts that count are those of [the profile full](full/claims.md): more seeds, longer training.\n\n"
-        if stronger
-        else ""
-    )
-    text = f"# Claims and verdicts\n\n{more}{_ABOUT}\n\n{markdown_table(rows)}\n\n## Rules\n\n{rules}\n"
+    stronger = _STRONGER if (folder / "full" / "claims.json").is_file() else ""
+    text = f"# Claims and verdicts\n\n{stronger}{_ABOUT}\n\n{markdown_table(rows)}\n\n## Rules\n\n{rules}\n"
     write_atomically(folder / "claims.md", text)
     frame = verdict_frame(rows).reset_index(names="")[["", "the write-up says", "verdict", "found", "n"]]
     write_atomically(folder / "claims.tex", latex(frame, "lp{6cm}p{3cm}p{5cm}r", long=True))
 
 
+_STRONGER = "The verdicts that count are those of [the profile full](full/claims.md): more seeds, longer training.\n\n"
 _ABOUT = (
     "Quotations are exact. *As registered* is the verdict by the rule, and in the words, that were first written down; where the rule has "
     "changed since, both stand below with the reason. All tests are one-sided at 5 %, or intervals of 90 % for equivalence, unless a rule says "
@@ -386,14 +377,13 @@ def quoted(words: str) -> str:
 
 def scope(row: Mapping[str, Any]) -> str:
     """What the numbers of a row are about, and their n."""
-    return "; ".join(
-        [*([row["scope"]] if row["scope"] else []), *([f"n = {row['n']}"] if row["n"] is not None else [])]
-    )
+    number = "" if row["n"] is None else f"n = {row['n']}"
+    return "; ".join(filter(None, (row["scope"], number)))
 
 
-def text_table(rows: list[dict[str, Any]], *, width: int = 118) -> str:
+def text_table(rows: list[dict[str, Any]]) -> str:
     """The ledger for a terminal: one line for each claim with a verdict, and a list of the other ids."""
-    room = width - 6 - 36  # next to the id and the verdict
+    room = 76  # of 118, next to the id and the verdict
     lines = [
         f"{row['id']:<5} {textwrap.shorten(row['words'], room, placeholder=' ...'):<{room}} {row['verdict']}"
         for row in rows
@@ -424,16 +414,13 @@ def verdict_frame(entries: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 def _rules(row: Mapping[str, Any]) -> str:
     """The rule of a claim, the numbers found, its changes, the looks at it, and the rule as registered, if there is one."""
     claim = _claim(row["id"])
-    before = _as_registered(claim)
     lines = [f"- **{row['id']}** ({claim['kind']}) {claim['rule']}"]
     if found := "; ".join(_numbers(row)):
         lines.append(f"  - *Found:* {found}")
     lines += [f"  - *{name.capitalize()}:* {claim[name]}" for name in ("changed", "looks") if name in claim]
-    if before:
-        lines.append(
-            f"  - *As registered:* {before['rule']}"
-            + (f" *Changed then:* {before['changed']}" if "changed" in before else "")
-        )
+    if before := _as_registered(claim):
+        changed = f" *Changed then:* {before['changed']}" if "changed" in before else ""
+        lines.append(f"  - *As registered:* {before['rule']}{changed}")
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -476,10 +463,6 @@ def _numbers_of(finding: Finding) -> dict[str, float]:
         f"{name}_{end}": pair[k] for name, pair in finding.intervals.items() for k, end in enumerate(("low", "high"))
     }
     return {**ends, **finding.statistics}
-
-
-def _needed(n: float) -> str:
-    return f"n = {n:.0f} would decide" if math.isfinite(n) else "no n would decide"
 
 
 def _rounded(value: float) -> float | int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -20,8 +21,7 @@ def mean_interval(values: np.ndarray, *, level: float = LEVEL) -> tuple[float, f
     return mean, float(mean - half), float(mean + half)
 
 
-@dataclass(frozen=True)
-class Equivalence:
+class Equivalence(NamedTuple):
     """Result of a paired equivalence test.
 
     Attributes:
@@ -56,8 +56,8 @@ def equivalence_test(differences: np.ndarray, margin: float) -> Equivalence:
     if not error > 0:
         inside = float(abs(mean) >= margin) if error == 0 else float("nan")
         return Equivalence(mean, low, high, inside, 1 - inside)
-    p_value = max(stats.t.sf((margin + mean) / error, n - 1), stats.t.sf((margin - mean) / error, n - 1))
-    return Equivalence(mean, low, high, float(p_value), power_of(error, n, margin))
+    p_value = float(stats.t.sf((margin - abs(mean)) / error, n - 1))  # the larger of the two
+    return Equivalence(mean, low, high, p_value, power_of(error, n, margin))
 
 
 def power_of(error: float, n: int, margin: float, *, sides: int = 2) -> float:
@@ -131,17 +131,17 @@ def _mid_p(value, n, total, squares, below, equal):
     return 2 * np.minimum(lower, 1 - lower)
 
 
-def prediction_interval(reference: np.ndarray, highest: int, *, level: float = LEVEL) -> tuple[int, int]:
+def prediction_interval(reference: np.ndarray, highest: int) -> tuple[int, int]:
     """Smallest and largest count from 0 to ``highest`` that would not be unusual as the next seed's.
 
-    Not unusual: :func:`predictive_mid_p` above 1 - ``level``.
+    Not unusual: :func:`predictive_mid_p` above 1 - :data:`LEVEL`.
     """
     reference = np.asarray(reference)
     centre = round(float(reference.mean()))
     ends = []
     for step, limit in ((-1, 0), (1, highest)):
         end = centre
-        while end != limit and predictive_mid_p(end + step, reference) > 1 - level:
+        while end != limit and predictive_mid_p(end + step, reference) > 1 - LEVEL:
             end += step
         ends.append(end)
     return ends[0], ends[1]
@@ -158,11 +158,11 @@ class TableFit:
     seeds_outside: np.ndarray  # [n], the same count for each seed against all other tables
 
 
-def table_fit(published: np.ndarray, seeds: np.ndarray, *, level: float = LEVEL) -> TableFit:
+def table_fit(published: np.ndarray, seeds: np.ndarray) -> TableFit:
     """Is a published table of counts one that another seed could have given?
 
     **Definition.** Each of the n + 1 tables is scored against the n others: the number of cells with predictive mid-p at
-    most 1 - ``level``, and the smallest mid-p. Each table's rank among all, in whichever of the two it is more extreme,
+    most 1 - :data:`LEVEL`, and the smallest mid-p. Each table's rank among all, in whichever of the two it is more extreme,
     is its extremeness; the p-value is the share of tables at least as extreme as the published one. Under the hypothesis
     that the published table is one more seed, all tables are exchangeable, so the p-value is valid (ties make it conservative).
     A large p-value says that the table cannot be told apart from one more seed's table, not that it is one.
@@ -175,7 +175,7 @@ def table_fit(published: np.ndarray, seeds: np.ndarray, *, level: float = LEVEL)
     total, squares = (values.sum(axis=0) - values for values in (tables, tables**2))  # of all others
     below, equal = (sum(compare(other, tables).astype(int) for other in tables) for compare in (np.less, np.equal))
     cell_p = _mid_p(tables, len(tables) - 1, total, squares, below, equal)
-    outside, smallest = (cell_p <= 1 - level).sum(axis=1), cell_p.min(axis=1)
+    outside, smallest = (cell_p <= 1 - LEVEL).sum(axis=1), cell_p.min(axis=1)
     by_count = (outside[None, :] >= outside[:, None]).mean(axis=1)
     by_cell = (smallest[None, :] <= smallest[:, None]).mean(axis=1)
     extremeness = np.minimum(by_count, by_cell)
