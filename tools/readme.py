@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Callable, Container, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from snipnb._files import published_dir, write_atomically
 from snipnb.publish import ledger
@@ -41,12 +42,11 @@ QUESTIONS = {
 }
 
 
-def update(*, check: bool = False, root: Path | None = None) -> bool:
+def update(*, check: bool = False) -> bool:
     """Bring README.md, the pages with generated parts, the picture and the gallery up to date with what is published.
 
     Args:
         check: Change nothing; only say whether all is up to date, except the parts with run times, which differ every time.
-        root: The checkout.
 
     Returns:
         Whether all are up to date afterwards.
@@ -54,7 +54,7 @@ def update(*, check: bool = False, root: Path | None = None) -> bool:
     Raises:
         ValueError: If a marker names a part that cannot be generated.
     """
-    root = root or checkout()
+    root = checkout()
     figures = root / "figures"
     parts = set(_PARTS) - {"cost", "run", "notebooks", "copies"} if check else None
     pages = {root / page: render((root / page).read_text(encoding="utf-8"), figures, parts=parts) for page in PAGES}
@@ -172,9 +172,8 @@ def _plain_epoch(figures: Path) -> float | None:
     path = figures / "bench" / "training.csv"
     if not path.is_file():
         return None
-    with path.open(encoding="utf-8", newline="") as lines:
-        plain = next(row for row in csv.DictReader(lines) if row["way"] == "plain loop")
-    return float(plain["seconds"]) / float(plain["images"]) * TRAINED_ON
+    plain = pd.read_csv(path, index_col="way").loc["plain loop"]
+    return plain["seconds"] / plain["images"] * TRAINED_ON
 
 
 def kept(figures: Path) -> str:

@@ -86,8 +86,11 @@ def redraw_one(source: Path, published: Path) -> int:
     notebook = with_prose(_read(executed), _read(source))
     if notebook is None:
         raise NeedsRunError("its code has changed since it ran")
-    rows = _read(published / "claims" / source.name.replace(".ipynb", ".json"))
-    report.entries = [_judged(report, row) for row in rows]
+    rows = _read(published / "claims" / f"{source.stem}.json")
+    try:
+        report.entries = [report.judge(row["id"], list(row["rows"]), row["figure"]) for row in rows]
+    except (ValueError, OSError) as error:
+        raise NeedsRunError(str(error)) from None
     if missing := ledger.without_verdict(source.stem, report.entries):
         raise NeedsRunError(f"it gave no verdict on {', '.join(missing)}")
     style.use_house_style()
@@ -195,14 +198,6 @@ def _changed_rules(report: Report) -> list[str]:
     bounds, settings = report.drawn["bounds"], report.drawn["settings"]
     changed = {key.split(" ")[0] for key, used in bounds.items() if used != ledger.bound(*key.split(" "))}
     return sorted(changed | {claim for claim, used in settings.items() if used != ledger.settings(claim)})
-
-
-def _judged(report: Report, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The verdict on a claim from the rows of a run, by today's rule."""
-    try:
-        return report.judge(row["id"], list(row["rows"]), row["figure"])
-    except (ValueError, OSError) as error:
-        raise NeedsRunError(str(error)) from None
 
 
 def _read(path: Path) -> Any:
