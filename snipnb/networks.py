@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from snipnb._checks import batch_starts, check_choice, check_examples, check_integer, check_number, in_mode
 
 WHOLE = "whole network"
+Convolution = tuple[int, int, int, bool]  # channels, kernel size, padding, whether a max-pooling follows
 
 _WEIGHT_INITIALISERS: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] = {
     "pytorch": None,  # what the layers do by themselves
@@ -46,24 +47,7 @@ def lenet5(*, init: str = "pytorch", seed: int = 0) -> nn.Sequential:
         >>> sum(p.numel() for p in model.parameters())
         61706
     """
-    return _build(
-        lambda: OrderedDict(
-            conv1=nn.Conv2d(1, 6, 5, padding=2),
-            relu1=nn.ReLU(),
-            pool1=nn.MaxPool2d(2),
-            conv2=nn.Conv2d(6, 16, 5),
-            relu2=nn.ReLU(),
-            pool2=nn.MaxPool2d(2),
-            flatten=nn.Flatten(),
-            full1=nn.Linear(400, 120),
-            relu3=nn.ReLU(),
-            full2=nn.Linear(120, 84),
-            relu4=nn.ReLU(),
-            full3=nn.Linear(84, 10),
-        ),
-        init,
-        seed,
-    )
+    return lenet_variant("lenet5", init=init, seed=seed)
 
 
 def lenet_300_100(*, init: str = "pytorch", seed: int = 0) -> nn.Sequential:
@@ -116,8 +100,9 @@ def lenet_variant(
     channels, units = ([max(1, round(width * size)) for size in sizes] for sizes in _HIDDEN[base])
     if extra_conv and not channels:
         raise ValueError(f"extra_conv must be 0 for {base}, which has no convolutions; got {extra_conv}")
-    units += units[-1:] * extra_full
-    return _build(lambda: _variant(channels, extra_conv, units, batch_norm), init, seed)
+    convolutions = [(after, 5, 0 if i else 2, True) for i, after in enumerate(channels)]
+    convolutions += [(after, 3, 1, False) for after in channels[-1:] * extra_conv]
+    return _build(convolutions, units + units[-1:] * extra_full, batch_norm, init, seed)
 
 
 _VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # a pooling after each
@@ -142,23 +127,9 @@ def vgg16_mnist(*, init: str = "pytorch", seed: int = 0) -> nn.Sequential:
         >>> sum(p.numel() for p in snipnb.vgg16_mnist().parameters())
         14879494
     """
-
-    def layers() -> OrderedDict[str, nn.Module]:
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        before, i = 1, 0
-        for stage, widths in enumerate(_VGG16, start=1):
-            for after in widths:
-                i += 1
-                layers[f"conv{i}"] = nn.Conv2d(before, after, 3, padding=3 if i == 1 else 1)
-                layers[f"norm{i}"], layers[f"relu{i}"] = nn.BatchNorm2d(after), nn.ReLU()
-                before = after
-            layers[f"pool{stage}"] = nn.MaxPool2d(2)
-        layers["flatten"], layers["full1"] = nn.Flatten(), nn.Linear(512, 300)
-        layers["norm14"], layers["relu14"] = nn.BatchNorm1d(300), nn.ReLU()
-        layers["full2"] = nn.Linear(300, 10)
-        return layers
-
-    return _build(layers, init, seed)
+    convolutions = [(after, 3, 1, i == len(stage)) for stage in _VGG16 for i, after in enumerate(stage, start=1)]
+    convolutions[0] = (64, 3, 3, False)
+    return _build(convolutions, [300], True, init, seed)
 
 
 @torch.no_grad()
@@ -213,37 +184,38 @@ def set_running_statistics(model: nn.Module, images: Tensor, *, batch_size: int 
 _HIDDEN = {"lenet5": ([6, 16], [120, 84]), "lenet_300_100": ([], [300, 100])}  # channels and units
 
 
-def _variant(channels: list[int], extra_conv: int, units: list[int], batch_norm: bool) -> OrderedDict[str, nn.Module]:
-    """Layers for images [1, 28, 28]: convolutions, each but the extra ones with a max-pooling; then fully connected layers."""
+def _layers(convolutions: Sequence[Convolution], units: Sequence[int], batch_norm: bool) -> OrderedDict[str, nn.Module]:
+    """Layers for images [1, 28, 28]: convolutions, then fully connected layers, each with a ReLU, up to 10 logits."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    before = 1
-    for i, after in enumerate(channels + channels[-1:] * extra_conv, start=1):
-        kernel, padding = (5, 2 if i == 1 else 0) if i <= len(channels) else (3, 1)
+    before, side, pools = 1, 28, 0
+    for i, (after, kernel, padding, pooled) in enumerate(convolutions, start=1):
         layers[f"conv{i}"] = nn.Conv2d(before, after, kernel, padding=padding)
         if batch_norm:
             layers[f"norm{i}"] = nn.BatchNorm2d(after)
         layers[f"relu{i}"] = nn.ReLU()
-        if i <= len(channels):
-            layers[f"pool{i}"] = nn.MaxPool2d(2)
-        before = after
+        before, side = after, side + 2 * padding - kernel + 1
+        if pooled:
+            pools, side = pools + 1, side // 2
+            layers[f"pool{pools}"] = nn.MaxPool2d(2)
     layers["flatten"] = nn.Flatten()
-    before *= 5 * 5 if channels else 28 * 28
-    convolutions = len(channels) + extra_conv
-    for i, after in enumerate([*units, 10], start=1):
+    before *= side**2
+    for i, after in enumerate(units, start=1):
         layers[f"full{i}"] = nn.Linear(before, after)
-        if i <= len(units):
-            if batch_norm:
-                layers[f"norm{convolutions + i}"] = nn.BatchNorm1d(after)
-            layers[f"relu{convolutions + i}"] = nn.ReLU()
+        if batch_norm:
+            layers[f"norm{len(convolutions) + i}"] = nn.BatchNorm1d(after)
+        layers[f"relu{len(convolutions) + i}"] = nn.ReLU()
         before = after
+    layers[f"full{len(units) + 1}"] = nn.Linear(before, 10)
     return layers
 
 
-def _build(layers: Callable[[], OrderedDict[str, nn.Module]], init: str, seed: int) -> nn.Sequential:
+def _build(
+    convolutions: Sequence[Convolution], units: Sequence[int], batch_norm: bool, init: str, seed: int
+) -> nn.Sequential:
     check_choice("init", init, INITIALISATIONS)
     with _drawing, torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)  # not torch.manual_seed, which would seed CUDA too
-        model = nn.Sequential(layers())
+        model = nn.Sequential(_layers(convolutions, units, batch_norm))
         redraw = _WEIGHT_INITIALISERS[init.removesuffix(_ZERO_BIAS)]
         for name, parameter in model.named_parameters():
             if name.endswith("weight") and parameter.dim() > 1 and redraw is not None:  # batch norms start at one

@@ -1,7 +1,6 @@
-from functools import partial
-
 import pytest
 import torch
+from torch import nn
 
 import snipnb
 from snipnb import networks as models
@@ -84,15 +83,27 @@ def test_labels_of_the_write_up():
     assert snipnb.published_label("features.0.weight") == "features.0.weight"
 
 
-@pytest.mark.parametrize("base", ["lenet5", "lenet_300_100"])
-def test_a_variant_without_changes_is_the_network_itself(base):
-    own, variant = (f(init="xavier_normal", seed=3) for f in (models.MODELS[base], partial(models.lenet_variant, base)))
-    assert [(n, type(layer)) for n, layer in own.named_children()] == [
-        (n, type(layer)) for n, layer in variant.named_children()
-    ]
-    for (name, a), (same, b) in zip(own.named_parameters(), variant.named_parameters(), strict=True):
-        assert name == same
-        assert torch.equal(a, b)
+def test_lenet5_layer_by_layer():
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(3)
+        layers = {
+            "conv1": nn.Conv2d(1, 6, 5, padding=2),
+            "relu1": nn.ReLU(),
+            "pool1": nn.MaxPool2d(2),
+            "conv2": nn.Conv2d(6, 16, 5),
+            "relu2": nn.ReLU(),
+            "pool2": nn.MaxPool2d(2),
+            "flatten": nn.Flatten(),
+            "full1": nn.Linear(400, 120),
+            "relu3": nn.ReLU(),
+            "full2": nn.Linear(120, 84),
+            "relu4": nn.ReLU(),
+            "full3": nn.Linear(84, 10),
+        }
+    model = snipnb.lenet5(seed=3)
+    assert {name: repr(layer) for name, layer in model.named_children()} == {n: repr(m) for n, m in layers.items()}
+    for name, p in model.named_parameters():
+        assert torch.equal(p, nn.ModuleDict(layers).get_parameter(name))
 
 
 def test_variants_are_wider_and_deeper(examples):
