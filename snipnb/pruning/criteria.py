@@ -193,19 +193,11 @@ def _taylor(order: int | str) -> Callable[[Start], Salience]:
     return lambda start: taylor_salience(start.model, start.images, start.labels, order=order)
 
 
-def _float32_differences(start: Start) -> Salience:
-    """The exact salience as the published code took it: differences of two mean losses in float32 (there on one mini-batch)."""
-    shapes = {name: p.shape for name, p in start.model.named_parameters()}
-    everything = {name: torch.arange(shape.numel()) for name, shape in shapes.items()}
-    found = float32_differences(start.model, start.images, start.labels, everything)
-    return {name: values.view(shapes[name]) for name, values in found.items()}
-
-
 _RULES = densities.rules()
 CRITERIA: dict[str, Criterion] = {
     "snip": Criterion(lambda s: snip(s.model, s.images, s.labels), version=1),
     "exact": Criterion(lambda s: exact_salience(s.model, s.images, s.labels), version=1),
-    "exact_float32": Criterion(_float32_differences, version=1),
+    "exact_float32": Criterion(lambda s: float32_differences(s.model, s.images, s.labels), version=1),
     "random": Criterion(lambda s: random_salience(s.model, seed=s.seed), uses_images=False, version=1),
     "magnitude": Criterion(lambda s: magnitude_salience(s.model), uses_images=False, version=1),
     "second_order": Criterion(_taylor(2), version=1),

@@ -8,7 +8,7 @@ trains the model itself, as it is.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,7 @@ def finite_difference_salience(
     examples = _Examples(model, images, labels, loss)
     return {
         name: (examples.scaled(name, index, 1 + step) - examples.scaled(name, index, 1 - step)) / (2 * step)
-        for name, index in _each(parameters, "finite differences")
+        for name, index in track(parameters.items(), "finite differences")
     }
 
 
@@ -98,22 +98,22 @@ def ablation_salience(
     Returns:
         Dictionary name -> float64 values, in the order of the indices, or in the parameter's shape.
     """
-    examples = _Examples(model, images, labels, loss)
-    whole = {name: torch.arange(w.numel()).view_as(w) for name, w in examples.parameters.items()}
-    return examples.ablated(whole if parameters is None else parameters, "ablation")
+    return _Examples(model, images, labels, loss).ablated(parameters, "ablation")
 
 
-def float32_differences(model: nn.Module, images: Tensor, labels: Tensor, parameters: Mapping[str, Tensor]) -> Salience:
+def float32_differences(
+    model: nn.Module, images: Tensor, labels: Tensor, parameters: Mapping[str, Tensor] | None = None
+) -> Salience:
     """Exact salience the published way: the difference of two float32 mean losses on one batch, one pass per parameter.
 
     **Source.** The write-up's code (its brute-force salience on one mini-batch). Neighbouring float32 numbers near a loss of
     2.3 are 2.4e-7 apart, so no smaller salience except zero can result. Rounding in the passes adds to this error.
 
     Args:
-        parameters: Name -> flat indices.
+        parameters: Name -> flat indices to compute; default all parameters, in their shapes.
 
     Returns:
-        Dictionary name -> float32 values, in the order of the indices.
+        Dictionary name -> float32 values, in the order of the indices, or in the parameter's shape.
     """
     examples = _Examples(model, images, labels, None, dtype=torch.float32, chunk=len(images))
     return examples.ablated(parameters, "one pass per parameter")
@@ -146,10 +146,6 @@ def stratified_sample(model: nn.Module, per_tensor: int, *, seed: int = 0) -> di
 def pick(salience: Salience, parameters: Mapping[str, Tensor]) -> Salience:
     """The entries of a salience at the given flat indices."""
     return {name: salience[name].flatten()[index.to(salience[name].device)] for name, index in parameters.items()}
-
-
-def _each(parameters: Mapping[str, Tensor], description: str) -> Iterator[tuple[str, Tensor]]:
-    yield from track(parameters.items(), description, total=len(parameters))
 
 
 class _Examples:
@@ -203,12 +199,14 @@ class _Examples:
             values.append(self.value({name: changed}, start))
         return torch.stack(values)
 
-    def ablated(self, parameters: Mapping[str, Tensor], description: str) -> Salience:
-        """How the loss changes when one entry is zero, for each index in turn, in the shape of the indices."""
+    def ablated(self, parameters: Mapping[str, Tensor] | None, description: str) -> Salience:
+        """How the loss changes when one entry is zero, for each index in turn, in the shape of the indices; default all."""
         before = self.value({})
+        if parameters is None:
+            parameters = {name: torch.arange(w.numel()).view_as(w) for name, w in self.parameters.items()}
         return {
             name: (self.scaled(name, indices.flatten(), 0.0) - before).view(indices.shape)
-            for name, indices in _each(parameters, description)
+            for name, indices in track(parameters.items(), description)
         }
 
     def _layer_of(self, name: str) -> int:

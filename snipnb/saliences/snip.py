@@ -6,7 +6,8 @@ dtype. Saliences are signed, and masks rank them by magnitude. No function here 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -85,20 +86,43 @@ def snip(
     """
     check_choice("aggregate", aggregate, AGGREGATES)
     parameters = float_parameters(model)
-    total = {name: torch.zeros_like(p, dtype=_accumulator(p)) for name, p in parameters.items()}
+    first = next(iter(parameters.values()))
     check_examples(images, labels, batch_size)
-    num_images, num_batches = len(images), 0
-    for share, gradients in _batch_gradients(model, parameters, images, labels, batch_size, mode, loss):
-        num_batches += 1
-        for name, gradient in gradients.items():
-            if aggregate == "dataset":
-                total[name].add_(gradient, alpha=share / num_images)
-            else:
-                total[name].add_(gradient.abs())
-    with torch.no_grad():
-        if aggregate == "batch_magnitude":
-            return {name: (p.abs() * (total[name] / num_batches)).to(_result(p)) for name, p in parameters.items()}
+    if torch.is_inference_mode_enabled():
+        raise ValueError("gradients cannot be taken inside torch.inference_mode(); call snip outside of it")
+    if loss is None and images.is_floating_point() and images.dtype != first.dtype:
+        raise ValueError(f"images are {images.dtype} and the model's parameters {first.dtype}; convert one of them")
+    total = {name: torch.zeros_like(p, dtype=_accumulator(p)) for name, p in parameters.items()}
+    # Copies of parameters and buffers, so that a forward pass that writes into them leaves the model alone.
+    leaves = {name: p.clone().requires_grad_() for name, p in parameters.items()}
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    originals = list(model.parameters())
+    cuda = sorted({p.device.index for p in parameters.values() if p.device.type == "cuda"})
+    with in_mode(model, mode), unchanged(model), torch.random.fork_rng(devices=cuda), torch.enable_grad():
+        for p in originals:  # so that an original that is used nevertheless shows in the gradient
+            p.requires_grad_(True)
+        for batch in batch_starts(len(images), batch_size, "gradient"):
+            x, y = images[batch].to(first.device), labels[batch].to(first.device)
+            outputs = call_with(model, {**leaves, **buffers}, x)
+            if loss is None and batch.start == 0:
+                check_classes(outputs, labels)
+            mean_loss = F.cross_entropy(outputs, y.long()) if loss is None else loss(outputs, y)
+            _check_loss(mean_loss)
+            gradients = torch.autograd.grad(mean_loss, [*leaves.values(), *originals], allow_unused=True)
+            for name, gradient, around in zip(leaves, gradients, gradients[len(leaves) :], strict=False):
+                if around is not None:
+                    raise ValueError(
+                        f"parameter {name!r} reaches the loss in a way that cannot be followed (held outside its module, cached "
+                        "by a parametrization, or in the loss function itself); it may reach the loss only through its module"
+                    )
+                if gradient is not None and aggregate == "dataset":
+                    total[name].add_(gradient, alpha=len(x) / len(images))
+                elif gradient is not None:
+                    total[name].add_(gradient.abs())
+    if aggregate == "dataset":
         return {name: (p * total[name]).to(_result(p)) for name, p in parameters.items()}
+    batches = math.ceil(len(images) / batch_size)
+    return {name: (p.abs() * (total[name] / batches)).to(_result(p)) for name, p in parameters.items()}
 
 
 def magnitude_salience(model: nn.Module) -> Salience:
@@ -145,9 +169,6 @@ def random_salience(model: nn.Module, *, seed: int = 0) -> Salience:
     return salience
 
 
-# --- shared with the other saliences ----------------------------------------------------------------------------------
-
-
 def _check_loss(loss: Tensor) -> None:
     if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.requires_grad:
         given = f"{loss.dtype} of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
@@ -162,51 +183,6 @@ def _result(parameter: Tensor) -> torch.dtype:
 def _accumulator(parameter: Tensor) -> torch.dtype:
     """The dtype of sums over batches: float64, where the device has it."""
     return torch.float32 if parameter.device.type == "mps" else torch.float64
-
-
-def _batch_gradients(
-    model: nn.Module,
-    parameters: dict[str, Tensor],
-    images: Tensor,
-    labels: Tensor,
-    batch_size: int,
-    mode: str,
-    loss: Loss | None,
-) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """For each batch its number of images and the gradient of its mean loss, by parameter name."""
-    first = next(iter(parameters.values()))
-    device = first.device
-    if torch.is_inference_mode_enabled():
-        raise ValueError("gradients cannot be taken inside torch.inference_mode(); call snip outside of it")
-    if loss is None and images.is_floating_point() and images.dtype != first.dtype:
-        raise ValueError(f"images are {images.dtype} and the model's parameters {first.dtype}; convert one of them")
-    # Copies of parameters and buffers, so that a forward pass that writes into them leaves the model alone.
-    leaves = {name: p.clone().requires_grad_() for name, p in parameters.items()}
-    buffers = {name: b.clone() for name, b in model.named_buffers()}
-    originals = list(model.parameters())
-    cuda = sorted({p.device.index for p in parameters.values() if p.device.type == "cuda"})
-    with in_mode(model, mode), unchanged(model), torch.random.fork_rng(devices=cuda), torch.enable_grad():
-        for p in originals:  # so that an original that is used nevertheless shows in the gradient
-            p.requires_grad_(True)
-        for batch in batch_starts(len(images), batch_size, "gradient"):
-            x, y = images[batch].to(device), labels[batch].to(device)
-            outputs = call_with(model, {**leaves, **buffers}, x)
-            if loss is None:
-                if batch.start == 0:
-                    check_classes(outputs, labels)
-                mean_loss = nn.functional.cross_entropy(outputs, y.long())
-            else:
-                mean_loss = loss(outputs, y)
-            _check_loss(mean_loss)
-            gradients = torch.autograd.grad(mean_loss, [*leaves.values(), *originals], allow_unused=True)
-            for name, around in zip(leaves, gradients[len(leaves) :], strict=True):
-                if around is not None:
-                    raise ValueError(
-                        f"parameter {name!r} reaches the loss in a way that cannot be followed (held outside its module, cached "
-                        "by a parametrization, or in the loss function itself); it may reach the loss only through its module"
-                    )
-            found = zip(leaves.items(), gradients, strict=False)
-            yield len(x), {name: torch.zeros_like(leaf) if g is None else g for (name, leaf), g in found}
 
 
 def snip_together(models: Sequence[nn.Module], images: Tensor, labels: Tensor) -> list[Salience]:

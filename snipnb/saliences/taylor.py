@@ -36,6 +36,7 @@ from snipnb._checks import (
     check_choice,
     check_classes,
     check_examples,
+    check_integer,
     float_parameters,
     in_mode,
     unchanged,
@@ -115,7 +116,7 @@ def derivatives(
     Raises:
         ValueError: As for :func:`diagonal_hessian`, or if the order is not an integer of at least 1.
     """
-    _check_order(order, "an integer of at least 1")
+    check_integer("order", order, 1)
     if not _covers(model, images, labels, batch_size, method, order):
         return _differentiated(model, images, labels, order, batch_size)
     rule = Variance(gradient=True) if order <= 2 else Cumulants(order)
@@ -161,11 +162,12 @@ def taylor_salience(
         >>> snipnb.taylor_salience(snipnb.lenet5(), images[:100], labels[:100], order="linear-region")["conv1.bias"].shape
         torch.Size([6])
     """
-    if not (isinstance(order, str) and order == LINEAR_REGION):
-        _check_order(order, f"an integer of at least 1 or {LINEAR_REGION!r}")
+    in_region = isinstance(order, str) and order == LINEAR_REGION
+    if not in_region and (isinstance(order, bool) or not isinstance(order, int) or order < 1):
+        raise ValueError(f"order must be an integer of at least 1 or {LINEAR_REGION!r}; got {order!r}")
     check_choice("method", method, METHODS)
     tensors = float_parameters(model)
-    if order == LINEAR_REGION:
+    if in_region:
         if method == "autodiff":
             raise ValueError(f"order={LINEAR_REGION!r} has only a closed form; method must not be 'autodiff'")
         _covers(model, images, labels, batch_size, "cumulants", 0)
@@ -268,11 +270,6 @@ def hessian_times(
 
 
 # --- what is asked for ------------------------------------------------------------------------------------------------
-
-
-def _check_order(order: object, accepted: str) -> None:
-    if isinstance(order, bool) or not isinstance(order, int) or order < 1:
-        raise ValueError(f"order must be {accepted}; got {order!r}")
 
 
 def _covers(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int, method: str, order: int) -> bool:
