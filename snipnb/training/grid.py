@@ -92,7 +92,13 @@ def run_grid(
     check_integer("jobs", 1 if jobs is None else jobs, 1)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     passing = [c for c in configs if not is_kept(c)]
-    _say_what_is_not_kept({c.criterion for c in passing})
+    for criterion in sorted({c.criterion for c in passing} - _said):
+        _said.add(criterion)
+        warnings.warn(
+            f"runs of criterion {criterion!r} are not kept, because it has no version; give it one with "
+            "Criterion(..., version=1), and raise the version whenever its computation changes",
+            stacklevel=2,
+        )
     rows: dict[RunConfig, Mapping] = {}
     for some, place in (([c for c in configs if is_kept(c)], store), (passing, None)):
         if some:
@@ -122,24 +128,7 @@ def _runs_of(
     return {config: finished[key] for config, key in keys.items()}
 
 
-# --- identity ---------------------------------------------------------------------------------------------------------
-
-
-def _say_what_is_not_kept(criteria: set[str]) -> None:
-    for name in sorted(criteria - _said):
-        _said.add(name)
-        warnings.warn(
-            f"runs of criterion {name!r} are not kept, because it has no version; give it one with "
-            "Criterion(..., version=1), and raise the version whenever its computation changes",
-            stacklevel=3,
-        )
-
-
-def _own_criteria(group: Iterable[RunConfig]) -> list[str]:
-    """Names of the criteria that runs use, directly or for their saliences, and that do not come with the package."""
-    names = {c.criterion for c in group}
-    names |= {ranked_by(name) for name in names}
-    return sorted(name for name in names if CRITERIA[name] is not SHIPPED.get(name))
+# --- the table --------------------------------------------------------------------------------------------------------
 
 
 def _table(configs: Sequence[RunConfig], rows: Mapping[RunConfig, Mapping]) -> pd.DataFrame:
@@ -252,12 +241,11 @@ def _train_all(tasks: Mapping[str, list[RunConfig]], place: Store, jobs: int | N
     it sent a large task, the worker would wait for the rest for ever.
     """
     keep_saliences((config for group in tasks.values() for config in group), place, device)
-    left = list(tasks.items())
     jobs = jobs or _jobs(device)
     with _progress(tasks, place):
         for wait in (False, True):
             finished = place.runs()
-            left = [task for task in left if not _is_finished(task[1], finished)]
+            left = [(name, group) for name, group in tasks.items() if not _is_finished(group, finished)]
             if jobs == 1 or len(left) < 2:
                 for task in left:
                     _train_group(*task, place.folder, device, wait=wait)
@@ -265,7 +253,8 @@ def _train_all(tasks: Mapping[str, list[RunConfig]], place: Store, jobs: int | N
             import joblib  # only where groups are spread
 
             work = joblib.delayed(_train_quietly)
-            own = {name: CRITERIA[name] for _, group in left for name in _own_criteria(group)}
+            used = {name for _, group in left for c in group for name in (c.criterion, ranked_by(c.criterion))}
+            own = {name: CRITERIA[name] for name in used if CRITERIA[name] is not SHIPPED.get(name)}
             calls = (work(os.getpid(), own, *task, place.folder, device, wait=wait) for task in left)
             for _ in joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")(calls):
                 pass

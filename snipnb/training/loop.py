@@ -8,10 +8,10 @@ alone. On a processor, pruned weights take no time if most of a layer is pruned 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -42,6 +42,7 @@ SCORING_BATCH = 1000
 NETWORKS = {"cpu": 24, "cuda": 1024}
 IMAGES = {"cpu": 64, "cuda": 1024}
 SCORED = {"cpu": 48, "cuda": 1000}
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # what PyTorch's optimisers keep of a parameter, by its names
 
 
 @dataclass(frozen=True)
@@ -387,27 +388,30 @@ class _Part:
         self.trained = {name: p[some] for name, p in trained.items()}  # views: updates change the group's tensors
         for name, p in self.trained.items():
             p.grad = gradients[name][some]
-        options: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": True}
-        self.kinds: tuple[str, ...] = ()  # kinds of tensors that the optimiser keeps
-        if recipe.optimiser == "adam":
-            self.optimiser: torch.optim.Optimizer = torch.optim.Adam(self.trained.values(), **options)
-            self.kinds = ("exp_avg", "exp_avg_sq")
-        else:
-            self.optimiser = torch.optim.SGD(self.trained.values(), momentum=recipe.momentum, **options)
-            self.kinds = ("momentum_buffer",) if recipe.momentum else ()
+        self.optimiser = optimiser_of(recipe, self.trained.values(), fused=True)
 
     def state(self) -> dict[str, Tensor]:
         return {
-            f"{kind} {self.first} {name}": self.optimiser.state[p][kind]
+            f"{kind} {self.first} {name}": tensor
             for name, p in self.trained.items()
-            for kind in self.kinds
+            for kind, tensor in self.optimiser.state[p].items()
+            if kind in MOMENTS
         }
 
     def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
         for name, p in self.trained.items():
-            self.optimiser.state[p] = {kind: state[f"{kind} {self.first} {name}"].to(p) for kind in self.kinds}
+            kept = {kind: f"{kind} {self.first} {name}" for kind in MOMENTS}
+            self.optimiser.state[p] = {kind: state[key].to(p) for kind, key in kept.items() if key in state}
             if self.recipe.optimiser == "adam":
                 self.optimiser.state[p]["step"] = torch.tensor(float(steps), device=p.device)
+
+
+def optimiser_of(recipe: Recipe, tensors: Iterable[Tensor], **options) -> torch.optim.Optimizer:
+    """PyTorch's optimiser for a recipe; ``options`` go to it."""
+    options |= {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    if recipe.optimiser == "adam":
+        return torch.optim.Adam(tensors, **options)
+    return torch.optim.SGD(tensors, momentum=recipe.momentum, **options)
 
 
 def _neighbours(recipes: Sequence[Recipe]) -> list[tuple[slice, Recipe]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import pandas as pd
 import torch
@@ -14,7 +13,7 @@ from snipnb._checks import check_examples
 from snipnb._progress import track
 from snipnb.data import Split
 from snipnb.pruning.masks import Mask, check_mask_fits
-from snipnb.training.loop import WARM_UP_SHARE, Recipe
+from snipnb.training.loop import WARM_UP_SHARE, Recipe, optimiser_of
 from snipnb.training.scores import error_rate
 
 
@@ -53,11 +52,7 @@ def plain_training(
         _set_to_zero(parameters, kept)
     images, labels = split.train_images.to(device), split.train_labels.to(device)
     steps = -(-len(labels) // recipe.batch_size)
-    options: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
-    if recipe.optimiser == "adam":
-        optimiser: torch.optim.Optimizer = torch.optim.Adam(parameters.values(), **options)
-    else:
-        optimiser = torch.optim.SGD(parameters.values(), momentum=recipe.momentum, **options)
+    optimiser = optimiser_of(recipe, parameters.values())
     schedule, every_step = _schedule(optimiser, recipe, steps)
     shuffle = torch.Generator().manual_seed(data_seed)
     rows = []
