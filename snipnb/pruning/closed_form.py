@@ -52,15 +52,12 @@ FITTED = Constants(within=0.623, between=0.416, neighbours=0.692, contrast=0.669
 class _Mixing:
     """One convolution or linear layer on the way of the second moments."""
 
-    name: str
-    units: int  # units or channels
-    biased: bool
+    layer: Layer
     outputs: int  # connections out of one input
     positions: int  # of the layer's input per unit or channel of the layer before, where they are flattened; else 1
     inside: float  # share of connections that do not lie in the padding
     weight_variance: float
     bias_variance: float
-    normal: bool  # weights are drawn from a normal distribution, not from a uniform one
     results: np.ndarray  # moments of its outputs: [one image, two of a class, two of different classes]
     unit_moments: np.ndarray  # moments[1:] of single inputs, over initialisations [2, nodes]
     # probability that an output passes a gradient, for both images; unit_gates are gates[1:] of single outputs
@@ -171,20 +168,20 @@ def _predict(
     """Per parameter tensor: scale of the salience, logarithms of its spread over pairs of units, and whether the distribution is normal."""
     check_choice("init", init, INITIALISATIONS)
     _check_constants(constants)
-    layers = _mixings(model, tuple(image_shape), init, constants)
-    classes = layers[-1].units
-    spread = (1 - 1 / classes) / classes**2 * np.expm1(layers[-1].results[2])
+    mixings = _mixings(model, tuple(image_shape), init, constants)
+    classes, normal = len(mixings[-1].layer.module.weight), init.startswith("xavier_normal")
+    spread = (1 - 1 / classes) / classes**2 * np.expm1(mixings[-1].results[2])
     signal = np.array([(1 - 1 / classes) / classes, -1 / classes**2]) + spread  # within, between classes
     within = np.array([1, classes - 1]) / classes
     found = {}
-    for layer in reversed(layers):
+    for mixing in reversed(mixings):
         # mean squares of single gradients, [nodes of the output, nodes of the input]
-        squares = np.einsum("t,ti,tj->ij", within * signal, layer.unit_gates, layer.unit_moments) * layer.inside
-        found[f"{layer.name}.weight"] = (*_scale_and_logs(layer.weight_variance * squares), layer.normal)
-        if layer.biased:
-            squares = (within * signal) @ layer.unit_gates
-            found[f"{layer.name}.bias"] = (*_scale_and_logs(layer.bias_variance * squares), False)
-        signal = signal * layer.gates[1:] * layer.weight_variance * layer.outputs * layer.inside * layer.positions
+        squares = np.einsum("t,ti,tj->ij", within * signal, mixing.unit_gates, mixing.unit_moments) * mixing.inside
+        found[f"{mixing.layer.name}.weight"] = (*_scale_and_logs(mixing.weight_variance * squares), normal)
+        if mixing.layer.module.bias is not None:
+            squares = (within * signal) @ mixing.unit_gates
+            found[f"{mixing.layer.name}.bias"] = (*_scale_and_logs(mixing.bias_variance * squares), False)
+        signal = signal * mixing.gates[1:] * mixing.weight_variance * mixing.outputs * mixing.inside * mixing.positions
     return {name: found[name] for name, _ in model.named_parameters()}
 
 
@@ -199,29 +196,17 @@ def _mixings(model: nn.Module, shape: tuple[int, ...], init: str, constants: Con
     for layer in layers_of(model):
         before, shape = shape, layer.shape_behind(shape)
         if layer.kind in ("conv", "linear"):
-            weight, biased = layer.module.weight, layer.module.bias is not None
+            weight = layer.module.weight
             if not mixings and layer.kind == "linear":
                 contrast = np.exp(2 * constants.contrast * _EVEN)
                 unit_moments = moments[1:, None] * contrast / contrast.mean()
             inside = _inside(layer, before[1:]) if layer.kind == "conv" else 1.0
             inputs, outputs = weight[0].numel(), len(weight) * math.prod(layer.kernel)
             weight_variance, bias_variance = _variances(init, inputs, outputs)
-            bias_variance *= biased
+            bias_variance *= layer.module.bias is not None
             moments_after = weight_variance * inside * inputs * moments + bias_variance
             mixings.append(
-                _Mixing(
-                    name=layer.name,
-                    units=len(weight),
-                    biased=biased,
-                    outputs=outputs,
-                    positions=positions,
-                    inside=inside,
-                    weight_variance=weight_variance,
-                    bias_variance=bias_variance,
-                    normal=init.startswith("xavier_normal"),
-                    results=moments_after,
-                    unit_moments=unit_moments,
-                )
+                _Mixing(layer, outputs, positions, inside, weight_variance, bias_variance, moments_after, unit_moments)
             )
             moments, unit_moments, positions = moments_after, moments_after[1:, None], 1
         elif layer.kind == "flat":

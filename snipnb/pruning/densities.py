@@ -7,14 +7,14 @@ The rules are the closed form of :mod:`snipnb.pruning.closed_form`, Erdos-Renyi-
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from snipnb._checks import check_choice, check_integer, check_names, float_parameters
-from snipnb.pruning.closed_form import FITTED, IMAGE_SHAPE, Constants, predicted_densities
+from snipnb.pruning.closed_form import FITTED, Constants, predicted_densities
 from snipnb.pruning.masks import Mask, layer_table, sizes_and_kept, warn_of_collapse
 
 Densities = dict[str, float]
@@ -76,11 +76,11 @@ def proportional_densities(sizes: Mapping[str, int], ratios: Mapping[str, float]
         whole |= over
 
 
-def rules(*, constants: Constants = FITTED, image_shape: Sequence[int] = IMAGE_SHAPE) -> dict[str, Rule]:
+def rules(*, constants: Constants = FITTED) -> dict[str, Rule]:
     """The rules for densities by name, each a function of model, sparsity and initialisation."""
     return {
         "closed_form": lambda model, sparsity, init: predicted_densities(
-            model, sparsity, image_shape, init=init, constants=constants
+            model, sparsity, init=init, constants=constants
         ),
         "erdos_renyi_kernel": lambda model, sparsity, init: erdos_renyi_kernel_densities(model, sparsity),
         "uniform": lambda model, sparsity, init: uniform_densities(model, sparsity),

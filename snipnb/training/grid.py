@@ -208,20 +208,16 @@ def _salience(config: RunConfig, place: Store, device: str) -> Salience:
     if not CRITERIA[config.criterion].uses_images:
         return salience_for(config.criterion, _start(config, device))
     name = f"salience-{short_digest(run_key(config))}"
-    if (found := _kept_salience(name, place)) is not None:
-        return found
-    with place.lock(name):
-        if (found := _kept_salience(name, place)) is not None:
-            return found
-        note(f"saliences: {config.criterion}, seed {config.init_seed}")
-        salience = {name: s.cpu() for name, s in salience_for(config.criterion, _start(config, device)).items()}
-        place.save_state(name, {name: s.numpy() for name, s in salience.items()}, {})
-    return salience
-
-
-def _kept_salience(name: str, place: Store) -> Salience | None:
     found = place.state(name)
-    return None if found is None else {name: torch.from_numpy(array) for name, array in found[0].items()}
+    if found is None:
+        with place.lock(name):
+            found = place.state(name)
+            if found is None:
+                note(f"saliences: {config.criterion}, seed {config.init_seed}")
+                salience = salience_for(config.criterion, _start(config, device))
+                found = {name: s.cpu().numpy() for name, s in salience.items()}, {}
+                place.save_state(name, *found)
+    return {name: torch.from_numpy(array) for name, array in found[0].items()}
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
