@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,19 +20,12 @@ from snipnb._progress import track
 CHUNK = 100  # images at once: a chunk that fits the processor's cache is several times faster than all images
 
 
-def mean_loss(model: nn.Module, images: Tensor, labels: Tensor, *, loss: Loss | None = None) -> Tensor:
+def mean_loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """L(w): the mean loss over the images, a float64 scalar."""
-    return _Examples(model, images, labels, loss).value({})
+    return _Examples(model, images, labels).value({})
 
 
-def indicator_salience(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    loss: Loss | None = None,
-    at: float = 1.0,
-) -> Salience:
+def indicator_salience(model: nn.Module, images: Tensor, labels: Tensor, *, at: float = 1.0) -> Salience:
     """dL(c * w)/dc by automatic differentiation with respect to explicit indicators c, all equal to ``at``.
 
     **Definition.** Every parameter tensor w is replaced by c * w, with c a tensor of its shape. Autograd differentiates
@@ -40,29 +34,21 @@ def indicator_salience(
     Returns:
         Dictionary name -> dL/dc, float64.
     """
-    examples = _Examples(model, images, labels, loss)
+    examples = _Examples(model, images, labels)
     indicators = {name: torch.full_like(w, at, requires_grad=True) for name, w in examples.parameters.items()}
     value = examples.value({name: c * examples.parameters[name] for name, c in indicators.items()})
     gradients = torch.autograd.grad(value, list(indicators.values()))
     return dict(zip(indicators, gradients, strict=True))
 
 
-def indicator_loss(
-    model: nn.Module, images: Tensor, labels: Tensor, *, at: float = 1.0, loss: Loss | None = None
-) -> Tensor:
+def indicator_loss(model: nn.Module, images: Tensor, labels: Tensor, *, at: float = 1.0) -> Tensor:
     """L with every parameter multiplied by an explicit indicator of value ``at``; a float64 scalar."""
-    examples = _Examples(model, images, labels, loss)
+    examples = _Examples(model, images, labels)
     return examples.value({name: torch.full_like(w, at) * w for name, w in examples.parameters.items()})
 
 
 def finite_difference_salience(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    parameters: Mapping[str, Tensor],
-    *,
-    loss: Loss | None = None,
-    step: float = 1e-5,
+    model: nn.Module, images: Tensor, labels: Tensor, parameters: Mapping[str, Tensor], *, step: float = 1e-5
 ) -> Salience:
     """dL/dc_j at c = 1 as (L(c_j = 1 + step) - L(c_j = 1 - step)) / (2 step), for chosen parameters.
 
@@ -72,7 +58,7 @@ def finite_difference_salience(
     Returns:
         Dictionary name -> float64 values, in the order of the indices.
     """
-    examples = _Examples(model, images, labels, loss)
+    examples = _Examples(model, images, labels)
     return {
         name: (examples.scaled(name, index, 1 + step) - examples.scaled(name, index, 1 - step)) / (2 * step)
         for name, index in track(parameters.items(), "finite differences")
@@ -115,22 +101,15 @@ def float32_differences(
     Returns:
         Dictionary name -> float32 values, in the order of the indices, or in the parameter's shape.
     """
-    examples = _Examples(model, images, labels, None, dtype=torch.float32, chunk=len(images))
+    examples = _Examples(model, images, labels, dtype=torch.float32, chunk=len(images))
     return examples.ablated(parameters, "one pass per parameter")
 
 
 def loss_along_weight(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    name: str,
-    index: int,
-    factors: Sequence[float],
-    *,
-    loss: Loss | None = None,
+    model: nn.Module, images: Tensor, labels: Tensor, name: str, index: int, factors: Sequence[float]
 ) -> Tensor:
     """L with one parameter w_j replaced by c * w_j, for each c of ``factors``; float64 [len(factors)]."""
-    examples = _Examples(model, images, labels, loss)
+    examples = _Examples(model, images, labels)
     return torch.cat([examples.scaled(name, torch.tensor([index]), c) for c in factors])
 
 
@@ -156,14 +135,14 @@ class _Examples:
         model: nn.Module,
         images: Tensor,
         labels: Tensor,
-        loss: Loss | None,
+        loss: Loss | None = None,
         *,
         dtype: torch.dtype = torch.float64,
         chunk: int = CHUNK,
     ) -> None:
         check_examples(images, labels, 1)
         float_parameters(model)
-        self.model = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
+        self.model: Any = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
         self.parameters = float_parameters(self.model)
         device = next(iter(self.parameters.values())).device
         images, self.labels = images.to(device, dtype, copy=True), labels.to(device).split(chunk)
@@ -172,14 +151,9 @@ class _Examples:
         if loss is None:
             check_classes(self.model(images[:1]), labels)
 
-    def _layers(self) -> nn.Sequential:
-        if not isinstance(self.model, nn.Sequential):
-            raise TypeError(f"only an nn.Sequential can run layer by layer; got a {type(self.model).__name__}")
-        return self.model
-
     def value(self, changed: Mapping[str, Tensor], start: int = 0) -> Tensor:
         """The mean loss with some parameters replaced, all of them in layers from ``start`` on."""
-        network = self._layers()[start:] if start else self.model
+        network = self.model[start:] if start else self.model
         losses = [
             self.loss(call_with(network, changed, x), y) * (len(y) if len(self.labels) > 1 else 1)
             for x, y in zip(self.inputs[start], self.labels, strict=True)
@@ -191,7 +165,7 @@ class _Examples:
         """The loss with one entry multiplied by ``factor``, for each index in turn."""
         start = self._layer_of(name)
         if start not in self.inputs:  # the layers before a changed layer do not change: they run once
-            self.inputs[start] = tuple(self._layers()[:start](x) for x in self.inputs[0])
+            self.inputs[start] = tuple(self.model[:start](x) for x in self.inputs[0])
         values = []
         for index in indices.tolist():
             changed = self.parameters[name].clone()

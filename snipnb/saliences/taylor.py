@@ -182,9 +182,7 @@ def taylor_salience(
     }
 
 
-def printed_second_order(
-    model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = IMAGES, method: str = "auto"
-) -> Salience:
+def printed_second_order(model: nn.Module, images: Tensor, labels: Tensor) -> Salience:
     """The second-order salience as the write-up prints it: L' - L'' w / 2, signed; kept to show that a factor is lost.
 
     **Definition.** With a = L'' / 2 and b = L' - 2 a w, the write-up's own steps give abs(a w^2 + b w) = abs(w L' - w^2 L'' / 2), the
@@ -194,8 +192,6 @@ def printed_second_order(
         model: As for :func:`diagonal_hessian`.
         images: Likewise.
         labels: Likewise.
-        batch_size: Likewise.
-        method: Likewise.
 
     Returns:
         Dictionary name -> L' - L'' w / 2.
@@ -203,7 +199,7 @@ def printed_second_order(
     Raises:
         ValueError: As for :func:`diagonal_hessian`.
     """
-    first, second = derivatives(model, images, labels, order=2, batch_size=batch_size, method=method)
+    first, second = derivatives(model, images, labels, order=2)
     return {name: first[name] - second[name] * w / 2 for name, w in float_parameters(model).items()}
 
 
@@ -302,7 +298,6 @@ def _covers(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int, m
 def _differentiated(model: nn.Module, images: Tensor, labels: Tensor, order: int, batch_size: int) -> list[Salience]:
     """Derivatives along each parameter by nested forward differentiation, several parameters at once."""
     snip(model, images[:1], labels[:1])  # an error where a parameter's effect cannot be followed
-    check_examples(images, labels, batch_size)
     parameters = float_parameters(model)
     first = next(iter(parameters.values()))
     buffers = {name: b.clone() for name, b in model.named_buffers()}
