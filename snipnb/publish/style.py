@@ -140,8 +140,8 @@ def with_palette(png: bytes) -> bytes:
     return stream.getvalue()
 
 
-def headline(figure: Figure, text: str) -> None:
-    """Write what a figure shows above it, in a sentence with numbers from its own tables."""
+def headline(figure: Figure, text: str) -> Figure:
+    """The figure, with what it shows written above it, in a sentence with numbers from its own tables."""
     lines = textwrap.wrap(with_minus(text), round(11.5 * figure.get_figwidth()))  # characters that fit
     band = 0.06 + 0.19 * len(lines)  # inches that are added at the top
     height = figure.get_figheight() + band
@@ -153,6 +153,7 @@ def headline(figure: Figure, text: str) -> None:
     figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - taken / height))
     place = 0.01, 1 - 0.04 / height
     figure.text(*place, "\n".join(lines), va="top", fontsize=10.5, fontweight="bold", linespacing=1.15, gid=HEADLINE)
+    return figure
 
 
 def headline_of(figure: Figure) -> str:

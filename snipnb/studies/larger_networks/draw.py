@@ -49,9 +49,8 @@ def sweep(frame: pd.DataFrame, fits: pd.DataFrame) -> Figure:
     most = slopes.loc[slopes["slope"].abs().idxmax()]
     end = f"{most['slope']:+.3f} per {most['per']} [{most['low95']:+.3f}, {most['high95']:+.3f}]"
     others = slopes["slope"].drop(most.name)
-    text = f"Agreement changes most in the family \u201c{most.name}\u201d: {end}; in the other families by {others.min():+.4f} to {others.max():+.4f}"
-    headline(figure, text)
-    return figure
+    said = f"Agreement changes most in the family \u201c{most.name}\u201d: {end}"
+    return headline(figure, f"{said}; in the other families by {others.min():+.4f} to {others.max():+.4f}")
 
 
 def vgg(sample: pd.DataFrame, depth: pd.DataFrame) -> Figure:
@@ -66,15 +65,11 @@ def vgg(sample: pd.DataFrame, depth: pd.DataFrame) -> Figure:
     place = depth.set_index("layer")["place"]
     e, s = weights["exact"].abs(), weights["snip"].abs()
     some = (e > 0) & (s > 0)
-    dots = left.scatter(
-        e[some], s[some], c=weights.loc[some, "layer"].map(place), cmap="viridis", s=14, linewidths=0, alpha=0.85
-    )
+    depths = weights.loc[some, "layer"].map(place)
+    dots = left.scatter(e[some], s[some], c=depths, cmap="viridis", s=14, linewidths=0, alpha=0.85)
     ends = [min(e[some].min(), s[some].min()) / 2, max(e[some].max(), s[some].max()) * 2]
     left.plot(ends, ends, color="black", lw=0.8, ls=":")
-    left.set_xscale("log")
-    left.set_yscale("log")
-    left.set_xlabel("exact salience, magnitude")
-    left.set_ylabel("SNIP, magnitude")
+    left.set(xscale="log", yscale="log", xlabel="exact salience, magnitude", ylabel="SNIP, magnitude")
     figure.colorbar(dots, ax=left, label="layer", shrink=0.85)
     middle = "median_relative_difference"
     options = {"fmt": "o-", "color": look("snip").colour, "ms": 4.5, "lw": 1.2, "elinewidth": 1, "capsize": 2}
@@ -87,8 +82,7 @@ def vgg(sample: pd.DataFrame, depth: pd.DataFrame) -> Figure:
     right.grid(axis="x", visible=False)
     first, last = depth.iloc[0], depth.iloc[-1]
     said = f"For sampled weights of VGG16, SNIP's median error is {100 * first[middle]:.0f} % in {published_label(first['layer'])}"
-    headline(figure, f"{said} and {100 * last[middle]:.0f} % in {published_label(last['layer'])}")
-    return figure
+    return headline(figure, f"{said} and {100 * last[middle]:.0f} % in {published_label(last['layer'])}")
 
 
 def layers(frame: pd.DataFrame, *, sparsity: float) -> Figure:
@@ -122,5 +116,4 @@ def layers(frame: pd.DataFrame, *, sparsity: float) -> Figure:
     axis.grid(axis="x", visible=False)
     gone = {mode: (part["kept_percent"] == 0).sum() for mode, part in frame.groupby("mode")}
     said = f"With batch norm's statistics untouched, SNIP removes {gone['untouched statistics']} of {len(layers)} layers entirely"
-    headline(figure, f"{said} at sparsity {sparsity:g}, and {gone['eval']} with statistics set from the data")
-    return figure
+    return headline(figure, f"{said} at sparsity {sparsity:g}, and {gone['eval']} with statistics set from the data")

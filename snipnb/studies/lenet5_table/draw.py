@@ -44,8 +44,7 @@ def figure2(frame: pd.DataFrame, reported: pd.DataFrame) -> Figure:
             axis.set_xlim(1, 130)
         else:
             axis.set_xlim(0, 104)
-    axes[0, 0].set_yticks(range(len(labels)), labels)
-    axes[0, 0].set_ylim(len(labels) - 0.4, -0.6)
+    axes[0, 0].set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.4, -0.6))
     handles = {
         "one seed": plt.Line2D([], [], ls="none", marker=".", ms=7, color=colour),
         "95 % prediction interval for one more seed": plt.Line2D([], [], color=colour, alpha=0.25, lw=9),
@@ -53,8 +52,7 @@ def figure2(frame: pd.DataFrame, reported: pd.DataFrame) -> Figure:
     }
     figure.legend(handles.values(), handles, loc="outside upper center", ncols=3)
     said = f"{reported['inside'].sum()} of {len(reported)} published counts lie within the 95 % prediction interval for one more seed"
-    headline(figure, f"{said} ({frame['seed'].nunique()} seeds)")
-    return figure
+    return headline(figure, f"{said} ({frame['seed'].nunique()} seeds)")
 
 
 def errors(frame: pd.DataFrame, reported: pd.DataFrame) -> Figure:
@@ -80,14 +78,10 @@ def errors(frame: pd.DataFrame, reported: pd.DataFrame) -> Figure:
         value = reported.loc[reported["sparsity"] == sparsity, "error_percent"].iloc[0]
         beside = column + 0.42
         axis.plot(beside, value, **PUBLISHED)
-        axis.annotate(
-            f"{value:.2f}", (beside, value), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=7.5
-        )
+        write(axis, f"{value:.2f}", (beside, value), (0, 8), ha="center", color=plt.rcParams["text.color"])
     axis.set_xticks(range(len(sparsities)), [f"{s:g}" for s in sparsities])
-    axis.set_xlim(-0.5, len(sparsities) - 0.4)
+    axis.set(xlim=(-0.5, len(sparsities) - 0.4), xlabel="sparsity", ylabel="error rate on scored images, %")
     axis.set_ylim(bottom=0)
-    axis.set_xlabel("sparsity")
-    axis.set_ylabel("error rate on scored images, %")
     axis.grid(axis="x", visible=False)
     handles = [plt.Line2D([], [], color=colours[way], marker="o", ms=4, lw=1.5, label=way) for way in ways]
     handles.append(plt.Line2D([], [], **PUBLISHED, label="published (best of 80 epochs)"))
@@ -95,5 +89,4 @@ def errors(frame: pd.DataFrame, reported: pd.DataFrame) -> Figure:
     means = frame[frame["way"] == ways[-1]].groupby("sparsity")["error_percent"].mean()
     pairs = [(s, means[s], reported.set_index("sparsity")["error_percent"][s]) for s in sparsities]
     said = ", ".join(f"{own:.2f} % at {s:g} (published {value:.2f})" for s, own, value in pairs)
-    headline(figure, f"Error rates by sparsity, {ways[-1].removesuffix(' on scored images')}: {said}")
-    return figure
+    return headline(figure, f"Error rates by sparsity, {ways[-1].removesuffix(' on scored images')}: {said}")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -40,17 +37,17 @@ def controls(pairs: pd.DataFrame, compared: pd.DataFrame) -> Figure:
             style, test = look(criterion), here.loc[[criterion]]
             own = pairs[(pairs["criterion"] == criterion) & (pairs["sparsity"] == sparsity)]["difference"]
             axis.plot(own, np.full(len(own), row + 0.2), ".", color=style.colour, ms=5, alpha=0.7, mew=0)
-            _interval(axis, test, "mean", [row - 0.08], fmt=style.marker, color=style.colour, ms=6)
+            bars = whiskers(test, "mean", "low95", "high95")
+            options = {"fmt": style.marker, "color": style.colour, "ms": 6, "capsize": 3, "elinewidth": 1.2}
+            axis.errorbar(test["mean"], [row - 0.08], xerr=bars, **options)
             _beside(axis, row, test["outcome"].item())
-        axis.set_title(f"sparsity {sparsity:g}")
         ticks = [t for t in (1, 3, 10, 30, 90) if t > 2.6 * margin]
-        axis.set_xticks(
-            [-margin, 0, margin, *ticks], [f"\u2212{margin:.2g}", "0", f"{margin:.2g}", *(f"{t:g}" for t in ticks)]
-        )
+        names = [f"\u2212{margin:.2g}", "0", f"{margin:.2g}", *(f"{t:g}" for t in ticks)]
+        axis.set_xticks([-margin, 0, margin, *ticks], names)
         axis.xaxis.set_minor_locator(NullLocator())
         reach = [*pairs.loc[pairs["sparsity"] == sparsity, "difference"], *here["low95"], *here["high95"]]
         axis.set_xlim(min(1.4 * min(reach), -2 * margin), max(1.4 * max(reach), 2 * margin))
-        axis.set_xlabel("error rate minus SNIP's, percentage points")
+        axis.set(title=f"sparsity {sparsity:g}", xlabel="error rate minus SNIP's, percentage points")
         axis.grid(axis="y", visible=False)
     axes[0][0].set_yticks(range(len(criteria)), [look(c).label for c in criteria])
     axes[0][0].set_ylim(len(criteria) - 0.5, -0.5)
@@ -60,14 +57,7 @@ def controls(pairs: pd.DataFrame, compared: pd.DataFrame) -> Figure:
         f"at sparsity {sparsity:g}: {' and '.join(look(c).label for c in good.get(sparsity, [])) or 'none'} ({worse[sparsity]} of {len(criteria)} are worse)"
         for sparsity in sparsities
     ]
-    headline(figure, f"Shown to be as good as SNIP {'; '.join(said)}")
-    return figure
-
-
-def _interval(axis: Axes, tests: pd.DataFrame, middle: str, rows: Sequence[float], **options: Any) -> None:
-    """Means and their 95 % intervals, each in its row."""
-    bars = whiskers(tests, middle, "low95", "high95")
-    axis.errorbar(tests[middle], rows, xerr=bars, capsize=3, elinewidth=1.2, **options)
+    return headline(figure, f"Shown to be as good as SNIP {'; '.join(said)}")
 
 
 def _beside(axis: Axes, row: int, text: str) -> None:
@@ -98,16 +88,13 @@ def optimisers(table: pd.DataFrame, *, bound: float) -> Figure:
         axis.errorbar(here["over_best"], range(len(names)), xerr=bars, **options)
         for row, (dense, error) in enumerate(zip(here["dense_percent"], here["adjusted_percent"], strict=True)):
             _beside(axis, row, f"{dense:.2f} \u2192 {error:.2f} %")
-        axis.set_title(f"sparsity {sparsity:g}")
-        axis.set_xlabel("pruned / dense error rate, relative to the best recipe")
+        axis.set(title=f"sparsity {sparsity:g}", xlabel="pruned / dense error rate, relative to the best recipe")
         axis.grid(axis="y", visible=False)
-    axes[0][0].set_yticks(range(len(names)), names)
-    axes[0][0].set_ylim(len(names) - 0.5, -0.5)
+    axes[0][0].set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper right")
     most = table.loc[table["over_best"].idxmax()]
     said = f"Pruning multiplies the error rate by up to {most['over_best']:.1f} times the best recipe's factor"
-    headline(figure, f"{said} ({most['name']}, sparsity {most['sparsity']:g}; {bound:g} is allowed)")
-    return figure
+    return headline(figure, f"{said} ({most['name']}, sparsity {most['sparsity']:g}; {bound:g} is allowed)")
 
 
 def joint(changes: pd.DataFrame) -> Figure:
@@ -129,12 +116,11 @@ def joint(changes: pd.DataFrame) -> Figure:
             axis.scatter(part["sum_of_single"], part["joint"], s=sizes, label=f"{style.label} sets", **options)
         path = np.linspace(here["sum_of_single"].min(), here["sum_of_single"].max(), 500)
         axis.plot(path, path, color="black", lw=0.9, ls=":", label="equal")
-        for along in ("x", "y"):
-            (axis.set_xscale if along == "x" else axis.set_yscale)("symlog", linthresh=linear)
+        axis.set_xscale("symlog", linthresh=linear)
+        axis.set_yscale("symlog", linthresh=linear)
         axis.axhline(0, color=NEUTRAL, lw=0.5)
         axis.axvline(0, color=NEUTRAL, lw=0.5)
-        axis.set_title(state)
-        axis.set_xlabel("sum of single changes")
+        axis.set(title=state, xlabel="sum of single changes")
         axis.tick_params(axis="x", labelsize=7)
     axes[0, 0].set_ylabel("loss change when all are removed at once")
     axes[0, 0].legend(loc="best")
@@ -145,8 +131,7 @@ def joint(changes: pd.DataFrame) -> Figure:
         for s in states
         if s in means.index
     ]
-    headline(figure, f"Removing {100 * JUDGED:g} % by SNIP changes the loss by {', and by '.join(pairs)}")
-    return figure
+    return headline(figure, f"Removing {100 * JUDGED:g} % by SNIP changes the loss by {', and by '.join(pairs)}")
 
 
 def greedy(summary: pd.DataFrame) -> Figure:
@@ -161,17 +146,14 @@ def greedy(summary: pd.DataFrame) -> Figure:
         right.plot(part["size"], part["median_change"], **look(ranking).line, ms=4.5)
     best = summary.drop_duplicates("size")
     right.plot(best["size"], best["median_best_change"], color="black", marker="_", ls=":", label="best of all sets")
-    right.set_yscale("log")
-    left.set_ylim(-3, 103)
-    left.set_ylabel("networks in which the greedy set\nis the best set, %")
-    right.set_ylabel("loss change, magnitude (median)")
+    left.set(ylim=(-3, 103), ylabel="networks in which the greedy set\nis the best set, %")
+    right.set(yscale="log", ylabel="loss change, magnitude (median)")
     for axis in (left, right):
         axis.set_xlabel("parameters removed, out of 16")
         axis.legend()
     exact = summary[summary["ranking"] == "exact"].set_index("size")["best_in_percent"]
     said = f"At size {exact.idxmin()}, the set of smallest exact saliences is the best set in {exact.min():.0f} % of the networks"
-    headline(figure, said)
-    return figure
+    return headline(figure, said)
 
 
 def trained(errors: pd.DataFrame, by_layer: pd.DataFrame, *, sparsity: float, top: float) -> Figure:
@@ -189,9 +171,7 @@ def trained(errors: pd.DataFrame, by_layer: pd.DataFrame, *, sparsity: float, to
         x, bars = (1 - found.index) * 1.012 ** (i - 2), whiskers(found, "mean", "min", "max")
         left.errorbar(x, found["mean"], yerr=bars, **look(ranking).line, ms=4.5, lw=1.4, elinewidth=1)
     sparsity_axis(left, sorted(errors["sparsity"].unique()), unlabelled=())
-    left.set_ylim(0, top)
-    left.set_ylabel("error rate on scored images, %")
-    left.set_title("removed from the whole network")
+    left.set(ylim=(0, top), ylabel="error rate on scored images, %", title="removed from the whole network")
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=5)
     layers, rankings = (list(dict.fromkeys(by_layer[column])) for column in ("layer", "ranking"))
     for i, ranking in enumerate(rankings):
@@ -206,11 +186,10 @@ def trained(errors: pd.DataFrame, by_layer: pd.DataFrame, *, sparsity: float, to
     right.set_yticks(ticks, [f"{t:g}" for t in ticks])
     right.yaxis.set_minor_locator(NullLocator())
     right.set_xticks(range(len(layers)), [f"{published_label(layer)}\nSNIP: {named[layer]:.0f} %" for layer in layers])
-    right.set_ylabel("increase in error rate, percentage points")
-    right.set_title(f"{100 * sparsity:g} % of one layer removed; below: share SNIP would remove")
+    right.set(title=f"{100 * sparsity:g} % of one layer removed; below: share SNIP would remove")
+    right.set(ylabel="increase in error rate, percentage points")
     right.grid(axis="x", visible=False)
     costs = by_layer[by_layer["ranking"] == "snip"].groupby("layer", sort=False)["increase"].mean()
     least, most = costs.idxmin(), costs.idxmax()
     said = f"After training, removing {100 * sparsity:g} % of {published_label(least)} by SNIP costs {costs[least]:.2f} percentage points"
-    headline(figure, f"{said}, and {100 * sparsity:g} % of {published_label(most)} costs {costs[most]:.1f}")
-    return figure
+    return headline(figure, f"{said}, and {100 * sparsity:g} % of {published_label(most)} costs {costs[most]:.1f}")

@@ -52,11 +52,10 @@ def loss_paths(frame: pd.DataFrame) -> Figure:
     figure.legend(handles, names, loc="outside upper center", ncols=2)
     off = frame.groupby("kind", sort=False)["error"].max()
     typical, worst = (100 * off[kind] for kind in kinds[:2])
-    headline(
-        figure,
-        f"SNIP follows the tangent: it is off by up to {typical:.0f} % for typical weights, {worst:.0f} % for the worst",
+    said = (
+        f"SNIP follows the tangent: it is off by up to {typical:.0f} % for typical weights, {worst:.0f} % for the worst"
     )
-    return figure
+    return headline(figure, said)
 
 
 def linearity(frame: pd.DataFrame, *, bound: float) -> Figure:
@@ -75,10 +74,8 @@ def linearity(frame: pd.DataFrame, *, bound: float) -> Figure:
         shown = np.maximum(errors, floor)
         dots(axis, shown, row, spread=0.22, draw=draw, ms=3.5, alpha=0.45, color=look("snip").colour)
         axis.plot([np.median(shown)] * 2, [row - 0.32, row + 0.32], color="black", lw=2)
-    axis.set_xscale("log")
-    axis.set_yticks(range(len(cases)), cases)
-    axis.set_ylim(len(cases) - 0.5, -0.5)
-    axis.set_xlabel("difference between SNIP and exact salience, relative to the largest exact salience")
+    axis.set(yticks=range(len(cases)), yticklabels=cases, ylim=(len(cases) - 0.5, -0.5))
+    axis.set(xscale="log", xlabel="difference between SNIP and exact salience, relative to the largest exact salience")
     axis.axvspan(floor / 3, bound, color="#efefef", zorder=0)
     text = f"exact by the rule of C23: up to {bound:g}"
     write(axis, text, (bound, 1), (-4, 3), xycoords=("data", "axes fraction"), ha="right")
@@ -89,5 +86,4 @@ def linearity(frame: pd.DataFrame, *, bound: float) -> Figure:
     axis.grid(axis="y", visible=False)
     most, elsewhere = (frame.loc[frame["case"] == case, "error"] for case in (cases[0], cases[-1]))
     said = "Relative to the largest salience, SNIP is off by at most {most:power} where the loss is linear in each weight, by {usual:power} (median) in LeNet-5"
-    headline(figure, fill(said, {"most": most.max(), "usual": elsewhere.median()}))
-    return figure
+    return headline(figure, fill(said, {"most": most.max(), "usual": elsewhere.median()}))

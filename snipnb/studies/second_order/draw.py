@@ -28,28 +28,22 @@ def quadratic(frame: pd.DataFrame, errors: pd.DataFrame) -> Figure:
     """
     titles = {"corrected": "corrected: |w L' - w\u00b2 L''/2|", "printed": "printed: |L' - L'' w/2|"}
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 4.2), sharey=True, layout="constrained")
-    layers = list(dict.fromkeys(frame["layer"]))
+    layers, found = list(dict.fromkeys(frame["layer"])), errors.set_index("formula")
     for axis, (formula, title) in zip(axes, titles.items(), strict=True):
         for i, layer in enumerate(layers):
-            part, label = (
-                frame[frame["layer"] == layer],
-                layer.replace(".weight", ", weights").replace(".bias", ", biases"),
-            )
+            part = frame[frame["layer"] == layer]
+            label = layer.replace(".weight", ", weights").replace(".bias", ", biases")
             looks = {"ms": 4, "mew": 0, "alpha": 0.75, "color": CATEGORIES[i], "label": label}
             axis.plot(part["exact"], part[formula], "osD^vX"[i], **looks)
         ends = [frame["exact"].clip(lower=1e-6).min(), frame["exact"].max()]
         axis.plot(ends, ends, color="black", lw=0.9, ls=":", label="equal" if axis is axes[0] else None)
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        row = errors[errors["formula"] == formula].iloc[0]
-        axis.set_title(f"{title}\nlargest error {row['largest_error']:.2g}, rank correlation {row['spearman']:.3f}")
-        axis.set_xlabel("exact salience, magnitude")
+        off, alike = found.loc[formula, ["largest_error", "spearman"]]
+        axis.set(title=f"{title}\nlargest error {off:.2g}, rank correlation {alike:.3f}")
+        axis.set(xscale="log", yscale="log", xlabel="exact salience, magnitude")
     axes[0].set_ylabel("formula, magnitude")
     axes[0].legend(loc="lower right", ncols=2, fontsize=7)
-    off = errors.set_index("formula")["largest_error"]
     said = "On a quadratic loss, the corrected formula is exact to {corrected:power}; the printed formula is off by {printed:.1f} times the largest salience"
-    headline(figure, fill(said, dict(off)))
-    return figure
+    return headline(figure, fill(said, dict(found["largest_error"])))
 
 
 def row_sums(points: pd.DataFrame, table: pd.DataFrame) -> Figure:
@@ -84,8 +78,7 @@ def row_sums(points: pd.DataFrame, table: pd.DataFrame) -> Figure:
     found = table[table["layer"].isin(layers)]
     said = f"Row sums and diagonal of the Hessian: rank correlation {found['spearman'].min():.2f} to {found['spearman'].max():.2f}"
     signs = f"{found['negative_percent'].min():.0f} to {found['negative_percent'].max():.0f} % of the sums are negative"
-    headline(figure, f"{said}, and {signs} (dotted: equal)")
-    return figure
+    return headline(figure, f"{said}, and {signs} (dotted: equal)")
 
 
 def orders(frame: pd.DataFrame, names: Mapping[str, str]) -> Figure:
@@ -116,18 +109,15 @@ def orders(frame: pd.DataFrame, names: Mapping[str, str]) -> Figure:
         if measure == "relative_error":
             axis.set_yscale("log")
         else:
-            axis.set_ylim(0, 1.03)
-            axis.set_title(state)
+            axis.set(ylim=(0, 1.03), title=state)
         axis.set_xticks(range(len(names)), names.values(), rotation=25, ha="right")
     for axis, label in zip(axes[:, 0], measures.values(), strict=True):
         axis.set_ylabel(label)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(layers))
-    whole = frame[(frame["layer"] == WHOLE) & (frame["measure"] == "overlap")].set_index(["state", "approximation"])[
-        "mean"
-    ]
+    whole = frame[(frame["layer"] == WHOLE) & (frame["measure"] == "overlap")]
+    whole = whole.set_index(["state", "approximation"])["mean"]
     steps = [f"from {whole[state, 'snip']:.2f} to {whole[state, 'second_order']:.2f} {state}" for state in states]
-    headline(figure, f"The second order changes the overlap with exact salience {' and '.join(steps)}")
-    return figure
+    return headline(figure, f"The second order changes the overlap with exact salience {' and '.join(steps)}")
 
 
 def errors(pairs: pd.DataFrame, names: Mapping[str, str], *, sparsity: float) -> Figure:
@@ -140,8 +130,7 @@ def errors(pairs: pd.DataFrame, names: Mapping[str, str], *, sparsity: float) ->
     """
     figure, axis = plt.subplots(figsize=(7.4, 3.8), layout="constrained")
     wide = pairs.pivot(index="seed", columns="criterion", values="error_percent")[list(names)]
-    for _, row in wide.iterrows():
-        axis.plot(range(len(names)), row, color=NEUTRAL, lw=0.8, alpha=0.6, marker="o", ms=3.5, mew=0)
+    axis.plot(range(len(names)), wide.T, color=NEUTRAL, lw=0.8, alpha=0.6, marker="o", ms=3.5, mew=0)
     for place, criterion in enumerate(names):
         axis.plot([place - 0.22, place + 0.22], [wide[criterion].mean()] * 2, color=look(criterion).colour, lw=3)
     axis.set_xticks(range(len(names)), names.values(), rotation=15, ha="right")
@@ -149,5 +138,4 @@ def errors(pairs: pd.DataFrame, names: Mapping[str, str], *, sparsity: float) ->
     axis.grid(axis="x", visible=False)
     means = wide.mean()
     said = ", ".join(f"{name} {means[criterion]:.2f} %" for criterion, name in names.items() if criterion in HEADED)
-    headline(figure, f"Error rates after training, means of {len(wide)} seeds: {said}")
-    return figure
+    return headline(figure, f"Error rates after training, means of {len(wide)} seeds: {said}")

@@ -37,7 +37,7 @@ def controls(counts: pd.DataFrame, shares: pd.DataFrame, *, whole: float) -> Fig
     """
     conditions, labels = list(dict.fromkeys(counts["condition"])), list(dict.fromkeys(counts["label"]))
     figure, axes = panels(1, len(conditions), 2.15 * len(conditions) + 0.8, 4.3, sharey=True)
-    draw, floor = np.random.RandomState(0), 0.25
+    draw, floor, of = np.random.RandomState(0), 0.25, shares.set_index("condition")["share"]
     for axis, condition in zip(axes[0], conditions, strict=True):
         part, colour = counts[counts["condition"] == condition], look("snip").colour if axis is axes[0, 0] else NEUTRAL
         for row, label in enumerate(labels):
@@ -47,16 +47,11 @@ def controls(counts: pd.DataFrame, shares: pd.DataFrame, *, whole: float) -> Fig
         axis.axvline(whole, color=NEUTRAL, lw=1, ls=":", zorder=0)
         percent_axis(axis, [floor, 1, 5, 20, 100])
         axis.set_xticklabels(["0", "1", "5", "20", "100"])
-        axis.set_xlim(floor / 1.4, 140)
-        share = shares.loc[shares["condition"] == condition, "share"].iloc[0]
-        axis.set_title(f"{condition}\n{100 * share:.1f} % of variance\nbetween tensors", fontsize=8.5)
-        axis.set_xlabel("kept, % (log)")
-    axes[0, 0].set_yticks(range(len(labels)), labels)
-    axes[0, 0].set_ylim(len(labels) - 0.4, -0.6)
-    of = shares.set_index("condition")["share"]
+        axis.set(xlim=(floor / 1.4, 140), xlabel="kept, % (log)")
+        axis.set_title(f"{condition}\n{100 * of[condition]:.1f} % of variance\nbetween tensors", fontsize=8.5)
+    axes[0, 0].set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.4, -0.6))
     said = f"With SNIP, the tensor explains {100 * of[conditions[0]]:.0f} % of the variance of kept shares"
-    headline(figure, f"{said}, with {conditions[-1]} masks {100 * of[conditions[-1]]:.0f} %")
-    return figure
+    return headline(figure, f"{said}, with {conditions[-1]} masks {100 * of[conditions[-1]]:.0f} %")
 
 
 def overlap(summary: pd.DataFrame) -> Figure:
@@ -75,15 +70,13 @@ def overlap(summary: pd.DataFrame) -> Figure:
         chance = "by chance, given the counts" if i == 0 else None
         axis.plot(part["chance"], y, "|", ms=9, mew=1.6, color="black", label=chance)
     axis.set_yticks(range(len(layers)), [published_label(layer) for layer in layers])
-    axis.set_ylim(len(layers) - 0.5, -0.5)
-    axis.set_xlim(-0.02, 1.03)
+    axis.set(ylim=(len(layers) - 0.5, -0.5), xlim=(-0.02, 1.03))
     axis.set_xlabel("overlap of the kept sets (intersection over union)")
     figure.legend(loc="outside upper center", ncols=2)
     whole = summary[summary["layer"] == layers[0]].set_index("comparison")
     last, first = whole.loc[comparisons[-1]], whole.loc[comparisons[0]]
     said = f"Masks of two networks overlap by {last['mean']:.3f} (chance: {last['chance']:.3f})"
-    headline(figure, f"{said}, masks of one network on other images by {first['mean']:.2f}")
-    return figure
+    return headline(figure, f"{said}, masks of one network on other images by {first['mean']:.2f}")
 
 
 def initialisations(cells: pd.DataFrame, scores: pd.DataFrame) -> Figure:
@@ -113,24 +106,20 @@ def initialisations(cells: pd.DataFrame, scores: pd.DataFrame) -> Figure:
     axis.axvline(1, color="black", lw=1)
     percent_axis(axis, [0.1, 0.2, 0.5, 1, 2, 5])
     axis.set_xlim(0.1 / 1.15, max(2.6, 1.1 * (here["high"] / here["reported"]).max()))
-    axis.set_xlabel(
-        f"kept at sparsity {here['sparsity'].max():g}, relative to the published count (log); \u00d7: outside"
-    )
-    axis.set_yticks(range(len(labels)), labels)
-    axis.set_ylim(len(labels) - 0.5, -0.5)
+    kept = f"kept at sparsity {here['sparsity'].max():g}"
+    axis.set(xlabel=f"{kept}, relative to the published count (log); \u00d7: outside")
+    axis.set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.5, -0.5))
     if none:
         text = "\n".join(f"{init_label(init)}: no bias is kept (p = {p[init]:.2f})" for init in none)
         axis.text(0.01, 0.985, text, va="top", transform=axis.transAxes, fontsize=7.5, color=NEUTRAL)
     figure.legend(loc="outside upper center", ncols=len(inits))
     least_p = 1 / (1 + scores["n"].min())
     if least_p > REJECTED:
-        headline(figure, f"Too few seeds to tell initialisations apart: no p can be below {least_p:.2f}")
-        return figure
+        return headline(figure, f"Too few seeds to tell initialisations apart: no p can be below {least_p:.2f}")
     fitting = [f"{init_label(init)} (p = {p[init]:.2f})" for init in p.index if p[init] > REJECTED]
     said = f"Of {len(p)} initialisations, the published table fits {' and '.join(fitting) or 'none'}"
     others = f"; for the others, p is at most {p[p <= REJECTED].max():.2f}" if len(fitting) < len(p) else ""
-    headline(figure, said + others)
-    return figure
+    return headline(figure, said + others)
 
 
 def places(maps: pd.DataFrame) -> Figure:
@@ -152,8 +141,7 @@ def places(maps: pd.DataFrame) -> Figure:
                 colour = "white" if abs(norm(value / grid.mean()) - 0.5) > 0.33 else "black"  # on dark, on light
                 text = f"{100 * value:.{0 if value >= 0.0995 else 1}f}"
                 axis.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
-        axis.set_xticks([])
-        axis.set_yticks([])
+        axis.set(xticks=[], yticks=[])
         axis.grid(visible=False)
         axis.spines[:].set_visible(False)
         axis.set_xlabel(f"mean {100 * grid.mean():.3g} % kept", fontsize=8)
@@ -168,8 +156,7 @@ def places(maps: pd.DataFrame) -> Figure:
     grid = grid.pivot(index="row", columns="column", values="kept").to_numpy()
     ratio = grid[len(grid) // 2, len(grid) // 2] / grid[[0, 0, -1, -1], [0, -1, 0, -1]].mean()
     said = f"At sparsity {middle:g}, full 1 keeps {ratio:.1f} times as many weights from the centre"
-    headline(figure, f"{said} of the last map as from an average corner")
-    return figure
+    return headline(figure, f"{said} of the last map as from an average corner")
 
 
 def units(frame: pd.DataFrame) -> Figure:
@@ -186,8 +173,7 @@ def units(frame: pd.DataFrame) -> Figure:
         axis.fill_between(part["rank"], part["smallest"], part["largest"], color=colour, alpha=0.2, lw=0)
         axis.plot(part["rank"], part["mean"], color=colour, label="SNIP")
         axis.plot(part["rank"], part["shuffled"], color="black", ls=":", label="shuffled within the tensor")
-        axis.set_title(published_label(layer))
-        axis.set_xlabel("unit, by rank")
+        axis.set(title=published_label(layer), xlabel="unit, by rank")
         axis.set_ylim(bottom=0)
         axis.set_xticks([1, part["rank"].max() // 2, part["rank"].max()])
     axes[0, 0].set_ylabel("kept weights into a unit")
@@ -195,8 +181,7 @@ def units(frame: pd.DataFrame) -> Figure:
     first = frame[frame["rank"] == 1].assign(ratio=lambda own: own["mean"] / own["shuffled"])
     most = first.loc[first["ratio"].idxmax()]
     said = f"In {published_label(most['layer'])}, the unit that keeps most has {most['mean']:.0f} weights left"
-    headline(figure, f"{said}, compared with {most['shuffled']:.0f} after shuffling")
-    return figure
+    return headline(figure, f"{said}, compared with {most['shuffled']:.0f} after shuffling")
 
 
 def weights(histograms: pd.DataFrame, tenths: pd.DataFrame, *, bound: float) -> Figure:
@@ -214,11 +199,8 @@ def weights(histograms: pd.DataFrame, tenths: pd.DataFrame, *, bound: float) -> 
         width = np.diff(part["value"]).mean()
         axis.bar(part["value"], part["before"], width, color="#d0d0d0", lw=0, label="weights before")
         axis.bar(part["value"], part["kept"], width * 0.9, color=look("snip").colour, lw=0, label="weights kept")
-        axis.set_yticks([])
-        axis.set_xticks([-1, 0, 1])
+        axis.set(title=published_label(layer), xlabel="weight / max |weight|", xticks=[-1, 0, 1], yticks=[])
         axis.grid(visible=False)
-        axis.set_title(published_label(layer))
-        axis.set_xlabel("weight / max |weight|")
     for column, layer in enumerate(layers):
         axis = axes[1, column]
         for i, init in enumerate(inits):
@@ -230,8 +212,7 @@ def weights(histograms: pd.DataFrame, tenths: pd.DataFrame, *, bound: float) -> 
                 middle = 100 * part["kept"].to_numpy()[1:-1].mean()
                 axis.plot([0.6, 1.6], [bound * middle] * 2, color="black", lw=1.2, ls="--")
         axis.set_ylim(bottom=0)
-        axis.set_xticks([1, 5, 10])
-        axis.set_xlabel("tenth by magnitude")
+        axis.set(xticks=[1, 5, 10], xlabel="tenth by magnitude")
     axes[0, 0].set_ylabel(f"number of weights\n({init_label(inits[0])})")
     axes[1, 0].set_ylabel("kept, %")
     ends = (axis.get_legend_handles_labels() for axis in (axes[0, 0], axes[1, 0]))
@@ -240,8 +221,7 @@ def weights(histograms: pd.DataFrame, tenths: pd.DataFrame, *, bound: float) -> 
     own = tenths[tenths["init"] == inits[0]].pivot(index="layer", columns="tenth", values="kept").loc[layers]
     largest = own.iloc[:, 0].idxmax()
     said = f"SNIP keeps at most {100 * own.loc[largest].iloc[0]:.0f} % of the smallest tenth of a layer's weights ({published_label(largest)})"
-    headline(figure, f"{said}, and {100 * own.loc[largest].iloc[-1]:.0f} % of that layer's largest tenth")
-    return figure
+    return headline(figure, f"{said}, and {100 * own.loc[largest].iloc[-1]:.0f} % of that layer's largest tenth")
 
 
 def curves(curves: pd.DataFrame) -> Figure:
@@ -272,14 +252,12 @@ def curves(curves: pd.DataFrame) -> Figure:
         sparsity_axis(axis, sparsities, unlabelled=[s for s in sparsities if s not in labelled])
         percent_axis(axis, [0.1, 0.3, 1, 3, 10, 30, 100], along="y")
         axis.set_title(network)
-    axes[0, 0].set_ylabel("weights kept, % (log)")
-    axes[0, 0].set_ylim(LEAST_KEPT, 130)
+    axes[0, 0].set(ylabel="weights kept, % (log)", ylim=(LEAST_KEPT, 130))
     last = curves[(curves["network"] == networks[0]) & (curves["sparsity"] == curves["sparsity"].max())]
     last = last.set_index("layer")["mean"] * 100
     most, least = last.idxmax(), last.idxmin()
     said = f"At sparsity {curves['sparsity'].max():g}, {published_label(most)} keeps {last[most]:.0f} %"
-    headline(figure, f"{said} of its weights, and {published_label(least)} keeps {last[least]:.1f} %")
-    return figure
+    return headline(figure, f"{said} of its weights, and {published_label(least)} keeps {last[least]:.1f} %")
 
 
 def prediction(frame: pd.DataFrame) -> Figure:
@@ -303,10 +281,7 @@ def prediction(frame: pd.DataFrame) -> Figure:
             axis.plot(x, y, marker, ms=5.5, mfc=face, mec=edge, mew=1.2, alpha=0.9, label=label)
         for along in ("x", "y"):
             percent_axis(axis, [0.1, 1, 2, 5, 10, 20, 50, 100], along=along)
-        axis.set_xlim(*ends)
-        axis.set_ylim(*ends)
-        axis.set_title(rule)
-        axis.set_xlabel("predicted density, % (log)")
+        axis.set(xlim=ends, ylim=ends, title=rule, xlabel="predicted density, % (log)")
     axes[0, 0].set_ylabel("SNIP's density, % (log)")
     axes[0, 0].legend(loc="lower right")
     unseen = frame[~frame["fitted"].astype(bool)]
@@ -314,5 +289,4 @@ def prediction(frame: pd.DataFrame) -> Figure:
     off = np.exp((logs["measured"] - logs["predicted"]).abs().groupby(logs["rule"]).median())
     said = " and ".join(f"within {100 * (off[rule] - 1):.0f} % by the {rule} rule" for rule in rules if rule in off)
     said = said.replace("closed form rule", "closed form")
-    headline(figure, f"Densities of unseen networks are typically predicted {said}")
-    return figure
+    return headline(figure, f"Densities of unseen networks are typically predicted {said}")

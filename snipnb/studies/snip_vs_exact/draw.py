@@ -63,12 +63,9 @@ def salience_density(frame: pd.DataFrame) -> Figure:
     figure.colorbar(mesh, ax=axes, label="parameters in a bin", shrink=0.6, pad=0.01)
     near = (frame["log10_snip"] - frame["log10_exact"]).abs() < 1.5 * width  # the same bin, or the next one
     share = frame.loc[near, "parameters"].sum() / frame["parameters"].sum()
-    factor = 10 ** (2 * width)
-    headline(
-        figure,
-        f"SNIP is within a factor of {factor:.1f} of the exact salience for {100 * share:.0f} % of the parameters shown",
-    )
-    return figure
+
+    said = f"SNIP is within a factor of {10 ** (2 * width):.1f} of the exact salience"
+    return headline(figure, f"{said} for {100 * share:.0f} % of the parameters shown")
 
 
 def overlap(frame: pd.DataFrame, *, bound: float) -> Figure:
@@ -105,8 +102,7 @@ def overlap(frame: pd.DataFrame, *, bound: float) -> Figure:
     write(left, f"{worst['mean']:.3f}", place, (-8, -4), ha="right", va="top", color="black", fontsize=8.5)
     left.set_ylabel("overlap of kept sets\n(intersection over union)")
     said = f"Over the whole network, the sets kept by SNIP and by exact salience overlap by {worst['mean']:.2f} at sparsity"
-    headline(figure, f"{said} {worst['sparsity']:g}, and by more at all other sparsities")
-    return figure
+    return headline(figure, f"{said} {worst['sparsity']:g}, and by more at all other sparsities")
 
 
 def batches(frame: pd.DataFrame) -> Figure:
@@ -118,24 +114,20 @@ def batches(frame: pd.DataFrame) -> Figure:
     names = {"spearman": "rank correlation (Spearman)", "overlap": "overlap of kept sets"}
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.9), layout="constrained")
     looks = [(CATEGORIES[1], "D"), *((look(name).colour, look(name).marker) for name in ("snip", "exact"))]
+    sizes = sorted(frame["images"].unique())
     for axis, (column, label) in zip(axes, names.items(), strict=True):
         for (comparison, part), (colour, marker) in zip(frame.groupby("comparison", sort=False), looks, strict=True):
             found = part.groupby("images")[column].agg(["mean", "min", "max"])
             options = {"color": colour, "marker": marker, "ms": 4.5, "lw": 1.4, "label": comparison}
             axis.errorbar(found.index, found["mean"], yerr=whiskers(found, "mean", "min", "max"), **options)
-        axis.set_xscale("log")
-        axis.set_ylim(0, 1.03)
-        axis.set_xlabel("images in the batch")
-        axis.set_ylabel(label)
-        sizes = sorted(frame["images"].unique())
+        axis.set(xscale="log", xlabel="images in the batch", ylim=(0, 1.03), ylabel=label)
         axis.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=7.5)
         axis.xaxis.set_minor_locator(NullLocator())
     axes[1].legend(loc="lower right")
     few = min(sizes, key=lambda size: abs(size - 100))
     means = frame[frame["images"] == few].groupby("comparison", sort=False)["overlap"].mean()
     said = f"From {few:,} images, SNIP's kept set overlaps by {means.iloc[0]:.2f} with the exact set of the same images"
-    headline(figure, f"{said}, and by {means.iloc[1]:.2f} with the exact set of all images")
-    return figure
+    return headline(figure, f"{said}, and by {means.iloc[1]:.2f} with the exact set of all images")
 
 
 def float32_steps(points: pd.DataFrame, kept: pd.DataFrame, *, step: float) -> Figure:
@@ -157,22 +149,19 @@ def float32_steps(points: pd.DataFrame, kept: pd.DataFrame, *, step: float) -> F
     left.plot(line, line, color="black", lw=0.9, ls=":", label="equal")
     left.axvline(step, color=NEUTRAL, lw=0.9, ls="--")
     write(left, "one step", (step, 1), (-3, -10), xycoords=("data", "axes fraction"), ha="right")
-    left.set_xscale("log")
+    left.set(xscale="log", xlabel="exact salience, magnitude", ylabel="difference of two float32 losses, magnitude")
     left.set_yscale("symlog", linthresh=step, linscale=0.6)
-    left.set_xlabel("exact salience, magnitude")
-    left.set_ylabel("difference of two float32 losses, magnitude")
     left.set_ylim(bottom=-step / 3)
     figure.colorbar(dots, ax=left, label="parameters", shrink=0.8)
     x = 1 - kept["sparsity"]
     right.plot(x, kept["snip"], color=look("snip").colour, marker=look("snip").marker, label="SNIP and exact")
     right.plot(x, kept["published"], color=CATEGORIES[1], marker="v", ls="--", label="float32 differences and exact")
     sparsity_axis(right, list(kept["sparsity"]), unlabelled=(0.15, 0.25, 0.35, 0.45, 0.65))
-    right.set_ylabel("overlap of kept sets")
-    right.set_ylim(min(0.8, kept[["snip", "published"]].min().min() - 0.05), 1.01)
+    lowest = min(0.8, kept[["snip", "published"]].min().min() - 0.05)
+    right.set(ylim=(lowest, 1.01), ylabel="overlap of kept sets")
     right.legend(loc="lower left")
     said = "Differences of float32 losses come in steps of {step:power}; the sets that they keep overlap by {least:.2f} or more with the exact sets"
-    headline(figure, fill(said, {"step": step, "least": kept["published"].min()}))
-    return figure
+    return headline(figure, fill(said, {"step": step, "least": kept["published"].min()}))
 
 
 def figure1(frame: pd.DataFrame, reported: pd.DataFrame, levels: pd.DataFrame, *, top: float) -> Figure:
@@ -203,8 +192,7 @@ def figure1(frame: pd.DataFrame, reported: pd.DataFrame, levels: pd.DataFrame, *
             axis.plot(1 - band["sparsity"], band["error_percent"], color=colour, lw=0.9, ls=(0, (1, 1.5)), zorder=2)
         _beyond(axis, here, top)
         sparsity_axis(axis, sorted(frame["sparsity"].unique()), unlabelled=(0.15, 0.25, 0.45, 0.65))
-        axis.set_ylim(0, top)
-        axis.set_title(way)
+        axis.set(ylim=(0, top), title=way)
     axes[0, 0].set_ylabel("error rate on scored images, %")
     handles, names = axes[0, 0].get_legend_handles_labels()
     handles.append(plt.Rectangle((0, 0), 1, 1, color=NEUTRAL, alpha=0.2, lw=0))
@@ -212,8 +200,7 @@ def figure1(frame: pd.DataFrame, reported: pd.DataFrame, levels: pd.DataFrame, *
     figure.legend(handles, legend, loc="outside upper center", ncols=3 if len(ways) == 1 else len(legend))
     last = levels[levels["sparsity"] == levels["sparsity"].max()]
     said = [f"{look(r.criterion).label} {r.mean:.2f} % (published {r.reported:.2f} %)" for r in last.itertuples()]
-    headline(figure, f"Best epochs at sparsity {last['sparsity'].iloc[0]:g}: {', '.join(said)}")
-    return figure
+    return headline(figure, f"Best epochs at sparsity {last['sparsity'].iloc[0]:g}: {', '.join(said)}")
 
 
 def _beyond(axis: Axes, curves: pd.DataFrame, top: float) -> None:
@@ -221,16 +208,10 @@ def _beyond(axis: Axes, curves: pd.DataFrame, top: float) -> None:
     high = curves[curves["mean"] > top]
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
     for line, (criterion, part) in enumerate(high.groupby("criterion", sort=False)):
-        options: dict[str, Any] = {
-            "ha": "center",
-            "va": "center",
-            "fontsize": 7,
-            "color": look(criterion).colour,
-            "zorder": 6,
-        }
         for sparsity, mean in zip(part["sparsity"], part["mean"], strict=True):
             text, place = f"\u2191{mean:.{1 if mean < 10 else 0}f}", (1 - sparsity, top * (0.97 - 0.055 * line))
-            axis.annotate(text, place, bbox=box, **options)
+            centred: dict[str, Any] = {"ha": "center", "va": "center", "bbox": box}
+            axis.annotate(text, place, fontsize=7, color=look(criterion).colour, zorder=6, **centred)
 
 
 def differences(pairs: pd.DataFrame, tests: pd.DataFrame, *, margin: float) -> Figure:
@@ -268,16 +249,14 @@ def differences(pairs: pd.DataFrame, tests: pd.DataFrame, *, margin: float) -> F
     left.set_ylim(min(1.3 * reach.min(), -1.5 * margin), 1.4 * reach.max())
     left.yaxis.set_minor_locator(NullLocator())
     sparsity_axis(left, sorted(shown["sparsity"].unique()), unlabelled=())
-    left.set_ylabel("error rate minus exact salience's\nerror rate, percentage points")
-    left.set_title("thin lines: seeds; thick: means; grey: margin")
+    left.set(ylabel="error rate minus exact salience's\nerror rate, percentage points")
+    left.set(title="thin lines: seeds; thick: means; grey: margin")
     left.legend(loc="upper left")
     right.set_xticks(range(len(criteria)), [look(c).label for c in criteria])
-    right.set_xlim(-0.6, len(criteria) - 0.2)
+    right.set(xlim=(-0.6, len(criteria) - 0.2), title=f"mean over {LEAST_SHOWN:g} to {shown['sparsity'].max():g}, 95 %")
     right.grid(axis="x", visible=False)
-    right.set_title(f"mean over {LEAST_SHOWN:g} to {shown['sparsity'].max():g}, 95 %")
     test = tests.set_index("criterion").loc["snip"]
     said = f"Error rate, SNIP minus exact salience: {test['mean_difference']:+.3f} percentage points"
     if test["n"] > 1:
         said += f" [{test['low95']:+.3f}, {test['high95']:+.3f}]"
-    headline(figure, f"{said} (margin {margin:.2f}, seeds: {test['n']:.0f})")
-    return figure
+    return headline(figure, f"{said} (margin {margin:.2f}, seeds: {test['n']:.0f})")
