@@ -246,11 +246,12 @@ def overlaps(first: Salience, second: Salience, sparsities: Sequence[float]) -> 
     return pd.DataFrame(rows)
 
 
-def log_bins(*values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points counted in bins of log10 along all axes: centres of the filled bins [bins, axes], and counts [bins]."""
-    bins = [np.floor(np.log10(x) * PER_DECADE).astype(int) for x in values]
+def log_bins(**values: np.ndarray) -> pd.DataFrame:
+    """Parameters counted in bins of log10 along all axes: a row per filled bin, ``log10_<axis>`` (centres) and ``parameters``."""
+    bins = [np.floor(np.log10(x) * PER_DECADE).astype(int) for x in values.values()]
     found, counts = np.unique(np.stack(bins, 1), axis=0, return_counts=True)
-    return (found + 0.5) / PER_DECADE, counts
+    centres = pd.DataFrame((found + 0.5) / PER_DECADE, columns=[f"log10_{axis}" for axis in values])
+    return centres.assign(parameters=counts)
 
 
 def check_same(first: Salience, second: Salience) -> None:

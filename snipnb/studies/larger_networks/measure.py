@@ -43,11 +43,6 @@ def families(layers_more: Sequence[int]) -> dict[str, dict[int | float, Network]
     }
 
 
-def num_layers(model: nn.Module) -> int:
-    """Convolutions and linear layers of a network."""
-    return sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in model.modules())
-
-
 def compare(model: nn.Sequential, images: Tensor, labels: Tensor, *, per_tensor: int, seed: int = 0) -> pd.DataFrame:
     """SNIP and exact salience of a stratified sample of a network's parameters, after batch norms' statistics are set from the images.
 
@@ -163,7 +158,8 @@ def sweep(
         model = networks[family][value](seed=seed)
         sample = compare(model, images, labels, per_tensor=per_tensor, seed=seed)
         both = agreement(sample, resamples=0).set_index("salience")
-        row = {"family": family, "value": value, "layers": num_layers(model)}
+        layers = sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in model.modules())
+        row = {"family": family, "value": value, "layers": layers}
         row |= {"parameters": sum(p.numel() for p in model.parameters()), "seed": seed, "drawn": len(sample)}
         row |= both.loc["snip", ["spearman", "median_relative_difference"]].to_dict()
         rows.append(row | {"train_mode_spearman": both.loc["train_mode", "spearman"]})
@@ -256,13 +252,13 @@ def passes_at_peak() -> pd.DataFrame:
 
 
 @torch.no_grad()
-def spread_over_images(images: Tensor, *, seed: int = 0) -> pd.DataFrame:
+def spread_over_images(images: Tensor) -> pd.DataFrame:
     """How much the logits of VGG16 in evaluation mode depend on the image, before and after batch norms' statistics are set.
 
     Returns:
         ``statistics``, ``deviation`` (largest standard deviation of a logit over images).
     """
-    model = vgg16_mnist(seed=seed).eval()
+    model = vgg16_mnist(seed=0).eval()
     before = float(model(images).std(0).max())
     after = float(set_running_statistics(model, images, batch_size=len(images))(images).std(0).max())
     return pd.DataFrame({"statistics": ["0 and 1, as they start", "set from the images"], "deviation": [before, after]})

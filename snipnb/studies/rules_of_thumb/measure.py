@@ -106,11 +106,9 @@ def _outcome(low: float, high: float, equivalence_p: float, non_inferiority_p: f
     return "no worse" if non_inferiority_p <= 0.05 else "undecided"
 
 
-def kept_by_layer(
-    images: Tensor, labels: Tensor, *, criteria: Sequence[str], sparsity: float, seed: int = 0
-) -> pd.DataFrame:
+def kept_by_layer(images: Tensor, labels: Tensor, *, criteria: Sequence[str], sparsity: float) -> pd.DataFrame:
     """What every criterion keeps of each parameter tensor of one LeNet-5, in percent: one row per tensor, a column per criterion."""
-    start = Start(lenet5(seed=seed), images, labels, seed, draw=lambda other: lenet5(seed=other))
+    start = Start(lenet5(seed=0), images, labels, 0, draw=lambda other: lenet5(seed=other))
     table = pd.DataFrame()
     for name in criteria:
         layers = layer_table(mask_for(name, start, salience_for(name, start), sparsity))
@@ -158,12 +156,11 @@ def choose_rates(parameters: Mapping[str, Any], *, store: str | os.PathLike[str]
     last = runs[runs["epoch"] == parameters["optimiser_epochs"]]
     if last["validation_error"].isna().any():
         raise ValueError(f"learning rates are chosen on validation images; split {parameters['split_name']!r} has none")
-    table = pd.DataFrame(
-        [(name, rate) for name, (_, rates) in OPTIMISERS.items() for rate in rates], columns=columns[:2]
-    )
+    pairs = [(name, rate) for name, (_, rates) in OPTIMISERS.items() for rate in rates]
+    table = pd.DataFrame(pairs, columns=columns[:2])
     for state, sparsity in STATES.items():
         errors = 100 * last[last["sparsity"] == sparsity].set_index("name")["validation_error"]
-        table[f"percent_{state}"] = [errors[_tried(*pair)] for pair in table[columns[:2]].itertuples(index=False)]
+        table[f"percent_{state}"] = [errors[_tried(*pair)] for pair in pairs]
         best = table.sort_values([f"percent_{state}", "rate"]).groupby("name").head(1).index
         table[f"best_{state}"] = table.index.isin(best)
     return table[columns]

@@ -192,10 +192,9 @@ def row_sums(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[pd.DataF
         )
         for sign in (1, -1) if layer != WHOLE else ():
             chosen = (d > 0) & (sign * s > 0)
-            centres, counts = log_bins(d[chosen], np.abs(s[chosen]))
-            place = {"log10_diagonal": centres[:, 0], "log10_row_sum": centres[:, 1]}
-            filled.append(pd.DataFrame({"layer": layer, "sign": sign, **place, "parameters": counts}))
-    return pd.DataFrame(rows), pd.concat(filled, ignore_index=True)
+            filled.append(log_bins(diagonal=d[chosen], row_sum=np.abs(s[chosen])).assign(layer=layer, sign=sign))
+    columns = ["layer", "sign", "log10_diagonal", "log10_row_sum", "parameters"]
+    return pd.DataFrame(rows), pd.concat(filled, ignore_index=True)[columns]
 
 
 # --- orders of approximation ------------------------------------------------------------------------------------------
@@ -267,12 +266,6 @@ def compare_states(
     by = ["state", "approximation", "layer"]
     long = pd.concat(frames, ignore_index=True).melt(by, ["spearman", "overlap", "relative_error"], "measure", "value")
     return summarise(long, [*by, "measure"], "value")
-
-
-def mean_of(compared: pd.DataFrame, state: str, approximation: str, measure: str, layer: str = WHOLE) -> float:
-    """One mean from :func:`compare_states`."""
-    chosen = compared.set_index(["state", "approximation", "layer", "measure"])["mean"]
-    return float(chosen.loc[(state, approximation, layer, measure)])
 
 
 def agreement_table(compared: pd.DataFrame) -> pd.DataFrame:

@@ -180,13 +180,12 @@ def density(exact: Salience, first_order: Salience) -> pd.DataFrame:
         One row per tensor and filled bin: ``layer``, ``log10_exact``, ``log10_snip`` (centres of the bin), ``parameters``.
     """
     check_same(exact, first_order)
-    rows = []
+    frames = []
     for name in exact:
         e, s = (flat(x, [name]).abs().numpy() for x in (exact, first_order))
         both = (e > 0) & (s > 0)
-        for (i, j), count in zip(*log_bins(e[both], s[both]), strict=True):
-            rows.append({"layer": published_label(name), "log10_exact": i, "log10_snip": j, "parameters": int(count)})
-    return pd.DataFrame(rows)
+        frames.append(log_bins(exact=e[both], snip=s[both]).assign(layer=published_label(name)))
+    return pd.concat(frames, ignore_index=True)[["layer", "log10_exact", "log10_snip", "parameters"]]
 
 
 def where_they_part(exact: Salience, first_order: Salience) -> pd.DataFrame:
@@ -255,16 +254,9 @@ def by_batch_size(
             "exact of a batch and exact of all images": (exact, whole[0]),
         }
         for comparison, (one, other) in pairs.items():
-            alike = overlaps(one, other, [sparsity])
-            rows.append(
-                {
-                    "images": number,
-                    "draw": draw,
-                    "comparison": comparison,
-                    "spearman": rank_correlation(magnitudes(one), magnitudes(other)),
-                    "overlap": float(alike.loc[alike["layer"] == WHOLE, "overlap"].iloc[0]),
-                }
-            )
+            found = {"spearman": rank_correlation(magnitudes(one), magnitudes(other))}
+            found["overlap"] = overlaps(one, other, [sparsity])["overlap"].iloc[0]  # of the whole network
+            rows.append({"images": number, "draw": draw, "comparison": comparison} | found)
     return pd.DataFrame(rows)
 
 
@@ -354,14 +346,12 @@ def resolution_overlaps(found: Mapping[str, Salience], sparsities: Sequence[floa
         One row per sparsity: ``sparsity``, ``published``, ``snip`` (overlaps with exact), ``tied`` (parameters whose difference
         equals the threshold).
     """
-    whole = {
-        key: overlaps(found[key], found["exact"], sparsities).query("layer == @WHOLE")["overlap"].to_numpy()
-        for key in ("published", "snip")
-    }
+    table = pd.DataFrame({"sparsity": list(sparsities)})
+    for key in ("published", "snip"):
+        table[key] = overlaps(found[key], found["exact"], sparsities).query("layer == @WHOLE")["overlap"].to_numpy()
     values = np.sort(magnitudes(found["published"]))
-    threshold = [values[max(int(s * len(values)) - 1, 0)] for s in sparsities]
-    tied = [int((values == t).sum()) for t in threshold]
-    return pd.DataFrame({"sparsity": list(sparsities), **whole, "tied": tied})
+    thresholds = [values[max(int(s * len(values)) - 1, 0)] for s in sparsities]
+    return table.assign(tied=[int((values == t).sum()) for t in thresholds])
 
 
 def grids(parameters: Mapping[str, Any]) -> dict[str, list[RunConfig]]:

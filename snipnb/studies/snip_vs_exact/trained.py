@@ -6,14 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from snipnb.publish.comparisons import (
-    BEST,
-    EQUIVALENCE,
-    LAST,
-    equivalence,
-    interval_of,
-    summarise,
-)
+from snipnb.publish.comparisons import BEST, EQUIVALENCE, LAST, equivalence, interval_of, summarise
 from snipnb.publish.comparisons import differences as differences  # notebooks take them from here
 from snipnb.publish.comparisons import place_levels as place_levels
 from snipnb.training.scores import error_table
