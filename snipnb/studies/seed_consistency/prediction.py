@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple
 from functools import partial
 
 import numpy as np
@@ -13,7 +12,7 @@ from scipy import optimize, special
 from torch import Tensor, nn
 
 from snipnb.networks import lenet5, lenet_300_100, lenet_variant
-from snipnb.pruning.closed_form import FITTED, IMAGE_SHAPE, Constants, predicted_densities
+from snipnb.pruning.closed_form import FITTED, Constants, predicted_densities
 from snipnb.pruning.densities import Rule, rules
 from snipnb.pruning.masks import LayerCollapseWarning
 from snipnb.studies.shared import ensemble, kept_counts
@@ -33,6 +32,7 @@ TEST_NETWORKS: dict[str, Callable[..., nn.Sequential]] = {
     "LeNet-300-100, 2 layers more": partial(lenet_variant, "lenet_300_100", extra_full=2),
 }
 FITTING_INITIALISATIONS = ("pytorch", "xavier_uniform")
+START = np.array([*special.logit([0.25, 1 / 3, 0.5]), np.log(0.5)])  # in the middle: where the search begins
 
 
 def measure_densities(
@@ -73,13 +73,7 @@ def measure_densities(
     return pd.concat(frames, ignore_index=True)[columns]
 
 
-def fit_constants(
-    measured: pd.DataFrame,
-    *,
-    networks: Mapping[str, Callable[..., nn.Sequential]] = FITTING_NETWORKS,
-    image_shape: Sequence[int] = IMAGE_SHAPE,
-    start: Constants | None = None,
-) -> Constants:
+def fit_constants(measured: pd.DataFrame) -> Constants:
     """The constants with which the closed form comes closest to measured densities.
 
     **Definition.** Least squares of log10(measured density / predicted density) over all rows. Each difference is divided by
@@ -88,42 +82,33 @@ def fit_constants(
     labels, seeds=range(10)))`` on the 5,000 training images that ship with the package.
 
     Args:
-        measured: As from :func:`measure_densities`, from at least two seeds.
-        networks: Name in ``measured`` -> function of ``init`` and ``seed``.
-        image_shape: As :func:`snipnb.pruning.closed_form.predicted_scales`.
-        start: Where the search begins, by default in the middle.
+        measured: As from :func:`measure_densities`, of :data:`FITTING_NETWORKS`, from at least two seeds.
+
 
     Raises:
         ValueError: If a network is unknown, or there are fewer than two seeds.
     """
     if measured.empty or measured["deviation"].isna().any():
         raise ValueError("densities must have been measured for at least two seeds; got fewer")
-    models = _models(measured, networks)
+    models = _models(measured, FITTING_NETWORKS)
     cells = [(*key, part) for key, part in measured.groupby(["network", "init", "sparsity"], sort=False)]
 
     def residuals(point: np.ndarray) -> np.ndarray:
         found = []
         for network, init, sparsity, part in cells:
-            own = predicted_densities(models[network], sparsity, image_shape, init=init, constants=_constants_at(point))
+            own = predicted_densities(models[network], sparsity, init=init, constants=_constants_at(point))
             ratio, error = _log_ratios(part, part["layer"].map(own))
             found.append(ratio / np.maximum(error, 0.03))
         return np.concatenate(found)
 
-    middle = _point_of(start or Constants(0.5, 0.25, 0.5, 0.5))
-    return _constants_at(optimize.least_squares(residuals, middle, xtol=1e-4, ftol=1e-5, diff_step=1e-4).x)
+    return _constants_at(optimize.least_squares(residuals, START, xtol=1e-4, ftol=1e-5, diff_step=1e-4).x)
 
 
-def compare(
-    measured: pd.DataFrame,
-    *,
-    networks: Mapping[str, Callable[..., nn.Sequential]] = FITTING_NETWORKS | TEST_NETWORKS,
-    by: Mapping[str, Rule] | None = None,
-) -> pd.DataFrame:
+def compare(measured: pd.DataFrame, *, by: Mapping[str, Rule] | None = None) -> pd.DataFrame:
     """Measured densities compared with the densities of each rule.
 
     Args:
-        measured: As from :func:`measure_densities`.
-        networks: Name in ``measured`` -> function of ``init`` and ``seed``.
+        measured: As from :func:`measure_densities`, of :data:`FITTING_NETWORKS` and :data:`TEST_NETWORKS`.
         by: Rules; default :func:`rules`.
 
     Returns:
@@ -133,7 +118,7 @@ def compare(
     Raises:
         ValueError: If a network is unknown.
     """
-    models, frames = _models(measured, networks), []
+    models, frames = _models(measured, FITTING_NETWORKS | TEST_NETWORKS), []
     for (network, init, sparsity), part in measured.groupby(["network", "init", "sparsity"], sort=False):
         for name, rule in (rules() if by is None else by).items():
             predicted = part["layer"].map(rule(models[network], sparsity, init))
@@ -186,9 +171,9 @@ def predicted_curves(
     return pd.DataFrame(rows)
 
 
-def summary(scores: pd.DataFrame, *, fitted: Sequence[str] = tuple(FITTING_NETWORKS)) -> pd.DataFrame:
+def summary(scores: pd.DataFrame) -> pd.DataFrame:
     """Scores averaged over networks and initialisations: one row per rule, sparsity, and whether the constants were fitted on the network."""
-    seen = np.where(scores["network"].isin(fitted), "fitted", "not fitted")
+    seen = np.where(scores["network"].isin(FITTING_NETWORKS), "fitted", "not fitted")
     columns = ["explained", "misplaced", "rms_log10_ratio"]
     grouped = scores.assign(networks=seen).groupby(["rule", "networks", "sparsity"], sort=False)
     table = grouped[columns].mean().assign(n=grouped.size(), worst_misplaced=grouped["misplaced"].max())
@@ -215,9 +200,3 @@ def _constants_at(point: np.ndarray) -> Constants:
     """Any four numbers -> constants in their ranges."""
     between, ahead, neighbours = special.expit(point[:3])
     return Constants(*(float(v) for v in (between + (1 - between) * ahead, between, neighbours, np.exp(point[3]))))
-
-
-def _point_of(constants: Constants) -> np.ndarray:
-    within, between, neighbours, contrast = astuple(constants)
-    ahead = (within - between) / (1 - between)
-    return np.array([*special.logit([between, ahead, neighbours]), np.log(contrast)])
