@@ -49,14 +49,14 @@ AT_START = "as above, masks at the start of a step"
 ASSAY = Recipe(epochs=3, learning_rate=0.01, schedule="one_cycle")
 
 
-def rejected_controls(counts: pd.DataFrame, *, level: float = LEVEL) -> pd.DataFrame:
+def rejected_controls(counts: pd.DataFrame) -> pd.DataFrame:
     """Does the test of a whole table notice another procedure? Each seed's table by another ranking, against SNIP's tables.
 
     Args:
         counts: As from :func:`snipnb.studies.shared.kept_counts`, with the ranking ``snip`` and others.
 
     Returns:
-        One row per ranking: ``ranking``, ``n``, ``rejected`` (tables with p-value at most 1 - ``level``), ``median_p``,
+        One row per ranking: ``ranking``, ``n``, ``rejected`` (tables with p-value at most 5 %), ``median_p``,
         ``smallest_possible_p``. For ``snip`` itself, each seed's table is scored against the tables of the other seeds.
     """
     tables = {
@@ -69,7 +69,7 @@ def rejected_controls(counts: pd.DataFrame, *, level: float = LEVEL) -> pd.DataF
         others = table[tables["snip"].columns].to_numpy()
         references = [np.delete(own, i, axis=0) if name == "snip" else own for i in range(len(others))]
         p = np.array([table_fit(row, reference).p_value for row, reference in zip(others, references, strict=True)])
-        row = {"ranking": name, "n": len(p), "rejected": int((p <= 1 - level).sum()), "median_p": float(np.median(p))}
+        row = {"ranking": name, "n": len(p), "rejected": int((p <= 1 - LEVEL).sum()), "median_p": float(np.median(p))}
         rows.append(row | {"smallest_possible_p": 1 / (1 + len(references[0]))})
     return pd.DataFrame(rows)
 

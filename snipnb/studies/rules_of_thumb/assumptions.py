@@ -258,7 +258,6 @@ def removal_by_layer(
     split: Split,
     *,
     sparsity: float,
-    rankings: Sequence[str] = ("snip", "exact", "magnitude", "random"),
     first_seed: int = 0,
 ) -> pd.DataFrame:
     """What SNIP says of each weight tensor of trained networks, and what it costs to remove parameters of that tensor alone.
@@ -277,7 +276,7 @@ def removal_by_layer(
         whole = quiet_mask(found["snip"], sparsity)
         for layer in [n for n, p in model.named_parameters() if p.dim() > 1]:
             named = 100 * float((~whole[layer]).double().mean())
-            for ranking in rankings:
+            for ranking in ("snip", "exact", "magnitude", "random"):
                 everything = {n: torch.ones_like(m) for n, m in whole.items()}
                 mask = everything | quiet_mask({layer: found[ranking][layer]}, sparsity)
                 facts = {"ranking": ranking, "increase": _error_percent(masked(model, mask), split) - before}

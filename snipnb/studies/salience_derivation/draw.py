@@ -69,9 +69,8 @@ def linearity(frame: pd.DataFrame, *, bound: float) -> Figure:
     floor = 1e-18  # where differences of exactly zero are drawn
     figure, axis = plt.subplots(figsize=(7.2, 0.75 * len(cases) + 1.5), layout="constrained")
     draw = np.random.RandomState(0)
-    for row, case in enumerate(cases):
-        errors = frame.loc[frame["case"] == case, "error"].to_numpy()
-        shown = np.maximum(errors, floor)
+    for row, (_, errors) in enumerate(frame.groupby("case", sort=False)["error"]):
+        shown = np.maximum(errors.to_numpy(), floor)
         dots(axis, shown, row, spread=0.22, draw=draw, ms=3.5, alpha=0.45, color=look("snip").colour)
         axis.plot([np.median(shown)] * 2, [row - 0.32, row + 0.32], color="black", lw=2)
     axis.set(yticks=range(len(cases)), yticklabels=cases, ylim=(len(cases) - 0.5, -0.5))

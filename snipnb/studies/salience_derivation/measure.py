@@ -45,7 +45,7 @@ def compare_indicators(model: nn.Module, images: Tensor, labels: Tensor) -> pd.D
 
 
 def step_errors(
-    model: nn.Module, images: Tensor, labels: Tensor, *, per_tensor: int, steps: Sequence[float], seed: int = 0
+    model: nn.Module, images: Tensor, labels: Tensor, *, per_tensor: int, steps: Sequence[float]
 ) -> pd.DataFrame:
     """Central differences of the loss along c, compared with SNIP, on a stratified sample of every parameter tensor.
 
@@ -54,7 +54,7 @@ def step_errors(
         (absolute difference over the largest salience of the whole network).
     """
     fast = snip(_double(model), images.double(), labels)
-    sample = brute_force.stratified_sample(model, per_tensor, seed=seed)
+    sample = brute_force.stratified_sample(model, per_tensor)
     largest = max(float(s.abs().max()) for s in fast.values())
     frames = []
     for step in steps:
@@ -105,7 +105,7 @@ def exact_counts(cases: pd.DataFrame, *, bound: float) -> pd.DataFrame:
 
 
 def loss_paths(
-    model: nn.Module, images: Tensor, labels: Tensor, *, per_tensor: int, factors: Sequence[float], seed: int = 0
+    model: nn.Module, images: Tensor, labels: Tensor, *, per_tensor: int, factors: Sequence[float]
 ) -> pd.DataFrame:
     """The loss along single weights, for a typical and for the worst sampled weight of each weight tensor.
 
@@ -118,7 +118,7 @@ def loss_paths(
         line), ``index``, ``error`` (relative).
     """
     fast = snip(_double(model), images.double(), labels)
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator().manual_seed(0)
     sample: dict[str, Tensor] = {}
     for name, s in fast.items():
         if s.dim() > 1:
@@ -139,18 +139,16 @@ def loss_paths(
     return pd.DataFrame(rows).sort_values("kind", kind="stable", ignore_index=True)
 
 
-def remainder_orders(
-    model: nn.Module, images: Tensor, labels: Tensor, *, per_tensor: int, step: float = 1e-3, seed: int = 0
-) -> pd.DataFrame:
-    """How fast the tangent's error vanishes: the observed order of L(w (1 - d)) - L(w) + d s as d is halved.
+def remainder_orders(model: nn.Module, images: Tensor, labels: Tensor, *, per_tensor: int) -> pd.DataFrame:
+    """How fast the tangent's error vanishes: the observed order of L(w (1 - d)) - L(w) + d s as d is halved from 0.001.
 
     Returns:
         One row per sampled parameter whose remainder is well above rounding: ``layer``, ``index``, ``order`` (2 for a
         tangent).
     """
-    sample = brute_force.stratified_sample(model, per_tensor, seed=seed)
+    sample = brute_force.stratified_sample(model, per_tensor)
     fast = brute_force.pick(snip(_double(model), images.double(), labels), sample)
-    before = float(brute_force.mean_loss(model, images, labels))
+    before, step = float(brute_force.mean_loss(model, images, labels)), 1e-3
     rows = []
     for name, indices in sample.items():
         for index, s in zip(indices.tolist(), fast[name].tolist(), strict=True):
@@ -161,9 +159,7 @@ def remainder_orders(
     return pd.DataFrame(rows)
 
 
-def linear_cases(
-    model: nn.Sequential, images: Tensor, labels: Tensor, *, per_tensor: int, seed: int = 0
-) -> pd.DataFrame:
+def linear_cases(model: nn.Sequential, images: Tensor, labels: Tensor, *, per_tensor: int) -> pd.DataFrame:
     """SNIP against brute force with and without activations, with a loss linear in the outputs and with cross-entropy.
 
     Without activations, and with average instead of maximum pooling, the outputs are linear in each single parameter. A loss
@@ -179,7 +175,7 @@ def linear_cases(
         "LeNet-5,\nlinear loss": (model, minus_label_output),
         "LeNet-5,\ncross-entropy": (model, None),
     }
-    sample = brute_force.stratified_sample(model, per_tensor, seed=seed)
+    sample = brute_force.stratified_sample(model, per_tensor)
     frames = []
     for case, (network, loss) in cases.items():
         fast = brute_force.pick(snip(_double(network), images.double(), labels, loss=loss), sample)
@@ -260,19 +256,16 @@ def percentages(salience: Salience, sparsities: Sequence[float]) -> tuple[pd.Dat
     return table, pd.DataFrame(masks)
 
 
-def _averaged(layer: nn.Module) -> nn.AvgPool2d:
-    window: tuple[Any, ...] = (layer.kernel_size, layer.stride, layer.padding)
-    return nn.AvgPool2d(*window)
-
-
 def without_activations(model: nn.Sequential) -> nn.Sequential:
     """The same network without ReLUs, and with average pooling in place of max-pooling. It shares the parameters."""
-    swaps: dict[type[nn.Module], Callable[[nn.Module], nn.Module]] = {
-        nn.ReLU: lambda layer: nn.Identity(),
-        nn.MaxPool2d: _averaged,
-    }
-    layers = ((name, swaps.get(type(layer), lambda layer: layer)(layer)) for name, layer in model.named_children())
-    return nn.Sequential(OrderedDict(layers))
+    layers = OrderedDict(model.named_children())
+    for name, layer in layers.items():
+        if isinstance(layer, nn.ReLU):
+            layers[name] = nn.Identity()
+        elif isinstance(layer, nn.MaxPool2d):
+            window: dict[str, Any] = {"kernel_size": layer.kernel_size, "stride": layer.stride}
+            layers[name] = nn.AvgPool2d(**window, padding=layer.padding)
+    return nn.Sequential(layers)
 
 
 def minus_label_output(outputs: Tensor, labels: Tensor) -> Tensor:

@@ -165,10 +165,9 @@ def units(frame: pd.DataFrame) -> Figure:
     Args:
         frame: ``layer``, ``rank``, ``mean``, ``smallest``, ``largest``, ``shuffled``.
     """
-    layers = list(dict.fromkeys(frame["layer"]))
-    figure, axes = panels(1, len(layers), 2.5 * len(layers), 3.1)
-    for axis, layer in zip(axes[0], layers, strict=True):
-        part = frame[frame["layer"] == layer]
+    number = frame["layer"].nunique()
+    figure, axes = panels(1, number, 2.5 * number, 3.1)
+    for axis, (layer, part) in zip(axes[0], frame.groupby("layer", sort=False), strict=True):
         colour = LAYER_COLOURS[layer.split(".")[0]]
         axis.fill_between(part["rank"], part["smallest"], part["largest"], color=colour, alpha=0.2, lw=0)
         axis.plot(part["rank"], part["mean"], color=colour, label="SNIP")

@@ -94,9 +94,9 @@ def image_effect(some: Mapping[int, Ensemble], whole: Ensemble, *, sparsities: S
     return pd.DataFrame(rows)
 
 
-def shuffled_labels(labels: Tensor, *, seed: int = 0) -> Tensor:
+def shuffled_labels(labels: Tensor) -> Tensor:
     """The same labels on other images, so that images say nothing about classes."""
-    return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
+    return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
 
 
 # --- which initialisation made a table --------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def _descending(kept: Tensor) -> Tensor:
     return kept.double().sum(2).sort(1, descending=True).values  # [seeds, units]
 
 
-def weight_histograms(networks: Ensemble, kept: Mask, *, edges: int = 41) -> pd.DataFrame:
+def weight_histograms(networks: Ensemble, kept: Mask) -> pd.DataFrame:
     """Histograms of all weights and of kept weights, in units of the tensor's largest magnitude over all seeds.
 
     Returns:
@@ -212,8 +212,8 @@ def weight_histograms(networks: Ensemble, kept: Mask, *, edges: int = 41) -> pd.
     for name in _weights(networks):
         weights = networks.weights[name]
         scaled = (weights / weights.abs().max()).flatten().numpy()
-        before, bins = np.histogram(scaled, bins=edges, range=(-1, 1))
-        left, _ = np.histogram(scaled[kept[name].flatten().numpy()], bins=edges, range=(-1, 1))
+        before, bins = np.histogram(scaled, bins=41, range=(-1, 1))
+        left, _ = np.histogram(scaled[kept[name].flatten().numpy()], bins=41, range=(-1, 1))
         centres = (bins[1:] + bins[:-1]) / 2
         frames.append(pd.DataFrame({"layer": name, "value": centres, "before": before, "kept": left}))
     return pd.concat(frames, ignore_index=True)
