@@ -84,7 +84,6 @@ def fit_constants(measured: pd.DataFrame) -> Constants:
     Args:
         measured: As from :func:`measure_densities`, of :data:`FITTING_NETWORKS`, from at least two seeds.
 
-
     Raises:
         ValueError: If a network is unknown, or there are fewer than two seeds.
     """
