@@ -135,7 +135,7 @@ def record(
 
 
 def read_dict(path: Path) -> dict[str, Any]:
-    """The content of a JSON file; empty if there is none, or it holds anything but a dictionary."""
+    """A dictionary from a JSON file; an empty one if the file is missing or holds something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
