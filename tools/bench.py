@@ -165,7 +165,7 @@ def snip_cost(model: nn.Module, images: Tensor, labels: Tensor, *, rounds: int =
 
 
 def curvature_cost(
-    model: nn.Sequential, images: Tensor, labels: Tensor, *, rounds: int = 3, few: int = 10_000
+    model: nn.Sequential, images: Tensor, labels: Tensor, *, rounds: int = 7, few: int = 10_000
 ) -> pd.DataFrame:
     """Second and higher orders compared with one gradient, and with BackPACK's diagonal, over the same images, in turn.
 
