@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from snipnb._checks import Salience
 from snipnb._engine.ensembles import stacked
-from snipnb.pruning import densities
+from snipnb.pruning import densities, single_shot
 from snipnb.pruning.masks import LayerCollapseWarning, Mask, keep_mask, sizes_and_kept
+from snipnb.pruning.single_shot import in_rounds
 from snipnb.saliences.brute_force import float32_differences
 from snipnb.saliences.exact import exact_salience
 from snipnb.saliences.snip import magnitude_salience, random_salience, snip, snip_together
@@ -65,9 +66,12 @@ class Start:
 
     def others(self, number: int) -> list[nn.Module]:
         """Networks that differ only in their initial weights, in evaluation mode."""
+        return self.drawn(range(OTHER_SEEDS + number * self.seed, OTHER_SEEDS + number * (self.seed + 1)))
+
+    def drawn(self, seeds: Iterable[int]) -> list[nn.Module]:
+        """Networks with the initial weights of these seeds, in evaluation mode."""
         if self.draw is None:
             raise ValueError("this criterion draws other networks; its Start must have draw, a function of a seed")
-        seeds = range(OTHER_SEEDS + number * self.seed, OTHER_SEEDS + number * (self.seed + 1))
         device = next(self.model.parameters()).device
         return [self.draw(seed).to(device).eval() for seed in seeds]
 
@@ -111,9 +115,36 @@ def smallest(start: Start, salience: Salience, sparsity: float) -> Mask:
     return mask
 
 
-def shuffled(start: Start, salience: Salience, sparsity: float) -> Mask:
-    """As many of every tensor as the salience would keep, drawn at random within the tensor."""
-    return _drawn(start, densities.densities_of(by_magnitude(start, salience, sparsity)), sparsity)
+def controls_of(name: str, own: Criterion) -> dict[str, Criterion]:
+    """Two controls of a criterion, with its version.
+
+    Args:
+        name: Name of the criterion.
+        own: The criterion.
+
+    Returns:
+        ``<name>_shuffled``: as many of every tensor as the criterion keeps, drawn at random within the tensor. ``<name>_redrawn``: the mask
+        that the criterion makes for other initial weights.
+    """
+
+    def shuffled(start: Start, salience: Salience, sparsity: float) -> Mask:
+        return _drawn(start, densities.densities_of(own.mask(start, salience, sparsity)), sparsity)
+
+    def salience_of_other(start: Start) -> Salience:
+        return own.salience(_other(start)) if own.salience else {}
+
+    def redrawn(start: Start, salience: Salience, sparsity: float) -> Mask:
+        return own.mask(_other(start), salience, sparsity)
+
+    return {
+        f"{name}_shuffled": dataclasses.replace(own, salience_of=own.salience_of or name, mask=shuffled),
+        f"{name}_redrawn": dataclasses.replace(own, salience=salience_of_other, mask=redrawn),
+    }
+
+
+def _other(start: Start) -> Start:
+    """The same start with other initial weights."""
+    return dataclasses.replace(start, model=start.others(1)[0])
 
 
 def mean_densities(start: Start, salience: Salience, sparsity: float) -> Mask:
@@ -205,8 +236,6 @@ CRITERIA: dict[str, Criterion] = {
     "linear_region": Criterion(_taylor("linear-region"), version=1),
     "printed_second_order": Criterion(lambda s: printed_second_order(s.model, s.images, s.labels), version=1),
     "snip_train_mode": Criterion(lambda s: snip(s.model, s.images, s.labels, mode="train"), version=1),
-    "snip_shuffled": Criterion(salience_of="snip", mask=shuffled, version=1),
-    "snip_redrawn": Criterion(lambda s: snip(s.others(1)[0], s.images, s.labels), version=1),
     "snip_densities": Criterion(
         lambda s: stacked(snip_together(s.others(OTHER_NETWORKS), s.images, s.labels)), mask=mean_densities, version=1
     ),
@@ -214,8 +243,26 @@ CRITERIA: dict[str, Criterion] = {
     "erdos_renyi_kernel": Criterion(mask=with_densities(_RULES["erdos_renyi_kernel"]), uses_images=False, version=1),
     "uniform": Criterion(mask=with_densities(_RULES["uniform"]), uses_images=False, version=1),
     "snip_inverted": Criterion(salience_of="snip", mask=smallest, version=1),
+    "grasp": Criterion(single_shot.grasp, version=1),
+    "prospr": Criterion(single_shot.prospr, version=1),
+    "fisher": Criterion(single_shot.fisher, version=1),
+    "optimal_brain_damage": Criterion(single_shot.optimal_brain_damage, version=1),
+    "fisher_taylor": Criterion(single_shot.fisher_taylor, version=1),
+    "fisher_taylor_as_coded": Criterion(lambda s: single_shot.fisher_taylor(s, sign=1), version=1),
+    "iterative_snip": Criterion(mask=in_rounds(single_shot.sensitivity_of_pruned, 20), version=1),
+    "force": Criterion(mask=in_rounds(single_shot.sensitivity_of_pruned, 20, may_return=True), version=1),
+    "iterative_exact": Criterion(mask=in_rounds(single_shot.exact_of_pruned, 5), version=1),
+    "synflow": Criterion(mask=in_rounds(single_shot.synaptic_flow, 100), version=1),
+    "ntk_sap": Criterion(mask=in_rounds(single_shot.neural_tangent, 20), version=1),
     **{
         f"perturbed_{number}": Criterion(salience_of="snip_densities", mask=perturbed_densities(number), version=1)
         for number in range(1, PERTURBATIONS + 1)
     },
 }
+# The criteria that notebook 08 compares with their controls.
+WITH_CONTROLS = (
+    *("snip", "exact", "iterative_snip", "force", "iterative_exact", "grasp", "prospr", "synflow", "ntk_sap"),
+    *("fisher", "optimal_brain_damage", "fisher_taylor", "fisher_taylor_as_coded", "magnitude"),
+)
+for _name in WITH_CONTROLS:
+    CRITERIA |= controls_of(_name, CRITERIA[_name])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from snipnb._checks import Salience, check_choice, check_names, float_parameters
+from snipnb._checks import Salience, check_choice, check_integer, check_names, float_parameters
 
 Mask = dict[str, Tensor]
 TIES = ("remove", "stable")
@@ -89,18 +89,44 @@ def keep_mask(salience: Salience, sparsity: float, *, ties: str = "remove") -> M
     check_choice("ties", ties, TIES)
     magnitudes = _flat_magnitudes(salience)
     removed = num_removed(magnitudes.numel(), sparsity)
-    if removed == 0:
-        kept = torch.ones_like(magnitudes, dtype=torch.bool)
-    elif ties == "remove":
-        kept = magnitudes > magnitudes.kthvalue(removed).values
+    if ties == "stable" or removed == 0:
+        mask = keep_number(salience, magnitudes.numel() - removed)
     else:
-        order = torch.sort(magnitudes, descending=True, stable=True).indices  # among equals, the earlier comes first
-        kept = torch.zeros_like(magnitudes, dtype=torch.bool)
-        kept[order[: magnitudes.numel() - removed]] = True
-    parts = kept.split([s.numel() for s in salience.values()])
-    mask = {name: part.view(s.shape).to(s.device) for (name, s), part in zip(salience.items(), parts, strict=True)}
+        mask = _in_shape(magnitudes > magnitudes.kthvalue(removed).values, salience)
     warn_of_collapse(mask)
     return mask
+
+
+def keep_number(salience: Salience, number: int, *, among: Mask | None = None) -> Mask:
+    """The mask that keeps so many parameters, those with the largest salience magnitude; among equals, the earlier one in the model.
+
+    Args:
+        salience: Name -> signed salience.
+        number: How many are kept.
+        among: Only parameters that this mask keeps are kept; default: any.
+
+    Raises:
+        ValueError: If the salience is empty or not finite, or there are fewer parameters.
+
+    Example:
+        >>> import torch, snipnb
+        >>> from snipnb.pruning.masks import keep_number
+        >>> keep_number({"w": torch.tensor([0.1, -0.4, 0.2, 0.3])}, 1)
+        {'w': tensor([False,  True, False, False])}
+    """
+    magnitudes = _flat_magnitudes(salience)
+    if among is not None:
+        allowed = torch.cat([among[name].flatten().to(magnitudes.device) for name in salience])
+        magnitudes = magnitudes.masked_fill(~allowed, -1)
+    check_integer("number", number, 0, 1 + int((magnitudes >= 0).sum()))
+    order = torch.sort(magnitudes, descending=True, stable=True).indices
+    return _in_shape(torch.zeros_like(magnitudes, dtype=torch.bool).index_fill_(0, order[:number], True), salience)
+
+
+def _in_shape(kept: Tensor, salience: Salience) -> Mask:
+    """All decisions in one vector -> a mask."""
+    parts = kept.split([s.numel() for s in salience.values()])
+    return {name: part.view(s.shape).to(s.device) for (name, s), part in zip(salience.items(), parts, strict=True)}
 
 
 def standardise(salience: Salience) -> Salience:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any
 
@@ -72,11 +72,27 @@ LOOKS = {
     "uniform": Look("uniform densities", "#4d4d4d", "H", (0, (1, 1))),
     "perturbed": Look("SNIP's densities, perturbed", "#a88bd0", "8", (0, (1, 2))),
     "snip_inverted": Look("SNIP, inverted within layers", "#e377a2", "x", (0, (2, 1))),
+    "iterative_snip": Look("iterative SNIP", "#1b4965", "^", (0, (4, 2))),
+    "force": Look("FORCE", "#3a86c8", "v", (0, (2, 2))),
+    "iterative_magnitude": Look("iterative magnitude", "#004d3a", "o", (0, (5, 1, 1, 1))),
+    "iterative_exact": Look("iterated exact salience", "#a65e00", "D", (0, (3, 2))),
+    "grasp": Look("GraSP", "#6b8e23", "s", (0, (5, 1))),
+    "prospr": Look("ProsPr", "#00868b", "P", (0, (1, 2))),
+    "synflow": Look("SynFlow", "#c71585", "h", (0, (6, 2))),
+    "ntk_sap": Look("NTK-SAP", "#6a3d9a", "d", (0, (2, 3))),
+    "fisher": Look("Fisher diagonal", "#b15928", "<", (0, (4, 1, 1, 1))),
+    "optimal_brain_damage": Look("optimal brain damage", "#8b3a3a", ">", (0, (3, 3))),
+    "fisher_taylor": Look("Fisher-Taylor", "#708238", "p", (0, (5, 3))),
+    "fisher_taylor_as_coded": Look("Fisher-Taylor as coded", "#bdb76b", "*", (0, (1, 3))),
 }
+CONTROLS = {"shuffled": "shuffled within layers", "redrawn": "made for other weights"}  # end of a name -> what it says
 
 
 def look(criterion: str) -> Look:
-    """The look of a criterion; a criterion that is not among :data:`LOOKS` is grey and has its own name."""
+    """The look of a criterion. Controls that have none of their own look like their criterion; anything else is grey and has its own name."""
+    name, _, control = criterion.rpartition("_")
+    if criterion not in LOOKS and name in LOOKS and control in CONTROLS:
+        return replace(LOOKS[name], label=f"{LOOKS[name].label}, {CONTROLS[control]}")
     return LOOKS.get(criterion, Look(criterion, NEUTRAL, ".", "-"))
 
 
@@ -221,6 +237,47 @@ def write(axis: Axes, text: str, place: tuple[Any, Any], shift: tuple[float, flo
     """Write small print next to a place, shifted by this many points."""
     looks = {"fontsize": 7.5, "color": NEUTRAL, **options}
     axis.annotate(text, place, xytext=shift, textcoords="offset points", **looks)
+
+
+def beside(axis: Axes, row: int, text: str) -> None:
+    """Small print at the right end of a row."""
+    write(axis, text, (1, row), (4, 0), xycoords=("axes fraction", "data"), va="center")
+
+
+def forest(axis: Axes, pairs: pd.DataFrame, compared: pd.DataFrame, criteria: Sequence[str]) -> None:
+    """Error rate minus SNIP's, a row per criterion: dots, mean, interval, outcome; grey: the margin of equivalence.
+
+    Args:
+        axis: Where to draw; panels of one figure share their rows.
+        pairs: ``criterion``, ``difference``, in percentage points; one row per pair of networks.
+        compared: ``criterion``, ``mean``, ``low95``, ``high95``, ``margin``, ``outcome``.
+        criteria: The rows, from the top.
+    """
+    rows = compared.set_index("criterion")
+    margin = rows["margin"].iloc[0]
+    axis.axvspan(-margin, margin, color="#d9d9d9", lw=0, zorder=0)
+    axis.axvline(0, color="black", lw=0.8)
+    axis.set_xscale("symlog", linthresh=2 * margin, linscale=1.2)
+    for row, criterion in enumerate(criteria):
+        if criterion not in rows.index:
+            continue
+        style, test = look(criterion), rows.loc[[criterion]]
+        own = pairs.loc[pairs["criterion"] == criterion, "difference"]
+        axis.plot(own, np.full(len(own), row + 0.2), ".", color=style.colour, ms=5, alpha=0.7, mew=0)
+        bars = whiskers(test, "mean", "low95", "high95")
+        options: dict[str, Any] = {"fmt": style.marker, "color": style.colour, "ms": 6, "capsize": 3, "elinewidth": 1.2}
+        axis.errorbar(test["mean"], [row - 0.08], xerr=bars, **options)
+        beside(axis, row, test["outcome"].item())
+    ticks = [t for t in (1, 3, 10, 30, 90) if t > 2.6 * margin]
+    names = [f"\u2212{margin:.2g}", "0", f"{margin:.2g}", *(f"{t:g}" for t in ticks)]
+    axis.set_xticks([-margin, 0, margin, *ticks], names)
+    axis.xaxis.set_minor_locator(NullLocator())
+    reach = pd.concat([pairs["difference"], rows["low95"], rows["high95"]]).dropna()
+    axis.set_xlim(min(1.4 * min(reach), -2 * margin), max(1.4 * max(reach), 2 * margin))
+    axis.set_xlabel("error rate minus SNIP's, percentage points")
+    axis.grid(axis="y", visible=False)
+    axis.set_yticks(range(len(criteria)), [look(c).label for c in criteria])
+    axis.set_ylim(len(criteria) - 0.5, -0.5)
 
 
 def density(

@@ -420,6 +420,17 @@ def test_masks_of_other_weights_are_those_of_the_network_that_is_drawn(beginning
     assert overlap(mask_of("snip", beginning), expected) < 0.2
 
 
+@pytest.mark.parametrize("name", ["grasp", "force"])
+def test_controls_of_a_criterion_keep_its_counts_or_take_other_weights(beginning, name):
+    own, shuffled = mask_of(name, beginning), mask_of(f"{name}_shuffled", beginning)
+    assert counts(own) == counts(shuffled)
+    assert overlap(own, shuffled) < 0.2
+    other = dataclasses.replace(beginning, model=beginning.draw(criteria.OTHER_SEEDS + 1))
+    assert overlap(mask_of(f"{name}_redrawn", beginning), mask_of(name, other)) == 1
+    assert overlap(mask_of(f"{name}_redrawn", beginning), own) < 0.3
+    assert criteria.ranked_by(f"{name}_shuffled") == name
+
+
 def test_mean_densities_are_those_of_other_networks(beginning):
     kept = counts(mask_of("snip_densities", beginning))
     seeds = range(criteria.OTHER_SEEDS + 5, criteria.OTHER_SEEDS + 10)
