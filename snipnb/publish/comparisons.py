@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from snipnb.publish.stats import LEVEL, equivalence_test, mean_interval, t_quantile
+from snipnb.publish.stats import LEVEL, equivalence_test, mean_interval, non_inferiority_test, t_quantile
 
 LAST, BEST = "last epoch", "best epoch on scored images"  # ways of stating an error rate, as training.scores names them
 PUBLISHED_NUM_SCORED = 10_500  # 15 % of MNIST's 70,000 images
@@ -33,6 +33,13 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], value: str = "increase") -
     """Over networks: ``by``, ``n``, ``mean``, ``smallest``, ``largest`` of a column."""
     groups = frame.groupby(list(by), sort=False)[value]
     return groups.agg(n="size", mean="mean", smallest="min", largest="max").reset_index()
+
+
+def last_rates(runs: pd.DataFrame) -> pd.DataFrame:
+    """Error rates at the last epoch, as :func:`snipnb.error_table` has them."""
+    last = runs[runs["epoch"] == runs["epoch"].max()]
+    found = last[["criterion", "sparsity"]].assign(seed=last["init_seed"], way=LAST)
+    return found.assign(error_percent=100 * last["test_error"])
 
 
 def differences(errors: pd.DataFrame, *, way: str = LAST, reference: str = "exact") -> pd.DataFrame:
@@ -75,6 +82,60 @@ def paired(
 def margin_of(errors: pd.DataFrame, *, reference: str, smallest: float) -> float:
     """The margin, in percentage points: a tenth of the reference criterion's mean error rate, at least ``smallest``."""
     return max(smallest, float(errors.loc[errors["criterion"] == reference, "error_percent"].mean()) / 10)
+
+
+def against_snip(runs: pd.DataFrame, *, smallest_margin: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Every criterion against SNIP, pair by pair: same initial weights, same image order.
+
+    **Definition.** ``difference``: error rate at the last epoch minus SNIP's, in percentage points. ``outcome``, from 95 % t intervals and one-sided tests
+    at 5 %: *as good* if equivalent within the margin, *better* or *worse* if the interval lies beyond 0 and it is not
+    equivalent, *no worse* if only the non-inferiority test holds, else *undecided*.
+
+    Args:
+        runs: As from :func:`snipnb.run_grid`, with the criterion ``snip``. The criteria ``perturbed_1``, ``perturbed_2`` and so on of a seed
+            count as one criterion, ``perturbed``, with their mean error rate.
+        smallest_margin: In percentage points. The margin is a tenth of SNIP's mean error rate, and at least this.
+
+    Returns:
+        One row per criterion and sparsity: ``criterion``, ``sparsity``, ``n``, ``error_percent``, ``mean``, ``low95``, ``high95`` (of the
+        difference), ``margin``, ``equivalence_p``, ``non_inferiority_p``, ``outcome``, ``collapsed`` (runs with a layer of which nothing is
+        kept); and one row per pair: ``criterion``, ``sparsity``, ``seed``, ``difference``.
+    """
+    rates = draws_together(last_rates(runs))
+    pairs = differences(rates, reference="snip")
+    cut = runs[runs["collapsed"] > 0].groupby(["criterion", "sparsity"])["init_seed"].nunique()
+    rows = []
+    for (criterion, sparsity), part in pairs.groupby(["criterion", "sparsity"], sort=False):
+        values, here = part["difference"].to_numpy(), rates[rates["sparsity"] == sparsity]
+        margin = margin_of(here, reference="snip", smallest=smallest_margin)
+        test, below = equivalence_test(values, margin), non_inferiority_test(values, margin)
+        rows.append(
+            {
+                "criterion": criterion,
+                "sparsity": sparsity,
+                "n": len(values),
+                "error_percent": float(here.loc[here["criterion"] == criterion, "error_percent"].mean()),
+                "mean": test.mean,
+                "low95": test.low,
+                "high95": test.high,
+                "margin": margin,
+                "equivalence_p": test.p_value,
+                "non_inferiority_p": below,
+                "outcome": _outcome(test.low, test.high, test.p_value, below),
+                "collapsed": int(cut.get((criterion, sparsity), 0)),
+            }
+        )
+    return pd.DataFrame(rows), pairs
+
+
+def _outcome(low: float, high: float, equivalence_p: float, non_inferiority_p: float) -> str:
+    if equivalence_p <= 0.05:
+        return "as good"
+    if high < 0:
+        return "better"
+    if low > 0:
+        return "worse"
+    return "no worse" if non_inferiority_p <= 0.05 else "undecided"
 
 
 def equivalence(

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from snipnb.publish import comparisons
-from snipnb.publish.comparisons import LAST
 from snipnb.publish.stats import power_of
 
 ONE_SIDED = 0.90  # level of intervals whose ends are one-sided tests at 5 %
@@ -77,13 +76,6 @@ def mean_of(orders: pd.DataFrame, measure: str) -> dict[str, float]:
     """Approximation -> its mean agreement with the exact salience, whole network at the start."""
     some = orders[(orders["state"] == START) & (orders["layer"] == WHOLE) & (orders["measure"] == measure)]
     return dict(zip(some["approximation"], some["mean"], strict=True))
-
-
-def last_rates(runs: pd.DataFrame) -> pd.DataFrame:
-    """Error rates at the last epoch, as :func:`snipnb.error_table` has them."""
-    last = runs[runs["epoch"] == runs["epoch"].max()]
-    found = last[["criterion", "sparsity"]].assign(seed=last["init_seed"], way=LAST)
-    return found.assign(error_percent=100 * last["test_error"])
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:

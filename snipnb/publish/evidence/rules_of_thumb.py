@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from snipnb.publish import comparisons
+from snipnb.publish.comparisons import last_rates
 from snipnb.publish.evidence.parts import (
     ONE_SIDED,
     START,
@@ -18,7 +19,6 @@ from snipnb.publish.evidence.parts import (
     finding,
     if_seen,
     largest,
-    last_rates,
     power,
     root_mean_square,
     seeds_of,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pandas as pd
 
 from snipnb.publish import comparisons
+from snipnb.publish.comparisons import last_rates
 from snipnb.publish.evidence.parts import (
     ONE_SIDED,
     Finding,
     epochs_of,
     finding,
     if_seen,
-    last_rates,
     mean_of,
     power,
     seeds_of,

@@ -8,13 +8,13 @@ import pandas as pd
 from scipy import stats
 
 from snipnb.publish import comparisons
+from snipnb.publish.comparisons import last_rates
 from snipnb.publish.evidence.parts import (
     ONE_SIDED,
     WHOLE,
     Finding,
     best_rates,
     epochs_of,
-    last_rates,
     power,
     timed,
     value_at,

@@ -5,12 +5,11 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from snipnb.publish.published import published_label
-from snipnb.publish.style import NEUTRAL, headline, look, panels, sparsity_axis, whiskers, write
+from snipnb.publish.style import NEUTRAL, beside, forest, headline, look, panels, sparsity_axis, whiskers
 
 JUDGED = 0.95  # sparsity that titles name
 
@@ -28,29 +27,9 @@ def controls(pairs: pd.DataFrame, compared: pd.DataFrame) -> Figure:
     width, height = 2.4 + 3.7 * len(sparsities), 1.4 + 0.42 * len(criteria)
     figure, axes = panels(1, len(sparsities), width, height, sharey=True)
     for axis, sparsity in zip(axes[0], sparsities, strict=True):
-        here = compared[compared["sparsity"] == sparsity].set_index("criterion")
-        margin = here["margin"].iloc[0]
-        axis.axvspan(-margin, margin, color="#d9d9d9", lw=0, zorder=0)
-        axis.axvline(0, color="black", lw=0.8)
-        axis.set_xscale("symlog", linthresh=2 * margin, linscale=1.2)
-        for row, criterion in enumerate(criteria):
-            style, test = look(criterion), here.loc[[criterion]]
-            own = pairs[(pairs["criterion"] == criterion) & (pairs["sparsity"] == sparsity)]["difference"]
-            axis.plot(own, np.full(len(own), row + 0.2), ".", color=style.colour, ms=5, alpha=0.7, mew=0)
-            bars = whiskers(test, "mean", "low95", "high95")
-            options = {"fmt": style.marker, "color": style.colour, "ms": 6, "capsize": 3, "elinewidth": 1.2}
-            axis.errorbar(test["mean"], [row - 0.08], xerr=bars, **options)
-            _beside(axis, row, test["outcome"].item())
-        ticks = [t for t in (1, 3, 10, 30, 90) if t > 2.6 * margin]
-        names = [f"\u2212{margin:.2g}", "0", f"{margin:.2g}", *(f"{t:g}" for t in ticks)]
-        axis.set_xticks([-margin, 0, margin, *ticks], names)
-        axis.xaxis.set_minor_locator(NullLocator())
-        reach = [*pairs.loc[pairs["sparsity"] == sparsity, "difference"], *here["low95"], *here["high95"]]
-        axis.set_xlim(min(1.4 * min(reach), -2 * margin), max(1.4 * max(reach), 2 * margin))
-        axis.set(title=f"sparsity {sparsity:g}", xlabel="error rate minus SNIP's, percentage points")
-        axis.grid(axis="y", visible=False)
-    axes[0][0].set_yticks(range(len(criteria)), [look(c).label for c in criteria])
-    axes[0][0].set_ylim(len(criteria) - 0.5, -0.5)
+        own, here = (frame[frame["sparsity"] == sparsity] for frame in (pairs, compared))
+        forest(axis, own, here, criteria)
+        axis.set_title(f"sparsity {sparsity:g}")
     good = compared[compared["outcome"] == "as good"].groupby("sparsity")["criterion"].apply(list)
     worse = (compared["outcome"] == "worse").groupby(compared["sparsity"]).sum()
     said = [
@@ -58,11 +37,6 @@ def controls(pairs: pd.DataFrame, compared: pd.DataFrame) -> Figure:
         for sparsity in sparsities
     ]
     return headline(figure, f"Shown to be as good as SNIP {'; '.join(said)}")
-
-
-def _beside(axis: Axes, row: int, text: str) -> None:
-    """Small print at the right end of a row."""
-    write(axis, text, (1, row), (4, 0), xycoords=("axes fraction", "data"), va="center")
 
 
 def optimisers(table: pd.DataFrame, *, bound: float) -> Figure:
@@ -87,7 +61,7 @@ def optimisers(table: pd.DataFrame, *, bound: float) -> Figure:
         options = {"fmt": "o", "color": look("snip").colour, "ms": 5.5, "capsize": 3, "elinewidth": 1.2}
         axis.errorbar(here["over_best"], range(len(names)), xerr=bars, **options)
         for row, (dense, error) in enumerate(zip(here["dense_percent"], here["adjusted_percent"], strict=True)):
-            _beside(axis, row, f"{dense:.2f} \u2192 {error:.2f} %")
+            beside(axis, row, f"{dense:.2f} \u2192 {error:.2f} %")
         axis.set(title=f"sparsity {sparsity:g}", xlabel="pruned / dense error rate, relative to the best recipe")
         axis.grid(axis="y", visible=False)
     axes[0][0].set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))

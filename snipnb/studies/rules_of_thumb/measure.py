@@ -12,14 +12,12 @@ from torch import Tensor
 from snipnb.networks import lenet5
 from snipnb.pruning.criteria import PERTURBATIONS, Start, mask_for, salience_for
 from snipnb.pruning.masks import layer_table
-from snipnb.publish.comparisons import LAST, differences, draws_together, margin_of
-from snipnb.publish.comparisons import recipe_ratios as recipe_ratios  # notebooks take it from here
-from snipnb.publish.stats import equivalence_test, non_inferiority_test
+from snipnb.publish.comparisons import against_snip as against_snip  # notebooks take both from here
+from snipnb.publish.comparisons import recipe_ratios as recipe_ratios
 from snipnb.studies.shared import grid_of
 from snipnb.training.grid import run_grid
 from snipnb.training.loop import Recipe
 from snipnb.training.runs import RunConfig
-from snipnb.training.scores import error_table
 
 RULES_OF_THUMB = ("snip", "snip_densities", "closed_form")  # with all seeds; the controls may have fewer
 CONTROLS = ("snip_shuffled", "snip_redrawn", "erdos_renyi_kernel", "uniform", "magnitude", "snip_inverted")
@@ -50,60 +48,6 @@ QUESTIONS = {
     "magnitude": "Are the largest initial weights worth keeping?",
     "snip_inverted": "Does the salience say anything within a layer?",
 }
-
-
-def against_snip(runs: pd.DataFrame, *, smallest_margin: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Every criterion against SNIP, pair by pair: same initial weights, same image order.
-
-    **Definition.** ``difference``: error rate at the last epoch minus SNIP's, in percentage points. ``outcome``, from 95 % t intervals and one-sided tests
-    at 5 %: *as good* if equivalent within the margin, *better* or *worse* if the interval lies beyond 0 and it is not
-    equivalent, *no worse* if only the non-inferiority test holds, else *undecided*.
-
-    Args:
-        runs: As from :func:`snipnb.run_grid`, with the criterion ``snip``. The :data:`PERTURBED` criteria of a seed count as one
-            criterion, ``perturbed``, with their mean error rate.
-        smallest_margin: In percentage points. The margin is a tenth of SNIP's mean error rate, and at least this.
-
-    Returns:
-        One row per criterion and sparsity: ``criterion``, ``sparsity``, ``n``, ``error_percent``, ``mean``, ``low95``, ``high95`` (of the
-        difference), ``margin``, ``equivalence_p``, ``non_inferiority_p``, ``outcome``, ``collapsed`` (runs with a layer of which nothing is
-        kept); and one row per pair: ``criterion``, ``sparsity``, ``seed``, ``difference``.
-    """
-    rates = draws_together(error_table(runs, way=LAST))
-    pairs = differences(rates, reference="snip")
-    cut = runs[runs["collapsed"] > 0].groupby(["criterion", "sparsity"])["init_seed"].nunique()
-    rows = []
-    for (criterion, sparsity), part in pairs.groupby(["criterion", "sparsity"], sort=False):
-        values, here = part["difference"].to_numpy(), rates[rates["sparsity"] == sparsity]
-        margin = margin_of(here, reference="snip", smallest=smallest_margin)
-        test, below = equivalence_test(values, margin), non_inferiority_test(values, margin)
-        rows.append(
-            {
-                "criterion": criterion,
-                "sparsity": sparsity,
-                "n": len(values),
-                "error_percent": float(here.loc[here["criterion"] == criterion, "error_percent"].mean()),
-                "mean": test.mean,
-                "low95": test.low,
-                "high95": test.high,
-                "margin": margin,
-                "equivalence_p": test.p_value,
-                "non_inferiority_p": below,
-                "outcome": _outcome(test.low, test.high, test.p_value, below),
-                "collapsed": int(cut.get((criterion, sparsity), 0)),
-            }
-        )
-    return pd.DataFrame(rows), pairs
-
-
-def _outcome(low: float, high: float, equivalence_p: float, non_inferiority_p: float) -> str:
-    if equivalence_p <= 0.05:
-        return "as good"
-    if high < 0:
-        return "better"
-    if low > 0:
-        return "worse"
-    return "no worse" if non_inferiority_p <= 0.05 else "undecided"
 
 
 def kept_by_layer(images: Tensor, labels: Tensor, *, criteria: Sequence[str], sparsity: float) -> pd.DataFrame:
