@@ -57,7 +57,9 @@ def test_anatomy(path):
     assert "parameters" in notebook["cells"][2]["metadata"]["tags"]
     assert f'begin("{path.stem}", globals())' in code(path)[1]
     assert re.fullmatch(r"report\.provenance\((\w+, )*images=snipnb\.data_checksum\(sample=sample\)\)", code(path)[-1])
-    assert any(cell.endswith("report.verdicts()") for cell in code(path))
+    told = any(cell.endswith("report.verdicts()") for cell in code(path))
+    assert told == bool(ledger.claims_of(path.stem))
+    assert told or any('"findings"' in cell for cell in code(path))  # which the runner puts there instead
 
 
 @every_notebook
@@ -227,7 +229,7 @@ def test_smoke(path, tmp_path, monkeypatch):
     assert runner.promises(path) <= set(files)
     entries = json.loads((place.published / "claims" / f"{path.stem}.json").read_text())
     assert {entry["id"] for entry in entries} == set(ledger.claims_of(path.stem))
-    assert {entry["profile"] for entry in entries} == {"smoke"}
+    assert {entry["profile"] for entry in entries} <= {"smoke"}
     assert {e["id"]: e["verdict"].split(" (")[0] for e in entries if e["id"] in CERTAIN} == {
         claim: verdict for claim, verdict in CERTAIN.items() if claim in ledger.claims_of(path.stem)
     }

@@ -30,8 +30,8 @@ FINDINGS = {
     "C35": "Which weights, or how many per layer?",
     "C28": "Does a second order help?",
 }
-# Notebook -> its question, and the claim that answers it.
-QUESTIONS = {
+# Notebook -> its question, and the claim that answers it; None: the first of its findings does.
+QUESTIONS: dict[str, tuple[str, str | None]] = {
     "01_salience_derivation": ("What does SNIP's salience measure?", "C17"),
     "02_snip_vs_exact": ("What does the exact loss change cost?", "C36"),
     "03_lenet5_table": ("Do the published error rates recur?", "C33"),
@@ -39,6 +39,7 @@ QUESTIONS = {
     "05_second_order": ("Is the second-order formula right?", "C20"),
     "06_rules_of_thumb": ("Does SNIP know what each layer needs?", "C29"),
     "07_larger_networks": ("What about larger networks?", "C26"),
+    "08_single_shot": ("Does another criterion do better?", None),
 }
 
 
@@ -109,8 +110,13 @@ def notebooks(figures: Path, *, up: str = "") -> str:
     for name, (question, claim) in QUESTIONS.items():
         copy = f"[{name.split('_')[0]}]({up}figures/full/notebooks/{name}.ipynb)"
         minutes = f"{runs[name]['seconds'] / 60:.0f}" if name in runs else ""
-        lines.append(f"| {copy} | {question} | {sentence(rows[claim])} | {minutes} |")
+        said = _first_finding(figures / "full" / name) if claim is None else sentence(rows[claim])
+        lines.append(f"| {copy} | {question} | {said} | {minutes} |")
     return "\n".join(lines)
+
+
+def _first_finding(folder: Path) -> str:
+    return str(pd.read_csv(folder / "findings.csv")["what came out"][0])
 
 
 def run(figures: Path) -> str:

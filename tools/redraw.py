@@ -98,14 +98,15 @@ def redraw_one(source: Path, published: Path) -> int:
         ("figure", name): report.draw(name) for name in report.drawn["figures"]
     }
     shown |= {("table", name): report.render(name) for name in report.drawn["tables"]}
-    shown["verdicts", ""] = report.verdicts()
-    report.write_verdicts(rows[0]["data"])
+    if rows:
+        shown["verdicts", ""] = report.verdicts()
+        report.write_verdicts(rows[0]["data"])
     for cell in notebook["cells"]:
         kind, name = shown_by(cell)
         thing = report.whereabouts(name) if kind == "data" else shown.get((kind, name))
         if thing is not None:
             _show(cell, thing)
-    notebook = runner.with_summary(notebook, report.entries)
+    notebook = runner.with_summary(notebook, report.entries, runner.findings_of(published / source.stem))
     runner.write_notebook(executed, notebook)
     return len(report.drawn["figures"]) + len(report.drawn["tables"])
 

@@ -166,7 +166,7 @@ def run_one(path: Path, parameters: Mapping[str, Any], place: Place, mark: Mappi
     facts = {"seconds": round(time.monotonic() - start, 1), "slow_cells": slow_cells(notebook)}
     facts |= {**read_dict(stage / RUN_FILE), "parameters": parameters}
     clean(notebook, root=path.parent.parent)
-    write_notebook(executed, with_summary(notebook, rows))
+    write_notebook(executed, with_summary(notebook, rows, findings_of(stage / path.stem)))
     files = _publish(path.stem, stage, place)
     facts |= {"commit": commit(), "machine": machine(), "versions": versions()}
     record(path.stem, mark, files, place, facts)
@@ -204,13 +204,20 @@ def clean(notebook: Mapping[str, Any], *, root: Path) -> None:
                 output["text"] = [line.replace(f"{root}{os.sep}", "") for line in output["text"]]
 
 
-def with_summary(notebook: dict[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """An executed notebook with a cell after the first one that says what came out for each of its claims, if it has any."""
-    if not rows:
+def findings_of(folder: Path) -> str:
+    """The table of findings that a notebook without claims has written to its folder; empty if there is none."""
+    path = folder / "findings.md"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def with_summary(notebook: dict[str, Any], rows: Sequence[Mapping[str, Any]], findings: str) -> dict[str, Any]:
+    """An executed notebook with a cell after the first one that says what came out, for each of its claims or by its findings, if it has any."""
+    if not rows and not findings:
         return notebook
+    told_text = summary(rows) if rows else f"**What came out**\n\n{findings}"
     first, *others = (cell for cell in notebook["cells"] if cell["id"] != SUMMARY_ID)
     metadata = {"tags": [SUMMARY_ID]}
-    told = {"cell_type": "markdown", "id": SUMMARY_ID, "metadata": metadata, "source": summary(rows).splitlines(True)}
+    told = {"cell_type": "markdown", "id": SUMMARY_ID, "metadata": metadata, "source": told_text.splitlines(True)}
     return {**notebook, "cells": [first, told, *others]}
 
 

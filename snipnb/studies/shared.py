@@ -35,6 +35,7 @@ def grid_of(
     *,
     num_seeds: int | None = None,
     recipe: Recipe | None = None,
+    model: str = "lenet5",
 ) -> list[RunConfig]:
     """Training runs that a notebook's parameters describe.
 
@@ -45,6 +46,7 @@ def grid_of(
         sparsities: Fractions removed.
         num_seeds: Instead of ``num_runs``.
         recipe: Instead of the recipe in the parameters.
+        model: Name in ``networks.MODELS``.
     """
     own = Recipe(**{name: parameters[name] for name in ("epochs", "learning_rate", "schedule")})
     first = parameters.get("first_seed", 0)
@@ -55,6 +57,7 @@ def grid_of(
         split=parameters["split_name"],
         sample=parameters["sample"],
         salience_images=parameters.get("salience_images") or None,
+        model=model,
         recipe=recipe or own,
     )
 

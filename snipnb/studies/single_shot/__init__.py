@@ -1,0 +1,1 @@
+"""Notebook 08: SNIP beside other criteria for pruning before training."""

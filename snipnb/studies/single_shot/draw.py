@@ -1,0 +1,202 @@
+"""Figures of notebook 08: error rates beside SNIP's, controls, what masks keep, and estimates of the loss change."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from snipnb.publish.published import published_label
+from snipnb.publish.style import (
+    CONTROLS,
+    LEAST_KEPT,
+    NEUTRAL,
+    beside,
+    forest,
+    headline,
+    look,
+    panels,
+    whiskers,
+    with_minus,
+)
+
+
+def lenet5(pairs: pd.DataFrame, compared: pd.DataFrame, *, judged: float) -> Figure:
+    """Error rate of LeNet-5 minus SNIP's, for every criterion, at the judged and the highest sparsity; grey: the margin of equivalence.
+
+    Args:
+        pairs: ``network``, ``criterion``, ``sparsity``, ``seed``, ``difference``, in percentage points.
+        compared: ``network``, ``criterion``, ``sparsity``, ``mean``, ``low95``, ``high95``, ``margin``, ``outcome``.
+        judged: The sparsity of the left panel.
+    """
+    return _field("LeNet-5", pairs, compared, judged)
+
+
+def lenet_300_100(pairs: pd.DataFrame, compared: pd.DataFrame, *, judged: float) -> Figure:
+    """The same for LeNet-300-100."""
+    return _field("LeNet-300-100", pairs, compared, judged)
+
+
+def _field(network: str, pairs: pd.DataFrame, compared: pd.DataFrame, judged: float) -> Figure:
+    pairs, compared = (frame[frame["network"] == network] for frame in (pairs, compared))
+    sparsities = sorted({judged, compared["sparsity"].max()})
+    last = compared[compared["sparsity"] == sparsities[-1]]
+    criteria = list(last.sort_values("mean")["criterion"])
+    figure, axes = panels(1, len(sparsities), 9.8, 1.2 + 0.33 * len(criteria), sharey=True)
+    said = []
+    for axis, sparsity in zip(axes[0], sparsities, strict=True):
+        own, here = (frame[frame["sparsity"] == sparsity] for frame in (pairs, compared))
+        forest(axis, own, here, criteria)
+        axis.set_title(f"sparsity {sparsity:g}")
+        good, worse = ((here["outcome"] == word).sum() for word in ("better", "worse"))
+        said.append(f"at {sparsity:g}, {good} are better and {worse} worse")
+    return headline(figure, f"{network}: of {len(criteria)} criteria beside SNIP, {'; '.join(said)}")
+
+
+def controls(frame: pd.DataFrame) -> Figure:
+    """What shuffling a mask within layers, and a mask made for other weights, cost; a row per criterion.
+
+    Args:
+        frame: ``criterion``, ``control``, ``n``, ``mean``, ``low95``, ``high95``; without rows the figure says so.
+    """
+    if frame.empty:
+        figure, axis = plt.subplots(figsize=(9.6, 1.2), layout="constrained")
+        axis.axis("off")
+        axis.text(0.5, 0.5, "No controls were trained under this profile.", ha="center")
+        return figure
+    criteria = list(frame[frame["control"] == "shuffled"].sort_values("mean")["criterion"])
+    figure, axes = panels(1, 2, 9.8, 1.2 + 0.33 * len(criteria), sharey=True, sharex=True)
+    said = []
+    for axis, (control, part) in zip(axes[0], frame.groupby("control", sort=False), strict=True):
+        rows = part.set_index("criterion").loc[criteria]
+        for row, (criterion, test) in enumerate(rows.iterrows()):
+            style, ends = look(str(criterion)), rows.iloc[[row]]
+            bars = whiskers(ends, "mean", "low95", "high95")
+            options = {"fmt": style.marker, "color": style.colour, "ms": 6, "capsize": 3, "elinewidth": 1.2}
+            axis.errorbar(ends["mean"], [row], xerr=bars, **options)
+            beside(axis, row, with_minus(f"{test['mean']:+.2f}"))
+        axis.axvline(0, color="black", lw=0.8)
+        axis.set_xscale("symlog", linthresh=0.5)
+        ticks = (-30, -5, -0.5, 0, 0.5, 5, 30)
+        axis.set_xticks(ticks, [with_minus(f"{t:g}") for t in ticks])
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set(title=CONTROLS[str(control)], xlabel="error rate minus its own mask's, percentage points")
+        axis.grid(axis="y", visible=False)
+        said.append(f"{CONTROLS[str(control)]}, {(rows['low95'] > 0).sum()}")
+    axes[0][0].set_yticks(range(len(criteria)), [look(c).label for c in criteria])
+    axes[0][0].set_ylim(len(criteria) - 0.5, -0.5)
+    return headline(figure, f"Criteria, of {len(criteria)}, whose own mask is better than a mask {'; '.join(said)}")
+
+
+def paths(kept: pd.DataFrame) -> Figure:
+    """The share of what is kept that lies on a path from input to output, a row per criterion, a panel per network, a mark per sparsity.
+
+    Args:
+        kept: ``network``, ``criterion``, ``sparsity``, ``effective_sparsity``, ``cut``, ``n``.
+    """
+    networks, sparsities = list(dict.fromkeys(kept["network"])), sorted(kept["sparsity"].unique())
+    share = 100 * (1 - kept["effective_sparsity"]) / (1 - kept["sparsity"])
+    kept = kept.assign(share=share.clip(upper=100))
+    order = kept[kept["sparsity"] == sparsities[-1]].groupby("criterion")["share"].mean().sort_values(ascending=False)
+    criteria = list(order.index)
+    figure, axes = panels(1, len(networks), 9.8, 1.5 + 0.33 * len(criteria), sharey=True)
+    for axis, network in zip(axes[0], networks, strict=True):
+        here = kept[kept["network"] == network]
+        for row, criterion in enumerate(criteria):
+            own = here[here["criterion"] == criterion].set_index("sparsity").loc[sparsities]
+            axis.plot(own["share"], np.full(len(own), row), color=look(criterion).colour, lw=1, zorder=1)
+            for size, (_, test) in zip(np.linspace(3, 8, len(own)), own.iterrows(), strict=True):
+                axis.plot(test["share"], row, look(criterion).marker, color=look(criterion).colour, ms=size, mew=0)
+            if own["cut"].any():
+                beside(axis, row, f"cut: {own['cut'].iloc[-1]} of {own['n'].iloc[-1]}")
+        axis.set(title=network, xlabel="kept parameters that lie on a path, %")
+        axis.grid(axis="y", visible=False)
+    axes[0][0].set_yticks(range(len(criteria)), [look(c).label for c in criteria])
+    axes[0][0].set_ylim(len(criteria) - 0.5, -0.5)
+    last = kept[kept["sparsity"] == sparsities[-1]].set_index(["network", "criterion"])["share"]
+    (network, criterion), least = last.idxmin(), last.min()
+    said = f"At {sparsities[-1]:g}, {look(criterion).label} has {least:.0f} % of what it keeps on a path ({network})"
+    return headline(figure, f"{said}, SNIP {last[network, 'snip']:.0f} %")
+
+
+def layers(frame: pd.DataFrame, *, judged: float) -> Figure:
+    """What each criterion keeps of each weight tensor, in percent; a panel per network.
+
+    Args:
+        frame: ``network``, ``criterion``, ``layer``, ``kept_percent``.
+        judged: The sparsity.
+    """
+    networks = list(dict.fromkeys(frame["network"]))
+    wide = {
+        n: frame[frame["network"] == n].pivot(index="criterion", columns="layer", values="kept_percent")
+        for n in networks
+    }
+    first = wide[networks[0]]
+    criteria = list(first.sort_values(first.columns[0], ascending=False).index)
+    ratios = [wide[n].shape[1] for n in networks]
+    figure, axes = panels(1, len(networks), 9.8, 1.2 + 0.33 * len(criteria), sharey=True, width_ratios=ratios)
+    for axis, network in zip(axes[0], networks, strict=True):
+        values = wide[network].loc[criteria]
+        axis.imshow(values.clip(lower=LEAST_KEPT), norm=LogNorm(LEAST_KEPT, 100), cmap="viridis_r", aspect="auto")
+        for row, column in np.ndindex(values.shape):
+            value = values.iloc[row, column]
+            ink = "white" if value > 12 else "black"
+            axis.text(
+                column,
+                row,
+                f"{value:.2g}" if value < 99.5 else "100",
+                ha="center",
+                va="center",
+                fontsize=7.5,
+                color=ink,
+            )
+        axis.set_xticks(range(values.shape[1]), [published_label(name) for name in values.columns])
+        axis.set_title(network)
+        axis.grid(visible=False)
+        axis.tick_params(length=0)
+    axes[0][0].set_yticks(range(len(criteria)), [look(c).label for c in criteria])
+    column = first[first.columns[0]]
+    name = published_label(str(first.columns[0]))
+    said = f"At {judged:g}, criteria keep from {column.min():.2g} % ({look(str(column.idxmin())).label}) to {column.max():.2g} %"
+    return headline(
+        figure,
+        f"{said} ({look(str(column.idxmax())).label}) of {name} of {networks[0]}; SNIP keeps {column['snip']:.0f} %",
+    )
+
+
+def estimates(found: pd.DataFrame) -> Figure:
+    """How well each estimate of the loss change agrees with the exact one, a panel per state of the network.
+
+    Args:
+        found: ``state``, ``criterion``, ``measure``, ``mean``, ``smallest``, ``largest``.
+    """
+    measures = {"spearman": ("rank correlation", "o", "full"), "in_common": ("kept by both", "s", "none")}
+    measures["missed"] = ("largest that are missed", "X", "full")
+    states = list(dict.fromkeys(found["state"]))
+    first = found[(found["state"] == states[0]) & (found["measure"] == "spearman")]
+    criteria = list(first.sort_values("mean", ascending=False)["criterion"])
+    figure, axes = panels(1, len(states), 9.8, 1.6 + 0.36 * len(criteria), sharey=True, sharex=True)
+    for axis, state in zip(axes[0], states, strict=True):
+        for measure, (label, marker, fill) in measures.items():
+            part = found[(found["state"] == state) & (found["measure"] == measure)].set_index("criterion").loc[criteria]
+            colours = [look(c).colour if measure != "missed" else NEUTRAL for c in criteria]
+            for row, colour in enumerate(colours):
+                own = part.iloc[[row]]
+                options = {"fmt": marker, "color": colour, "fillstyle": fill, "ms": 6, "elinewidth": 1.2}
+                axis.errorbar(own["mean"], [row], xerr=whiskers(own), **options)
+            axis.plot([], [], marker, color=NEUTRAL, fillstyle=fill, label=label)
+        axis.set(title=state, xlabel="share, or rank correlation with the exact salience")
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.grid(axis="y", visible=False)
+    axes[0][0].set_yticks(range(len(criteria)), [look(c).label for c in criteria])
+    axes[0][0].set_ylim(len(criteria) - 0.5, -0.5)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    means = found[found["measure"] == "spearman"].set_index(["state", "criterion"])["mean"]
+    said = [
+        f"{state}, {look(means[state].idxmax()).label} is closest to the exact salience ({means[state].max():.2f}; SNIP {means[state, 'snip']:.2f})"
+        for state in states
+    ]
+    return headline(figure, f"{'; '.join(said)[0].upper()}{'; '.join(said)[1:]}")

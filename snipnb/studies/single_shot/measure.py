@@ -1,0 +1,263 @@
+"""What notebook 08 compares: how networks train with the masks of many criteria, what the masks keep, and which saliences are loss changes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from snipnb._checks import Salience, float_parameters
+from snipnb._progress import track
+from snipnb.data import Split
+from snipnb.networks import MODELS
+from snipnb.pruning.criteria import CRITERIA, WITH_CONTROLS, Criterion, Start, mask_for, salience_for
+from snipnb.pruning.masks import Mask, keep_number, num_kept
+from snipnb.pruning.paths import on_paths
+from snipnb.publish.comparisons import against_snip, interval_of, last_rates, summarise
+from snipnb.publish.stats import rank_correlation
+from snipnb.studies.shared import flat, grid_of, quiet_mask
+from snipnb.training.loop import Recipe, train_together
+from snipnb.training.runs import RunConfig
+
+NETWORKS = {"lenet5": "LeNet-5", "lenet_300_100": "LeNet-300-100"}
+CRITERIA_COMPARED = (*WITH_CONTROLS, "erdos_renyi_kernel", "random")
+UPPER = "iterative_magnitude"
+# Saliences that estimate the loss change when a parameter alone is removed.
+ESTIMATES = (
+    *("snip", "second_order", "third_order", "linear_region"),
+    *("optimal_brain_damage", "fisher", "fisher_taylor", "fisher_taylor_as_coded"),
+)
+JUDGED = 0.95  # the sparsity of kept sets, and of what findings name
+ROUND = 0.2  # share of what is left that a round of iterative magnitude pruning removes
+OF_ROUNDS = Recipe(epochs=3, learning_rate=0.01, schedule="one_cycle")  # how each round trains
+LEAST = 0.01  # share of all parameters at which its rounds end
+CONTROL_ENDINGS = ("_shuffled", "_redrawn")
+LARGEST = 0.01  # share of parameters whose loss is looked for
+
+
+# --- the upper reference: train, remove the smallest, go back to the start ----------------------------------------------
+
+
+def removal_order(start: Start) -> Salience:
+    """Iterative magnitude pruning: the later a parameter is removed, the larger its salience.
+
+    **Definition.** Train the network, remove the :data:`ROUND` share of what is left with the smallest trained magnitudes, set what is left to its
+    initial weights, and repeat until :data:`LEAST` is left. The salience is the number of the round in which a parameter goes, plus its rank in that
+    round over the number of parameters ranked. So the mask at any sparsity is that of the last whole round before it and a shorter last round.
+
+    **Source.** Frankle and Carbin (2019), The lottery ticket hypothesis. Departs from it: biases are ranked with the weights, all layers alike.
+    """
+    nothing = start.images[:0], start.labels[:0]
+    split = Split("all", start.images, start.labels, *nothing, *nothing)
+    kept = {name: torch.ones_like(p, dtype=torch.bool) for name, p in float_parameters(start.model).items()}
+    order = {name: torch.zeros(m.shape, dtype=torch.float64) for name, m in kept.items()}
+    left = total = num_kept(kept)
+    number = 0
+    while left > LEAST * total:
+        model = copy.deepcopy(start.model)
+        train_together([model], split, masks=[kept], recipe=OF_ROUNDS, data_seed=start.seed)
+        size = {name: p.abs() for name, p in float_parameters(model).items()}
+        ranks = flat({n: s.masked_fill(~kept[n], -1) for n, s in size.items()}, size).argsort(stable=True).argsort()
+        parts = (number + ranks.double() / total).split([s.numel() for s in size.values()])
+        order = {n: part.view(order[n].shape).where(kept[n], order[n]) for n, part in zip(size, parts, strict=True)}
+        left, number = round((1 - ROUND) * left), number + 1
+        kept = keep_number(size, left, among=kept)
+    return order
+
+
+CRITERIA[UPPER] = Criterion(
+    removal_order, version=1
+)  # here, because no criterion of the package itself trains networks
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def grids(parameters: Mapping[str, Any]) -> dict[str, list[RunConfig]]:
+    """Training runs of the notebook with these parameters: ``single_shot``, all criteria on both networks, dense networks, controls, and the upper reference."""
+    sparsities, runs = sorted({*parameters["sparsities"], JUDGED}), []
+    for model, number in (("lenet5", parameters["num_runs"]), ("lenet_300_100", parameters["num_other_runs"])):
+        of = partial(grid_of, {**parameters, "num_runs": number}, model=model)
+        runs += of(["snip"], [0.0]) + of(CRITERIA_COMPARED, sparsities)
+        whole = {**parameters, "salience_images": 0}  # its rounds train on all images
+        runs += grid_of(whole, [UPPER], sparsities, num_seeds=parameters["num_upper_runs"], model=model)
+    controls = [name + ending for name in WITH_CONTROLS for ending in CONTROL_ENDINGS]
+    runs += grid_of(parameters, controls, [JUDGED], num_seeds=parameters["num_control_runs"])
+    return {"single_shot": runs}
+
+
+def compare(runs: pd.DataFrame, *, smallest_margin: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """:func:`snipnb.publish.comparisons.against_snip` for each network, without controls and dense networks; with the column ``network`` first."""
+    found: list[list[pd.DataFrame]] = [[], []]
+    some = runs[(runs["sparsity"] > 0) & ~runs["criterion"].str.endswith(CONTROL_ENDINGS)]
+    for model, part in some.groupby("model", sort=False):
+        for frames, frame in zip(found, against_snip(part, smallest_margin=smallest_margin), strict=True):
+            frame.insert(0, "network", NETWORKS[str(model)])
+            frames.append(frame)
+    compared, pairs = (pd.concat(frames, ignore_index=True) for frames in found)
+    return compared, pairs
+
+
+def controls(runs: pd.DataFrame) -> pd.DataFrame:
+    """What is lost if a criterion's mask is shuffled within layers, or made for other weights: error rate minus that of its own mask, LeNet-5.
+
+    Returns:
+        One row per criterion and control: ``criterion``, ``control``, ``n``, ``own_percent`` (error rate), ``mean``, ``low95``, ``high95`` (of the
+        difference, in percentage points). Empty if no controls were trained.
+    """
+    rates = last_rates(runs[(runs["model"] == "lenet5") & (runs["sparsity"] == JUDGED)])
+    wide, rows = rates.pivot(index="seed", columns="criterion", values="error_percent"), []
+    for name in [n for n in WITH_CONTROLS if f"{n}_shuffled" in wide]:
+        for ending in CONTROL_ENDINGS:
+            both = wide[[name + ending, name]].dropna()
+            row = {"criterion": name, "control": ending[1:], "n": len(both), "own_percent": both[name].mean()}
+            rows.append(row | interval_of((both[name + ending] - both[name]).to_numpy()))
+    return pd.DataFrame(rows, columns=["criterion", "control", "n", "own_percent", "mean", "low95", "high95"])
+
+
+# --- what masks keep --------------------------------------------------------------------------------------------------
+
+
+def kept_sets(images: Tensor, labels: Tensor, parameters: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Masks of all criteria: how much of them lies on a path, what they have in common with SNIP's and exact masks, and what they keep of each layer.
+
+    Args:
+        images: Images that saliences are taken over.
+        labels: Labels of the images.
+        parameters: Of the notebook: ``sparsities``, ``first_seed`` and ``num_seeds``.
+
+    Returns:
+        One row per network, criterion, sparsity and seed: ``network``, ``criterion``, ``sparsity``, ``seed``, ``effective_sparsity``, ``cut`` (whether no weight is on a
+        path), ``in_common_with_snip``, ``in_common_with_exact`` (shares of the kept parameters); and, at :data:`JUDGED`, one row per network, criterion and weight tensor:
+        ``network``, ``criterion``, ``layer``, ``kept_percent`` (mean over seeds).
+    """
+    seeds = range(parameters["first_seed"], parameters["first_seed"] + parameters["num_seeds"])
+    jobs = [(model, seed) for model in NETWORKS for seed in seeds]
+    rows, layers = [], []
+    for model, seed in track(jobs, "masks, networks"):
+        start = Start(MODELS[model](seed=seed), images, labels, seed, draw=partial(_drawn, model))
+        masks = _masks(start, sorted({*parameters["sparsities"], JUDGED}))
+        for (criterion, sparsity), mask in masks.items():
+            facts = {"network": NETWORKS[model], "criterion": criterion}
+            row = {**facts, "sparsity": sparsity, "seed": seed}
+            total = sum(m.numel() for m in mask.values())
+            counting = on_paths(start.model, mask, images)
+            row["effective_sparsity"] = 1 - num_kept(counting) / total
+            row["cut"] = not any(bool(m.any()) for name, m in counting.items() if name.endswith("weight"))
+            for other in ("snip", "exact"):
+                row[f"in_common_with_{other}"] = _in_common(mask, masks[other, sparsity])
+            rows.append(row)
+            if sparsity == JUDGED:
+                weights = {name: m for name, m in mask.items() if name.endswith("weight")}
+                layers += [
+                    {**facts, "layer": n, "kept_percent": 100 * float(m.double().mean())} for n, m in weights.items()
+                ]
+    by = ["network", "criterion", "layer"]
+    return pd.DataFrame(rows), pd.DataFrame(layers).groupby(by, sort=False)["kept_percent"].mean().reset_index()
+
+
+def _drawn(model: str, seed: int) -> nn.Module:
+    return MODELS[model](seed=seed)
+
+
+def _masks(start: Start, sparsities: Sequence[float]) -> dict[tuple[str, float], Mask]:
+    found: dict[tuple[str, float], Mask] = {}
+    for name in CRITERIA_COMPARED:
+        salience = salience_for(name, start)
+        found |= {(name, sparsity): mask_for(name, start, salience, sparsity) for sparsity in sparsities}
+    return found
+
+
+def _in_common(mask: Mask, other: Mask) -> float:
+    """Share of what a mask keeps that another mask of the same size keeps, too."""
+    return num_kept({name: m & other[name] for name, m in mask.items()}) / num_kept(mask)
+
+
+def path_summary(kept: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds of :func:`kept_sets`, and how many networks are cut: no path is left from the images to the logits."""
+    by = ["network", "criterion", "sparsity"]
+    found = kept.groupby(by, sort=False)
+    return found.agg(
+        n=("seed", "size"),
+        effective_sparsity=("effective_sparsity", "mean"),
+        cut=("cut", "sum"),
+        in_common_with_snip=("in_common_with_snip", "mean"),
+        in_common_with_exact=("in_common_with_exact", "mean"),
+    ).reset_index()
+
+
+# --- which saliences are loss changes ---------------------------------------------------------------------------------
+
+
+def estimates(states: Mapping[str, Iterable[nn.Module]], images: Tensor, labels: Tensor) -> pd.DataFrame:
+    """Every salience that estimates the loss change of a single removal, against the exact one.
+
+    **Definition.** ``spearman``: rank correlation of the magnitudes. ``in_common``: share of what the exact salience keeps at :data:`JUDGED` that
+    the estimate keeps, too. ``missed``: share of the :data:`LARGEST` exact saliences that the estimate would remove at :data:`JUDGED` (false negatives).
+
+    Args:
+        states: State -> networks, one per seed.
+        images: Images that all saliences are taken over.
+        labels: Labels of the images.
+
+    Returns:
+        One row per state, estimate and measure: ``state``, ``criterion``, ``measure``, ``n``, ``mean``, ``smallest``, ``largest`` over networks.
+    """
+    rows = []
+    for state, model in track([(state, model) for state, models in states.items() for model in models], "estimates"):
+        start = Start(model, images, labels, 0)
+        exact = salience_for("exact", start)
+        size = flat(exact, exact).abs()
+        kept = flat(quiet_mask(exact, JUDGED), exact).bool()
+        largest = flat(quiet_mask(exact, 1 - LARGEST), exact).bool()
+        for name in ESTIMATES:
+            found = salience_for(name, start)
+            own = flat(quiet_mask(found, JUDGED), exact).bool()
+            values = {
+                "spearman": rank_correlation(flat(found, exact).abs().numpy(), size.numpy()),
+                "in_common": float(own[kept].double().mean()),
+                "missed": float((~own)[largest].double().mean()),
+            }
+            rows += [{"state": state, "criterion": name, "measure": m, "value": value} for m, value in values.items()]
+    return summarise(pd.DataFrame(rows), ["state", "criterion", "measure"], "value")
+
+
+def estimates_table(found: pd.DataFrame) -> pd.DataFrame:
+    """Means of :func:`estimates`: one row per estimate, a column per state and measure."""
+    wide = found.pivot(index="criterion", columns=["state", "measure"], values="mean")
+    wide = wide.loc[
+        list(ESTIMATES), [(s, m) for s in found["state"].unique() for m in ("spearman", "in_common", "missed")]
+    ]
+    return wide.set_axis([f"{m}, {s}" for s, m in wide], axis=1).reset_index()
+
+
+# --- beside what others have published --------------------------------------------------------------------------------
+
+
+def beside_published(runs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """Published error rates of LeNet-300-100 at the shares kept that were trained here, with ours by SNIP and by iterative magnitude pruning.
+
+    Args:
+        runs: As from :func:`snipnb.run_grid`.
+        published: ``method``, ``kept_percent``, ``error_percent``, ``standard_error``, ``source``.
+
+    Returns:
+        The rows of ``published``, those with the most kept first: ``kept_percent``, ``method``, ``published``, ``standard_error``, ``source``, ``snip`` and
+        ``iterative_magnitude`` (mean error rates at the last epoch; dense networks under ``snip``).
+    """
+    rates = last_rates(runs[runs["model"] == "lenet_300_100"])
+    means = rates.groupby(["criterion", "sparsity"])["error_percent"].mean()
+    rows = []
+    for row in published.sort_values("kept_percent", ascending=False, kind="stable").to_dict("records"):
+        sparsity = round(1 - row["kept_percent"] / 100, 6)
+        if ("snip", sparsity) in means.index:
+            facts = {name: row[name] for name in ("kept_percent", "method")} | {"published": row["error_percent"]}
+            facts |= {name: row[name] for name in ("standard_error", "source")}
+            rows.append(facts | {name: means.get((name, sparsity), np.nan) for name in ("snip", UPPER)})
+    return pd.DataFrame(rows)
