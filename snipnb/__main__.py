@@ -53,7 +53,7 @@ def _run(given: argparse.Namespace) -> int:
         print(f"{len(configs)} networks of {configs[0].recipe.epochs} epochs, kept in {store}", flush=True)
         runs = run_grid(configs, store=store, jobs=given.jobs, device=given.device)
         last = runs[runs["epoch"] == runs["epoch"].max()].assign(recipe=[_described(c.recipe) for c in configs])
-        means = 100 * last.pivot_table("test_error", ["recipe", "sparsity"], "criterion", sort=False)
+        means = 100 * last.pivot_table("test_error", "criterion", ["model", "recipe", "sparsity"], sort=False)
         print("\nerror rate at the last epoch, mean over seeds, in %\n" + means.to_string(float_format="{:.3f}".format))
     return 0
 

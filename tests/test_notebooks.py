@@ -424,6 +424,14 @@ def test_files_that_are_no_longer_written_disappear(project):
     assert sorted(f.name for f in (root / "figures" / "mine" / "98_test").iterdir()) == ["picture.csv"]
 
 
+def test_what_a_notebook_without_claims_has_found_stands_at_its_top(project):
+    root, change = project
+    change(WRITE, '(folder / "findings.md").write_text("| a | table |")')
+    assert run(root)
+    executed = root / "figures" / "mine" / "notebooks" / "98_test.ipynb"
+    assert "".join(load(executed)["cells"][1]["source"]) == "**What came out**\n\n| a | table |"
+
+
 def test_only_files_of_its_own_folder_are_published_or_removed(project):
     root, change = project
     intruder = """
