@@ -247,7 +247,7 @@ def test_findings_say_what_the_tables_hold(tables):
     assert said.iloc[0].startswith("LeNet-5 at 0.95: iterative SNIP better, 1 of 15 worse; LeNet-5 at 0.99:")
     assert "SNIP in rounds by −1.00 points [" in said.iloc[1]
     assert said.iloc[2].startswith(
-        "Rank correlation with the exact salience at initialisation: SNIP 1.00, second order 0.90"
+        "Rank correlation with the exact salience at initialisation: SNIP 1.000, second order 0.900"
     )
     assert (
         "LeNet-5 at 0.99: cut through by random; random has 50 % of its kept parameters on a path, SNIP 100 %"

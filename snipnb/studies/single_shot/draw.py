@@ -196,7 +196,7 @@ def estimates(found: pd.DataFrame) -> Figure:
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     means = found[found["measure"] == "spearman"].set_index(["state", "criterion"])["mean"]
     said = [
-        f"{state}, {look(means[state].idxmax()).label} is closest to the exact salience ({means[state].max():.2f}; SNIP {means[state, 'snip']:.2f})"
+        f"{state}, {look(means[state].idxmax()).label} is closest to the exact salience ({means[state].max():.3f}; SNIP {means[state, 'snip']:.3f})"
         for state in states
     ]
     return headline(figure, f"{'; '.join(said)[0].upper()}{'; '.join(said)[1:]}")

@@ -66,7 +66,7 @@ def _truest(found: pd.DataFrame) -> str:
     parts = []
     for state, part in found[found["measure"] == "spearman"].groupby("state", sort=False):
         means = part.set_index("criterion")["mean"].sort_values(ascending=False)
-        names = [f"{look(str(c)).label} {means[c]:.2f}" for c in means.index]
+        names = [f"{look(str(c)).label} {means[c]:.3f}" for c in means.index]
         parts.append(f"{state}: {', '.join(names)}")
     return f"Rank correlation with the exact salience {'; '.join(parts)}."
 
