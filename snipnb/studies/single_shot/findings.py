@@ -14,10 +14,10 @@ def findings(compared: pd.DataFrame, kept: pd.DataFrame, found: pd.DataFrame, lo
     """What came out, in a sentence for each question, from the tables of the notebook.
 
     Args:
-        compared: From :func:`compare`.
-        kept: From :func:`path_summary`.
-        found: From :func:`estimates`.
-        lost: From :func:`controls`.
+        compared: From :func:`snipnb.studies.single_shot.measure.compare`.
+        kept: From :func:`snipnb.studies.single_shot.measure.path_summary`.
+        found: From :func:`snipnb.studies.single_shot.measure.estimates`.
+        lost: From :func:`snipnb.studies.single_shot.measure.controls`.
 
     Returns:
         ``question``, ``what came out``.
@@ -47,11 +47,9 @@ def _better(at: Mapping[tuple[str, float], pd.DataFrame], highest: float) -> str
     for (network, sparsity), rows in at.items():
         if sparsity in (JUDGED, highest):
             outcomes = rows.drop(index=UPPER, errors="ignore")["outcome"]
-            better, worse = ([look(c).label for c in outcomes.index[outcomes == word]] for word in ("better", "worse"))
-            parts.append(
-                f"{network} at {sparsity:g}: {_listed(better) or 'none'} better, {len(worse)} of {len(outcomes)} worse"
-            )
-    return f"{'; '.join(parts)}."
+            if better := [look(c).label for c in outcomes.index[outcomes == "better"]]:
+                parts.append(f"{_listed(better)} on {network} at {sparsity:g}")
+    return f"Shown to be better than SNIP: {'; '.join(parts) or 'none'}."
 
 
 def _rounds(rows: pd.DataFrame, highest: float) -> str:
@@ -65,7 +63,7 @@ def _rounds(rows: pd.DataFrame, highest: float) -> str:
 def _truest(found: pd.DataFrame) -> str:
     parts = []
     for state, part in found[found["measure"] == "spearman"].groupby("state", sort=False):
-        means = part.set_index("criterion")["mean"].sort_values(ascending=False)
+        means = part.set_index("criterion")["mean"].round(3).sort_values(ascending=False, kind="stable")
         names = [f"{look(str(c)).label} {means[c]:.3f}" for c in means.index]
         parts.append(f"{state}: {', '.join(names)}")
     return f"Rank correlation with the exact salience {'; '.join(parts)}."
@@ -90,8 +88,9 @@ def _by_controls(lost: pd.DataFrame) -> str:
 
 
 def _change(row: pd.Series) -> str:
-    ends = f" [{row['low95']:.2f}, {row['high95']:.2f}]" if row["n"] > 1 else " (one network)"
-    return with_minus(f"{row['mean']:+.2f} points{ends}")
+    mean, low, high = (f"{row[name]:.{2 if abs(row[name]) < 10 else 1}f}" for name in ("mean", "low95", "high95"))
+    sign, ends = "+" if row["mean"] > 0 else "", f" [{low}, {high}]" if row["n"] > 1 else " (one network)"
+    return with_minus(f"{sign}{mean} points{ends}")
 
 
 def _listed(names: Sequence[str]) -> str:
