@@ -3,6 +3,7 @@
 import copy
 from itertools import pairwise
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +13,7 @@ import snipnb
 from snipnb.data import Split
 from snipnb.pruning.criteria import CRITERIA, Start, mask_for
 from snipnb.publish import published
-from snipnb.publish.style import LOOKS
+from snipnb.publish.style import LOOKS, headline_of
 from snipnb.studies.single_shot import draw, findings, measure
 from snipnb.training.loop import Recipe
 
@@ -259,8 +260,6 @@ def test_findings_say_what_the_tables_hold(tables):
 
 
 def test_figures_name_what_they_show(tables):
-    from snipnb.publish.style import headline_of
-
     runs, kept, found = tables
     compared, pairs = measure.compare(runs, smallest_margin=0.1)
     title = headline_of(draw.lenet5(pairs, compared, judged=0.95))
@@ -272,6 +271,7 @@ def test_figures_name_what_they_show(tables):
     assert headline_of(draw.controls(pd.DataFrame())) == ""
     assert "random has 50 % of what it keeps on a path" in headline_of(draw.paths(kept))
     assert headline_of(draw.estimates(found)).startswith("At initialisation, SNIP is closest")
+    plt.close("all")
 
 
 def test_every_criterion_of_the_notebook_is_registered_with_a_look():
