@@ -205,7 +205,7 @@ def clean(notebook: Mapping[str, Any], *, root: Path) -> None:
 
 
 def findings_of(folder: Path) -> str:
-    """The table of findings that a notebook without claims has written to its folder; empty if there is none."""
+    """The text of ``findings.md`` in a notebook's folder, which a notebook without claims writes; empty if there is none."""
     path = folder / "findings.md"
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
@@ -214,10 +214,10 @@ def with_summary(notebook: dict[str, Any], rows: Sequence[Mapping[str, Any]], fi
     """An executed notebook with a cell after the first one that says what came out, for each of its claims or by its findings, if it has any."""
     if not rows and not findings:
         return notebook
-    told_text = summary(rows) if rows else f"**What came out**\n\n{findings}"
+    text = summary(rows) if rows else f"**What came out**\n\n{findings}"
     first, *others = (cell for cell in notebook["cells"] if cell["id"] != SUMMARY_ID)
     metadata = {"tags": [SUMMARY_ID]}
-    told = {"cell_type": "markdown", "id": SUMMARY_ID, "metadata": metadata, "source": told_text.splitlines(True)}
+    told = {"cell_type": "markdown", "id": SUMMARY_ID, "metadata": metadata, "source": text.splitlines(True)}
     return {**notebook, "cells": [first, told, *others]}
 
 
