@@ -11,7 +11,6 @@ from snipnb.networks import lenet5 as lenet5
 from snipnb.networks import lenet_300_100 as lenet_300_100
 from snipnb.networks import set_running_statistics as set_running_statistics
 from snipnb.networks import vgg16_mnist as vgg16_mnist
-from snipnb.pruning.criteria import CRITERIA as CRITERIA
 from snipnb.pruning.criteria import Criterion as Criterion
 from snipnb.pruning.criteria import Start as Start
 from snipnb.pruning.masks import LayerCollapseWarning as LayerCollapseWarning
@@ -35,6 +34,7 @@ from snipnb.training.grid import run_grid as run_grid
 from snipnb.training.loop import Recipe as Recipe
 from snipnb.training.loop import train as train
 from snipnb.training.loop import train_together as train_together
+from snipnb.training.runs import CRITERIA as CRITERIA
 from snipnb.training.runs import RunConfig as RunConfig
 from snipnb.training.runs import grid as grid
 from snipnb.training.scores import error_rate as error_rate

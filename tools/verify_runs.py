@@ -23,7 +23,6 @@ import joblib
 import pandas as pd
 import torch
 
-import snipnb.studies.single_shot.measure  # noqa: F401  (registers iterative magnitude pruning)
 from snipnb.pruning.masks import collapsed_layers, num_kept
 from snipnb.training.grid import keep_saliences, masks_of, train_group
 from snipnb.training.loop import Recipe, one_thread

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from itertools import groupby
@@ -194,30 +194,49 @@ def _drawn(name: str, init: str, images: Tensor, device: str, seed: int) -> nn.M
     return set_running_statistics(model, images) if len(images) else model
 
 
-def masks_of(group: Sequence[RunConfig], place: Store, device: str) -> list[Mask]:
-    """The mask of every run of a group; saliences that use images are kept in the store."""
+def masks_of(configs: Sequence[RunConfig], place: Store, device: str) -> list[Mask]:
+    """The mask of every run. Saliences that use images, and masks that are made from images round by round, are kept in the store."""
     masks: list[Mask] = []
-    # all that a mask depends on except its sparsity; runs are sorted by criterion
-    for alone, runs in groupby(group, lambda c: dataclasses.replace(c, sparsity=0.0, recipe=Recipe())):
+    # all that a mask depends on except its sparsity; in groups, runs are sorted by criterion
+    for alone, runs in groupby(configs, lambda c: dataclasses.replace(c, sparsity=0.0, recipe=Recipe())):
         start, salience = _start(alone, device), _salience(_source(alone), place, device)
-        masks += [mask_for(c.criterion, start, salience, c.sparsity) for c in runs]
+        masks += [_mask(config, start, salience, place) for config in runs]
     return masks
 
 
+def _mask(config: RunConfig, start: Start, salience: Salience, place: Store) -> Mask:
+    def make() -> Mask:
+        return mask_for(config.criterion, start, salience, config.sparsity)
+
+    if salience or not CRITERIA[config.criterion].uses_images:
+        return make()
+    alone = dataclasses.replace(config, data_seed=0, recipe=Recipe())
+    return _kept_tensors(
+        f"mask-{short_digest(run_key(alone))}", f"mask: {config.criterion}, seed {config.init_seed}", make, place
+    )
+
+
 def _salience(config: RunConfig, place: Store, device: str) -> Salience:
-    if not CRITERIA[config.criterion].uses_images:
+    def make() -> Salience:
         return salience_for(config.criterion, _start(config, device))
-    name = f"salience-{short_digest(run_key(config))}"
+
+    if not CRITERIA[config.criterion].uses_images:
+        return make()
+    title = f"saliences: {config.criterion}, seed {config.init_seed}"
+    return _kept_tensors(f"salience-{short_digest(run_key(config))}", title, make, place)
+
+
+def _kept_tensors(name: str, title: str, make: Callable[[], Mapping[str, Tensor]], place: Store) -> dict[str, Tensor]:
+    """What ``make`` returns, from the store if it is there."""
     found = place.state(name)
     if found is None:
         with place.lock(name):
             found = place.state(name)
             if found is None:
-                note(f"saliences: {config.criterion}, seed {config.init_seed}")
-                salience = salience_for(config.criterion, _start(config, device))
-                found = {name: s.cpu().numpy() for name, s in salience.items()}, {}
+                note(title)
+                found = {key: tensor.cpu().numpy() for key, tensor in make().items()}, {}
                 place.save_state(name, *found)
-    return {name: torch.from_numpy(array) for name, array in found[0].items()}
+    return {key: torch.from_numpy(array) for key, array in found[0].items()}
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

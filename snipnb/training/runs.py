@@ -13,7 +13,8 @@ from typing import Any
 from snipnb._checks import check_choice, check_integer, check_number, check_type
 from snipnb.data import SPLITS, data_checksum
 from snipnb.networks import INITIALISATIONS, MODELS
-from snipnb.pruning.criteria import CRITERIA, ranked_by
+from snipnb.pruning.criteria import CRITERIA, Criterion, ranked_by
+from snipnb.training.iterative_magnitude import removal_order
 from snipnb.training.loop import Recipe
 from snipnb.training.store import FORMAT
 
@@ -28,6 +29,7 @@ _FIRST_OF_RECIPES = "epochs batch_size optimiser learning_rate schedule weight_d
 FIRST_FIELDS = {"RunConfig": set(_FIRST_OF_RUNS.split()), "Recipe": set(_FIRST_OF_RECIPES.split())}
 GROUP_SIZE = 16
 MOST = 2**32  # bound of seeds; generators accept a little more, and seeds of other networks are derived from these
+CRITERIA["iterative_magnitude"] = Criterion(removal_order, version=1)  # here, because it trains networks
 SHIPPED = dict(CRITERIA)
 
 

@@ -1,21 +1,15 @@
 """What notebook 08 measures, against what is known of it."""
 
-import copy
-from itertools import pairwise
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 import snipnb
-from snipnb.data import Split
 from snipnb.pruning.criteria import CRITERIA, Start, mask_for
 from snipnb.publish import published
 from snipnb.publish.style import LOOKS, headline_of
 from snipnb.studies.single_shot import draw, findings, measure
-from snipnb.training.loop import Recipe
 
 PARAMETERS = {
     "first_seed": 10,
@@ -30,6 +24,7 @@ PARAMETERS = {
     "epochs": 1,
     "learning_rate": 0.01,
     "schedule": "one_cycle",
+    "num_mask_seeds": 1,
     "num_seeds": 1,
     "num_images": 50,
 }
@@ -57,42 +52,6 @@ def runs_of(errors):
 def start(examples):
     images, labels = examples
     return Start(snipnb.lenet5(seed=4), images, labels, 4, draw=lambda seed: snipnb.lenet5(seed=seed))
-
-
-# --- iterative magnitude pruning --------------------------------------------------------------------------------------
-
-
-def test_iterative_magnitude_pruning_trains_prunes_and_goes_back(start, monkeypatch):
-    monkeypatch.setattr(measure, "LEAST", 0.6)
-    monkeypatch.setattr(measure, "OF_ROUNDS", Recipe(epochs=1, learning_rate=0.01, batch_size=50))
-    before = copy.deepcopy(start.model.state_dict())
-    order = measure.removal_order(start)
-    assert all(torch.equal(before[n], p) for n, p in start.model.state_dict().items())
-
-    def trained(mask):
-        nothing = start.images[:0], start.labels[:0]
-        model = snipnb.lenet5(seed=4)
-        split = Split("own", start.images, start.labels, *nothing, *nothing)
-        snipnb.train_together([model], split, masks=[mask], recipe=measure.OF_ROUNDS, data_seed=4)
-        return {n: p.detach().abs() for n, p in model.named_parameters()}
-
-    whole = {n: torch.ones_like(p, dtype=torch.bool) for n, p in start.model.named_parameters()}
-    first = snipnb.keep_mask(trained(whole), 0.2, ties="stable")
-    second = trained(first)  # from the initial weights again
-    for sparsity, expected in ((0.2, first), (0.3, snipnb.keep_mask(second, 0.3, ties="stable"))):
-        found = mask_for(measure.UPPER, start, order, sparsity)
-        assert all(torch.equal(found[n], expected[n]) for n in found)
-    assert set(torch.cat([o.floor().flatten() for o in order.values()]).tolist()) == {0, 1, 2}
-
-
-def test_the_later_a_parameter_goes_the_larger_its_salience(start, monkeypatch):
-    monkeypatch.setattr(measure, "LEAST", 0.3)
-    monkeypatch.setattr(measure, "OF_ROUNDS", Recipe(epochs=1, learning_rate=0.01, batch_size=100))
-    order = torch.cat([o.flatten() for o in measure.removal_order(start).values()])
-    left = [int((order >= number).sum()) for number in range(int(order.max()) + 1)]
-    assert left[0] == 61_706
-    assert all(after == round(0.8 * before) for before, after in pairwise(left))
-    assert len(order.unique()) == len(order)  # no ties: every sparsity is exact
 
 
 # --- runs and comparisons ---------------------------------------------------------------------------------------------
@@ -148,10 +107,11 @@ def test_controls_are_compared_with_the_criterions_own_mask():
 # --- what masks keep, and estimates -----------------------------------------------------------------------------------
 
 
-def test_kept_sets_are_those_of_the_registry(examples, monkeypatch):
-    images, labels = (t[:50] for t in examples)
+def test_kept_sets_are_those_that_networks_train_with(monkeypatch, tmp_path):
+    split = snipnb.load_split("standard", sample=True)
+    images, labels = split.train_images[:50], split.train_labels[:50]
     monkeypatch.setattr(measure, "CRITERIA_COMPARED", ("snip", "exact", "synflow", "magnitude"))
-    kept, layers = measure.kept_sets(images, labels, PARAMETERS)
+    kept, layers = measure.kept_sets(PARAMETERS, images, store=tmp_path)
     rows = kept.set_index(["network", "criterion", "sparsity"])
     snip, synflow = rows.loc[("LeNet-5", "snip", 0.99)], rows.loc[("LeNet-5", "synflow", 0.99)]
     assert snip["in_common_with_snip"] == rows.loc[("LeNet-5", "exact", 0.99), "in_common_with_exact"] == 1

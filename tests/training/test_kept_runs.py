@@ -17,7 +17,6 @@ COUNT = """
 import dataclasses, json, sys
 sys.path.insert(0, sys.argv[1])
 import snipnb
-import snipnb.studies.single_shot.measure  # registers iterative magnitude pruning
 from snipnb.training.runs import RunConfig, run_key
 from snipnb.training.store import Store
 from snipnb.training.loop import Recipe
@@ -81,5 +80,5 @@ def test_other_numerics_are_other_runs(package):
 def test_another_version_of_a_criterion_is_another_run(package):
     folder, edit = package
     edit("pruning/criteria.py", "version=1", "version=2")
-    edit("studies/single_shot/measure.py", "version=1", "version=2")
+    edit("training/runs.py", "version=1", "version=2")
     assert found(folder) == 0

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
-from snipnb._checks import Salience, float_parameters
 from snipnb._progress import track
-from snipnb.data import Split
 from snipnb.networks import MODELS
-from snipnb.pruning.criteria import CRITERIA, WITH_CONTROLS, Criterion, Start, mask_for, salience_for
-from snipnb.pruning.masks import Mask, keep_number, num_kept
+from snipnb.pruning.criteria import WITH_CONTROLS, Start, salience_for
+from snipnb.pruning.masks import Mask, num_kept
 from snipnb.pruning.paths import on_paths
 from snipnb.publish.comparisons import against_snip, interval_of, last_rates, summarise
 from snipnb.publish.stats import rank_correlation
 from snipnb.studies.shared import flat, grid_of, quiet_mask
-from snipnb.training.loop import Recipe, train_together
+from snipnb.training.grid import masks_of
 from snipnb.training.runs import RunConfig
+from snipnb.training.store import Store
 
 NETWORKS = {"lenet5": "LeNet-5", "lenet_300_100": "LeNet-300-100"}
 CRITERIA_COMPARED = (*WITH_CONTROLS, "erdos_renyi_kernel", "random")
@@ -34,46 +32,8 @@ ESTIMATES = (
     *("optimal_brain_damage", "fisher", "fisher_taylor", "fisher_taylor_as_coded"),
 )
 JUDGED = 0.95  # the sparsity of kept sets, and of what findings name
-ROUND = 0.2  # share of what is left that a round of iterative magnitude pruning removes
-OF_ROUNDS = Recipe(epochs=3, learning_rate=0.01, schedule="one_cycle")  # how each round trains
-LEAST = 0.01  # share of all parameters at which its rounds end
 CONTROL_ENDINGS = ("_shuffled", "_redrawn")
 LARGEST = 0.01  # share of parameters whose loss is looked for
-
-
-# --- the upper reference: train, remove the smallest, go back to the start ----------------------------------------------
-
-
-def removal_order(start: Start) -> Salience:
-    """Iterative magnitude pruning: the later a parameter is removed, the larger its salience.
-
-    **Definition.** Train the network, remove the :data:`ROUND` share of what is left with the smallest trained magnitudes, set what is left to its
-    initial weights, and repeat until :data:`LEAST` is left. The salience is the number of the round in which a parameter goes, plus its rank in that
-    round over the number of parameters ranked. So the mask at any sparsity is that of the last whole round before it and a shorter last round.
-
-    **Source.** Frankle and Carbin (2019), The lottery ticket hypothesis. Departs from it: biases are ranked with the weights, all layers alike.
-    """
-    nothing = start.images[:0], start.labels[:0]
-    split = Split("all", start.images, start.labels, *nothing, *nothing)
-    kept = {name: torch.ones_like(p, dtype=torch.bool) for name, p in float_parameters(start.model).items()}
-    order = {name: torch.zeros(m.shape, dtype=torch.float64) for name, m in kept.items()}
-    left = total = num_kept(kept)
-    number = 0
-    while left > LEAST * total:
-        model = copy.deepcopy(start.model)
-        train_together([model], split, masks=[kept], recipe=OF_ROUNDS, data_seed=start.seed)
-        size = {name: p.abs() for name, p in float_parameters(model).items()}
-        ranks = flat({n: s.masked_fill(~kept[n], -1) for n, s in size.items()}, size).argsort(stable=True).argsort()
-        parts = (number + ranks.double() / total).split([s.numel() for s in size.values()])
-        order = {n: part.view(order[n].shape).where(kept[n], order[n]) for n, part in zip(size, parts, strict=True)}
-        left, number = round((1 - ROUND) * left), number + 1
-        kept = keep_number(size, left, among=kept)
-    return order
-
-
-CRITERIA[UPPER] = Criterion(
-    removal_order, version=1
-)  # here, because no criterion of the package itself trains networks
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -124,30 +84,31 @@ def controls(runs: pd.DataFrame) -> pd.DataFrame:
 # --- what masks keep --------------------------------------------------------------------------------------------------
 
 
-def kept_sets(images: Tensor, labels: Tensor, parameters: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Masks of all criteria: how much of them lies on a path, what they have in common with SNIP's and exact masks, and what they keep of each layer.
+def kept_sets(parameters: Mapping[str, Any], images: Tensor, *, store: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Masks that networks are trained with: how much lies on a path, what they have in common with SNIP's and exact masks, and what they keep of each layer.
 
     Args:
-        images: Images that saliences are taken over.
-        labels: Labels of the images.
-        parameters: Of the notebook: ``sparsities``, ``first_seed`` and ``num_seeds``.
+        parameters: Of the notebook, as for :func:`grids`, and ``num_mask_seeds``: the networks of each kind whose masks are looked at.
+        images: [n, ...]; only the shape of an image is used.
+        store: Folder of the runs; masks that took long are kept there.
 
     Returns:
         One row per network, criterion, sparsity and seed: ``network``, ``criterion``, ``sparsity``, ``seed``, ``effective_sparsity``, ``cut`` (whether no weight is on a
         path), ``in_common_with_snip``, ``in_common_with_exact`` (shares of the kept parameters); and, at :data:`JUDGED`, one row per network, criterion and weight tensor:
         ``network``, ``criterion``, ``layer``, ``kept_percent`` (mean over seeds).
     """
-    seeds = range(parameters["first_seed"], parameters["first_seed"] + parameters["num_seeds"])
-    jobs = [(model, seed) for model in NETWORKS for seed in seeds]
-    rows, layers = [], []
-    for model, seed in track(jobs, "masks, networks"):
-        start = Start(MODELS[model](seed=seed), images, labels, seed, draw=partial(_drawn, model))
-        masks = _masks(start, sorted({*parameters["sparsities"], JUDGED}))
+    sparsities, rows, layers = sorted({*parameters["sparsities"], JUDGED}), [], []
+    seeds = range(parameters["first_seed"], parameters["first_seed"] + parameters["num_mask_seeds"])
+    for model, seed in track([(model, seed) for model in NETWORKS for seed in seeds], "masks, networks"):
+        of_seed = {**parameters, "first_seed": seed}
+        configs = grid_of(of_seed, CRITERIA_COMPARED, sparsities, num_seeds=1, model=model)
+        found = zip(configs, masks_of(configs, Store(store), "cpu"), strict=True)
+        masks, network = {(c.criterion, c.sparsity): mask for c, mask in found}, MODELS[model](seed=seed)
         for (criterion, sparsity), mask in masks.items():
             facts = {"network": NETWORKS[model], "criterion": criterion}
             row = {**facts, "sparsity": sparsity, "seed": seed}
             total = sum(m.numel() for m in mask.values())
-            counting = on_paths(start.model, mask, images)
+            counting = on_paths(network, mask, images)
             row["effective_sparsity"] = 1 - num_kept(counting) / total
             row["cut"] = not any(bool(m.any()) for name, m in counting.items() if name.endswith("weight"))
             for other in ("snip", "exact"):
@@ -160,18 +121,6 @@ def kept_sets(images: Tensor, labels: Tensor, parameters: Mapping[str, Any]) -> 
                 ]
     by = ["network", "criterion", "layer"]
     return pd.DataFrame(rows), pd.DataFrame(layers).groupby(by, sort=False)["kept_percent"].mean().reset_index()
-
-
-def _drawn(model: str, seed: int) -> nn.Module:
-    return MODELS[model](seed=seed)
-
-
-def _masks(start: Start, sparsities: Sequence[float]) -> dict[tuple[str, float], Mask]:
-    found: dict[tuple[str, float], Mask] = {}
-    for name in CRITERIA_COMPARED:
-        salience = salience_for(name, start)
-        found |= {(name, sparsity): mask_for(name, start, salience, sparsity) for sparsity in sparsities}
-    return found
 
 
 def _in_common(mask: Mask, other: Mask) -> float:
