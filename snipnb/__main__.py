@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from snipnb.data import DataUnavailableError, acquire_mnist
-from snipnb.training.loop import Recipe
+from snipnb.training.recipe import Recipe
 from snipnb.training.store import StoreError
 
 

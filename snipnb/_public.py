@@ -31,9 +31,9 @@ from snipnb.saliences.snip import snip_together as snip_together
 from snipnb.saliences.taylor import diagonal_hessian as diagonal_hessian
 from snipnb.saliences.taylor import taylor_salience as taylor_salience
 from snipnb.training.grid import run_grid as run_grid
-from snipnb.training.loop import Recipe as Recipe
 from snipnb.training.loop import train as train
 from snipnb.training.loop import train_together as train_together
+from snipnb.training.recipe import Recipe as Recipe
 from snipnb.training.runs import CRITERIA as CRITERIA
 from snipnb.training.runs import RunConfig as RunConfig
 from snipnb.training.runs import grid as grid

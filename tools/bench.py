@@ -33,8 +33,9 @@ from snipnb.saliences.brute_force import stratified_sample
 from snipnb.saliences.exact import exact_salience
 from snipnb.saliences.snip import snip, snip_together
 from snipnb.saliences.taylor import derivatives, diagonal_hessian, row_sum_hessian, taylor_salience
-from snipnb.training.loop import Recipe, train_together
+from snipnb.training.loop import train_together
 from snipnb.training.plain import plain_training
+from snipnb.training.recipe import Recipe
 from tools import curvature
 
 PRUNED = 0.95  # sparsity of the pruned networks that are trained together

@@ -25,7 +25,8 @@ import torch
 
 from snipnb.pruning.masks import collapsed_layers, num_kept
 from snipnb.training.grid import keep_saliences, masks_of, train_group
-from snipnb.training.loop import Recipe, one_thread
+from snipnb.training.loop import one_thread
+from snipnb.training.recipe import Recipe
 from snipnb.training.runs import RunConfig, run_key
 from snipnb.training.store import Store
 

@@ -21,7 +21,7 @@ from snipnb.pruning.masks import LayerCollapseWarning, Mask, keep_mask
 from snipnb.publish.published import published_label
 from snipnb.publish.stats import TableFit, overlap, prediction_interval, table_fit
 from snipnb.saliences.snip import magnitude_salience, snip_together
-from snipnb.training.loop import Recipe
+from snipnb.training.recipe import Recipe
 from snipnb.training.runs import RunConfig, grid
 
 AT_ONCE = 64  # networks that are built and measured together

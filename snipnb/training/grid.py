@@ -34,8 +34,9 @@ from snipnb.data import load_split
 from snipnb.networks import MODELS, set_running_statistics
 from snipnb.pruning.criteria import CRITERIA, Criterion, Start, mask_for, ranked_by, salience_for
 from snipnb.pruning.masks import Mask, collapsed_layers, num_kept
-from snipnb.training.loop import Checkpoint, Recipe, one_thread, train_together
+from snipnb.training.loop import Checkpoint, one_thread, train_together
 from snipnb.training.provenance import trained_by
+from snipnb.training.recipe import Recipe
 from snipnb.training.runs import GROUP_SIZE, SHIPPED, RunConfig, group_name, groups_of, is_kept, run_key, short_digest
 from snipnb.training.store import Store, StoreError
 

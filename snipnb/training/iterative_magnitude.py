@@ -10,7 +10,8 @@ from snipnb._checks import Salience, float_parameters
 from snipnb.data import Split
 from snipnb.pruning.criteria import Start
 from snipnb.pruning.masks import keep_number, num_kept
-from snipnb.training.loop import Recipe, train_together
+from snipnb.training.loop import train_together
+from snipnb.training.recipe import Recipe
 
 ROUND = 0.2  # share of what is left that a round removes
 OF_ROUNDS = Recipe(epochs=3, learning_rate=0.01, schedule="one_cycle")  # how each round trains

@@ -13,7 +13,7 @@ from snipnb._checks import check_examples
 from snipnb._progress import track
 from snipnb.data import Split
 from snipnb.pruning.masks import Mask, check_mask_fits
-from snipnb.training.loop import WARM_UP_SHARE, Recipe, optimiser_of
+from snipnb.training.recipe import WARM_UP_SHARE, Recipe, optimiser_of
 from snipnb.training.scores import error_rate
 
 

@@ -15,7 +15,7 @@ from snipnb.data import SPLITS, data_checksum
 from snipnb.networks import INITIALISATIONS, MODELS
 from snipnb.pruning.criteria import CRITERIA, Criterion, ranked_by
 from snipnb.training.iterative_magnitude import removal_order
-from snipnb.training.loop import Recipe
+from snipnb.training.recipe import Recipe
 from snipnb.training.store import FORMAT
 
 # The version of the training computation. Raise it when the golden numbers (tests/golden/) change for a reason other than

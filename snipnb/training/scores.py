@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from snipnb._checks import check_choice, check_classes, check_examples, in_mode
-from snipnb.training.loop import SCORING_BATCH
 
 WAYS = {
     "error_rate": "last epoch",
     "best_error_rate": "best epoch on scored images",
     "selected_error_rate": "epoch selected on validation",
 }
+SCORING_BATCH = 1000  # images at once
 LAST = WAYS["error_rate"]
 
 

@@ -23,7 +23,7 @@ from snipnb.pruning import densities
 from snipnb.publish import profiles
 from snipnb.saliences import brute_force, taylor
 from snipnb.training import plain, store
-from snipnb.training.loop import SCHEDULES
+from snipnb.training.recipe import SCHEDULES, learning_rate
 from snipnb.training.runs import groups_of, run_key
 
 MORE = int(os.environ.get("SNIPNB_FUZZ", "1"))
@@ -358,7 +358,7 @@ def accepted(make, **options):
 def test_recipes_are_usable_or_refused(field, value):
     recipe = accepted(snipnb.Recipe, **{field: value})
     if recipe is not None:
-        rates = [snipnb.training.loop.learning_rate(recipe, step, 3) for step in range(3)]
+        rates = [learning_rate(recipe, step, 3) for step in range(3)]
         assert all(isinstance(r, (int, float)) and math.isfinite(r) and r >= 0 for r in rates)
 
 

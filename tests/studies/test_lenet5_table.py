@@ -11,7 +11,7 @@ from snipnb.publish.report import reported
 from snipnb.studies import shared
 from snipnb.studies.lenet5_table import measure as structure
 from snipnb.training import scores
-from snipnb.training.loop import Recipe
+from snipnb.training.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

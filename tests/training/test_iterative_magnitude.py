@@ -10,7 +10,7 @@ import snipnb
 from snipnb.data import Split
 from snipnb.pruning.criteria import Start, mask_for
 from snipnb.training import iterative_magnitude
-from snipnb.training.loop import Recipe
+from snipnb.training.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ sys.path.insert(0, sys.argv[1])
 import snipnb
 from snipnb.training.runs import RunConfig, run_key
 from snipnb.training.store import Store
-from snipnb.training.loop import Recipe
+from snipnb.training.recipe import Recipe
 assert snipnb.__file__.startswith(sys.argv[1]), snipnb.__file__
 changes = json.loads(sys.argv[3])
 kept = Store(sys.argv[2]).runs()
@@ -63,7 +63,7 @@ def test_improvements_lose_no_run(package):
     edit(
         "training/runs.py", r"^    sample: bool = False$", "    sample: bool = False\n    augmented: bool = False"
     )  # a field
-    edit("training/loop.py", r"^    decay_every: int = 15$", "    decay_every: int = 15\n    nesterov: bool = False")
+    edit("training/recipe.py", r"^    decay_every: int = 15$", "    decay_every: int = 15\n    nesterov: bool = False")
     assert found(folder) == 1
 
 

@@ -9,7 +9,8 @@ from torch import nn
 
 import snipnb
 from snipnb.data import Split
-from snipnb.training import loop, plain
+from snipnb.training import groups, plain
+from snipnb.training import recipe as recipe_module
 from snipnb.training.loop import train_together
 
 
@@ -219,8 +220,8 @@ def test_batch_norms_are_trained_as_each_alone(kind, options):
     assert models[0][0].num_batches_tracked == 6
 
 
-@pytest.mark.parametrize("optimiser", loop.OPTIMISERS)
-@pytest.mark.parametrize("schedule", loop.SCHEDULES)
+@pytest.mark.parametrize("optimiser", recipe_module.OPTIMISERS)
+@pytest.mark.parametrize("schedule", recipe_module.SCHEDULES)
 @pytest.mark.parametrize("weight_decay", [0.0, 0.05])
 def test_every_optimiser_and_schedule_is_that_of_pytorch(optimiser, schedule, weight_decay):
     models = small()
@@ -271,7 +272,7 @@ def test_how_much_is_done_at_once_does_not_matter(images, networks, scored, monk
     first, again = small(number=5), small(number=5)
     masks = random_masks(first)
     histories = train_together(first, split, masks=masks, recipe=recipe)
-    for limits, value in ((loop.IMAGES, images), (loop.NETWORKS, networks), (loop.SCORED, scored)):
+    for limits, value in ((groups.IMAGES, images), (groups.NETWORKS, networks), (groups.SCORED, scored)):
         monkeypatch.setitem(limits, "cpu", value)
     for one, other in zip(histories, train_together(again, split, masks=masks, recipe=recipe), strict=True):
         pd.testing.assert_frame_equal(one, other, rtol=0, atol=1e-12)
@@ -279,8 +280,8 @@ def test_how_much_is_done_at_once_does_not_matter(images, networks, scored, monk
 
 
 def test_blocks_of_networks_and_norms_over_whole_batches(monkeypatch):
-    monkeypatch.setitem(loop.IMAGES, "cpu", 3)
-    monkeypatch.setitem(loop.NETWORKS, "cpu", 2)
+    monkeypatch.setitem(groups.IMAGES, "cpu", 3)
+    monkeypatch.setitem(groups.NETWORKS, "cpu", 2)
     models = with_norm_and_dropout(number=5)
     for layer in (layer for model in models for layer in model if isinstance(layer, nn.Dropout)):
         layer.p = 0.0
@@ -338,7 +339,7 @@ def test_training_leaves_the_global_random_state_and_the_images():
 
 
 def rates_of(recipe, steps):
-    return [loop.learning_rate(recipe, step, steps) for step in range(recipe.epochs * steps)]
+    return [recipe_module.learning_rate(recipe, step, steps) for step in range(recipe.epochs * steps)]
 
 
 def rates_of_pytorch(recipe, steps):
@@ -353,7 +354,7 @@ def rates_of_pytorch(recipe, steps):
     return rates
 
 
-@pytest.mark.parametrize("schedule", loop.SCHEDULES)
+@pytest.mark.parametrize("schedule", recipe_module.SCHEDULES)
 @pytest.mark.parametrize(
     ("epochs", "steps"), [(1, 1), (1, 2), (1, 5), (4, 2), (1, 8), (2, 5), (1, 19), (7, 3), (2, 50), (40, 4)]
 )
@@ -392,13 +393,13 @@ def test_learning_rates_by_hand():
 # --- masks ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimiser", loop.OPTIMISERS)
+@pytest.mark.parametrize("optimiser", recipe_module.OPTIMISERS)
 def test_pruned_parameters_are_exactly_zero_at_every_step(split, optimiser):
     models = [snipnb.lenet5(seed=k) for k in range(3)]
     saliences = [snipnb.snip(m, split.train_images, split.train_labels) for m in models]
     masks = [snipnb.keep_mask(saliences[0], 0.9), None, snipnb.keep_mask(saliences[2], 0.5)]
     recipe = snipnb.Recipe(optimiser=optimiser, learning_rate=0.01, weight_decay=0.1)
-    group = loop._Group(models, masks, [recipe] * 3)
+    group = groups.Together(models, masks, [recipe] * 3)
     start = {name: p.clone() for name, p in group.parameters.items()}
     for step in range(8):
         for k in (0, 2):
@@ -467,7 +468,7 @@ class Memory:
         self.saved.append(copy.deepcopy((tensors, rows)))
 
 
-@pytest.mark.parametrize("optimiser", [*loop.OPTIMISERS, "several"])
+@pytest.mark.parametrize("optimiser", [*recipe_module.OPTIMISERS, "several"])
 @pytest.mark.parametrize("build", [small, with_norm_and_dropout])
 def test_going_on_from_any_epoch_ends_the_same_bit_for_bit(optimiser, build):
     split, masks = random_split((1, 6, 6), 3), [None, *random_masks(build()[1:])]
@@ -498,7 +499,7 @@ def test_going_on_from_any_epoch_ends_the_same_bit_for_bit(optimiser, build):
 def test_a_finished_checkpoint_takes_no_step(monkeypatch):
     split, recipe, kept = random_split((1, 6, 6), 3), snipnb.Recipe(epochs=2, batch_size=10), Memory()
     whole = train_together(small(), split, recipe=recipe, checkpoint=kept)
-    monkeypatch.setattr(loop._Group, "step", None)
+    monkeypatch.setattr(groups.Together, "step", None)
     for one, other in zip(whole, train_together(small(), split, recipe=recipe, checkpoint=kept), strict=True):
         pd.testing.assert_frame_equal(one, other, check_exact=True)
     assert len(kept.saved) == 2
@@ -542,7 +543,7 @@ def test_dropout_draws_anew_at_every_step_and_by_the_seed(monkeypatch):
 
 
 def test_dropout_draws_anew_for_every_part_of_a_batch(monkeypatch):
-    monkeypatch.setitem(loop.IMAGES, "cpu", 4)
+    monkeypatch.setitem(groups.IMAGES, "cpu", 4)
     drawn, rand = [], torch.rand
     monkeypatch.setattr(torch, "rand", lambda *a, **k: drawn.append(rand(*a, **k)) or drawn[-1])
     models = built(lambda: nn.Linear(6, 4), lambda: nn.Dropout(0.5), lambda: nn.Linear(4, 3), number=1)

@@ -23,7 +23,7 @@ from snipnb.publish.published import reported
 from snipnb.publish.stats import LEVEL, table_fit
 from snipnb.saliences.snip import snip, snip_together
 from snipnb.studies.shared import Ensemble, grid_of, kept_counts, of_snip, place_reported
-from snipnb.training.loop import Recipe
+from snipnb.training.recipe import Recipe
 from snipnb.training.scores import WAYS, error_table
 
 # Recipes that the published training may have used, apart from the recipe that is followed. The longer report says Adam at 0.0012, but not how the rate falls.

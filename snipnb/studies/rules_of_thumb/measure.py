@@ -16,7 +16,7 @@ from snipnb.publish.comparisons import against_snip as against_snip  # notebooks
 from snipnb.publish.comparisons import recipe_ratios as recipe_ratios
 from snipnb.studies.shared import grid_of
 from snipnb.training.grid import run_grid
-from snipnb.training.loop import Recipe
+from snipnb.training.recipe import Recipe
 from snipnb.training.runs import RunConfig
 
 RULES_OF_THUMB = ("snip", "snip_densities", "closed_form")  # with all seeds; the controls may have fewer

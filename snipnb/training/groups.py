@@ -1,0 +1,209 @@
+"""Networks of one architecture that take every step together: their tensors are stacked, and pruned parameters stay at zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from snipnb._checks import check_alike_and_precise, check_classes, check_examples, check_type, float_parameters
+from snipnb._engine.ensembles import Kept, Stack, Stacked, check_alike, stacked
+from snipnb._engine.sequential import layers_of
+from snipnb.pruning.masks import Mask, check_mask_fits
+from snipnb.training.recipe import Recipe, learning_rate, optimiser_of
+
+# How much is done at once: on a processor as much as its caches hold, on a GPU everything.
+NETWORKS = {"cpu": 24, "cuda": 1024}
+IMAGES = {"cpu": 64, "cuda": 1024}
+SCORED = {"cpu": 48, "cuda": 1000}
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # what PyTorch's optimisers keep of a parameter, by its names
+
+
+class Together:
+    """Stacked parameters, gradients and optimiser state of networks that are trained together."""
+
+    def __init__(
+        self, models: Sequence[nn.Module], masks: Sequence[Mask | None] | None, recipes: Sequence[Recipe]
+    ) -> None:
+        if not models:
+            raise ValueError("no models are given; there must be at least one")
+        masks = [None] * len(models) if masks is None else masks
+        for model in models:
+            float_parameters(model)  # an error if there are none
+            layers_of(model)
+        places = [t.data_ptr() for m in models for t in (*m.parameters(), *m.buffers()) if t.numel()]
+        if len(set(places)) < len(places):
+            raise ValueError("two models share a tensor, or a model is given twice; each must have its own tensors")
+        for recipe in recipes:
+            check_type("every recipe", recipe, Recipe)
+        for name, given in (("masks", masks), ("recipes", recipes)):
+            if len(given) != len(models):
+                raise ValueError(f"there must be as many {name} as models; got {len(given)} for {len(models)}")
+        if len(common := {(r.epochs, r.batch_size) for r in recipes}) > 1:
+            raise ValueError(f"recipes must have the same epochs and batch_size; got {sorted(common)}")
+        self.models, self.stack = models, Stack(models[0])
+        first = dict(models[0].named_parameters())
+        self.device = next(iter(first.values())).device
+        for model in models:
+            check_alike(model, models[0])
+        for model, mask in zip(models, masks, strict=True):
+            if mask is not None:
+                check_mask_fits(model, mask)
+        self.parameters = stacked([dict(m.named_parameters()) for m in models])
+        self.buffers = stacked([dict(m.named_buffers()) for m in models])
+        self.masks: Stacked = {}
+        late = torch.tensor([recipe.masks_at == "start" for recipe in recipes], device=self.device)
+        self.has_late = any(late)
+        for name, p in self.parameters.items():
+            if any(mask is not None and name in mask for mask in masks):
+                everything = torch.ones(p.shape[1:], dtype=torch.bool)
+                kept = [everything if mask is None else mask.get(name, everything) for mask in masks]
+                self.masks[name] = torch.stack([m.to(self.device) for m in kept])
+        self._prune()
+        # What takes part in a step, and in scoring: everything where masks act at its start.
+        self.kept = {name: m | late.view(-1, *(1,) * (m.dim() - 1)) for name, m in self.masks.items()}
+        self.trained = {name: p for name, p in self.parameters.items() if first[name].requires_grad}
+        self.gradients = {name: torch.zeros_like(p) for name, p in self.trained.items()}
+        self.parts = [_Part(some, recipe, self.trained, self.gradients) for some, recipe in _neighbours(recipes)]
+        at_once = NETWORKS[self.device.type]
+        self.blocks = [slice(k, k + at_once) for k in range(0, len(models), at_once)]
+        self.kept_of = {b.start: Kept({n: kept[b] for n, kept in self.kept.items()}) for b in self.blocks}
+        self.images = recipes[0].batch_size if self.stack.mixes_images else IMAGES[self.device.type]
+
+    @torch.no_grad()
+    def _prune(self) -> None:
+        """Set pruned parameters to zero."""
+        for name, m in self.masks.items():
+            self.parameters[name].masked_fill_(~m, 0)
+
+    @torch.no_grad()
+    def check(self, images: Tensor, labels: Tensor) -> None:
+        """Raise ValueError unless images fit the networks, and labels their classes."""
+        check_examples(images, labels, 1)
+        check_alike_and_precise(dict(self.models[0].named_parameters()), images)
+        x = images[:1].to(self.device)
+        logits = self.stack.logits(self.stack.inputs(x), *self._tensors_of(slice(1)))
+        check_classes(logits[0].T, labels)
+
+    def _tensors_of(self, some: slice) -> tuple[Stacked, Stacked]:
+        """Parameters, detached, and buffers of some networks."""
+        return {n: p[some].detach() for n, p in self.parameters.items()}, {n: b[some] for n, b in self.buffers.items()}
+
+    def set_rates(self, step: int, steps_per_epoch: int) -> None:
+        for part in self.parts:
+            part.optimiser.param_groups[0]["lr"] = learning_rate(part.recipe, step, steps_per_epoch)
+
+    @torch.enable_grad()
+    def step(self, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
+        """Do one step of every network on one batch; returns the mean losses before the step [networks]."""
+        losses = torch.zeros(len(self.models), dtype=torch.float64, device=self.device)
+        for gradient in self.gradients.values():
+            gradient.zero_()
+        if self.has_late:
+            self._prune()
+        for part, (x, y) in enumerate(zip(images.split(self.images), labels.split(self.images), strict=True)):
+            inputs = self.stack.inputs(x)
+            for some in self.blocks:
+                parameters, buffers = self._tensors_of(some)
+                leaves = [parameters[name].requires_grad_() for name in self.trained]
+                logits = self.stack.logits(
+                    inputs,
+                    parameters,
+                    buffers,
+                    training=True,
+                    generator=self._generator(seed, part),
+                    kept=self.kept_of[some.start],
+                )
+                loss = nn.functional.cross_entropy(logits, y.expand(len(logits), -1), reduction="none").sum(1)
+                gradients = torch.autograd.grad(loss.sum() / len(labels), leaves)
+                for total, gradient in zip(self.gradients.values(), gradients, strict=True):
+                    total[some] += gradient
+                losses[some] += loss.detach()
+        for name, gradient in self.gradients.items():
+            if name in self.kept:
+                gradient.mul_(self.kept[name])
+        for each in self.parts:
+            each.optimiser.step()
+        return losses / len(labels)
+
+    def _generator(self, seed: int, part: int) -> torch.Generator:
+        # Mixed, because PyTorch's generator on a processor takes only the lowest 32 bits of a seed.
+        mixed = np.random.SeedSequence((seed % 2**128, part)).generate_state(1)
+        return torch.Generator(self.device).manual_seed(int(mixed[0]))
+
+    @torch.no_grad()
+    def error_rates(self, images: Tensor, labels: Tensor) -> list[float]:
+        """Fraction of images that each network gets wrong; NaN without images."""
+        if len(labels) == 0:
+            return [float("nan")] * len(self.models)
+        wrong = torch.zeros(len(self.models), dtype=torch.int64, device=self.device)
+        size = SCORED[self.device.type]
+        for x, y in zip(images.split(size), labels.split(size), strict=True):
+            inputs = self.stack.inputs(x)
+            for some in self.blocks:
+                kept = self.kept_of[some.start]
+                logits = self.stack.logits(inputs, *self._tensors_of(some), kept=kept)
+                wrong[some] += (logits.argmax(1) != y).sum(1)
+        return (wrong.double() / len(labels)).tolist()
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next epoch depends on, except the number of epochs."""
+        state = self._named()
+        for part in self.parts:
+            state |= part.state()
+        return {key: tensor.detach().to("cpu", copy=True) for key, tensor in state.items()}
+
+    def _named(self) -> dict[str, Tensor]:
+        """Parameters and buffers by their names in a state."""
+        kinds = {"parameter": self.parameters, "buffer": self.buffers}
+        return {f"{kind} {name}": tensor for kind, tensors in kinds.items() for name, tensor in tensors.items()}
+
+    def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
+        """Resume from a state that was saved after ``steps`` steps."""
+        for key, tensor in self._named().items():
+            tensor.copy_(state[key])
+        for part in self.parts:
+            part.restore(state, steps)
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        """Copy the values back into every model."""
+        values = self.parameters | self.buffers
+        for k, model in enumerate(self.models):
+            for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+                tensor.copy_(values[name][k])
+            model.eval()
+
+
+class _Part:
+    """Neighbouring networks of a group that share a recipe, and their optimiser."""
+
+    def __init__(self, some: slice, recipe: Recipe, trained: Stacked, gradients: Stacked) -> None:
+        self.recipe, self.first = recipe, some.start
+        self.trained = {name: p[some] for name, p in trained.items()}  # views: updates change the group's tensors
+        for name, p in self.trained.items():
+            p.grad = gradients[name][some]
+        self.optimiser = optimiser_of(recipe, self.trained.values(), fused=True)
+
+    def state(self) -> dict[str, Tensor]:
+        return {
+            f"{kind} {self.first} {name}": tensor
+            for name, p in self.trained.items()
+            for kind, tensor in self.optimiser.state[p].items()
+            if kind in MOMENTS
+        }
+
+    def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
+        for name, p in self.trained.items():
+            kept = {kind: f"{kind} {self.first} {name}" for kind in MOMENTS}
+            self.optimiser.state[p] = {kind: state[key].to(p) for kind, key in kept.items() if key in state}
+            if self.recipe.optimiser == "adam":
+                self.optimiser.state[p]["step"] = torch.tensor(float(steps), device=p.device)
+
+
+def _neighbours(recipes: Sequence[Recipe]) -> list[tuple[slice, Recipe]]:
+    """Stretches of equal recipes."""
+    bounds = [k for k in range(len(recipes)) if k == 0 or recipes[k] != recipes[k - 1]]
+    return [(slice(i, j), recipes[i]) for i, j in zip(bounds, [*bounds[1:], len(recipes)], strict=True)]
