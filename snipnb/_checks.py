@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -15,6 +16,7 @@ from torch.func import functional_call
 from snipnb._progress import track
 
 MODES = ("eval", "train")
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 Salience = dict[str, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]  # (outputs, labels) of a batch -> mean loss, a scalar
 
@@ -97,14 +99,20 @@ def check_examples(images: Tensor, labels: Tensor, batch_size: int) -> None:
     check_integer("batch_size", batch_size, 1)
 
 
-def check_alike_and_precise(parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """Raise ValueError unless parameters are all float32 or all float64, on one device, and images have their dtype; gives the first parameter."""
+def check_alike_and_precise(parameters: Mapping[str, Tensor], images: Tensor, *, integers: bool = False) -> Tensor:
+    """Raise ValueError unless parameters are all float32 or all float64, on one device, and images have their dtype; gives the first parameter.
+
+    Args:
+        parameters: Name -> tensor.
+        images: Inputs.
+        integers: Whether inputs may be integers, such as the words of a text.
+    """
     first = next(iter(parameters.values()))
     for name, p in parameters.items():
         if p.dtype not in (torch.float32, torch.float64) or p.dtype != first.dtype or p.device != first.device:
             given = f"{p.dtype} on {p.device} for {name!r}"
             raise ValueError(f"parameters must be all float32 or all float64, on one device; got {given}")
-    if images.dtype != first.dtype:
+    if images.dtype != first.dtype and not (integers and images.dtype in INTEGERS):
         raise ValueError(f"images are {images.dtype} and the model's parameters {first.dtype}; convert one of them")
     return first
 
@@ -139,7 +147,38 @@ def check_names(kind: str, names: Collection[str], model: nn.Module) -> None:
         )
 
 
-# --- calls that leave a model as it was -------------------------------------------------------------------------------
+def flat_indices(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Flat indices to compute, by name: what a caller gave, checked, or all."""
+    if parameters is None:
+        return {name: torch.arange(p.numel()) for name, p in tensors.items()}
+    if not isinstance(parameters, Mapping):
+        raise ValueError(f"parameters must be a dictionary name -> flat indices; got a {type(parameters).__name__}")
+    wanted = {}
+    for name, given in parameters.items():
+        if name not in tensors:
+            raise ValueError(f"parameters has an unknown name {name!r}; the model has {', '.join(tensors)}")
+        try:
+            indices = torch.as_tensor(given).cpu()
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"indices of {name!r} must be integers [n]; got {given!r}") from None
+        if indices.dim() != 1 or (indices.dtype not in INTEGERS and indices.numel()):
+            kind = f"{indices.dtype} of shape {tuple(indices.shape)}"
+            raise ValueError(f"indices of {name!r} must be integers [n]; got {kind}")
+        wanted[name] = indices.long()
+        low, high = map(int, wanted[name].aminmax()) if indices.numel() else (0, -1)
+        count = tensors[name].numel()
+        if low < 0 or high >= count:
+            raise ValueError(f"indices of {name!r} range from {low} to {high}; they must be from 0 to {count - 1}")
+    return wanted
+
+
+# --- copies, and calls that leave a model as it was ----------------------------------------------------------------------
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of a model, also where hooks (as of ``torch.nn.utils.prune``) have left a computed tensor, which PyTorch does not copy."""
+    computed = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf]
+    return copy.deepcopy(model, {id(t): t.detach() for t in computed})
 
 
 @contextmanager

@@ -23,6 +23,9 @@ from snipnb.pruning.masks import num_kept as num_kept
 from snipnb.pruning.masks import num_removed as num_removed
 from snipnb.pruning.masks import standardise as standardise
 from snipnb.publish.published import published_label as published_label
+from snipnb.saliences.agreement import agreement as agreement
+from snipnb.saliences.agreement import sampled_saliences as sampled_saliences
+from snipnb.saliences.brute_force import stratified_sample as stratified_sample
 from snipnb.saliences.exact import exact_salience as exact_salience
 from snipnb.saliences.snip import magnitude_salience as magnitude_salience
 from snipnb.saliences.snip import random_salience as random_salience

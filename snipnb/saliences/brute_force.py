@@ -7,14 +7,22 @@ trains the model itself, as it is.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from snipnb._checks import Loss, Salience, call_with, check_classes, check_examples, float_parameters
+from snipnb._checks import (
+    Loss,
+    Salience,
+    call_with,
+    check_classes,
+    check_examples,
+    check_integer,
+    copied,
+    float_parameters,
+)
 from snipnb._progress import track
 
 CHUNK = 100  # images at once: a chunk that fits the processor's cache is several times faster than all images
@@ -114,7 +122,19 @@ def loss_along_weight(
 
 
 def stratified_sample(model: nn.Module, per_tensor: int, *, seed: int = 0) -> dict[str, Tensor]:
-    """Up to ``per_tensor`` flat indices of every parameter tensor, ascending, drawn without replacement."""
+    """Up to ``per_tensor`` flat indices of every parameter tensor, ascending, drawn without replacement.
+
+    Args:
+        model: Any module.
+        per_tensor: How many, at most; at least 1.
+        seed: Of the draw.
+
+    Example:
+        >>> import snipnb
+        >>> {name: len(index) for name, index in snipnb.stratified_sample(snipnb.lenet5(), 8).items()}["conv1.bias"]
+        6
+    """
+    check_integer("per_tensor", per_tensor, 1)
     draw = torch.Generator().manual_seed(seed)
     return {
         name: torch.randperm(p.numel(), generator=draw)[:per_tensor].sort().values
@@ -142,10 +162,11 @@ class _Examples:
     ) -> None:
         check_examples(images, labels, 1)
         float_parameters(model)
-        self.model: Any = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
+        self.model: Any = copied(model).to(dtype).eval().requires_grad_(False)
         self.parameters = float_parameters(self.model)
         device = next(iter(self.parameters.values())).device
-        images, self.labels = images.to(device, dtype, copy=True), labels.to(device).split(chunk)
+        kind = dtype if images.is_floating_point() else images.dtype
+        images, self.labels = images.to(device, kind, copy=True), labels.to(device).split(chunk)
         self.inputs = {0: images.split(chunk)}  # position of a layer -> its input
         self.loss = nn.functional.cross_entropy if loss is None else loss
         if loss is None:

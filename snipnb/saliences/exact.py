@@ -7,6 +7,8 @@ through the following layers as columns of matrix products (``propagation.py``; 
 Where only linear layers and ReLUs follow, a processor does not propagate: the change of the logits is linear but for the few
 gates that switch (``_engine/changes.py``). The loss change of each image is computed directly from the change of its logits,
 never as a difference of two losses. Several workers compute changes at once, each for other images or channels.
+
+Other networks are computed by ablation, one parameter after another (``ablation.py``).
 """
 
 from __future__ import annotations
@@ -19,21 +21,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snipnb._checks import Salience, check_alike_and_precise, check_classes, check_examples, float_parameters
+from snipnb._checks import (
+    Salience,
+    check_alike_and_precise,
+    check_classes,
+    check_examples,
+    flat_indices,
+    float_parameters,
+)
 from snipnb._engine.compiled import compiled, runs_compiled
 from snipnb._engine.cumulants import loss_changes
 from snipnb._engine.heads import Head, before_relu
 from snipnb._engine.propagation import ALL, Gate, Mix, Own, Scratch, Step
-from snipnb._engine.sequential import check_finite, steps_of
+from snipnb._engine.sequential import check_finite, layers_of, steps_of
 from snipnb._engine.workers import Crew
 from snipnb._progress import track
+from snipnb.saliences.ablation import ablated
 
 # How many numbers one temporary holds: on a processor about as many as its caches, on a GPU enough to keep it busy.
 TEMPORARY = {"cpu": 2**24, "cuda": 2**26}
 PAIRS = {"cpu": 2**15, "cuda": 2**20}  # (parameter, image) pairs at once, at most
 LINEAR = {"cpu": 2**12, "cuda": 2**20}  # pairs that linear layers take at once
 TOGETHER = {"cpu": 128, "cuda": 1024}  # images at once, at most: the innermost, contiguous axis
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 KEPT = 2**26  # numbers kept per batch of images: their activations
 IMAGES = 1000  # images per batch, at most
 
@@ -56,21 +65,23 @@ def exact_salience(
     salience of any size has the digits of its dtype, and it is exactly zero where nothing changes.
 
     Args:
-        model: ``nn.Sequential`` (nested ones too) of Conv2d, Linear, ReLU, MaxPool2d, AvgPool2d, Flatten, Dropout,
-            Identity, BatchNorm1d and BatchNorm2d, ending in logits or LogSoftmax; float32 or float64, on any device. It is
-            used in evaluation mode, whatever its own mode is.
-        images: Inputs [n, channels, height, width] or [n, features], in the model's dtype, on any device.
+        model: Any module that returns logits [n, classes]; float32 or float64, on any device. It is used in evaluation mode, whatever
+            its own mode is. Fast is an ``nn.Sequential`` (nested ones too) of Conv2d, Linear, ReLU, MaxPool2d, AvgPool2d, Flatten,
+            Dropout, Identity, BatchNorm1d and BatchNorm2d, ending in logits or LogSoftmax. Any other network takes a pass per
+            parameter, in float64 where it can; there, give ``parameters``.
+        images: Inputs [n, ...], in the model's dtype, or integers; on any device.
         labels: Classes, integers [n] in [0, C).
-        parameters: Name -> flat indices into the parameter tensor; default all parameters. The cost is proportional to the
-            number of parameters, except for the forward pass of each batch.
+        parameters: Name -> flat indices into the parameter tensor, as from :func:`snipnb.stratified_sample`; default all
+            parameters. The cost is proportional to the number of parameters, except for the forward pass of each batch.
 
     Returns:
         Dictionary name -> signed salience in the parameter's shape, or, for ``parameters``, in the order of the given
         indices; on the model's device, in its dtype.
 
     Raises:
-        ValueError: If the model has a layer or an option that is not covered, shares a parameter, is in half precision,
-            or does not fit the images; if images, labels or indices are not as described above.
+        ValueError: If the model is in half precision or does not fit the images; if images, labels or indices are not as described
+            above; if all parameters of a network that the fast way does not cover would take very long. The message says how long, and
+            which layer is not covered.
 
     Example:
         >>> import snipnb
@@ -81,9 +92,15 @@ def exact_salience(
     """
     tensors = float_parameters(model)
     check_examples(images, labels, 1)
+    wanted = flat_indices(tensors, parameters)
+    try:
+        layers_of(model)
+    except ValueError as error:
+        check_alike_and_precise(tensors, images, integers=True)
+        found = ablated(model, images, labels, wanted, everything=parameters is None, why=str(error))
+        return _result(found, tensors, parameters)
     first = check_alike_and_precise(tensors, images)
     steps = steps_of(model, images.shape[1:])
-    wanted = _wanted(tensors, parameters)
     tasks = [task for k in range(len(steps)) if (task := _task(steps, k, wanted)) is not None]
     known = [name for step in steps if step.own is not None for name in step.own.names]
     if extra := tensors.keys() - set(known):
@@ -101,37 +118,17 @@ def exact_salience(
                 batch = _Batch(steps, images[some].to(first.device), labels[some].to(first.device))
             task.add(batch, crew)
 
-    found: Salience = {}
+    found = {}
     for task in tasks:
         found |= task.result(len(images))
+    return _result(found, tensors, parameters)
+
+
+def _result(found: Salience, tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor] | None) -> Salience:
+    """In the shape and the dtype of the parameters, or as a list where some were asked for."""
     if parameters is None:
         return {name: found[name].view_as(p).to(p.dtype) for name, p in tensors.items()}
-    return {name: found.get(name, first.new_zeros(0)).to(first.dtype) for name in parameters}
-
-
-def _wanted(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """Flat indices to compute, by name."""
-    if parameters is None:
-        return {name: torch.arange(p.numel()) for name, p in tensors.items()}
-    if not isinstance(parameters, Mapping):
-        raise ValueError(f"parameters must be a dictionary name -> flat indices; got a {type(parameters).__name__}")
-    wanted = {}
-    for name, given in parameters.items():
-        if name not in tensors:
-            raise ValueError(f"parameters has an unknown name {name!r}; the model has {', '.join(tensors)}")
-        try:
-            indices = torch.as_tensor(given).cpu()
-        except (TypeError, ValueError, RuntimeError):
-            raise ValueError(f"indices of {name!r} must be integers [n]; got {given!r}") from None
-        if indices.dim() != 1 or (indices.dtype not in INTEGERS and indices.numel()):
-            kind = f"{indices.dtype} of shape {tuple(indices.shape)}"
-            raise ValueError(f"indices of {name!r} must be integers [n]; got {kind}")
-        wanted[name] = indices.long()
-        low, high = map(int, wanted[name].aminmax()) if indices.numel() else (0, -1)
-        count = tensors[name].numel()
-        if low < 0 or high >= count:
-            raise ValueError(f"indices of {name!r} range from {low} to {high}; they must be from 0 to {count - 1}")
-    return wanted
+    return {name: found.get(name, tensors[name].new_zeros(0)).to(tensors[name].dtype) for name in parameters}
 
 
 class _Batch:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial, reduce
 
 import torch
@@ -37,6 +37,7 @@ from snipnb._checks import (
     check_classes,
     check_examples,
     check_integer,
+    flat_indices,
     float_parameters,
     in_mode,
     unchanged,
@@ -44,16 +45,24 @@ from snipnb._checks import (
 from snipnb._engine.curvature import IMAGES, Cumulants, LinearRegion, Variance, mean_over_images, slices
 from snipnb._engine.sequential import layers_of, shapes_of
 from snipnb._progress import track
+from snipnb.saliences.ablation import CANNOT_MAP, ordinary_attention, over_versions
 from snipnb.saliences.snip import snip
 
 METHODS = ("auto", "cumulants", "autodiff")
 LINEAR_REGION = "linear-region"
 SMALL = 2**22  # most (parameter, image) pairs that are differentiated one by one by default
 TOGETHER = 64  # parameters differentiated at once
+LARGEST = 2**24  # numbers in all directions along which is differentiated at once
 
 
 def diagonal_hessian(
-    model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = IMAGES, method: str = "auto"
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    parameters: Mapping[str, Tensor] | None = None,
+    batch_size: int = IMAGES,
+    method: str = "auto",
 ) -> Salience:
     """The exact diagonal of the Hessian of the mean cross-entropy.
 
@@ -69,12 +78,15 @@ def diagonal_hessian(
             differentiated. float32 or float64, on any device.
         images: Inputs [n, ...], in the model's dtype, on any device.
         labels: Classes, integers [n] in [0, C).
+        parameters: Name -> flat indices into the parameter tensor, as from :func:`snipnb.stratified_sample`; default all parameters.
+            The closed form computes all in any case.
         batch_size: Most images at once; fewer are used where memory would not be bounded otherwise. It changes only rounding.
-        method: ``"cumulants"``: the closed form; an error if it does not cover the model. ``"autodiff"``: ``torch.func``, two nested forward
+        method: ``"cumulants"``: the closed form; an error if it does not cover the model. ``"autodiff"``: ``torch.func``, two nested
             derivatives for every parameter. ``"auto"``: the closed form, or else ``torch.func`` if this takes only minutes.
 
     Returns:
-        Dictionary name -> second derivatives in the parameter's shape, device and dtype; never negative with the closed form.
+        Dictionary name -> second derivatives in the parameter's shape, or, for ``parameters``, in the order of the given indices; on the
+        model's device, in its dtype; never negative with the closed form.
 
     Raises:
         ValueError: If an option is unknown, images and labels do not fit, the model is in half or mixed precision, or no method
@@ -86,13 +98,21 @@ def diagonal_hessian(
         >>> snipnb.diagonal_hessian(snipnb.lenet5(), images[:100], labels[:100])["conv1.weight"].shape
         torch.Size([6, 1, 5, 5])
     """
-    if not _covers(model, images, labels, batch_size, method, 2):
-        return _differentiated(model, images, labels, 2, batch_size)[1]
-    return mean_over_images(model, images, labels, Variance(gradient=False), batch_size)[0]
+    wanted = _wanted(model, parameters)
+    if not _covers(model, images, labels, batch_size, method, 2, wanted):
+        return _differentiated(model, images, labels, 2, batch_size, wanted)[1]
+    return _picked(mean_over_images(model, images, labels, Variance(gradient=False), batch_size)[0], wanted)
 
 
 def derivatives(
-    model: nn.Module, images: Tensor, labels: Tensor, *, order: int, batch_size: int = IMAGES, method: str = "auto"
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    order: int,
+    parameters: Mapping[str, Tensor] | None = None,
+    batch_size: int = IMAGES,
+    method: str = "auto",
 ) -> list[Salience]:
     """The first to the ``order``-th derivative of the mean cross-entropy along every parameter.
 
@@ -107,8 +127,9 @@ def derivatives(
         images: Likewise.
         labels: Likewise.
         order: Number of derivatives, at least 1.
+        parameters: Likewise.
         batch_size: Likewise.
-        method: Likewise; ``"autodiff"`` nests ``order`` forward derivatives.
+        method: Likewise; ``"autodiff"`` nests ``order`` derivatives.
 
     Returns:
         List of dictionaries name -> derivatives, the first order first.
@@ -117,10 +138,11 @@ def derivatives(
         ValueError: As for :func:`diagonal_hessian`, or if the order is not an integer of at least 1.
     """
     check_integer("order", order, 1)
-    if not _covers(model, images, labels, batch_size, method, order):
-        return _differentiated(model, images, labels, order, batch_size)
+    wanted = _wanted(model, parameters)
+    if not _covers(model, images, labels, batch_size, method, order, wanted):
+        return _differentiated(model, images, labels, order, batch_size, wanted)
     rule = Variance(gradient=True) if order <= 2 else Cumulants(order)
-    return mean_over_images(model, images, labels, rule, batch_size)[:order]
+    return [_picked(d, wanted) for d in mean_over_images(model, images, labels, rule, batch_size)[:order]]
 
 
 def taylor_salience(
@@ -129,6 +151,7 @@ def taylor_salience(
     labels: Tensor,
     *,
     order: int | str = 2,
+    parameters: Mapping[str, Tensor] | None = None,
     batch_size: int = IMAGES,
     method: str = "auto",
 ) -> Salience:
@@ -147,11 +170,13 @@ def taylor_salience(
         images: Likewise.
         labels: Likewise.
         order: An integer of at least 1, or ``"linear-region"``.
+        parameters: Likewise.
         batch_size: Likewise.
         method: Likewise.
 
     Returns:
-        Dictionary name -> signed salience in the parameter's shape, device and dtype.
+        Dictionary name -> signed salience in the parameter's shape, or, for ``parameters``, in the order of the given indices; on the model's
+        device, in its dtype.
 
     Raises:
         ValueError: As for :func:`derivatives`, or if the closed form does not cover the model and the linear region is requested.
@@ -166,19 +191,22 @@ def taylor_salience(
     if not in_region and (isinstance(order, bool) or not isinstance(order, int) or order < 1):
         raise ValueError(f"order must be an integer of at least 1 or {LINEAR_REGION!r}; got {order!r}")
     check_choice("method", method, METHODS)
-    tensors = float_parameters(model)
+    tensors, wanted = float_parameters(model), _wanted(model, parameters)
     if in_region:
         if method == "autodiff":
             raise ValueError(f"order={LINEAR_REGION!r} has only a closed form; method must not be 'autodiff'")
-        _covers(model, images, labels, batch_size, "cumulants", 0)
-        return mean_over_images(model, images, labels, LinearRegion(tensors), batch_size)[0]
+        _covers(model, images, labels, batch_size, "cumulants", 0, wanted)
+        return _picked(mean_over_images(model, images, labels, LinearRegion(tensors), batch_size)[0], wanted)
     if order == 1 and method == "auto":
-        _covers(model, images, labels, batch_size, method, 0)
-        return {name: -s for name, s in snip(model, images, labels, batch_size=min(batch_size, 500)).items()}
-    found = derivatives(model, images, labels, order=int(order), batch_size=batch_size, method=method)
+        _covers(model, images, labels, batch_size, method, 0, wanted)
+        first = snip(model, images, labels, batch_size=min(batch_size, 500))
+        return {name: -s for name, s in _picked(first, wanted).items()}
+    found = derivatives(
+        model, images, labels, order=int(order), parameters=parameters, batch_size=batch_size, method=method
+    )
     return {
         name: _total((-w) ** i / math.factorial(i) * d[name] for i, d in enumerate(found, 1))
-        for name, w in tensors.items()
+        for name, w in _picked(tensors, wanted).items()
     }
 
 
@@ -268,12 +296,33 @@ def hessian_times(
 # --- what is asked for ------------------------------------------------------------------------------------------------
 
 
-def _covers(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int, method: str, order: int) -> bool:
+def _wanted(model: nn.Module, parameters: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
+    """The indices that are asked for, or None for all parameters."""
+    return None if parameters is None else flat_indices(float_parameters(model), parameters)
+
+
+def _picked(found: Salience, wanted: Mapping[str, Tensor] | None) -> Salience:
+    return (
+        found
+        if wanted is None
+        else {name: found[name].flatten()[i.to(found[name].device)] for name, i in wanted.items()}
+    )
+
+
+def _covers(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    batch_size: int,
+    method: str,
+    order: int,
+    wanted: Mapping[str, Tensor] | None,
+) -> bool:
     """Whether to use the closed form; an error if no method covers the model. Order 0 allows other models of any size."""
     check_choice("method", method, METHODS)
     tensors = float_parameters(model)
     check_examples(images, labels, batch_size)
-    check_alike_and_precise(tensors, images)
+    check_alike_and_precise(tensors, images, integers=True)
     if method == "autodiff":
         return False
     try:
@@ -282,12 +331,13 @@ def _covers(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int, m
         if method == "cumulants":
             raise
         count = sum(p.numel() for p in tensors.values())
-        if order and count * len(images) > SMALL:
+        if order and wanted is None and count * len(images) > SMALL:
             raise ValueError(
                 f"the closed form does not cover the model: {error}. Without it, {count:,} parameters are differentiated one by one over "
-                f"{len(images):,} images; give fewer images, or method='autodiff' if you can wait"
+                f"{len(images):,} images; give parameters=snipnb.stratified_sample(model, 50) or fewer images, or method='autodiff' if you can wait"
             ) from None
         return False
+    check_alike_and_precise(tensors, images)
     shapes_of(layers, images.shape[1:])  # an error if a layer does not fit
     return True
 
@@ -295,50 +345,79 @@ def _covers(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int, m
 # --- any module -------------------------------------------------------------------------------------------------------
 
 
-def _differentiated(model: nn.Module, images: Tensor, labels: Tensor, order: int, batch_size: int) -> list[Salience]:
-    """Derivatives along each parameter by nested forward differentiation, several parameters at once."""
+def _differentiated(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    order: int,
+    batch_size: int,
+    wanted: Mapping[str, Tensor] | None,
+) -> list[Salience]:
+    """Derivatives along each parameter by nested differentiation, several parameters at once."""
     snip(model, images[:1], labels[:1])  # an error where a parameter's effect cannot be followed
     parameters = float_parameters(model)
     first = next(iter(parameters.values()))
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     size = min(batch_size, max(1, SMALL // (TOGETHER * 64)))
     batches = [(images[s].to(first.device), labels[s].to(first.device).long()) for s in slices(len(images), size)]
+    indices = flat_indices(parameters, wanted)
     found = [
-        {name: torch.zeros_like(p, dtype=torch.float64).flatten() for name, p in parameters.items()}
+        {n: torch.zeros(len(i), dtype=torch.float64, device=first.device) for n, i in indices.items()}
         for _ in range(order)
     ]
-    jobs = [(name, some) for name, p in parameters.items() for some in slices(p.numel(), TOGETHER)]
+    jobs = [
+        (name, some)
+        for name, index in indices.items()
+        for some in slices(len(index), max(1, min(TOGETHER, LARGEST // parameters[name].numel())))
+    ]
 
-    def along(direction: Tensor, name: str, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    def along(direction: Tensor, x: Tensor, *, name: str, y: Tensor) -> tuple[Tensor, ...]:
         def loss(t: Tensor) -> Tensor:
             moved = {**parameters, **buffers, name: parameters[name] + t * direction}
             return F.cross_entropy(call_with(model, moved, x.clone()), y)
 
-        return _derivatives_at(first.new_zeros(()), loss, order)[1:]
+        return _derivatives_at(first.new_zeros(()), loss, order)
 
-    with in_mode(model, "eval"), unchanged(model), torch.no_grad(), warnings.catch_warnings():
+    with (
+        in_mode(model, "eval"),
+        unchanged(model),
+        ordinary_attention(),
+        torch.no_grad(),
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", ".*torch.jit.script", DeprecationWarning)  # PyTorch's own use of it
+        warnings.filterwarnings("ignore", ".*performance drop", UserWarning)  # where vmap has no rule of its own
         for name, some in track(jobs, "derivatives, parameter by parameter", total=len(jobs)):
-            w = parameters[name]
-            directions = torch.eye(w.numel(), dtype=w.dtype, device=w.device)[some].view(-1, *w.shape)
+            w, index = parameters[name], indices[name][some].to(first.device)
+            directions = w.new_zeros(len(index), w.numel())
+            directions[torch.arange(len(index)), index] = 1
             for x, y in batches:
                 try:
-                    values = torch.func.vmap(partial(along, name=name, x=x, y=y))(directions)
-                except (RuntimeError, NotImplementedError) as error:
+                    values = over_versions(partial(along, name=name, y=y), directions.view(-1, *w.shape), x)
+                except CANNOT_MAP as error:
                     raise ValueError(
                         f"parameter {name!r} of the {type(model).__name__} cannot be differentiated {order} times by torch.func: {error}"
                     ) from error
                 for i, value in enumerate(values):
                     found[i][name][some] += value.double() * len(x) / len(images)
-    return [{name: d.view_as(parameters[name]).to(first.dtype) for name, d in one.items()} for one in found]
+    shapes = {name: p.shape if wanted is None else (-1,) for name, p in parameters.items()}
+    return [{name: d.view(shapes[name]).to(first.dtype) for name, d in one.items()} for one in found]
 
 
 def _derivatives_at(t: Tensor, f: Callable[[Tensor], Tensor], order: int) -> tuple[Tensor, ...]:
-    """The value and the derivatives up to ``order`` of a scalar function of a scalar."""
-    if order == 0:
-        return (f(t),)
-    known, tangents = torch.func.jvp(partial(_derivatives_at, f=f, order=order - 1), (t,), (torch.ones_like(t),))[:2]
-    return (*known, tangents[-1])
+    """The derivatives of a scalar function of a scalar from the first up to ``order``.
+
+    Backwards every time: PyTorch's forward derivative of a forward derivative is wrong for layer norms, without an error.
+    """
+
+    def with_lower(t: Tensor, order: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if order == 0:
+            return f(t), ()
+        highest, (value, lower) = torch.func.grad_and_value(partial(with_lower, order=order - 1), has_aux=True)(t)
+        return highest, (value, *lower)
+
+    highest, (*lower, _) = with_lower(t, order)
+    return (*reversed(lower), highest)
 
 
 def _total(terms: Iterable[Tensor]) -> Tensor:

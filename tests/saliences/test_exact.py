@@ -9,7 +9,7 @@ from torch import nn
 
 import snipnb
 from snipnb._engine import cumulants, heads, propagation
-from snipnb.saliences import brute_force, exact
+from snipnb.saliences import ablation, brute_force, exact
 
 
 def by_brute_force(model, images, labels):
@@ -319,11 +319,13 @@ def refuses(model, words, shape=(1, 6, 6), **options):
         ((nn.Conv2d(1, 2, 3),), "logits"),
     ],
 )
-def test_layers_and_options_that_are_not_covered_are_named(layers, words):
+def test_layers_and_options_that_are_not_covered_are_named(layers, words, monkeypatch):
+    monkeypatch.setattr(ablation, "MOST", 0)
     refuses(nn.Sequential(*layers), words, (getattr(layers[0], "groups", 1), 6, 6))
 
 
-def test_other_modules_and_sharing_are_refused():
+def test_other_modules_and_sharing_are_named(monkeypatch):
+    monkeypatch.setattr(ablation, "MOST", 0)
     refuses(Residual(), "is a Residual; it must be an nn.Sequential")
     shared = nn.Linear(4, 4)
     refuses(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), shared, nn.ReLU(), shared), "is also 2.weight", (4,))

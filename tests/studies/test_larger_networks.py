@@ -14,6 +14,7 @@ from snipnb import networks as models
 from snipnb.publish import comparisons
 from snipnb.publish.evidence import larger_networks as evidence
 from snipnb.publish.evidence.parts import holm
+from snipnb.saliences.agreement import weighted_spearman
 from snipnb.saliences.snip import snip
 from snipnb.studies.larger_networks import draw as plotting_larger
 from snipnb.studies.larger_networks import measure as larger
@@ -23,8 +24,8 @@ def test_a_weighted_correlation_is_that_of_the_repeated_points():
     draw = np.random.default_rng(0)
     a, b, weight = draw.integers(0, 6, 40), draw.integers(0, 6, 40), draw.integers(1, 5, 40)
     expected = stats.spearmanr(np.repeat(a, weight), np.repeat(b, weight)).statistic
-    assert larger.weighted_spearman(a, b, weight) == pytest.approx(expected)
-    assert np.isnan(larger.weighted_spearman(np.ones(40), b, weight))
+    assert weighted_spearman(a, b, weight) == pytest.approx(expected)
+    assert np.isnan(weighted_spearman(np.ones(40), b, weight))
 
 
 def test_a_sample_stands_for_the_network(examples):

@@ -16,12 +16,10 @@ from snipnb.networks import lenet_variant, set_running_statistics, vgg16_mnist
 from snipnb.pruning.masks import layer_table
 from snipnb.publish.comparisons import interval_of, slopes_by_seed
 from snipnb.publish.stats import rank_correlation
-from snipnb.saliences.brute_force import pick, stratified_sample
-from snipnb.saliences.exact import exact_salience
+from snipnb.saliences.agreement import agreement, relative_differences, sampled_saliences
 from snipnb.saliences.snip import snip
 from snipnb.studies.shared import quiet_mask
 
-RESAMPLES = 500
 # Peak float32 operations per second of graphics processors of 2016 to 2019, from their data sheets.
 PEAKS = {"Tesla P100 (PCIe)": 9.3e12, "Tesla T4": 8.1e12, "Tesla V100 (SXM2)": 15.7e12}
 MINI_BATCH = 128  # images from which the published code takes its saliences by default
@@ -44,10 +42,7 @@ def families(layers_more: Sequence[int]) -> dict[str, dict[int | float, Network]
 
 
 def compare(model: nn.Sequential, images: Tensor, labels: Tensor, *, per_tensor: int, seed: int = 0) -> pd.DataFrame:
-    """SNIP and exact salience of a stratified sample of a network's parameters, after batch norms' statistics are set from the images.
-
-    **Definition.** Up to ``per_tensor`` parameters are drawn from every tensor, and each represents ``weight`` = size / drawn parameters.
-    Both saliences are taken in evaluation mode over the same images; ``train_mode`` is SNIP in training mode.
+    """:func:`snipnb.sampled_saliences` after batch norms' statistics are set from the images, and SNIP in training mode, too.
 
     Args:
         model: The network; its batch norms' statistics are changed.
@@ -60,75 +55,15 @@ def compare(model: nn.Sequential, images: Tensor, labels: Tensor, *, per_tensor:
         One row per drawn parameter: ``layer``, ``weight``, ``exact``, ``snip``, ``train_mode`` (signed loss changes: SNIP with its sign reversed).
     """
     set_running_statistics(model, images, batch_size=min(1000, len(images)))
-    sample = stratified_sample(model, per_tensor, seed=seed)
-    exact = exact_salience(model, images, labels, parameters=sample)
-    size = min(500, len(images))
-    ways = {mode: pick(snip(model, images, labels, batch_size=size, mode=mode), sample) for mode in ("eval", "train")}
-    sizes = {name: p.numel() for name, p in model.named_parameters()}
-    frames = []
-    for name, index in sample.items():
-        values = {"exact": exact[name], "snip": -ways["eval"][name], "train_mode": -ways["train"][name]}
-        columns = {column: value.double().numpy() for column, value in values.items()}
-        frames.append(pd.DataFrame({"layer": name, "weight": sizes[name] / len(index), **columns}))
-    return pd.concat(frames, ignore_index=True)
-
-
-def weighted_spearman(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> float:
-    """Spearman correlation of a population in which each point represents ``weight`` members. Ties get mean ranks; NaN if a variable is constant."""
-    ranks = [_weighted_ranks(np.asarray(x, dtype=float), weight) for x in (a, b)]
-    x, y = (r - np.average(r, weights=weight) for r in ranks)
-    spread = np.average(x * x, weights=weight) * np.average(y * y, weights=weight)
-    return float(np.average(x * y, weights=weight) / spread**0.5) if spread > 0 else float("nan")
-
-
-def _weighted_ranks(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    found, place = np.unique(values, return_inverse=True)
-    mass = np.bincount(place, weights=weight, minlength=len(found))
-    return (np.cumsum(mass) - mass / 2)[place]
-
-
-def agreement(sample: pd.DataFrame, *, resamples: int = RESAMPLES) -> pd.DataFrame:
-    """How well SNIP agrees with the exact salience on a sample from :func:`compare`.
-
-    **Definition.** ``spearman`` of the magnitudes, each parameter with its weight. ``median_relative_difference``: weighted median of
-    abs(SNIP - exact) / abs(exact) over parameters whose exact salience is not 0. Intervals: percentiles (95 %) of a bootstrap within tensors.
-
-    Returns:
-        One row per salience (``snip``, ``train_mode``): ``salience``, ``spearman``, ``low95``, ``high95``, ``median_relative_difference``, ``drawn``.
-    """
-    draw = np.random.default_rng(0)
-    groups = list(sample.groupby("layer", sort=False).indices.values())
-    rows = []
-    for name in ("snip", "train_mode"):
-        a, e, w = (sample[column].to_numpy() for column in (name, "exact", "weight"))
-        again = []
-        for _ in range(resamples):
-            chosen = np.concatenate([draw.choice(g, len(g)) for g in groups])
-            again.append(weighted_spearman(np.abs(a[chosen]), np.abs(e[chosen]), w[chosen]))
-        low, high = np.nanpercentile(again, [2.5, 97.5]) if np.isfinite(again).any() else (np.nan, np.nan)
-        row = {"salience": name, "spearman": weighted_spearman(np.abs(a), np.abs(e), w), "low95": low, "high95": high}
-        middle = _weighted_median(_relative(a, e), w[e != 0])
-        rows.append(row | {"median_relative_difference": middle, "drawn": len(sample)})
-    return pd.DataFrame(rows)
+    in_training = snip(model, images, labels, batch_size=min(500, len(images)), mode="train")
+    others = {"train_mode": {name: -s for name, s in in_training.items()}}
+    sample = sampled_saliences(model, images, labels, per_tensor=per_tensor, seed=seed, others=others)
+    return sample[["layer", "weight", "exact", "snip", "train_mode"]]
 
 
 def agreement_by_seed(sample: pd.DataFrame) -> pd.DataFrame:
     """:func:`agreement` of every network of a sample: its columns and ``seed``."""
     return pd.concat([agreement(part).assign(seed=seed) for seed, part in sample.groupby("seed")], ignore_index=True)
-
-
-def _relative(salience: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """Differences relative to the exact saliences, where the exact saliences are not 0."""
-    some = exact != 0
-    return np.abs(salience[some] - exact[some]) / np.abs(exact[some])
-
-
-def _weighted_median(values: np.ndarray, weight: np.ndarray) -> float:
-    if len(values) == 0:
-        return float("nan")
-    order = np.argsort(values, kind="stable")
-    half = np.searchsorted(np.cumsum(weight[order]), weight.sum() / 2)
-    return float(values[order][min(half, len(values) - 1)])
 
 
 def sweep(
@@ -202,7 +137,7 @@ def by_depth(sample: pd.DataFrame) -> pd.DataFrame:
     rows = []
     weights = sample[sample["layer"].str.match(WEIGHTS)]
     for place, (layer, part) in enumerate(weights.groupby("layer", sort=False), 1):
-        off = _relative(part["snip"].to_numpy(), part["exact"].to_numpy())
+        off = relative_differences(part["snip"].to_numpy(), part["exact"].to_numpy())
         low, middle, high = np.percentile(off, [25, 50, 75]) if len(off) else (np.nan,) * 3
         each = part[["snip", "exact"]].abs().groupby(part["seed"])
         spearman = np.mean([rank_correlation(*own.to_numpy().T) for _, own in each])
