@@ -35,6 +35,7 @@ TREES = {
         "Ledger <figures/full/claims>",
         "Gallery <figures/README>",
         "Library <docs/library>",
+        "Your own network <docs/own>",
         "Reference <docs/api>",
         "docs/corrections",
         "docs/glossary",

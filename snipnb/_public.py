@@ -7,6 +7,8 @@ from snipnb.data import data_checksum as data_checksum
 from snipnb.data import load_mnist as load_mnist
 from snipnb.data import load_split as load_split
 from snipnb.networks import INITIALISATIONS as INITIALISATIONS
+from snipnb.networks import MODELS as MODELS
+from snipnb.networks import Network as Network
 from snipnb.networks import lenet5 as lenet5
 from snipnb.networks import lenet_300_100 as lenet_300_100
 from snipnb.networks import set_running_statistics as set_running_statistics

@@ -7,10 +7,12 @@ same files. A sample of 6,000 real images ships inside the package, for tests an
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import http.client
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -19,6 +21,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO
 
@@ -26,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snipnb._checks import check_choice, check_integer
+from snipnb._checks import INTEGERS, check_choice, check_examples, check_integer
 from snipnb._files import data_dir, resource, write_atomically
 from snipnb._progress import note
 
@@ -34,7 +37,9 @@ from snipnb._progress import note
 PIXEL_MEAN = 1_567_298_545 / (60_000 * 784) / 255
 PIXEL_STD = (342_590_800_147 / (60_000 * 784) / 255**2 - PIXEL_MEAN**2) ** 0.5
 
+Pair = tuple[Tensor, Tensor]  # images and labels
 SPLITS = ("standard", "published")
+OWN_NAME = re.compile("[a-z0-9_]{1,40}")  # of splits and networks of callers: they are parts of file names
 NUM_VALIDATION = 5_000
 PUBLISHED_TEST_SHARE = 0.15
 SAMPLE_TRAINING = 4_000  # images of the shipped sample's training part that come before the validation images
@@ -66,11 +71,19 @@ class DataUnavailableError(RuntimeError):
     """MNIST is not on disk and cannot be fetched; the message says which files to put where."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """Images and labels of one split; ``validation`` is empty where the split has none.
 
-    Images are float32 [n, 1, 28, 28], normalised; labels are int64 [n].
+    MNIST's images are float32 [n, 1, 28, 28], normalised; labels are int64 [n]. Your own images may have any shape [n, ...].
+
+    Example:
+        >>> import torch
+        >>> import snipnb
+        >>> images, labels = torch.randn(100, 3, 8, 8), torch.arange(100) % 4
+        >>> split = snipnb.Split.of("noise", train=(images[:80], labels[:80]), test=(images[80:], labels[80:]))
+        >>> snipnb.RunConfig(split=split).split == split.key
+        True
     """
 
     name: str
@@ -80,6 +93,54 @@ class Split:
     validation_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
+
+    @classmethod
+    def of(cls, name: str, *, train: Pair, test: Pair, validation: Pair | None = None) -> Split:
+        """A split of your own images, for :class:`snipnb.RunConfig`, :func:`snipnb.train` and :func:`snipnb.train_together`.
+
+        Args:
+            name: Of lower-case letters, digits and underscores; part of the names of kept runs.
+            train: Images [n, ...], floating-point or integers, and labels, integers [n] in [0, C).
+            test: Likewise.
+            validation: Likewise; default none.
+
+        Raises:
+            ValueError: If the name is taken or has other characters, or images and labels are not as described.
+        """
+        if not isinstance(name, str) or not OWN_NAME.fullmatch(name) or name in SPLITS:
+            taken = " or ".join(map(repr, SPLITS))
+            raise ValueError(
+                f"name must be 1 to 40 lower-case letters, digits and underscores, and not {taken}; got {name!r}"
+            )
+        if validation is None:
+            validation = train[0][:0], train[1][:0]
+        for part, (images, labels) in {"train": train, "validation": validation, "test": test}.items():
+            if len(images) or len(labels) or part == "train":
+                check_examples(images, labels, 1)
+            if labels.dim() != 1 or labels.dtype not in INTEGERS:
+                kind = f"{labels.dtype} of shape {tuple(labels.shape)}"
+                raise ValueError(f"labels of {part} must be integers [n]; got {kind}")
+            if images.shape[1:] != train[0].shape[1:]:
+                shapes = f"{tuple(images.shape[1:])}, those of train {tuple(train[0].shape[1:])}"
+                raise ValueError(f"images of all parts must have one shape; those of {part} have {shapes}")
+        return cls(name, *train, *validation, *test)
+
+    @cached_property
+    def checksum(self) -> str:
+        """SHA-256 of all images and labels, with their types and shapes: the version of the split."""
+        digest = hashlib.sha256()
+        for part in dataclasses.fields(self)[1:]:
+            array = getattr(self, part.name).detach().cpu().contiguous().numpy()
+            digest.update(f"{array.dtype.str} {array.shape} ".encode() + array.tobytes())
+        return digest.hexdigest()
+
+    @property
+    def key(self) -> str:
+        """Its name and the beginning of its checksum: what stands for it in a configuration, a table and the key of a run."""
+        return f"{self.name}-{self.checksum[:16]}"
+
+
+OWN_SPLITS: dict[str, Split] = {}  # splits that configurations have been given, by their keys
 
 
 # --- public -----------------------------------------------------------------------------------------------------------
@@ -116,7 +177,7 @@ def load_mnist(
 
 
 def load_split(
-    split: str = "standard", *, sample: bool = False, seed: int = 0, root: str | os.PathLike[str] | None = None
+    split: str | Split = "standard", *, sample: bool = False, seed: int = 0, root: str | os.PathLike[str] | None = None
 ) -> Split:
     """Training, validation and test images.
 
@@ -126,7 +187,7 @@ def load_split(
     published figure was scored in this way.
 
     Args:
-        split: ``"standard"`` or ``"published"``.
+        split: ``"standard"`` or ``"published"``; or a split of your own, or the key of one that a configuration was given, which is returned.
         sample: Use the shipped sample: 4,000, 1,000 and 1,000 images, or 5,100 and 900.
         seed: Determines the published split; the standard split ignores it.
         root: Folder that holds ``MNIST/raw``.
@@ -141,6 +202,8 @@ def load_split(
         >>> len(split.train_labels), len(split.validation_labels), len(split.test_labels)
         (5100, 0, 900)
     """
+    if isinstance(split, Split) or split in OWN_SPLITS:
+        return split if isinstance(split, Split) else OWN_SPLITS[split]
     check_choice("split", split, SPLITS)
     check_integer("seed", seed, 0)
     images, labels = load_mnist("train", sample=sample, root=root)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from snipnb._checks import batch_starts, check_choice, check_examples, check_integer, check_number, in_mode
+from snipnb._checks import batch_starts, check_choice, check_examples, check_integer, check_number, check_type, in_mode
 
 WHOLE = "whole network"
 Convolution = tuple[int, int, int, bool]  # channels, kernel size, padding, whether a max-pooling follows
@@ -225,7 +226,38 @@ def _build(
     return model
 
 
-MODELS: dict[str, Callable[..., nn.Sequential]] = {
+@dataclass(frozen=True)
+class Network:
+    """A network of your own, for :class:`snipnb.RunConfig` and :func:`snipnb.run_grid`: ``snipnb.MODELS["mine"] = snipnb.Network(Mine, version=1)``.
+
+    Attributes:
+        build: Makes the network, with weights from PyTorch's random state: a class, or any function without arguments.
+        version: Version of the architecture and its initial weights; part of the identity of runs. Raise it when they change. Runs of a
+            network without a version are not kept.
+
+    Example:
+        >>> import torch
+        >>> import snipnb
+        >>> network = snipnb.Network(lambda: torch.nn.Linear(4, 2), version=1)
+        >>> bool((network(seed=3).weight == network(seed=3).weight).all())
+        True
+    """
+
+    build: Callable[[], nn.Module]
+    version: int | None = None
+
+    def __call__(self, *, init: str = "pytorch", seed: int = 0) -> nn.Module:
+        """The network with the initial weights of a seed. The global random state is neither used nor changed."""
+        check_choice("init of a network of your own", init, ["pytorch"])
+        with _drawing, torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(seed)
+            model = self.build()
+        check_type("what build returns", model, nn.Module)
+        return model
+
+
+# The networks of runs, by name: a function of ``init`` and ``seed``.
+MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet5": lenet5,
     "lenet_300_100": lenet_300_100,
     "vgg16_mnist": vgg16_mnist,

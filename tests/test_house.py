@@ -35,8 +35,8 @@ def locked():
 
 def declared():
     extras = PROJECT["optional-dependencies"]
-    lines = [*PROJECT["dependencies"], *extras["notebooks"], *extras["site"], *extras["test"]]
-    return [Requirement(line) for line in lines if line != "snipnb[site]"]  # which is named by one of them
+    lines = [*PROJECT["dependencies"], *extras["notebooks"], *extras["cluster"], *extras["site"], *extras["test"]]
+    return [Requirement(line) for line in lines if line != "snipnb[cluster,site]"]  # which are named by one of them
 
 
 def test_environment_yml_has_the_pins_of_the_lock():

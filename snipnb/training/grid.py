@@ -30,14 +30,24 @@ from tqdm import tqdm
 
 from snipnb._checks import Salience, check_integer, check_type
 from snipnb._progress import DELAY_SECONDS, note, progress_stream
-from snipnb.data import load_split
+from snipnb.data import OWN_SPLITS, SPLITS, Split, load_split
 from snipnb.networks import MODELS, set_running_statistics
 from snipnb.pruning.criteria import CRITERIA, Criterion, Start, mask_for, ranked_by, salience_for
 from snipnb.pruning.masks import Mask, collapsed_layers, num_kept
 from snipnb.training.loop import Checkpoint, one_thread, train_together
 from snipnb.training.provenance import trained_by
 from snipnb.training.recipe import Recipe
-from snipnb.training.runs import GROUP_SIZE, SHIPPED, RunConfig, group_name, groups_of, is_kept, run_key, short_digest
+from snipnb.training.runs import (
+    GROUP_SIZE,
+    SHIPPED,
+    SHIPPED_MODELS,
+    RunConfig,
+    group_name,
+    groups_of,
+    run_key,
+    short_digest,
+    unversioned,
+)
 from snipnb.training.store import Store, StoreError
 
 _said: set[str] = set()  # criteria with a warning already given: their runs are not kept
@@ -92,16 +102,16 @@ def run_grid(
     check_integer("group_size", group_size, 1)
     check_integer("jobs", 1 if jobs is None else jobs, 1)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    passing = [c for c in configs if not is_kept(c)]
-    for criterion in sorted({c.criterion for c in passing} - _said):
-        _said.add(criterion)
+    passing = [c for c in configs if unversioned(c)]
+    for what in sorted({what for c in passing for what in unversioned(c)} - _said):
+        _said.add(what)
         warnings.warn(
-            f"runs of criterion {criterion!r} are not kept, because it has no version; give it one with "
-            "Criterion(..., version=1), and raise the version whenever its computation changes",
+            f"runs of {what} are not kept, because it has no version; give it one with {what.split()[0].capitalize()}(..., version=1), "
+            "and raise the version whenever its computation changes",
             stacklevel=2,
         )
     rows: dict[RunConfig, Mapping] = {}
-    for some, place in (([c for c in configs if is_kept(c)], store), (passing, None)):
+    for some, place in (([c for c in configs if not unversioned(c)], store), (passing, None)):
         if some:
             with tempfile.TemporaryDirectory(prefix="snipnb-") if place is None else nullcontext(place) as folder:
                 rows |= _runs_of(some, Store(folder), jobs, group_size, device)
@@ -269,8 +279,7 @@ def _train_all(tasks: Mapping[str, list[RunConfig]], place: Store, jobs: int | N
             import joblib  # only where groups are spread
 
             work = joblib.delayed(_train_quietly)
-            used = {name for _, group in left for c in group for name in (c.criterion, ranked_by(c.criterion))}
-            own = {name: CRITERIA[name] for name in used if CRITERIA[name] is not SHIPPED.get(name)}
+            own = _own_of([c for _, group in left for c in group], place)
             calls = (work(os.getpid(), own, *task, place.folder, device, wait=wait) for task in left)
             for _ in joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")(calls):
                 pass
@@ -290,16 +299,46 @@ def _jobs(device: str) -> int:
     return configured if (configured or 1) != 1 else os.cpu_count() or 1
 
 
-def _train_quietly(caller: int, own: Mapping[str, Criterion], *task, **options) -> None:
-    """Train a group in a worker: the caller shows the progress and passes the criteria that do not come with the package.
+_Own = tuple[
+    dict[str, Criterion], dict[str, Callable[..., nn.Module]]
+]  # criteria and networks that are not the package's
 
-    A reused process may still hold the criteria of an earlier call.
+
+def _own_of(configs: Iterable[RunConfig], place: Store) -> _Own:
+    """What workers need to know of the caller's criteria and networks. Its splits are kept in the store, because they may be large."""
+    configs = list(configs)
+    for key in {str(c.split) for c in configs} & OWN_SPLITS.keys():
+        if place.facts(f"split-{key}") is None:
+            tensors = {f.name: getattr(OWN_SPLITS[key], f.name) for f in dataclasses.fields(Split) if f.name != "name"}
+            arrays = {name: t.cpu().numpy() for name, t in tensors.items()}
+            place.save_state(f"split-{key}", arrays, {"name": OWN_SPLITS[key].name})
+    used = {name for c in configs for name in (c.criterion, ranked_by(c.criterion))}
+    criteria = {name: CRITERIA[name] for name in used if CRITERIA[name] is not SHIPPED.get(name)}
+    models = {c.model: MODELS[c.model] for c in configs if MODELS[c.model] is not SHIPPED_MODELS.get(c.model)}
+    return criteria, models
+
+
+def _train_quietly(
+    caller: int, own: _Own, name: str, group: list[RunConfig], folder: Path, device: str, **options
+) -> None:
+    """Train a group in a worker: the caller shows the progress and passes what does not come with the package.
+
+    A reused process may still hold what an earlier call passed.
     """
     os.environ["SNIPNB_PROGRESS"] = "0"
     if os.getpid() != caller:
         CRITERIA.clear()
-        CRITERIA.update(SHIPPED | dict(own))
-    _train_group(*task, **options)
+        CRITERIA.update(SHIPPED | own[0])
+        MODELS.clear()
+        MODELS.update(SHIPPED_MODELS | own[1])
+        key = str(group[0].split)
+        if key not in SPLITS and key not in OWN_SPLITS:
+            found = Store(folder).state(f"split-{key}")
+            if found is None:
+                raise StoreError(f"the images of split {key!r} have gone from {folder}; run again")
+            tensors = {part: torch.from_numpy(array) for part, array in found[0].items()}
+            OWN_SPLITS[key] = Split(name=found[1]["name"], **tensors)
+    _train_group(name, group, folder, device, **options)
 
 
 def _train_group(name: str, group: list[RunConfig], folder: Path, device: str, *, wait: bool) -> None:

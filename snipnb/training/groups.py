@@ -1,4 +1,4 @@
-"""Networks of one architecture that take every step together: their tensors are stacked, and pruned parameters stay at zero."""
+"""Networks that take every step on the same images, and whose pruned parameters stay at zero: stacked, or one after another."""
 
 from __future__ import annotations
 
@@ -8,11 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from snipnb._checks import check_alike_and_precise, check_classes, check_examples, check_type, float_parameters
+from snipnb._checks import (
+    check_alike_and_precise,
+    check_classes,
+    check_examples,
+    check_type,
+    copied,
+    float_parameters,
+    in_mode,
+)
 from snipnb._engine.ensembles import Kept, Stack, Stacked, check_alike, stacked
 from snipnb._engine.sequential import layers_of
 from snipnb.pruning.masks import Mask, check_mask_fits
 from snipnb.training.recipe import Recipe, learning_rate, optimiser_of
+from snipnb.training.scores import error_rate
 
 # How much is done at once: on a processor as much as its caches hold, on a GPU everything.
 NETWORKS = {"cpu": 24, "cuda": 1024}
@@ -21,36 +30,173 @@ SCORED = {"cpu": 48, "cuda": 1000}
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # what PyTorch's optimisers keep of a parameter, by its names
 
 
-class Together:
-    """Stacked parameters, gradients and optimiser state of networks that are trained together."""
+def group_of(
+    models: Sequence[nn.Module], masks: Sequence[Mask | None] | None, recipes: Sequence[Recipe]
+) -> Together | Apart:
+    """Networks that are to be trained: stacked if they are of the layers that can be, else one after another."""
+    try:
+        for model in models:
+            layers_of(model)
+    except ValueError:
+        return Apart(models, masks, recipes)
+    return Together(models, masks, recipes)
+
+
+def _checked(
+    models: Sequence[nn.Module], masks: Sequence[Mask | None] | None, recipes: Sequence[Recipe]
+) -> Sequence[Mask | None]:
+    """The masks of all models; an error if models, masks and recipes do not go together."""
+    if not models:
+        raise ValueError("no models are given; there must be at least one")
+    masks = [None] * len(models) if masks is None else masks
+    for model in models:
+        float_parameters(model)  # an error if there are none
+    places = [t.data_ptr() for m in models for t in (*m.parameters(), *m.buffers()) if t.numel()]
+    if len(set(places)) < len(places):
+        raise ValueError("two models share a tensor, or a model is given twice; each must have its own tensors")
+    for recipe in recipes:
+        check_type("every recipe", recipe, Recipe)
+    for name, given in (("masks", masks), ("recipes", recipes)):
+        if len(given) != len(models):
+            raise ValueError(f"there must be as many {name} as models; got {len(given)} for {len(models)}")
+    if len(common := {(r.epochs, r.batch_size) for r in recipes}) > 1:
+        raise ValueError(f"recipes must have the same epochs and batch_size; got {sorted(common)}")
+    for model, mask in zip(models, masks, strict=True):
+        if mask is not None:
+            check_mask_fits(model, mask)
+    return masks
+
+
+class Apart:
+    """Networks that take every step one after another, through their own layers: any module that returns logits."""
+
+    is_stacked = False
 
     def __init__(
         self, models: Sequence[nn.Module], masks: Sequence[Mask | None] | None, recipes: Sequence[Recipe]
     ) -> None:
-        if not models:
-            raise ValueError("no models are given; there must be at least one")
-        masks = [None] * len(models) if masks is None else masks
-        for model in models:
-            float_parameters(model)  # an error if there are none
-            layers_of(model)
-        places = [t.data_ptr() for m in models for t in (*m.parameters(), *m.buffers()) if t.numel()]
-        if len(set(places)) < len(places):
-            raise ValueError("two models share a tensor, or a model is given twice; each must have its own tensors")
-        for recipe in recipes:
-            check_type("every recipe", recipe, Recipe)
-        for name, given in (("masks", masks), ("recipes", recipes)):
-            if len(given) != len(models):
-                raise ValueError(f"there must be as many {name} as models; got {len(given)} for {len(models)}")
-        if len(common := {(r.epochs, r.batch_size) for r in recipes}) > 1:
-            raise ValueError(f"recipes must have the same epochs and batch_size; got {sorted(common)}")
+        masks = _checked(models, masks, recipes)
+        self.originals, self.recipes = models, recipes
+        self.models = [copied(model) for model in models]  # an error leaves the models as they are
+        self.device = next(models[0].parameters()).device
+        self.masks = [{name: m.to(self.device) for name, m in (mask or {}).items()} for mask in masks]
+        self.trained = [{n: p for n, p in m.named_parameters() if p.requires_grad} for m in self.models]
+        self.optimisers = [optimiser_of(r, own.values()) for r, own in zip(recipes, self.trained, strict=True)]
+        for k in range(len(models)):
+            self._prune(k)
+
+    @torch.no_grad()
+    def _prune(self, k: int) -> None:
+        parameters = dict(self.models[k].named_parameters())
+        for name, m in self.masks[k].items():
+            parameters[name].masked_fill_(~m, 0)
+
+    @torch.no_grad()
+    def check(self, images: Tensor, labels: Tensor) -> None:
+        """Raise ValueError unless images fit the networks, and labels their classes."""
+        check_examples(images, labels, 1)
+        for model in self.models:
+            check_alike_and_precise(float_parameters(model), images, integers=True)
+            with in_mode(model, "eval"):
+                check_classes(model(images[:1].to(self.device)), labels)
+
+    def set_rates(self, step: int, steps_per_epoch: int) -> None:
+        for recipe, optimiser in zip(self.recipes, self.optimisers, strict=True):
+            optimiser.param_groups[0]["lr"] = learning_rate(recipe, step, steps_per_epoch)
+
+    @torch.enable_grad()
+    def step(self, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
+        """Do one step of every network on one batch; returns the mean losses before the step [networks]."""
+        losses = []
+        cuda = [self.device] if self.device.type == "cuda" else []
+        for k, (model, recipe) in enumerate(zip(self.models, self.recipes, strict=True)):
+            if recipe.masks_at == "start":
+                self._prune(k)
+            model.train()
+            with torch.random.fork_rng(devices=cuda):
+                torch.manual_seed(_mixed(seed, 0))
+                loss = nn.functional.cross_entropy(model(images), labels)
+            self.optimisers[k].zero_grad()
+            loss.backward()
+            for name, p in self.trained[k].items():
+                if p.grad is not None and recipe.masks_at == "end" and name in self.masks[k]:
+                    p.grad.mul_(self.masks[k][name])
+            self.optimisers[k].step()
+            losses.append(loss.detach().double())
+        return torch.stack(losses)
+
+    @torch.no_grad()
+    def error_rates(self, images: Tensor, labels: Tensor) -> list[float]:
+        """Fraction of images that each network gets wrong; NaN without images."""
+        return [error_rate(model, images, labels) for model in self.models]
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next epoch depends on, except the number of epochs."""
+        moments = {
+            f"{kind} {k} {name}": tensor
+            for k, (own, optimiser) in enumerate(zip(self.trained, self.optimisers, strict=True))
+            for name, p in own.items()
+            for kind, tensor in optimiser.state[p].items()
+            if kind in MOMENTS
+        }
+        return {key: tensor.detach().to("cpu", copy=True) for key, tensor in (self._named() | moments).items()}
+
+    def _named(self) -> dict[str, Tensor]:
+        return {f"value {k} {name}": t for k, m in enumerate(self.models) for name, t in _values(m).items()}
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
+        """Resume from a state that was saved after ``steps`` steps."""
+        for key, tensor in self._named().items():
+            tensor.copy_(state[key])
+        for k, (own, optimiser) in enumerate(zip(self.trained, self.optimisers, strict=True)):
+            for name, p in own.items():
+                _restore_moments(optimiser, p, {kind: f"{kind} {k} {name}" for kind in MOMENTS}, state, steps)
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        """Copy the values back into every model."""
+        for original, model in zip(self.originals, self.models, strict=True):
+            values = _values(model)
+            for name, tensor in _values(original).items():
+                tensor.copy_(values[name])
+            original.eval()
+
+
+def _values(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _mixed(seed: int, part: int) -> int:
+    """A seed for one part of a step; mixed, because PyTorch's generator on a processor takes only the lowest 32 bits of a seed."""
+    return int(np.random.SeedSequence((seed % 2**128, part)).generate_state(1)[0])
+
+
+def _restore_moments(
+    optimiser: torch.optim.Optimizer, p: Tensor, keys: Mapping[str, str], state: Mapping[str, Tensor], steps: int
+) -> None:
+    """Give an optimiser what it had kept of a parameter after ``steps`` steps."""
+    found = {kind: state[key].to(p) for kind, key in keys.items() if key in state}
+    if found:  # nothing is kept of a parameter that the loss does not reach
+        optimiser.state[p] = found
+        if isinstance(optimiser, torch.optim.Adam):
+            optimiser.state[p]["step"] = torch.tensor(float(steps), device=p.device)
+
+
+class Together:
+    """Stacked parameters, gradients and optimiser state of networks that are trained together."""
+
+    is_stacked = True
+
+    def __init__(
+        self, models: Sequence[nn.Module], masks: Sequence[Mask | None] | None, recipes: Sequence[Recipe]
+    ) -> None:
+        masks = _checked(models, masks, recipes)
         self.models, self.stack = models, Stack(models[0])
         first = dict(models[0].named_parameters())
         self.device = next(iter(first.values())).device
         for model in models:
             check_alike(model, models[0])
-        for model, mask in zip(models, masks, strict=True):
-            if mask is not None:
-                check_mask_fits(model, mask)
         self.parameters = stacked([dict(m.named_parameters()) for m in models])
         self.buffers = stacked([dict(m.named_buffers()) for m in models])
         self.masks: Stacked = {}
@@ -129,9 +275,7 @@ class Together:
         return losses / len(labels)
 
     def _generator(self, seed: int, part: int) -> torch.Generator:
-        # Mixed, because PyTorch's generator on a processor takes only the lowest 32 bits of a seed.
-        mixed = np.random.SeedSequence((seed % 2**128, part)).generate_state(1)
-        return torch.Generator(self.device).manual_seed(int(mixed[0]))
+        return torch.Generator(self.device).manual_seed(_mixed(seed, part))
 
     @torch.no_grad()
     def error_rates(self, images: Tensor, labels: Tensor) -> list[float]:
@@ -197,10 +341,7 @@ class _Part:
 
     def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
         for name, p in self.trained.items():
-            kept = {kind: f"{kind} {self.first} {name}" for kind in MOMENTS}
-            self.optimiser.state[p] = {kind: state[key].to(p) for kind, key in kept.items() if key in state}
-            if self.recipe.optimiser == "adam":
-                self.optimiser.state[p]["step"] = torch.tensor(float(steps), device=p.device)
+            _restore_moments(self.optimiser, p, {kind: f"{kind} {self.first} {name}" for kind in MOMENTS}, state, steps)
 
 
 def _neighbours(recipes: Sequence[Recipe]) -> list[tuple[slice, Recipe]]:

@@ -1,14 +1,15 @@
-"""Training many masked networks at once; pruned weights are exactly zero at every step.
+"""Training many masked networks; pruned weights are exactly zero at every step.
 
 Networks of one architecture that see the same images in the same order are trained together (``_engine/ensembles.py``). They share the
 copies that the first convolution needs, and their matrix products are computed as one. Each network computes what it would compute
-alone. On a processor, pruned weights take no time if most of a layer is pruned (``kernels.py``).
+alone. On a processor, pruned weights take no time if most of a layer is pruned (``kernels.py``). Other networks take each step one after
+another, through their own layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
 import pandas as pd
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from snipnb._progress import track
 from snipnb.data import Split
 from snipnb.pruning.masks import Mask
-from snipnb.training.groups import Together
+from snipnb.training.groups import Apart, Together, group_of
 from snipnb.training.recipe import Recipe
 
 
@@ -50,7 +51,7 @@ def train(
         ``validation_error``, ``test_error`` (fractions of wrong images; NaN if the split has no such images).
 
     Raises:
-        ValueError: If the model has layers that are not covered, or the mask does not fit it.
+        ValueError: If the mask or the images do not fit the model, or labels are not its classes.
 
     Example:
         >>> import snipnb
@@ -63,7 +64,6 @@ def train(
     return train_together([model], split, masks=[mask], recipe=recipe, data_seed=data_seed)[0]
 
 
-@one_thread()
 def train_together(
     models: Sequence[nn.Module],
     split: Split,
@@ -73,18 +73,19 @@ def train_together(
     data_seed: int = 0,
     checkpoint: Checkpoint | None = None,
 ) -> list[pd.DataFrame]:
-    """Train several networks of one architecture in place, on the same images in the same order.
+    """Train several networks in place, on the same images in the same order.
 
-    On a processor, training uses one thread: operations are too short to share, and results do not depend on the number of threads.
-    :func:`snipnb.run_grid` spreads networks over processors.
+    Networks of one architecture, an ``nn.Sequential`` of the layers that :func:`snipnb.exact_salience` takes fast, are stacked. On a
+    processor their training uses one thread: operations are too short to share, and results do not depend on the number of threads.
+    Any other module is trained as it is. :func:`snipnb.run_grid` spreads networks over processors.
 
     **Definition.** Each network has its own parameters, mask and optimiser state; nothing passes between them. Pruned
     parameters start at zero and their gradients are masked before every step, so neither momentum nor weight decay can move
     them (for another order see ``Recipe.masks_at``). The loss is the mean cross-entropy of a batch. Images are shuffled anew each epoch.
 
     Args:
-        models: Networks (``nn.Sequential`` of the layers that :func:`snipnb.exact_salience` covers) that differ only in their
-            values. They are changed, and left in evaluation mode.
+        models: Modules that return logits [n, classes]; stacked networks must differ only in their values. They are changed, and
+            left in evaluation mode.
         split: What to train on and what to score on.
         masks: What to keep of each network; default everything.
         recipe: One recipe for all networks, or one per network with the same epochs and batch size. Default ``Recipe()``.
@@ -95,7 +96,7 @@ def train_together(
         One frame per network, as from :func:`train`.
 
     Raises:
-        ValueError: If models are not covered or not alike, a mask or images do not fit, labels are not classes of the models, or
+        ValueError: If stacked models are not alike, a mask or images do not fit, labels are not classes of the models, or
             recipes differ in epochs or batch size. The models are then unchanged.
 
     Example:
@@ -107,8 +108,20 @@ def train_together(
         [1, 1]
     """
     recipes = [recipe or Recipe()] * len(models) if recipe is None or isinstance(recipe, Recipe) else list(recipe)
-    group = Together(models, masks, recipes)
-    epochs, batch_size = recipes[0].epochs, recipes[0].batch_size
+    group = group_of(models, masks, recipes)
+    with one_thread() if group.is_stacked else nullcontext():
+        rows = _train(group, split, recipes[0], data_seed, checkpoint)
+    return [
+        pd.DataFrame([{"epoch": e} | {key: row[key][k] for key in row} for e, row in enumerate(rows, 1)])
+        for k in range(len(models))
+    ]
+
+
+def _train(
+    group: Together | Apart, split: Split, recipe: Recipe, data_seed: int, checkpoint: Checkpoint | None
+) -> list[dict[str, list[float]]]:
+    """Train a group; returns a row per epoch, with a value per network in every column."""
+    epochs, batch_size = recipe.epochs, recipe.batch_size
     group.check(split.train_images, split.train_labels)
     scored = [
         (x.to(group.device), y.to(group.device))
@@ -128,7 +141,7 @@ def train_together(
         order = torch.randperm(len(labels), generator=shuffle)  # drawn for finished epochs too, as later draws follow
         if epoch < len(rows):
             continue
-        losses = torch.zeros(len(models), dtype=torch.float64, device=group.device)
+        losses = torch.zeros(len(group.models), dtype=torch.float64, device=group.device)
         batches = order.to(group.device).split(batch_size)
         for i, batch in enumerate(track(batches, f"epoch {epoch + 1}/{epochs}", total=steps)):
             step = epoch * steps + i
@@ -139,10 +152,7 @@ def train_together(
         if checkpoint is not None:
             checkpoint.save(group.state(), list(rows))
     group.write_back()
-    return [
-        pd.DataFrame([{"epoch": e} | {key: row[key][k] for key in row} for e, row in enumerate(rows, 1)])
-        for k in range(len(models))
-    ]
+    return rows
 
 
 class Checkpoint(Protocol):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from snipnb._checks import check_choice, check_integer, check_number, check_type
-from snipnb.data import SPLITS, data_checksum
+from snipnb.data import OWN_NAME, OWN_SPLITS, SPLITS, Split, data_checksum
 from snipnb.networks import INITIALISATIONS, MODELS
 from snipnb.pruning.criteria import CRITERIA, Criterion, ranked_by
 from snipnb.training.iterative_magnitude import removal_order
@@ -30,7 +30,7 @@ FIRST_FIELDS = {"RunConfig": set(_FIRST_OF_RUNS.split()), "Recipe": set(_FIRST_O
 GROUP_SIZE = 16
 MOST = 2**32  # bound of seeds; generators accept a little more, and seeds of other networks are derived from these
 CRITERIA["iterative_magnitude"] = Criterion(removal_order, version=1)  # here, because it trains networks
-SHIPPED = dict(CRITERIA)
+SHIPPED, SHIPPED_MODELS = dict(CRITERIA), dict(MODELS)
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class RunConfig:
         sparsity: Share of parameters removed at the start, in [0, 1); ties are broken so that the count is exact.
         init_seed: Seed of the initial weights and of random saliences.
         data_seed: Seed of the image order; default ``init_seed``. Runs that share both seeds are compared as pairs.
-        model: Name in ``networks.MODELS``.
-        init: One of ``INITIALISATIONS``.
-        split: ``"standard"`` or ``"published"``.
+        model: Name in :data:`snipnb.MODELS`.
+        init: One of ``INITIALISATIONS``; a network of your own has only its own.
+        split: ``"standard"``, ``"published"``, or a :class:`snipnb.Split` of your own, which then counts by its key.
         sample: Use the shipped sample instead of all of MNIST.
         salience_images: How many training images are used for saliences, from the first on; default all.
         recipe: How the network is trained.
@@ -62,7 +62,7 @@ class RunConfig:
     data_seed: int | None = None
     model: str = "lenet5"
     init: str = "pytorch"
-    split: str = "standard"
+    split: str | Split = "standard"
     sample: bool = False
     salience_images: int | None = None
     recipe: Recipe = field(default_factory=Recipe)
@@ -72,14 +72,22 @@ class RunConfig:
             object.__setattr__(self, "data_seed", self.init_seed)
         check_choice("criterion", self.criterion, CRITERIA)
         check_choice("model", self.model, MODELS)
-        check_choice("init", self.init, INITIALISATIONS)
-        check_choice("split", self.split, SPLITS)
+        check_choice("init", self.init, INITIALISATIONS if _is_shipped(self.model) else ["pytorch"])
+        if not OWN_NAME.fullmatch(self.model):
+            words = "1 to 40 lower-case letters, digits and underscores"
+            raise ValueError(f"the name of a network must have {words}; got {self.model!r}")
+        if isinstance(self.split, Split):
+            OWN_SPLITS[self.split.key] = self.split
+            object.__setattr__(self, "split", self.split.key)
+        check_choice("split", self.split, [*SPLITS, *OWN_SPLITS])
         check_integer("init_seed", self.init_seed, 0, MOST)
         check_integer("data_seed", self.data_seed, 0, MOST)
         if self.salience_images is not None:
             check_integer("salience_images", self.salience_images, 1, MOST)
         check_number("sparsity", self.sparsity, "[0, 1)")
         check_type("sample", self.sample, bool)
+        if self.sample and self.split in OWN_SPLITS:
+            raise ValueError(f"sample=True takes the shipped sample of MNIST; split {self.split!r} is your own")
         check_type("recipe", self.recipe, Recipe)
         object.__setattr__(self, "sparsity", float(self.sparsity))
         if not CRITERIA[self.criterion].uses_images:
@@ -106,7 +114,8 @@ def run_key(config: RunConfig) -> str:
 
     **Definition.** Model, split, criterion, sparsity and seed, and a SHA-256 of the fields of ``config`` and its recipe (fields not in
     :data:`FIRST_FIELDS` only if they are not at their default), :data:`NUMERICS`, the versions of the criterion and of the criterion
-    whose salience it takes, and the checksum of the images. It contains neither the code nor package versions.
+    whose salience it takes, the version of a network of your own, and the checksum of the images. It contains neither the code nor
+    package versions.
 
     Example:
         >>> import snipnb
@@ -114,18 +123,32 @@ def run_key(config: RunConfig) -> str:
         >>> run_key(snipnb.RunConfig(criterion="random", sparsity=0.95))[:34]
         'lenet5-standard-random-0.95-seed0-'
     """
+    own = OWN_SPLITS.get(str(config.split))
     content = {
         "config": _declared(config),
         "numerics": NUMERICS,
         "criterion": _versions(config.criterion),
-        "data": data_checksum(sample=config.sample),
+        "data": own.checksum if own else data_checksum(sample=config.sample),
     }
+    if not _is_shipped(config.model):
+        content["network"] = f"own {_network_version(config.model)}"
     return f"{config.model}-{config.split}-{config.criterion}-{config.sparsity:g}-seed{config.init_seed}-{short_digest(content)}"
 
 
-def is_kept(config: RunConfig) -> bool:
-    """Whether the identity of a run outlives the process: its criterion, and the criterion whose salience it takes, have versions."""
-    return all(version is not None for version in _versions(config.criterion))
+def unversioned(config: RunConfig) -> list[str]:
+    """What has no version, so that the run is not kept: its criterion, the criterion whose salience it takes, or its network."""
+    found = ["network " + repr(config.model)] if _network_version(config.model) is None else []
+    if any(version is None for version in _versions(config.criterion)):
+        found.append("criterion " + repr(config.criterion))
+    return found
+
+
+def _is_shipped(model: str) -> bool:
+    return MODELS[model] is SHIPPED_MODELS.get(model)
+
+
+def _network_version(model: str) -> int | None:
+    return 1 if _is_shipped(model) else getattr(MODELS[model], "version", None)
 
 
 def _declared(value: RunConfig | Recipe) -> dict[str, Any]:

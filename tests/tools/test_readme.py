@@ -22,7 +22,7 @@ PAGES = [
 WRITTEN = [page for page in PAGES if page != "figures/README.md"]
 EXAMPLES = {
     page: re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
-    for page in ("README.md", "docs/library.md")
+    for page in ("README.md", "docs/library.md", "docs/own.md")
 }
 
 
@@ -98,7 +98,7 @@ def test_every_command_is_a_target():
         assert set(words) <= targets | {"09_slug"}, command  # the page's own example of a notebook
 
 
-@pytest.mark.parametrize("page", EXAMPLES)
+@pytest.mark.parametrize("page", ["README.md", "docs/library.md"])
 def test_the_example_runs(page, capsys):
     exec(compile(EXAMPLES[page][0], page, "exec"), {})
     assert "conv1.weight" in capsys.readouterr().out
@@ -123,6 +123,19 @@ def test_a_criterion_of_your_own_runs_as_the_page_shows(capsys):
     said = capsys.readouterr().out
     assert re.search(r"gradient +6171", said)
     assert re.search(r"convolutions_first +6171", said)
+
+
+def test_a_network_and_images_of_your_own_run_as_the_page_shows(tmp_path, monkeypatch, capsys):
+    for registry in (snipnb.CRITERIA, snipnb.MODELS):
+        for name in ("of_class_3", "residual"):
+            monkeypatch.setitem(registry, name, None)  # put back afterwards
+    monkeypatch.chdir(tmp_path)
+    example = EXAMPLES["docs/own.md"][0]
+    assert len([line for line in example.splitlines() if line.strip()]) <= 40
+    exec(compile(example, "docs/own.md", "exec"), {})
+    assert re.search(r"of_class_3 +\d.*\nrandom +\d.*\nsnip +\d", said := capsys.readouterr().out)
+    assert re.search(r"snip +0\.\d+ +0\.\d+ +0\.\d+", said)
+    assert len(list((tmp_path / "my-runs").glob("*.json"))) == 2
 
 
 def test_verdicts_are_those_of_full_with_scope_and_as_registered(tmp_path):

@@ -488,7 +488,7 @@ def test_a_criterion_of_your_own_under_a_shipped_name_is_not_taken_for_it(monkey
     follows = snipnb.Criterion(salience_of="mine", version=1)
     monkeypatch.setitem(criteria.CRITERIA, "mine", snipnb.Criterion(lambda start: {}))
     monkeypatch.setitem(criteria.CRITERIA, "follows", follows)
-    assert not identity.is_kept(RunConfig(criterion="follows"))
+    assert identity.unversioned(RunConfig(criterion="follows")) == ["criterion 'follows'"]
 
 
 def test_a_worker_forgets_what_it_was_given_before(monkeypatch):
@@ -497,7 +497,8 @@ def test_a_worker_forgets_what_it_was_given_before(monkeypatch):
     monkeypatch.setenv("SNIPNB_PROGRESS", "0")
     try:
         criteria.CRITERIA["mine"] = criteria.CRITERIA["snip"] = before["random"]
-        grid._train_quietly(-1, {"yours": before["exact"]})
+        group = [RunConfig(criterion="random", sample=True)]
+        grid._train_quietly(-1, ({"yours": before["exact"]}, {}), "name", group, None, "cpu")
         assert dict(criteria.CRITERIA) == identity.SHIPPED | {"yours": before["exact"]}
     finally:
         criteria.CRITERIA.clear()

@@ -666,7 +666,6 @@ REFUSED = {
     "other options": (lambda: changed(lambda m: setattr(m[2], "stride", 1)), None, "models differ in layers"),
     "other types": (lambda: changed(lambda m: m.float()), None, "models differ in layers, shapes, dtypes"),
     "others frozen": (lambda: changed(lambda m: m[0].requires_grad_(False)), None, "what is trained"),
-    "a hook on the second": (lambda: changed(lambda m: m[0].register_forward_hook(print)), None, "hooks"),
     "one model twice": (lambda: small(number=1) * 2, None, "share"),
     "tensors of another": (shared_bias, None, "share"),
     "too few masks": (
@@ -689,11 +688,6 @@ REFUSED = {
         lambda: small(number=2),
         lambda models: [None, {n: torch.ones_like(p) for n, p in models[0].named_parameters()}],
         "must be a tensor of torch.bool",
-    ),
-    "a layer that is not covered": (
-        lambda: built(nn.Flatten, lambda: nn.Linear(36, 4), nn.Tanh, lambda: nn.Linear(4, 3), number=2),
-        None,
-        "layer '2' is a Tanh",
     ),
     "no parameters": (lambda: [nn.Sequential(nn.Flatten())], None, "no parameters"),
 }
