@@ -11,6 +11,7 @@ from snipnb.networks import MODELS as MODELS
 from snipnb.networks import Network as Network
 from snipnb.networks import lenet5 as lenet5
 from snipnb.networks import lenet_300_100 as lenet_300_100
+from snipnb.networks import lenet_digits as lenet_digits
 from snipnb.networks import set_running_statistics as set_running_statistics
 from snipnb.networks import vgg16_mnist as vgg16_mnist
 from snipnb.pruning.criteria import Criterion as Criterion

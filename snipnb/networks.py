@@ -106,6 +106,24 @@ def lenet_variant(
     return _build(convolutions, units + units[-1:] * extra_full, batch_norm, init, seed)
 
 
+def lenet_digits(*, init: str = "pytorch", seed: int = 0) -> nn.Sequential:
+    """A LeNet for digits of 8 x 8 pixels: 7,832 parameters, for images [n, 1, 8, 8], logits [n, 10].
+
+    Layers, as LeNet-5's with kernels of 3 x 3, padding 1, and half the units: ``conv1`` 6, ``conv2`` 16, each with ReLU and max-pool 2;
+    ``full1`` 64-60, ``full2`` 60-42, with ReLU; ``full3`` 42-10.
+
+    Args:
+        init: One of :data:`INITIALISATIONS`.
+        seed: Determines the initial weights. The global random state is neither used nor changed.
+
+    Example:
+        >>> import snipnb
+        >>> sum(p.numel() for p in snipnb.lenet_digits().parameters())
+        7832
+    """
+    return _build([(6, 3, 1, True), (16, 3, 1, True)], [60, 42], False, init, seed, side=8)
+
+
 _VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # a pooling after each
 
 
@@ -185,10 +203,12 @@ def set_running_statistics(model: nn.Module, images: Tensor, *, batch_size: int 
 _HIDDEN = {"lenet5": ([6, 16], [120, 84]), "lenet_300_100": ([], [300, 100])}  # channels and units
 
 
-def _layers(convolutions: Sequence[Convolution], units: Sequence[int], batch_norm: bool) -> OrderedDict[str, nn.Module]:
-    """Layers for images [1, 28, 28]: convolutions, then fully connected layers, each with a ReLU, up to 10 logits."""
+def _layers(
+    convolutions: Sequence[Convolution], units: Sequence[int], batch_norm: bool, side: int
+) -> OrderedDict[str, nn.Module]:
+    """Layers for images [1, side, side]: convolutions, then fully connected layers, each with a ReLU, up to 10 logits."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    before, side, pools = 1, 28, 0
+    before, pools = 1, 0
     for i, (after, kernel, padding, pooled) in enumerate(convolutions, start=1):
         layers[f"conv{i}"] = nn.Conv2d(before, after, kernel, padding=padding)
         if batch_norm:
@@ -211,12 +231,12 @@ def _layers(convolutions: Sequence[Convolution], units: Sequence[int], batch_nor
 
 
 def _build(
-    convolutions: Sequence[Convolution], units: Sequence[int], batch_norm: bool, init: str, seed: int
+    convolutions: Sequence[Convolution], units: Sequence[int], batch_norm: bool, init: str, seed: int, side: int = 28
 ) -> nn.Sequential:
     check_choice("init", init, INITIALISATIONS)
     with _drawing, torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)  # not torch.manual_seed, which would seed CUDA too
-        model = nn.Sequential(_layers(convolutions, units, batch_norm))
+        model = nn.Sequential(_layers(convolutions, units, batch_norm, side))
         redraw = _WEIGHT_INITIALISERS[init.removesuffix(_ZERO_BIAS)]
         for name, parameter in model.named_parameters():
             if name.endswith("weight") and parameter.dim() > 1 and redraw is not None:  # batch norms start at one
@@ -261,4 +281,5 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet5": lenet5,
     "lenet_300_100": lenet_300_100,
     "vgg16_mnist": vgg16_mnist,
+    "lenet_digits": lenet_digits,
 }

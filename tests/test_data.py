@@ -3,6 +3,7 @@ import gzip
 import http.client
 import io
 import subprocess
+import sys
 import tarfile
 import urllib.error
 import urllib.request
@@ -85,7 +86,7 @@ def test_published_split_has_the_published_sizes():
 def test_unknown_names_are_said():
     with pytest.raises(ValueError, match="part must be one of 'train', 'test'; got 'valid'"):
         snipnb.load_mnist("valid", sample=True)
-    with pytest.raises(ValueError, match="split must be one of 'standard', 'published'; got 'random'"):
+    with pytest.raises(ValueError, match="split must be one of 'standard', 'published', 'digits'; got 'random'"):
         snipnb.load_split("random", sample=True)
     with pytest.raises(ValueError, match=r"seed must be an integer of at least 0; got 1\.5"):
         snipnb.load_split("published", sample=True, seed=1.5)
@@ -338,3 +339,30 @@ def test_a_damaged_sample_is_never_read(damage, tmp_path, monkeypatch):
     for read in (lambda: snipnb.load_mnist("test", sample=True), lambda: data.data_checksum(sample=True)):
         with pytest.raises(snipnb.DataUnavailableError, match=r"mnist_sample.npz: .*comes with the package"):
             read()
+
+
+# --- digits -----------------------------------------------------------------------------------------------------------
+
+
+def test_digits_are_split_once_and_for_all():
+    split = snipnb.load_split("digits")
+    assert split.train_images.shape == (1437, 1, 8, 8)
+    assert split.test_images.shape == (360, 1, 8, 8)
+    assert len(split.validation_labels) == 0
+    assert split.train_images.dtype == torch.float32
+    assert float(split.train_images.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(split.train_images.std()) == pytest.approx(1, abs=1e-3)
+    whole = torch.cat([split.train_labels, split.test_labels]).bincount()
+    assert (split.test_labels.bincount() - whole * 360 / 1797).abs().max() < 1
+    assert snipnb.data_checksum(split="digits") == data.DIGITS_SHA256
+    with pytest.raises(ValueError, match="the split 'digits' has no sample"):
+        snipnb.load_split("digits", sample=True)
+
+
+def test_digits_that_cannot_be_had_are_said(monkeypatch):
+    monkeypatch.setattr(data, "DIGITS_SHA256", "0" * 64)
+    with pytest.raises(snipnb.DataUnavailableError, match="scikit-learn's digits have SHA-256 87ff0c9e"):
+        snipnb.load_split("digits")
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(snipnb.DataUnavailableError, match="comes with scikit-learn; install it"):
+        snipnb.load_split("digits")

@@ -40,6 +40,7 @@ QUESTIONS: dict[str, tuple[str, str | None]] = {
     "06_rules_of_thumb": ("Does SNIP know what each layer needs?", "C29"),
     "07_larger_networks": ("What about larger networks?", "C26"),
     "08_single_shot": ("Does another criterion do better?", None),
+    "09_portability": ("Is it about SNIP, or about LeNet-5?", None),
 }
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from snipnb._checks import Salience
 from snipnb._engine.ensembles import stacked
-from snipnb.pruning import densities, single_shot
+from snipnb.pruning import closed_form, densities, single_shot
 from snipnb.pruning.masks import LayerCollapseWarning, Mask, keep_mask, sizes_and_kept
 from snipnb.pruning.single_shot import in_rounds
 from snipnb.saliences.brute_force import float32_differences
@@ -43,7 +43,7 @@ class Start:
 
     Attributes:
         model: The network; not to be changed.
-        images: [n, ...] on the model's device; empty for criteria that use none.
+        images: [n, ...] on the model's device; none of them (n = 0) for criteria that use none.
         labels: [n].
         seed: Seed of the initial weights, and of what the criterion draws.
         init: Initialisation.
@@ -184,6 +184,13 @@ def with_densities(rule: densities.Rule) -> Callable[[Start, Salience, float], M
     return lambda start, salience, sparsity: _drawn(start, rule(start.model, sparsity, start.init), sparsity)
 
 
+def predicted(start: Start, salience: Salience, sparsity: float) -> Mask:
+    """Random masks with the closed form's layer densities for images of this shape."""
+    shape = start.images.shape[1:] or closed_form.IMAGE_SHAPE
+    wanted = closed_form.predicted_densities(start.model, sparsity, init=start.init, image_shape=shape)  # type: ignore[arg-type]
+    return _drawn(start, wanted, sparsity)
+
+
 def _drawn(start: Start, wanted: densities.Densities, sparsity: float) -> Mask:
     _, kept = sizes_and_kept(start.model, sparsity)
     seed = _generator(start).initial_seed()
@@ -224,7 +231,6 @@ def _taylor(order: int | str) -> Callable[[Start], Salience]:
     return lambda start: taylor_salience(start.model, start.images, start.labels, order=order)
 
 
-_RULES = densities.rules()
 CRITERIA: dict[str, Criterion] = {
     "snip": Criterion(lambda s: snip(s.model, s.images, s.labels), version=1),
     "exact": Criterion(lambda s: exact_salience(s.model, s.images, s.labels), version=1),
@@ -239,9 +245,11 @@ CRITERIA: dict[str, Criterion] = {
     "snip_densities": Criterion(
         lambda s: stacked(snip_together(s.others(OTHER_NETWORKS), s.images, s.labels)), mask=mean_densities, version=1
     ),
-    "closed_form": Criterion(mask=with_densities(_RULES["closed_form"]), uses_images=False, version=1),
-    "erdos_renyi_kernel": Criterion(mask=with_densities(_RULES["erdos_renyi_kernel"]), uses_images=False, version=1),
-    "uniform": Criterion(mask=with_densities(_RULES["uniform"]), uses_images=False, version=1),
+    "closed_form": Criterion(mask=predicted, uses_images=False, version=1),
+    **{
+        name: Criterion(mask=with_densities(densities.rules()[name]), uses_images=False, version=1)
+        for name in ("erdos_renyi_kernel", "uniform")
+    },
     "snip_inverted": Criterion(salience_of="snip", mask=smallest, version=1),
     "grasp": Criterion(single_shot.grasp, version=1),
     "prospr": Criterion(single_shot.prospr, version=1),

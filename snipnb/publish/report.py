@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -184,6 +185,26 @@ class Report:
         finding = ledger.find(claim_id, map(self._read, names), profile=self.profile)
         rows = {name: ledger.digest(self._path(name).read_text(encoding="utf-8")) for name in names}
         return ledger.entry(claim_id, finding, profile=self.profile, rows=rows, figure=figure)
+
+    def elsewhere(self, claim_id: str, *frames: pd.DataFrame, shown: str) -> dict[str, Any]:
+        """What the rule of a claim says of tables from another network or other images. It is no row of the ledger.
+
+        Args:
+            claim_id: Any claim.
+            frames: As for :meth:`claim`; they need not be written.
+            shown: A statistic of the rule.
+
+        Returns:
+            ``claim``, ``verdict``, ``n``, ``statistic``, ``value``, ``low`` and ``high`` (ends of its interval; NaN if it has none), and ``bound``: the
+            margin of the rule, or else the number that it compares the statistic with.
+        """
+        finding = ledger.find(claim_id, frames, profile="full")
+        verdict, _ = ledger.judge(ledger.load_claims()[claim_id], finding, profile="full")
+        low, high = finding.intervals.get(shown, (np.nan, np.nan))
+        bound = finding.statistics.get("margin")
+        row: dict[str, Any] = {"claim": claim_id, "verdict": verdict, "n": finding.n, "statistic": shown}
+        row |= {"value": finding.statistics.get(shown, np.nan), "low": low, "high": high}
+        return row | {"bound": self.bound(claim_id, shown) if bound is None else bound}
 
     def verdicts(self) -> Table:
         """The verdicts of this notebook as a table, with a sentence on what came out for each.

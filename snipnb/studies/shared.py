@@ -19,8 +19,9 @@ from snipnb._progress import track
 from snipnb.networks import WHOLE, lenet5
 from snipnb.pruning.masks import LayerCollapseWarning, Mask, keep_mask
 from snipnb.publish.published import published_label
-from snipnb.publish.stats import TableFit, overlap, prediction_interval, table_fit
-from snipnb.saliences.snip import magnitude_salience, snip_together
+from snipnb.publish.stats import TableFit, overlap, prediction_interval, rank_correlation, table_fit
+from snipnb.saliences.exact import exact_salience
+from snipnb.saliences.snip import magnitude_salience, snip, snip_together
 from snipnb.training.recipe import Recipe
 from snipnb.training.runs import RunConfig, grid
 
@@ -227,6 +228,42 @@ def place_reported(counts: pd.DataFrame, reported: pd.DataFrame) -> tuple[pd.Dat
     return pd.DataFrame(rows), fit
 
 
+def agreement(exact: Salience, first_order: Salience) -> pd.DataFrame:
+    """How SNIP compares with the exact salience, for the whole network and each tensor.
+
+    **Definition.** ``spearman``: rank correlation of the magnitudes. ``pearson``: correlation of the signed values, with SNIP's
+    sign reversed. To first order, the loss change when a weight vanishes is minus slope times weight.
+    ``typical_factor``: exp of the median abs(log(exact / SNIP)) of the magnitudes, over parameters where neither is zero.
+
+    Args:
+        exact: From :func:`snipnb.exact_salience`.
+        first_order: From :func:`snipnb.snip`, on the same images.
+
+    Returns:
+        One row per part: ``layer``, ``parameters``, ``spearman``, ``pearson``, ``typical_factor``, ``zero_in_both``,
+        ``zero_in_snip_only``, ``zero_in_exact_only``.
+    """
+    check_same(exact, first_order)
+    rows = []
+    for label, names in parts_of(exact).items():
+        e, s = flat(exact, names).numpy(), -flat(first_order, names).numpy()
+        both = (e != 0) & (s != 0)
+        factors = np.abs(np.log(np.abs(e[both]) / np.abs(s[both])))
+        rows.append(
+            {
+                "layer": label,
+                "parameters": len(e),
+                "spearman": rank_correlation(np.abs(e), np.abs(s)),
+                "pearson": float(np.corrcoef(e, s)[0, 1]) if np.ptp(e) and np.ptp(s) else float("nan"),
+                "typical_factor": float(np.exp(np.median(factors))) if both.any() else float("nan"),
+                "zero_in_both": int(((e == 0) & (s == 0)).sum()),
+                "zero_in_snip_only": int(((e != 0) & (s == 0)).sum()),
+                "zero_in_exact_only": int(((e == 0) & (s != 0)).sum()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def overlaps(first: Salience, second: Salience, sparsities: Sequence[float]) -> pd.DataFrame:
     """Overlap of the sets that two saliences keep, at exact counts, for the whole network and each tensor.
 
@@ -275,3 +312,48 @@ def parts_of(
 def flat(salience: Salience, names: Iterable[str]) -> Tensor:
     """The signed values of some tensors as one float64 vector."""
     return torch.cat([salience[name].flatten() for name in names]).double().cpu()
+
+
+def compare_networks(
+    images: Tensor,
+    labels: Tensor,
+    *,
+    seeds: Sequence[int],
+    inits: Sequence[str],
+    num_images: int,
+    sparsities: Sequence[float],
+    network: Callable[..., nn.Module] = lenet5,
+) -> tuple[pd.DataFrame, pd.DataFrame, tuple[Salience, Salience]]:
+    """SNIP against the exact salience under several seeds and initialisations, both on the same images.
+
+    The first network of the first initialisation gets all images. All other networks get the first ``num_images``.
+
+    Returns:
+        The rows of :func:`agreement` and of :func:`overlaps`, each with ``init``, ``seed``, ``images``; and the two saliences
+        (exact, SNIP) of the first network.
+    """
+    networks = [(init, seed) for init in inits for seed in seeds]
+    alike, kept = [], []
+    first: tuple[Salience, Salience] | None = None
+    for init, seed in track(networks, "networks"):
+        number = len(images) if first is None else min(num_images, len(images))
+        model = network(init=init, seed=seed)
+        exact = exact_salience(model, images[:number], labels[:number])
+        linear = snip(model, images[:number], labels[:number])
+        first = first or (exact, linear)
+        facts = {"init": init, "seed": seed, "images": number}
+        alike.append(agreement(exact, linear).assign(**facts))
+        kept.append(overlaps(exact, linear, sparsities).assign(**facts))
+    if first is None:
+        raise ValueError(f"at least one seed and one initialisation are needed; got {list(seeds)} and {list(inits)}")
+    return pd.concat(alike, ignore_index=True), pd.concat(kept, ignore_index=True), first
+
+
+def under_conditions(networks: Mapping[str, tuple[Ensemble, str]], *, sparsity: float) -> pd.DataFrame:
+    """Counts under several conditions (condition -> (ensemble, ranking)), as from ``kept_counts``, with ``condition`` and ``kept_percent``."""
+    frames = []
+    for condition, (one, ranking) in networks.items():
+        counts = kept_counts(one, sparsities=[sparsity], rankings=[ranking])
+        percent = 100 * counts["kept"] / counts["parameters"]
+        frames.append(counts.assign(condition=condition, kept_percent=percent))
+    return pd.concat(frames, ignore_index=True)

@@ -190,11 +190,9 @@ def _source(config: RunConfig) -> RunConfig:
 
 def _start(config: RunConfig, device: str) -> Start:
     """What the criterion of a run may use."""
-    images, labels = torch.empty(0), torch.empty(0)
-    if CRITERIA[config.criterion].uses_images:
-        split = _split(config.split, sample=config.sample)
-        some = slice(0, config.salience_images)
-        images, labels = (t[some].to(device) for t in (split.train_images, split.train_labels))
+    split = _split(config.split, sample=config.sample)
+    some = slice(0, config.salience_images if CRITERIA[config.criterion].uses_images else 0)
+    images, labels = (t[some].to(device) for t in (split.train_images, split.train_labels))
     draw = partial(_drawn, config.model, config.init, images, device)
     return Start(draw(config.init_seed), images, labels, config.init_seed, config.init, draw)
 

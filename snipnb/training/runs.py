@@ -44,7 +44,7 @@ class RunConfig:
         data_seed: Seed of the image order; default ``init_seed``. Runs that share both seeds are compared as pairs.
         model: Name in :data:`snipnb.MODELS`.
         init: One of ``INITIALISATIONS``; a network of your own has only its own.
-        split: ``"standard"``, ``"published"``, or a :class:`snipnb.Split` of your own, which then counts by its key.
+        split: ``"standard"``, ``"published"``, ``"digits"``, or a :class:`snipnb.Split` of your own, which then counts by its key.
         sample: Use the shipped sample instead of all of MNIST.
         salience_images: How many training images are used for saliences, from the first on; default all.
         recipe: How the network is trained.
@@ -86,8 +86,8 @@ class RunConfig:
             check_integer("salience_images", self.salience_images, 1, MOST)
         check_number("sparsity", self.sparsity, "[0, 1)")
         check_type("sample", self.sample, bool)
-        if self.sample and self.split in OWN_SPLITS:
-            raise ValueError(f"sample=True takes the shipped sample of MNIST; split {self.split!r} is your own")
+        if self.sample and self.split not in ("standard", "published"):
+            raise ValueError(f"sample=True takes the shipped sample of MNIST; split {self.split!r} has none")
         check_type("recipe", self.recipe, Recipe)
         object.__setattr__(self, "sparsity", float(self.sparsity))
         if not CRITERIA[self.criterion].uses_images:
@@ -123,12 +123,11 @@ def run_key(config: RunConfig) -> str:
         >>> run_key(snipnb.RunConfig(criterion="random", sparsity=0.95))[:34]
         'lenet5-standard-random-0.95-seed0-'
     """
-    own = OWN_SPLITS.get(str(config.split))
     content = {
         "config": _declared(config),
         "numerics": NUMERICS,
         "criterion": _versions(config.criterion),
-        "data": own.checksum if own else data_checksum(sample=config.sample),
+        "data": data_checksum(sample=config.sample, split=str(config.split)),
     }
     if not _is_shipped(config.model):
         content["network"] = f"own {_network_version(config.model)}"

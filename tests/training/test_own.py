@@ -154,7 +154,10 @@ def test_a_split_is_known_by_its_content():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"name": "standard"}, "must be 1 to 40 lower-case .*, and not 'standard' or 'published'; got 'standard'"),
+        (
+            {"name": "standard"},
+            "must be 1 to 40 lower-case .*, and not 'standard' or 'published' or 'digits'; got 'standard'",
+        ),
         ({"name": "My data"}, "got 'My data'"),
         ({"train": (torch.zeros(3, 2), torch.zeros(2).long())}, "3 images but 2 labels"),
         ({"train": (torch.zeros(0, 2), torch.zeros(0).long())}, "the data set is empty"),
@@ -177,7 +180,9 @@ def test_a_split_goes_by_its_key(registered):
     assert snipnb.load_split(split) is split
     assert snipnb.load_split(split.key) is split
     assert RunConfig(model="own", split=split.key) == config
-    with pytest.raises(ValueError, match=r"split must be one of 'standard', 'published', 'own-\w{16}'; got 'own'"):
+    with pytest.raises(
+        ValueError, match=r"split must be one of 'standard', 'published', 'digits', 'own-\w{16}'; got 'own'"
+    ):
         RunConfig(split="own")
     with pytest.raises(ValueError, match="sample=True takes the shipped sample of MNIST"):
         RunConfig(split=split, sample=True)

@@ -20,6 +20,7 @@ from snipnb.publish.comparisons import summarise
 from snipnb.publish.comparisons import variance_split as variance_split
 from snipnb.publish.stats import TableFit, table_fit
 from snipnb.studies.shared import Ensemble, kept_counts, masks, place_reported
+from snipnb.studies.shared import under_conditions as under_conditions
 
 BINS = 10  # bins of magnitude, with equal numbers of weights
 
@@ -262,16 +263,6 @@ def density_curves(counts: pd.DataFrame) -> pd.DataFrame:
 
 
 # --- several ensembles at once ----------------------------------------------------------------------------------------
-
-
-def under_conditions(networks: Mapping[str, tuple[Ensemble, str]], *, sparsity: float) -> pd.DataFrame:
-    """Counts under several conditions (condition -> (ensemble, ranking)), as from ``kept_counts``, with ``condition`` and ``kept_percent``."""
-    frames = []
-    for condition, (one, ranking) in networks.items():
-        counts = kept_counts(one, sparsities=[sparsity], rankings=[ranking])
-        percent = 100 * counts["kept"] / counts["parameters"]
-        frames.append(counts.assign(condition=condition, kept_percent=percent))
-    return pd.concat(frames, ignore_index=True)
 
 
 def placed_by_initialisation(counts: Mapping[str, pd.DataFrame], reported: pd.DataFrame) -> pd.DataFrame:

@@ -13,14 +13,24 @@ from torch import Tensor, nn
 
 from snipnb._checks import Salience
 from snipnb._progress import track
-from snipnb.networks import WHOLE, lenet5
+from snipnb.networks import WHOLE
 from snipnb.publish.comparisons import spread_of
 from snipnb.publish.published import published_label, reported
 from snipnb.publish.stats import rank_correlation
 from snipnb.saliences import brute_force
 from snipnb.saliences.exact import exact_salience
 from snipnb.saliences.snip import snip
-from snipnb.studies.shared import PER_DECADE, check_same, flat, grid_of, log_bins, overlaps, parts_of
+from snipnb.studies.shared import (
+    PER_DECADE,
+    check_same,
+    flat,
+    grid_of,
+    log_bins,
+    overlaps,
+    parts_of,
+)
+from snipnb.studies.shared import agreement as agreement
+from snipnb.studies.shared import compare_networks as compare_networks
 from snipnb.training.runs import RunConfig
 
 FIGURE_1 = ("exact", "snip", "random")  # and magnitude, in fewer runs
@@ -32,42 +42,6 @@ SLICES = (0.0, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)  # of the ranking by exact salie
 def magnitudes(salience: Salience) -> np.ndarray:
     """All magnitudes as one float64 vector, in the model's order."""
     return flat(salience, salience).abs().numpy()
-
-
-def agreement(exact: Salience, first_order: Salience) -> pd.DataFrame:
-    """How SNIP compares with the exact salience, for the whole network and each tensor.
-
-    **Definition.** ``spearman``: rank correlation of the magnitudes. ``pearson``: correlation of the signed values, with SNIP's
-    sign reversed. To first order, the loss change when a weight vanishes is minus slope times weight.
-    ``typical_factor``: exp of the median abs(log(exact / SNIP)) of the magnitudes, over parameters where neither is zero.
-
-    Args:
-        exact: From :func:`snipnb.exact_salience`.
-        first_order: From :func:`snipnb.snip`, on the same images.
-
-    Returns:
-        One row per part: ``layer``, ``parameters``, ``spearman``, ``pearson``, ``typical_factor``, ``zero_in_both``,
-        ``zero_in_snip_only``, ``zero_in_exact_only``.
-    """
-    check_same(exact, first_order)
-    rows = []
-    for label, names in parts_of(exact).items():
-        e, s = flat(exact, names).numpy(), -flat(first_order, names).numpy()
-        both = (e != 0) & (s != 0)
-        factors = np.abs(np.log(np.abs(e[both]) / np.abs(s[both])))
-        rows.append(
-            {
-                "layer": label,
-                "parameters": len(e),
-                "spearman": rank_correlation(np.abs(e), np.abs(s)),
-                "pearson": float(np.corrcoef(e, s)[0, 1]) if np.ptp(e) and np.ptp(s) else float("nan"),
-                "typical_factor": float(np.exp(np.median(factors))) if both.any() else float("nan"),
-                "zero_in_both": int(((e == 0) & (s == 0)).sum()),
-                "zero_in_snip_only": int(((e != 0) & (s == 0)).sum()),
-                "zero_in_exact_only": int(((e == 0) & (s != 0)).sum()),
-            }
-        )
-    return pd.DataFrame(rows)
 
 
 def against_brute_force(fast: Salience, brute: Salience, chosen: Mapping[str, Tensor]) -> pd.DataFrame:
@@ -122,40 +96,6 @@ def cost(exact: pd.DataFrame, first_order: pd.DataFrame) -> pd.DataFrame:
     for _, way in first_order.iterrows():
         rows.append((way["way"], way["seconds"], "one gradient", way["in_gradients"], way["low95"], way["high95"]))
     return pd.DataFrame(rows, columns=["way", "seconds", "compared_with", "ratio", "low95", "high95"])
-
-
-def compare_networks(
-    images: Tensor,
-    labels: Tensor,
-    *,
-    seeds: Sequence[int],
-    inits: Sequence[str],
-    num_images: int,
-    sparsities: Sequence[float],
-) -> tuple[pd.DataFrame, pd.DataFrame, tuple[Salience, Salience]]:
-    """SNIP against the exact salience for LeNet-5 under several seeds and initialisations, both on the same images.
-
-    The first network of the first initialisation gets all images. All other networks get the first ``num_images``.
-
-    Returns:
-        The rows of :func:`agreement` and of :func:`overlaps`, each with ``init``, ``seed``, ``images``; and the two saliences
-        (exact, SNIP) of the first network.
-    """
-    networks = [(init, seed) for init in inits for seed in seeds]
-    alike, kept = [], []
-    first: tuple[Salience, Salience] | None = None
-    for init, seed in track(networks, "networks"):
-        number = len(images) if first is None else min(num_images, len(images))
-        model = lenet5(init=init, seed=seed)
-        exact = exact_salience(model, images[:number], labels[:number])
-        linear = snip(model, images[:number], labels[:number])
-        first = first or (exact, linear)
-        facts = {"init": init, "seed": seed, "images": number}
-        alike.append(agreement(exact, linear).assign(**facts))
-        kept.append(overlaps(exact, linear, sparsities).assign(**facts))
-    if first is None:
-        raise ValueError(f"at least one seed and one initialisation are needed; got {list(seeds)} and {list(inits)}")
-    return pd.concat(alike, ignore_index=True), pd.concat(kept, ignore_index=True), first
 
 
 def over_seeds(frame: pd.DataFrame, columns: Sequence[str], by: Sequence[str]) -> pd.DataFrame:

@@ -1,0 +1,1 @@
+"""Notebook 09: the rules of six claims, on other networks and images."""

@@ -1,0 +1,57 @@
+"""The figure of notebook 09: what six rules compare, on several networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.transforms import blended_transform_factory
+
+from snipnb.publish.sentences import outcome
+from snipnb.publish.style import NEUTRAL, headline, panels, write
+
+MIRRORED = ("C2", "C25a")  # a margin on both sides of 0
+COLUMNS = 3
+
+
+def rules(said: pd.DataFrame, *, shown: Mapping[str, tuple[str, str]], counted: Sequence[int]) -> Figure:
+    """What the rule of each claim compares, a panel per claim, a row per network; dashed: the bound of the rule; beside it: the verdict.
+
+    Args:
+        said: ``network``, ``claim``, ``verdict``, ``value``, ``low``, ``high``, ``bound``.
+        shown: Claim -> its statistic, and what this is.
+        counted: How many rules decide alike on all networks, decide otherwise on one, and leave one open.
+    """
+    networks = list(dict.fromkeys(said["network"]))
+    height = 1.1 + 0.42 * len(networks)
+    figure, axes = panels(-(-len(shown) // COLUMNS), COLUMNS, 10.4, 2 * height, sharey=True)
+    for axis, (claim, (_, what)) in zip(axes.flat, shown.items(), strict=True):
+        own = said[said["claim"] == claim].set_index("network").reindex(networks)
+        for row, (_, one) in enumerate(own.iterrows()):
+            bars = [[one["value"] - one["low"]], [one["high"] - one["value"]]] if np.isfinite(one["low"]) else None
+            axis.errorbar(one["value"], row, xerr=bars, fmt="o", color="black", ms=5, capsize=3, elinewidth=1.2)
+            for bound in (one["bound"], -one["bound"]) if claim in MIRRORED else (one["bound"],):
+                axis.plot([bound, bound], [row - 0.4, row + 0.4], ls="--", color=NEUTRAL, lw=1.2)
+            glyph, colour, _ = outcome(one["verdict"])
+            place = (1.02, row), (0, 0)
+            box = {"boxstyle": "round,pad=0.25", "fc": colour, "ec": NEUTRAL, "lw": 0.6}
+            write(
+                axis,
+                glyph,
+                *place,
+                xycoords=blended_transform_factory(axis.transAxes, axis.transData),
+                va="center",
+                bbox=box,
+            )
+        axis.set_title(f"{claim}: {what}", fontsize=9)
+        axis.set_yticks(range(len(networks)), networks)
+        axis.set_ylim(len(networks) - 0.5, -0.5)
+        axis.grid(axis="y", visible=False)
+    counts = [
+        f"{number} {text}"
+        for number, text in zip(counted, ("decide alike", "decide otherwise", "leave one open"), strict=True)
+        if number
+    ]
+    return headline(figure, f"Of {len(shown)} rules on {len(networks)} networks, {', '.join(counts)}")

@@ -1,0 +1,141 @@
+"""What notebook 09 measures: tables that the rules of six claims can read, for other networks."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+import snipnb
+from snipnb.publish import ledger
+from snipnb.publish.report import Report
+from snipnb.publish.style import headline_of
+from snipnb.studies.portability import draw, measure
+
+PARAMETERS = {
+    "profile": "default",
+    "first_seed": 10,
+    "num_lenet5_runs": 0,
+    "num_other_runs": 0,
+    "num_digits_runs": 2,
+    "salience_images": 50,
+    "split_name": "standard",
+    "sample": True,
+    "epochs": 1,
+    "digits_epochs": 1,
+    "learning_rate": 0.01,
+    "schedule": "one_cycle",
+    "num_seeds": 2,
+    "num_counted": 4,
+}
+
+
+def test_grids_hold_what_the_rules_need():
+    grids = measure.grids({**PARAMETERS, "num_lenet5_runs": 1, "num_other_runs": 3})
+    assert list(grids) == list(measure.NETWORKS)
+    counts = {model: pd.DataFrame([vars(c) for c in configs]) for model, configs in grids.items()}
+    assert {model: frame["init_seed"].nunique() for model, frame in counts.items()} == dict(
+        zip(measure.NETWORKS, (1, 3, 2), strict=True)
+    )
+    of_digits, other = counts["lenet_digits"], counts["lenet_300_100"]
+    assert set(of_digits["split"]) == {"digits"}
+    assert not of_digits["sample"].any()
+    assert of_digits["salience_images"].isna().all()
+    assert set(other["split"]) == {"standard"}
+    assert set(other.loc[other["criterion"] == "snip", "sparsity"]) == {0, 0.5, 0.95, 0.99, 0.75, 0.85, 0.9, 0.93, 0.96}
+    assert set(ledger.settings("C25a")["sparsities"]) == set(other.loc[other["criterion"] == "exact", "sparsity"])
+    assert {c.recipe.epochs for c in grids["lenet_digits"]} == {1}
+    assert {c.recipe.batch_size for c in grids["lenet_digits"]} == {32}
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    runs = snipnb.run_grid(measure.grids(PARAMETERS), jobs=1)
+    tables = measure.tables(PARAMETERS, runs, sparsities=[0.5, 0.9])
+    assert list(tables) == ["small LeNet (digits)"]
+    report = Report("09_portability", PARAMETERS, tmp_path_factory.mktemp("portability"))
+    rows = []
+    for network, of in tables.items():
+        assert of.keys() == measure.SHOWN.keys()
+        for claim, frames in of.items():
+            rows.append({"network": network} | report.elsewhere(claim, *frames, shown=measure.SHOWN[claim][0]))
+    return pd.DataFrame(rows), tables["small LeNet (digits)"]
+
+
+def test_rules_read_the_tables_of_another_network(said):
+    rows, tables = said
+    by = rows.set_index("claim")
+    assert by.loc["C31", "n"] == 4
+    assert by.loc["C2", "n"] == by.loc["C24", "n"] == 2
+    assert by["verdict"].str.startswith("inconclusive (n = ").all()  # too few
+    last = tables["C2"][0]
+    last = last[(last["criterion"] == "snip") & (last["epoch"] == last["epoch"].max())]
+    means = 100 * last.groupby("sparsity")["test_error"].mean()
+    assert by.loc["C2", "value"] == pytest.approx(means[0.5] - means[0.0])
+    assert abs(by.loc["C2", "bound"]) == 0.1  # on both sides of 0
+    assert by.loc["C24", "bound"] == 0.95
+    at = tables["C35"][0]
+    at = at[(at["sparsity"] == 0.95) & (at["criterion"] == "snip") & (at["epoch"] == 1)]
+    assert by.loc["C35", "bound"] == pytest.approx(max(0.1, 10 * at["test_error"].mean()))
+    alike, kept = tables["C24"]
+    assert set(kept["sparsity"]) == {0.5, 0.9}
+    whole = alike[alike["layer"] == "whole network"]
+    model, split = snipnb.lenet_digits(seed=10), snipnb.load_split("digits")
+    one = snipnb.exact_salience(model, split.train_images, split.train_labels)
+    other = snipnb.snip(model, split.train_images, split.train_labels)
+    ranks = [pd.concat([pd.Series(s.abs().flatten().numpy()) for s in side.values()]).rank() for side in (one, other)]
+    assert whole["spearman"].iloc[0] == pytest.approx(
+        ranks[0].reset_index(drop=True).corr(ranks[1].reset_index(drop=True))
+    )
+
+
+def test_what_is_said_elsewhere_is_no_row_of_the_ledger(said, tmp_path):
+    report = Report("09_portability", PARAMETERS, tmp_path)
+    report.elsewhere("C2", *said[1]["C2"], shown="pruned_minus_dense")
+    assert not report.entries
+
+
+def made_up(*verdicts):
+    """Verdicts by claim and network."""
+    rows = []
+    for claim, words in zip(measure.SHOWN, verdicts, strict=True):
+        for network, verdict in zip(measure.NETWORKS.values(), words, strict=True):
+            row = {"network": network, "claim": claim, "verdict": verdict, "value": 0.5, "low": 0.4, "high": 0.6}
+            rows.append(row | {"bound": 0.45})
+    return pd.DataFrame(rows)
+
+
+def test_findings_tell_what_holds_elsewhere():
+    holds, fails, undecided = "supported", "contradicted (for these)", "inconclusive (power 0.10)"
+    rows = made_up(
+        (holds, holds, holds),
+        (holds, f"{holds} (also at 0.99)", holds),
+        (holds, fails, holds),
+        (holds, undecided, fails),
+        (fails, fails, fails),
+        (undecided, undecided, undecided),
+    )
+    assert measure.kinds(rows).to_dict() == dict(
+        zip(measure.SHOWN, ("the same", "the same", "different", "open", "the same", "open"), strict=True)
+    )
+    found = measure.findings(rows)["what came out"]
+    first = "The same verdict everywhere: C2, C24, C31. Another one elsewhere: C25a. Open on some network: C29, C35."
+    assert found[0] == first
+    assert found[1] == "C2: supported for all."
+    assert (
+        found[3] == "C25a: supported for LeNet-5 (MNIST), small LeNet (digits); contradicted for LeNet-300-100 (MNIST)."
+    )
+    table = measure.verdicts(rows)
+    assert table.columns.tolist() == ["claim", *measure.NETWORKS.values()]
+    assert table.set_index("claim").loc["C29"].tolist() == ["supported", "inconclusive", "contradicted"]
+    figure = draw.rules(rows, shown=measure.SHOWN, counted=[3, 1, 2])
+    assert headline_of(figure) == "Of 6 rules on 3 networks, 3 decide alike, 1 decide otherwise, 2 leave one open"
+    bars = [len(axis.containers) for axis in figure.axes]
+    assert bars == [3] * 6
+    assert [len([line for line in axis.lines if line.get_linestyle() == "--"]) for axis in figure.axes] == [
+        6,
+        3,
+        6,
+        3,
+        3,
+        3,
+    ]
+    plt.close(figure)
