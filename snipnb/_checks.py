@@ -120,7 +120,7 @@ def check_alike_and_precise(parameters: Mapping[str, Tensor], images: Tensor, *,
 def check_classes(outputs: Tensor, labels: Tensor) -> None:
     """Raise ValueError unless outputs are logits [n, C] and labels are integers [n] in [0, C)."""
     if not isinstance(outputs, Tensor):
-        raise ValueError(f"the model's output must be a tensor unless you give a loss; got a {type(outputs).__name__}")
+        raise ValueError(f"the model's output must be a tensor of logits; got a {type(outputs).__name__}")
     if outputs.dim() != 2:
         raise ValueError(
             f"the model's output has shape {tuple(outputs.shape)}; cross-entropy takes logits [n, classes]"

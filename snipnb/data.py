@@ -39,7 +39,7 @@ PIXEL_STD = (342_590_800_147 / (60_000 * 784) / 255**2 - PIXEL_MEAN**2) ** 0.5
 
 Pair = tuple[Tensor, Tensor]  # images and labels
 SPLITS = ("standard", "published", "digits")
-OWN_NAME = re.compile("[a-z0-9_]{1,40}")  # of splits and networks of callers: they are parts of file names
+OWN_NAME = re.compile("[a-z0-9_]{1,30}")  # of splits and networks of callers: they are parts of file names
 NUM_VALIDATION = 5_000
 PUBLISHED_TEST_SHARE = 0.15
 NUM_DIGITS_TEST = 360  # of scikit-learn's 1,797 digits
@@ -103,8 +103,8 @@ class Split:
         """A split of your own images, for :class:`snipnb.RunConfig`, :func:`snipnb.train` and :func:`snipnb.train_together`.
 
         Args:
-            name: Of lower-case letters, digits and underscores; part of the names of kept runs.
-            train: Images [n, ...], floating-point or integers, and labels, integers [n] in [0, C).
+            name: 1 to 30 lower-case letters, digits and underscores, and not the name of a split of the package; part of the names of kept runs.
+            train: Images [n, ...], floating-point or integers, and labels, integers [n] in [0, C). Both are copied.
             test: Likewise.
             validation: Likewise; default none.
 
@@ -114,11 +114,15 @@ class Split:
         if not isinstance(name, str) or not OWN_NAME.fullmatch(name) or name in SPLITS:
             taken = " or ".join(map(repr, SPLITS))
             raise ValueError(
-                f"name must be 1 to 40 lower-case letters, digits and underscores, and not {taken}; got {name!r}"
+                f"name must be 1 to 30 lower-case letters, digits and underscores, and not {taken}; got {name!r}"
             )
-        if validation is None:
-            validation = train[0][:0], train[1][:0]
-        for part, (images, labels) in {"train": train, "validation": validation, "test": test}.items():
+        parts = {"train": train, "test": test} | ({} if validation is None else {"validation": validation})
+        for part, given in parts.items():
+            if not isinstance(given, (tuple, list)) or [type(t) for t in given] != [Tensor, Tensor]:
+                raise ValueError(f"{part} must be a pair of tensors, images and labels; got {type(given).__name__}")
+        tensors = []
+        for part in ("train", "validation", "test"):
+            images, labels = parts.get(part, (train[0][:0], train[1][:0]))
             if len(images) or len(labels) or part == "train":
                 check_examples(images, labels, 1)
             if labels.dim() != 1 or labels.dtype not in INTEGERS:
@@ -127,7 +131,8 @@ class Split:
             if images.shape[1:] != train[0].shape[1:]:
                 shapes = f"{tuple(images.shape[1:])}, those of train {tuple(train[0].shape[1:])}"
                 raise ValueError(f"images of all parts must have one shape; those of {part} have {shapes}")
-        return cls(name, *train, *validation, *test)
+            tensors += [images.detach().clone(), labels.detach().long().clone()]
+        return cls(name, *tensors)
 
     @cached_property
     def checksum(self) -> str:

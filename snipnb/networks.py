@@ -10,7 +10,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from snipnb._checks import batch_starts, check_choice, check_examples, check_integer, check_number, check_type, in_mode
+from snipnb._checks import (
+    batch_starts,
+    check_choice,
+    check_examples,
+    check_integer,
+    check_number,
+    check_type,
+    copied,
+    in_mode,
+)
 
 WHOLE = "whole network"
 Convolution = tuple[int, int, int, bool]  # channels, kernel size, padding, whether a max-pooling follows
@@ -21,7 +30,7 @@ _WEIGHT_INITIALISERS: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] =
     "xavier_normal": nn.init.xavier_normal_,
 }
 _ZERO_BIAS = "_zero_bias"
-_drawing = threading.Lock()  # initial weights come from the global generator, which is put back afterwards
+_drawing = threading.RLock()  # initial weights come from the global generator, which is put back afterwards
 INITIALISATIONS = tuple(name + suffix for suffix in ("", _ZERO_BIAS) for name in _WEIGHT_INITIALISERS)
 
 
@@ -266,14 +275,21 @@ class Network:
     build: Callable[[], nn.Module]
     version: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.version is not None:
+            check_integer("version", self.version)
+
     def __call__(self, *, init: str = "pytorch", seed: int = 0) -> nn.Module:
         """The network with the initial weights of a seed. The global random state is neither used nor changed."""
         check_choice("init of a network of your own", init, ["pytorch"])
         with _drawing, torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)
-            model = self.build()
+            try:
+                model = self.build()
+            except TypeError as error:
+                raise ValueError(f"build must make a network when it is called without arguments; {error}") from error
         check_type("what build returns", model, nn.Module)
-        return model
+        return copied(model)  # build may return the same network every time
 
 
 # The networks of runs, by name: a function of ``init`` and ``seed``.

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from snipnb._checks import Salience, batch_starts, call_with, float_parameters, in_mode
 from snipnb.pruning.masks import Mask, keep_number, sizes_and_kept
@@ -102,7 +102,7 @@ def squared_gradients(start: Start) -> Salience:
     model, values = start.model, float_parameters(start.model)
 
     def loss(values: Mapping[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(model, dict(values), image[None]), label[None])
+        return F.cross_entropy(call_with(model, values, image[None]), label[None])
 
     of_each = vmap(grad(loss), (None, 0, 0))
     total = {name: torch.zeros_like(v) for name, v in values.items()}

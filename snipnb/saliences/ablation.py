@@ -48,10 +48,11 @@ def ablated(
         why: Why the structured way does not reach, for an error.
 
     Returns:
-        Name -> loss changes in the order of the indices, float64 where the model can be.
+        Name -> loss changes in the order of the indices, in float64; computed in the model's dtype if it does not run in float64.
 
     Raises:
-        ValueError: If ``everything`` is more than :data:`MOST` pairs, with the time that it would take; or if the model does not fit the images.
+        ValueError: If ``everything`` is true and there are more than :data:`MOST` (parameter, image) pairs; the message estimates the time. Or if the
+            model does not fit the images.
     """
     network, x = _precise(model, images)
     values, device = float_parameters(network), next(network.parameters()).device
@@ -59,7 +60,12 @@ def ablated(
     number = sum(len(index) for index in wanted.values())
     with unchanged(network), ordinary_attention(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # vmap, where a function of PyTorch has no rule of its own
-        check_classes(network(x[:1]), labels)
+        logits = network(x[:1])
+        check_classes(logits, labels)
+        if not torch.equal(logits, network(x[:1])):
+            raise ValueError(
+                f"the {type(model).__name__} gives other logits at a second call; in evaluation mode it must not draw"
+            )
         size = _largest_output(network, x[:1])
         start = time.perf_counter()
         network(x[:IMAGES])
@@ -75,7 +81,7 @@ def ablated(
         mapped = dict.fromkeys(wanted, True)
         for name, some, batch in track(jobs, "exact salience, parameter by parameter"):
             w = values[name]
-            versions = w.detach().expand(1 + some.stop - some.start, *w.shape).clone()
+            versions = w.detach().contiguous().expand(1 + some.stop - some.start, *w.shape).clone()
             rows = torch.arange(1, len(versions))
             versions.view(len(versions), -1)[rows, wanted[name][some].to(device)] = 0
 
@@ -112,12 +118,20 @@ def over_versions(f: Callable[[Tensor, Tensor], T], versions: Tensor, x: Tensor)
 def _precise(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
     """A copy in evaluation mode and the images, in float64 if the model runs in it."""
     network = copied(model).eval().requires_grad_(False)
-    if not images.is_floating_point():
-        return network.double(), images
+    for name, module in network.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise ValueError(
+                f"layer {name!r} has no running statistics, so that the salience would depend on the batches; it must have them"
+            )
     try:
-        precise, x = copied(network).double(), images.double()
+        precise, x = copied(network).double(), images.double() if images.is_floating_point() else images
         precise(x[:1].to(next(precise.parameters()).device))
-    except (RuntimeError, TypeError):  # layers that make tensors of their own, devices without float64
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        AssertionError,
+    ):  # layers with tensors of their own, devices without float64
         return network, images
     return precise, x
 

@@ -1,4 +1,4 @@
-"""How well saliences agree with the exact loss change, from a sample of a network's parameters: what all of them would take too long for."""
+"""How well saliences agree with the exact loss change, estimated from a sample of a network's parameters, because all of them would take too long."""
 
 from __future__ import annotations
 
@@ -57,6 +57,8 @@ def sampled_saliences(
     """
     check_integer("per_tensor", per_tensor, 1)
     for name, other in (others or {}).items():
+        if name in (*FACTS, "snip"):
+            raise ValueError(f"others may not be called {', '.join((*FACTS, 'snip'))}; got {name!r}")
         check_type(f"salience {name!r}", other, dict)
         check_names(f"salience {name!r}", other, model)
     sample = stratified_sample(model, per_tensor, seed=seed)
@@ -77,7 +79,8 @@ def agreement(sample: pd.DataFrame, *, resamples: int = RESAMPLES) -> pd.DataFra
     """How well saliences agree with the exact one in the whole network, from a sample of :func:`snipnb.sampled_saliences`.
 
     **Definition.** ``spearman``: rank correlation of the magnitudes, each parameter with its weight. ``median_relative_difference``: weighted median of
-    abs(salience - exact) / abs(exact) over parameters whose exact salience is not 0. Intervals: percentiles (95 %) of a bootstrap within tensors.
+    abs(salience - exact) / abs(exact) over parameters whose exact salience is not 0. Intervals: percentiles (95 %) of a bootstrap within tensors; they are a little
+    wide where tensors were drawn whole.
 
     Args:
         sample: ``layer``, ``weight``, ``exact``, and a column per salience.

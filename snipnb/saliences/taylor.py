@@ -52,6 +52,7 @@ METHODS = ("auto", "cumulants", "autodiff")
 LINEAR_REGION = "linear-region"
 SMALL = 2**22  # most (parameter, image) pairs that are differentiated one by one by default
 TOGETHER = 64  # parameters differentiated at once
+MAPPED = 100  # images at once, at most, where parameters are differentiated one by one
 LARGEST = 2**24  # numbers in all directions along which is differentiated at once
 
 
@@ -358,7 +359,9 @@ def _differentiated(
     parameters = float_parameters(model)
     first = next(iter(parameters.values()))
     buffers = {name: b.clone() for name, b in model.named_buffers()}
-    size = min(batch_size, max(1, SMALL // (TOGETHER * 64)))
+    with in_mode(model, "eval"), unchanged(model), torch.no_grad():
+        check_classes(call_with(model, {}, images[:1].to(first.device)), labels)
+    size = min(batch_size, MAPPED)
     batches = [(images[s].to(first.device), labels[s].to(first.device).long()) for s in slices(len(images), size)]
     indices = flat_indices(parameters, wanted)
     found = [

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from snipnb._checks import Salience, check_integer, check_type
+from snipnb._checks import Salience, check_integer, check_names, check_type
 from snipnb._progress import DELAY_SECONDS, note, progress_stream
 from snipnb.data import OWN_SPLITS, SPLITS, Split, load_split
 from snipnb.networks import MODELS, set_running_statistics
@@ -200,7 +200,8 @@ def _start(config: RunConfig, device: str) -> Start:
 def _drawn(name: str, init: str, images: Tensor, device: str, seed: int) -> nn.Module:
     """A network before training; its batch norms have the statistics of the images, if there are any."""
     model = MODELS[name](init=init, seed=seed).to(device)
-    return set_running_statistics(model, images) if len(images) else model
+    size = 999 if len(images) % 1000 == 1 else 1000  # a batch of one image has no variance
+    return set_running_statistics(model, images, batch_size=size) if len(images) else model
 
 
 def masks_of(configs: Sequence[RunConfig], place: Store, device: str) -> list[Mask]:
@@ -227,7 +228,13 @@ def _mask(config: RunConfig, start: Start, salience: Salience, place: Store) -> 
 
 def _salience(config: RunConfig, place: Store, device: str) -> Salience:
     def make() -> Salience:
-        return salience_for(config.criterion, _start(config, device))
+        start = _start(config, device)
+        found = salience_for(config.criterion, start)
+        if found:
+            check_names(f"salience of {config.criterion!r}", found, start.model)
+            for name, value in found.items():
+                check_type(f"salience of {config.criterion!r}, {name!r},", value, Tensor)
+        return {name: value.detach() for name, value in found.items()}
 
     if not CRITERIA[config.criterion].uses_images:
         return make()

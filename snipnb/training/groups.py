@@ -1,4 +1,4 @@
-"""Networks that take every step on the same images, and whose pruned parameters stay at zero: stacked, or one after another."""
+"""Networks that take every step on the same images, with pruned parameters held at zero (``Recipe.masks_at``): stacked, or one after another."""
 
 from __future__ import annotations
 
@@ -51,8 +51,12 @@ def _checked(
     masks = [None] * len(models) if masks is None else masks
     for model in models:
         float_parameters(model)  # an error if there are none
-    places = [t.data_ptr() for m in models for t in (*m.parameters(), *m.buffers()) if t.numel()]
-    if len(set(places)) < len(places):
+        if not any(p.requires_grad for p in model.parameters()):
+            raise ValueError(
+                f"the model ({type(model).__name__}) has no parameter that requires a gradient; it needs at least one"
+            )
+    places = [{t.data_ptr() for t in (*m.parameters(), *m.buffers()) if t.numel()} for m in models]
+    if len(set().union(*places)) < sum(map(len, places)):
         raise ValueError("two models share a tensor, or a model is given twice; each must have its own tensors")
     for recipe in recipes:
         check_type("every recipe", recipe, Recipe)
@@ -137,7 +141,7 @@ class Apart:
             for k, (own, optimiser) in enumerate(zip(self.trained, self.optimisers, strict=True))
             for name, p in own.items()
             for kind, tensor in optimiser.state[p].items()
-            if kind in MOMENTS
+            if kind in (*MOMENTS, "step")
         }
         return {key: tensor.detach().to("cpu", copy=True) for key, tensor in (self._named() | moments).items()}
 
@@ -151,7 +155,8 @@ class Apart:
             tensor.copy_(state[key])
         for k, (own, optimiser) in enumerate(zip(self.trained, self.optimisers, strict=True)):
             for name, p in own.items():
-                _restore_moments(optimiser, p, {kind: f"{kind} {k} {name}" for kind in MOMENTS}, state, steps)
+                keys = {kind: f"{kind} {k} {name}" for kind in (*MOMENTS, "step")}
+                _restore_moments(optimiser, p, keys, state, steps)
 
     @torch.no_grad()
     def write_back(self) -> None:
@@ -179,7 +184,7 @@ def _restore_moments(
     found = {kind: state[key].to(p) for kind, key in keys.items() if key in state}
     if found:  # nothing is kept of a parameter that the loss does not reach
         optimiser.state[p] = found
-        if isinstance(optimiser, torch.optim.Adam):
+        if isinstance(optimiser, torch.optim.Adam) and "step" not in found:
             optimiser.state[p]["step"] = torch.tensor(float(steps), device=p.device)
 
 

@@ -22,8 +22,8 @@ def removal_order(start: Start) -> Salience:
     """The salience of iterative magnitude pruning: the later a parameter is removed, the larger.
 
     **Definition.** Train the network, remove the :data:`ROUND` share of what is left with the smallest trained magnitudes, set what is left to its
-    initial weights, and repeat until :data:`LEAST` is left. The salience is the number of the round in which a parameter goes, plus its rank in that
-    round over the number of parameters ranked. So the mask at any sparsity is that of the last whole round before it and a shorter last round.
+    initial weights, and repeat until :data:`LEAST` is left. Each round gives every parameter that it trains the number of the round (from 0) plus its
+    rank by trained magnitude among all parameters, divided by their number. So the mask at any sparsity is that of the last whole round before it and a shorter last round.
 
     **Source.** Frankle and Carbin (2019), The lottery ticket hypothesis. Departs from it: biases are ranked with the weights, all layers alike.
     """
@@ -42,6 +42,6 @@ def removal_order(start: Start) -> Salience:
         parts = (number + ranks / total).split([s.numel() for s in size.values()])
         for (name, o), part in zip(order.items(), parts, strict=True):
             order[name] = part.view(o.shape).where(kept[name].cpu(), o)
-        left, number = round((1 - ROUND) * left), number + 1
+        left, number = min(left - 1, round((1 - ROUND) * left)), number + 1
         kept = keep_number(size, left, among=kept)
     return order

@@ -12,7 +12,7 @@ from typing import Any
 
 from snipnb._checks import check_choice, check_integer, check_number, check_type
 from snipnb.data import OWN_NAME, OWN_SPLITS, SPLITS, Split, data_checksum
-from snipnb.networks import INITIALISATIONS, MODELS
+from snipnb.networks import INITIALISATIONS, MODELS, Network
 from snipnb.pruning.criteria import CRITERIA, Criterion, ranked_by
 from snipnb.training.iterative_magnitude import removal_order
 from snipnb.training.recipe import Recipe
@@ -71,10 +71,16 @@ class RunConfig:
         if self.data_seed is None:
             object.__setattr__(self, "data_seed", self.init_seed)
         check_choice("criterion", self.criterion, CRITERIA)
+        own = CRITERIA[self.criterion]
+        check_type(f"criterion {self.criterion!r}", own, Criterion)
+        if own.salience_of is not None:
+            check_choice(f"salience_of of criterion {self.criterion!r}", own.salience_of, CRITERIA)
         check_choice("model", self.model, MODELS)
+        if not _is_shipped(self.model):
+            check_type(f"network {self.model!r}", MODELS[self.model], Network)
         check_choice("init", self.init, INITIALISATIONS if _is_shipped(self.model) else ["pytorch"])
         if not OWN_NAME.fullmatch(self.model):
-            words = "1 to 40 lower-case letters, digits and underscores"
+            words = "1 to 30 lower-case letters, digits and underscores"
             raise ValueError(f"the name of a network must have {words}; got {self.model!r}")
         if isinstance(self.split, Split):
             OWN_SPLITS[self.split.key] = self.split

@@ -28,7 +28,7 @@ def error_table(runs: pd.DataFrame, *, way: str | None = None) -> pd.DataFrame:
         One row per run and way: ``criterion``, ``seed`` (of the initialisation), ``sparsity``, ``way``, ``error_percent``.
 
     Raises:
-        ValueError: If the way is unknown.
+        ValueError: If the way is unknown, or runs of one criterion, seed and sparsity differ in their network, initialisation or images.
 
     Example:
         >>> import snipnb
@@ -41,11 +41,16 @@ def error_table(runs: pd.DataFrame, *, way: str | None = None) -> pd.DataFrame:
     rows = []
     for (criterion, seed, sparsity), history in runs.groupby(["criterion", "init_seed", "sparsity"], sort=False):
         run = {"criterion": criterion, "seed": seed, "sparsity": sparsity}
+        if several := [
+            name for name in ("model", "init", "split", "sample") if name in runs and history[name].nunique() > 1
+        ]:
+            found = ", ".join(map(repr, history[several[0]].unique()))
+            raise ValueError(f"runs of one table must have one {several[0]}; got {found}; make a table of each")
         for name, value in error_rates(history.reset_index(drop=True)).items():
             # NaN: the published split has no validation images to select on
             if value == value and way in (None, WAYS[name]):
                 rows.append(run | {"way": WAYS[name], "error_percent": 100 * value})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["criterion", "seed", "sparsity", "way", "error_percent"])
 
 
 @torch.no_grad()

@@ -244,6 +244,32 @@ def test_errors_name_what_does_not_fit():
         snipnb.exact_salience(model, images, labels)
 
 
+def test_networks_that_draw_or_mix_images_are_refused():
+    class Drawing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(36, 3)
+
+        def forward(self, x):
+            return F.dropout(self.layer(x.flatten(1)), 0.5)
+
+    images, labels = torch.randn(9, 1, 6, 6), torch.arange(9) % 3
+    with pytest.raises(ValueError, match="the Drawing gives other logits at a second call"):
+        snipnb.exact_salience(Drawing(), images, labels)
+    mixing = nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.BatchNorm1d(3, track_running_stats=False), nn.GELU())
+    with pytest.raises(ValueError, match="layer '2' has no running statistics"):
+        snipnb.exact_salience(mixing, images, labels)
+    with pytest.raises(ValueError, match="3 outputs accept 0 to 2"):
+        snipnb.diagonal_hessian(nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.GELU()), images, labels + 1)
+
+
+def test_weights_in_any_order_of_memory():
+    model, images, labels = case("in place")
+    expected = snipnb.exact_salience(model, images, labels)
+    found = snipnb.exact_salience(copy.deepcopy(model).to(memory_format=torch.channels_last), images, labels)
+    assert furthest(found, expected) < 1e-12 * largest(expected)
+
+
 # --- how well saliences agree ---------------------------------------------------------------------------------------
 
 
@@ -272,6 +298,8 @@ def test_what_is_no_sample_is_refused():
         snipnb.sampled_saliences(model, images, labels, per_tensor=0)
     with pytest.raises(ValueError, match="names of salience 'mine' and model differ"):
         snipnb.sampled_saliences(model, images, labels, others={"mine": {}})
+    with pytest.raises(ValueError, match="others may not be called layer, index, weight, exact, snip; got 'exact'"):
+        snipnb.sampled_saliences(model, images, labels, others={"exact": {}})
     sample = snipnb.sampled_saliences(model, images, labels, per_tensor=2)
     with pytest.raises(ValueError, match="the sample has no column 'exact'; it has layer, index, weight, snip"):
         snipnb.agreement(sample.drop(columns="exact"))

@@ -113,11 +113,15 @@ def test_findings_tell_what_holds_elsewhere():
         (fails, fails, fails),
         (undecided, undecided, undecided),
     )
-    assert measure.kinds(rows).to_dict() == dict(
-        zip(measure.SHOWN, ("the same", "the same", "different", "open", "the same", "open"), strict=True)
-    )
+    kinds = measure.kinds(rows)
+    expected = {
+        "alike everywhere": ["C2", "C24", "C31"],
+        "different elsewhere": ["C25a"],
+        "open on some network": ["C29", "C35"],
+    }
+    assert kinds == expected
     found = measure.findings(rows)["what came out"]
-    first = "The same verdict everywhere: C2, C24, C31. Another one elsewhere: C25a. Open on some network: C29, C35."
+    first = "Verdicts by the same rules: alike everywhere: C2, C24, C31; different elsewhere: C25a; open on some network: C29, C35."
     assert found[0] == first
     assert found[1] == "C2: supported for all."
     assert (
@@ -126,16 +130,26 @@ def test_findings_tell_what_holds_elsewhere():
     table = measure.verdicts(rows)
     assert table.columns.tolist() == ["claim", *measure.NETWORKS.values()]
     assert table.set_index("claim").loc["C29"].tolist() == ["supported", "inconclusive", "contradicted"]
-    figure = draw.rules(rows, shown=measure.SHOWN, counted=[3, 1, 2])
-    assert headline_of(figure) == "Of 6 rules on 3 networks, 3 decide alike, 1 decide otherwise, 2 leave one open"
-    bars = [len(axis.containers) for axis in figure.axes]
-    assert bars == [3] * 6
-    assert [len([line for line in axis.lines if line.get_linestyle() == "--"]) for axis in figure.axes] == [
-        6,
-        3,
-        6,
-        3,
-        3,
-        3,
-    ]
+    figure = draw.rules(rows, shown=measure.SHOWN, counted=kinds)
+    headline = "Of 6 rules on 3 networks: 3 alike everywhere, 1 different elsewhere, 2 open on some network"
+    assert headline_of(figure) == headline
+    assert [len(axis.containers) for axis in figure.axes] == [3] * 6
+    dashed = [[line for line in axis.lines if line.get_linestyle() == "--"] for axis in figure.axes]
+    assert [len(lines) for lines in dashed] == [6, 3, 6, 3, 3, 3]
     plt.close(figure)
+
+
+def test_one_network_has_its_verdicts_told():
+    rows = made_up(*[("supported", "supported", "inconclusive (power 0.10)")] * 6)
+    rows = rows[rows["network"] == "small LeNet (digits)"]
+    found = measure.findings(rows)["what came out"]
+    assert found[0] == "small LeNet (digits): inconclusive: C2, C24, C25a, C29, C31, C35."
+    assert found[1] == "C2: inconclusive for small LeNet (digits)."
+    figure = draw.rules(rows, shown=measure.SHOWN, counted=measure.kinds(rows))
+    assert headline_of(figure) == "Of 6 rules on small LeNet (digits): 6 inconclusive"
+    plt.close(figure)
+
+
+def test_numbers_of_networks_are_told():
+    rows = made_up(*[("supported",) * 3] * 6).assign(n=7)
+    assert measure.numbers(rows) == "7 for LeNet-5 (MNIST), 7 for LeNet-300-100 (MNIST), 7 for small LeNet (digits)"

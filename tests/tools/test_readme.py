@@ -83,7 +83,7 @@ def test_every_path_named_exists():
     texts = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in WRITTEN)
     paths = re.findall(r"`((?:snipnb|notebooks|tests|figures|tools)/[\w./]*)`", texts)
     assert len(paths) > 20
-    made_on_demand = {"figures/mine/", "figures/robustness.md", "notebooks/09_slug.ipynb", "snipnb/studies/slug/"}
+    made_on_demand = {"figures/mine/", "figures/robustness.md", "notebooks/10_slug.ipynb", "snipnb/studies/slug/"}
     assert not [path for path in set(paths) - made_on_demand if not (ROOT / path).exists()]
 
 
@@ -95,7 +95,7 @@ def test_every_command_is_a_target():
     assert len(commands) > 20
     for command in commands:
         words = [word for word in shlex.split(command)[1:] if "=" not in word]
-        assert set(words) <= targets | {"09_slug"}, command  # the page's own example of a notebook
+        assert set(words) <= targets | {"10_slug"}, command  # the page's own example of a notebook
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/library.md"])

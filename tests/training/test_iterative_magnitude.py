@@ -50,3 +50,12 @@ def test_the_later_a_parameter_goes_the_larger_its_salience(start, monkeypatch):
     assert left[0] == 61_706
     assert all(after == round(0.8 * before) for before, after in pairwise(left))
     assert len(order.unique()) == len(order)  # no ties: every sparsity is exact
+
+
+def test_a_tiny_network_comes_to_an_end():
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    start = Start(model, torch.randn(12, 4), torch.arange(12) % 3, 0)
+    order = torch.cat([o.flatten() for o in iterative_magnitude.removal_order(start).values()])
+    assert len(order.unique()) == 15

@@ -10,6 +10,7 @@ from torch import nn
 
 import snipnb
 from snipnb import data, networks
+from snipnb.pruning import criteria
 from snipnb.training import grid, groups
 from snipnb.training import runs as identity
 from snipnb.training.plain import plain_training
@@ -156,9 +157,10 @@ def test_a_split_is_known_by_its_content():
     [
         (
             {"name": "standard"},
-            "must be 1 to 40 lower-case .*, and not 'standard' or 'published' or 'digits'; got 'standard'",
+            "must be 1 to 30 lower-case .*, and not 'standard' or 'published' or 'digits'; got 'standard'",
         ),
         ({"name": "My data"}, "got 'My data'"),
+        ({"train": None}, "train must be a pair of tensors, images and labels; got NoneType"),
         ({"train": (torch.zeros(3, 2), torch.zeros(2).long())}, "3 images but 2 labels"),
         ({"train": (torch.zeros(0, 2), torch.zeros(0).long())}, "the data set is empty"),
         ({"test": (torch.zeros(3, 2), torch.zeros(3))}, r"labels of test must be integers \[n\]; got torch.float32"),
@@ -238,10 +240,103 @@ def test_what_is_no_network_is_refused(registered, monkeypatch):
     with pytest.raises(ValueError, match="init must be one of 'pytorch'; got 'xavier_normal'"):
         RunConfig(model="own", init="xavier_normal")
     monkeypatch.setitem(networks.MODELS, "My net", snipnb.Network(Own))
-    with pytest.raises(ValueError, match=r"the name of a network must have 1 to 40 lower-case .*; got 'My net'"):
+    with pytest.raises(ValueError, match=r"the name of a network must have 1 to 30 lower-case .*; got 'My net'"):
         RunConfig(model="My net")
     with pytest.raises(ValueError, match="what build returns must be a Module; got 3"):
         snipnb.Network(lambda: 3)()
+    with pytest.raises(
+        ValueError, match=r"build must make a network when it is called without arguments; .*in_features"
+    ):
+        snipnb.Network(nn.Linear)()
+    with pytest.raises(ValueError, match=r"version must be an integer; got 1\.5"):
+        snipnb.Network(Own, version=1.5)
+    monkeypatch.setitem(networks.MODELS, "bare", Own)
+    with pytest.raises(ValueError, match="network 'bare' must be a Network; got"):
+        RunConfig(model="bare")
+
+
+def test_what_is_no_criterion_is_refused(registered, monkeypatch):
+    monkeypatch.setitem(criteria.CRITERIA, "bare", lambda start: {})
+    with pytest.raises(ValueError, match="criterion 'bare' must be a Criterion; got"):
+        RunConfig(criterion="bare")
+    monkeypatch.setitem(criteria.CRITERIA, "lost", snipnb.Criterion(salience_of="nobody", version=1))
+    with pytest.raises(ValueError, match=r"salience_of of criterion 'lost' must be one of .*; got 'nobody'"):
+        RunConfig(criterion="lost")
+
+
+@pytest.mark.parametrize(
+    ("salience", "words"),
+    [
+        (lambda start: {"first.weight": torch.ones(3, 1, 3, 3)}, "names of salience of 'broken' and model differ"),
+        (lambda start: {n: p.tolist() for n, p in start.model.named_parameters()}, "must be a Tensor; got"),
+    ],
+)
+def test_a_broken_salience_is_not_kept(registered, monkeypatch, tmp_path, salience, words):
+    monkeypatch.setitem(criteria.CRITERIA, "broken", snipnb.Criterion(salience, version=1))
+    configs = own_grid(own_split(), criteria=["broken"], seeds=[0])
+    with pytest.raises(ValueError, match=words):
+        snipnb.run_grid(configs, store=tmp_path, jobs=1)
+    repaired = snipnb.Criterion(lambda start: dict(start.model.named_parameters()), version=1)  # with a gradient
+    monkeypatch.setitem(criteria.CRITERIA, "broken", repaired)
+    assert len(snipnb.run_grid(configs, store=tmp_path, jobs=1)) == RECIPE.epochs
+
+
+def test_a_network_that_is_the_same_every_time_is_not_trained_twice():
+    one = Own()
+    network = snipnb.Network(lambda: one)
+    first = network(seed=0)
+    snipnb.train(first, own_split(), recipe=RECIPE)
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), network(seed=1).parameters(), strict=True))
+    assert snipnb.Network(lambda: snipnb.lenet5(seed=3))(seed=5).conv1.weight.shape == (6, 1, 5, 5)  # draws inside
+
+
+def test_frozen_networks_and_buffers_of_one_memory():
+    model = Own().requires_grad_(False)
+    with pytest.raises(ValueError, match=r"the model \(Own\) has no parameter that requires a gradient"):
+        snipnb.train(model, own_split(), recipe=RECIPE)
+    model = Own()
+    model.register_buffer("one", torch.zeros(3))
+    model.register_buffer("same", model.one[:2])
+    snipnb.train(model, own_split(), recipe=RECIPE)
+
+
+def test_parameters_that_take_part_in_some_steps_only_resume(monkeypatch):
+    class Skipping(Own):
+        def forward(self, x):
+            h = self.norm(self.first(x)).relu()
+            if not self.training or float(torch.rand(())) < 0.5:
+                h = h + self.around(x)
+            return self.last(h.flatten(1))
+
+    def trained(checkpoint):
+        model = snipnb.Network(Skipping)(seed=0)
+        recipe = snipnb.Recipe(epochs=4, batch_size=30)
+        snipnb.train_together([model], own_split(), recipe=recipe, data_seed=2, checkpoint=checkpoint)
+        return model
+
+    kept = Memory(2)
+    whole = trained(kept)
+    kept.upto = 4
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), trained(kept).parameters(), strict=True))
+
+
+def test_images_that_change_later_do_not_change_a_split():
+    images, labels = torch.randn(20, 4), torch.arange(20, dtype=torch.int32) % 3
+    split = snipnb.Split.of("own", train=(images, labels), test=(images, labels))
+    before = split.key
+    images.zero_()
+    assert split.train_images.any()
+    assert dataclasses.replace(split).key == before
+    assert split.train_labels.dtype == torch.int64
+
+
+def test_one_image_too_many_for_whole_batches(registered, monkeypatch):
+    draw = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(1001, 1, 6, 6, generator=draw), torch.randint(3, (1001,), generator=draw)
+    split = snipnb.Split.of("many", train=(images, labels), test=(images[:20], labels[:20]))
+    recipe = snipnb.Recipe(epochs=1, batch_size=77)
+    runs = snipnb.run_grid(own_grid(split, criteria=["snip"], seeds=[0], recipe=recipe), jobs=1)
+    assert len(runs) == 1
 
 
 def test_a_worker_whose_images_have_gone_says_so(registered, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+import snipnb
 from snipnb.training import scores
 
 LAST, BEST = scores.WAYS["error_rate"], scores.WAYS["best_error_rate"]
@@ -55,3 +56,13 @@ def test_a_split_without_validation_has_no_selected_epoch():
     table = scores.error_table(runs)
     assert table["way"].tolist() == ["last epoch", "best epoch on scored images"]
     assert table["error_percent"].tolist() == [30, 20]
+
+
+def test_a_table_has_one_network_and_one_split():
+    recipe = snipnb.Recipe(epochs=1, batch_size=500)
+    options = {"criteria": ["random"], "sparsities": [0.5], "seeds": [0], "sample": True, "recipe": recipe}
+    runs = snipnb.run_grid([*snipnb.grid(**options), *snipnb.grid(model="lenet_300_100", **options)], jobs=1)
+    with pytest.raises(ValueError, match="runs of one table must have one model; got 'lenet5', 'lenet_300_100'"):
+        snipnb.error_table(runs)
+    assert len(snipnb.error_table(runs[runs["model"] == "lenet5"], way="last epoch")) == 1
+    assert list(snipnb.error_table(runs[:0])) == ["criterion", "seed", "sparsity", "way", "error_percent"]

@@ -7,22 +7,24 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from matplotlib.transforms import blended_transform_factory
 
 from snipnb.publish.sentences import outcome
-from snipnb.publish.style import NEUTRAL, headline, panels, write
+from snipnb.publish.style import NEUTRAL, headline, panels, with_minus, write
 
 MIRRORED = ("C2", "C25a")  # a margin on both sides of 0
+LINEAR = 0.5  # up to which an axis is linear, beyond it logarithmic
 COLUMNS = 3
 
 
-def rules(said: pd.DataFrame, *, shown: Mapping[str, tuple[str, str]], counted: Sequence[int]) -> Figure:
+def rules(said: pd.DataFrame, *, shown: Mapping[str, tuple[str, str]], counted: Mapping[str, Sequence[str]]) -> Figure:
     """What the rule of each claim compares, a panel per claim, a row per network; dashed: the bound of the rule; beside it: the verdict.
 
     Args:
         said: ``network``, ``claim``, ``verdict``, ``value``, ``low``, ``high``, ``bound``.
         shown: Claim -> its statistic, and what this is.
-        counted: How many rules decide alike on all networks, decide otherwise on one, and leave one open.
+        counted: What came out -> claims.
     """
     networks = list(dict.fromkeys(said["network"]))
     height = 1.1 + 0.42 * len(networks)
@@ -45,13 +47,19 @@ def rules(said: pd.DataFrame, *, shown: Mapping[str, tuple[str, str]], counted: 
                 va="center",
                 bbox=box,
             )
+        if (
+            (widest := np.nanmax(own[["value", "low", "high"]].abs())) > LINEAR
+            and own["bound"].abs().max() < LINEAR * 4
+            and "points" in what
+        ):
+            axis.set_xscale("symlog", linthresh=LINEAR, linscale=1.5)
+            ticks = [tick for tick in (-LINEAR, 0, LINEAR, 2, 10, 50) if abs(tick) < 1.3 * widest]
+            axis.set_xticks(ticks, [with_minus(f"{tick:g}") for tick in ticks])
+            axis.xaxis.set_minor_locator(NullLocator())
         axis.set_title(f"{claim}: {what}", fontsize=9)
         axis.set_yticks(range(len(networks)), networks)
         axis.set_ylim(len(networks) - 0.5, -0.5)
         axis.grid(axis="y", visible=False)
-    counts = [
-        f"{number} {text}"
-        for number, text in zip(counted, ("decide alike", "decide otherwise", "leave one open"), strict=True)
-        if number
-    ]
-    return headline(figure, f"Of {len(shown)} rules on {len(networks)} networks, {', '.join(counts)}")
+    counts = ", ".join(f"{len(claims)} {kind}" for kind, claims in counted.items())
+    where = networks[0] if len(networks) == 1 else f"{len(networks)} networks"
+    return headline(figure, f"Of {len(shown)} rules on {where}: {counts}")

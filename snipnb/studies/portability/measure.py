@@ -117,10 +117,25 @@ def verdicts(said: pd.DataFrame) -> pd.DataFrame:
     return wide.loc[list(SHOWN), list(dict.fromkeys(said["network"]))].reset_index()
 
 
-def kinds(said: pd.DataFrame) -> pd.Series:
-    """Claim -> ``the same``, ``different`` or ``open``: whether its rule decides alike on all networks, decides otherwise, or leaves one open."""
+def numbers(said: pd.DataFrame) -> str:
+    """How many trained networks of each kind there are, as a text."""
+    trained = said[said["claim"] == "C2"]
+    return ", ".join(f"{n} for {network}" for network, n in zip(trained["network"], trained["n"], strict=True))
+
+
+def kinds(said: pd.DataFrame) -> dict[str, list[str]]:
+    """What came out -> claims. With several networks: whether a rule decides alike on all, decides otherwise on one, or leaves one open; with one, its verdicts."""
     words = said["verdict"].str.partition(" (")[0].groupby(said["claim"], sort=False)
-    return words.agg(lambda own: "open" if own.isin(OPEN).any() else "the same" if own.nunique() == 1 else "different")
+    found: dict[str, list[str]] = {}
+    for claim, own in words:
+        if said["network"].nunique() == 1:
+            kind = own.iloc[0]
+        elif own.isin(OPEN).any():
+            kind = "open on some network"
+        else:
+            kind = "alike everywhere" if own.nunique() == 1 else "different elsewhere"
+        found.setdefault(kind, []).append(str(claim))
+    return found
 
 
 def findings(said: pd.DataFrame) -> pd.DataFrame:
@@ -132,19 +147,17 @@ def findings(said: pd.DataFrame) -> pd.DataFrame:
     Returns:
         ``question``, ``what came out``.
     """
-    kind = kinds(said)
-    texts = {
-        "the same": "The same verdict everywhere",
-        "different": "Another one elsewhere",
-        "open": "Open on some network",
-    }
-    parts = [f"{text}: {', '.join(kind.index[kind == name])}" for name, text in texts.items() if (kind == name).any()]
-    rows = [{"question": "Which findings hold elsewhere, too?", "what came out": ". ".join(parts) + "."}]
+    networks = list(dict.fromkeys(said["network"]))
+    parts = "; ".join(f"{kind}: {', '.join(claims)}" for kind, claims in kinds(said).items())
+    question, where = (
+        "Which findings hold elsewhere, too?",
+        networks[0] if len(networks) == 1 else "Verdicts by the same rules",
+    )
+    rows = [{"question": question, "what came out": f"{where}: {parts}."}]
     for claim, own in said.groupby("claim", sort=False):
         words = own["verdict"].str.partition(" (")[0]
         by = {word: ", ".join(own["network"][words == word]) for word in dict.fromkeys(words)}
-        parts = (
-            [f"{word} for {networks}" for word, networks in by.items()] if len(by) > 1 else [f"{words.iloc[0]} for all"]
-        )
-        rows.append({"question": SHOWN[str(claim)][1], "what came out": f"{claim}: {'; '.join(parts)}."})
+        whole = len(by) == 1 and len(networks) > 1
+        said_of = [f"{word} for {'all' if whole else of}" for word, of in by.items()]
+        rows.append({"question": SHOWN[str(claim)][1], "what came out": f"{claim}: {'; '.join(said_of)}."})
     return pd.DataFrame(rows)
