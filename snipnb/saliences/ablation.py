@@ -54,15 +54,24 @@ def ablated(
         ValueError: If ``everything`` is true and there are more than :data:`MOST` (parameter, image) pairs; the message estimates the time. Or if the
             model does not fit the images.
     """
-    network, x = _precise(model, images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # what layers say of themselves is said when they are used
+        network, x = _precise(model, images)
     values, device = float_parameters(network), next(network.parameters()).device
     x, y = x.to(device), labels.to(device).long()
     number = sum(len(index) for index in wanted.values())
     with unchanged(network), ordinary_attention(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # vmap, where a function of PyTorch has no rule of its own
-        logits = network(x[:1])
+        try:
+            logits, again = network(x[:1]), network(x[:1])
+        except (RuntimeError, TypeError, IndexError) as error:
+            name = type(model).__name__
+            raise ValueError(
+                f"the {name} cannot be run on images of shape {tuple(images.shape)}: {error} ({why})"
+            ) from error
         check_classes(logits, labels)
-        if not torch.equal(logits, network(x[:1])):
+        check_finite(logits)
+        if not torch.equal(logits, again):
             raise ValueError(
                 f"the {type(model).__name__} gives other logits at a second call; in evaluation mode it must not draw"
             )

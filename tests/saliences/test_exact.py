@@ -306,11 +306,11 @@ def refuses(model, words, shape=(1, 6, 6), **options):
         ((nn.Conv2d(1, 2, 3), nn.MaxPool2d(2, dilation=2), nn.Flatten()), "dilation=2"),
         ((nn.Conv2d(1, 2, 3), nn.AvgPool2d(2, divisor_override=3), nn.Flatten()), "divisor_override=3"),
         ((nn.Conv2d(1, 2, 3), nn.AvgPool2d(2, padding=1, count_include_pad=False), nn.Flatten()), "count_include_pad"),
-        ((nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False), nn.Flatten()), "track_running_stats=False"),
+        ((nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False), nn.Flatten()), "has no running statistics"),
         ((nn.Conv2d(1, 2, 3), nn.MaxPool2d(2, padding=2), nn.Flatten()), "at most half the window"),
         ((nn.Conv2d(1, 2, 3), nn.GELU(), nn.Flatten()), "layer '1' is a GELU; it must be one of Conv2d, Linear"),
         ((nn.Conv2d(1, 2, 3), nn.LogSoftmax(1), nn.Flatten()), "LogSoftmax; it must be one of"),
-        ((nn.Conv2d(1, 2, 3), nn.Flatten(2)), "start_dim=2"),
+        ((nn.Conv2d(1, 2, 3), nn.Flatten(2)), "cross-entropy takes logits"),
         ((nn.Conv2d(3, 2, 3), nn.Flatten()), "which does not fit"),
         ((nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(9, 3)), "which does not fit"),
         ((nn.Linear(6, 3),), "which does not fit"),
@@ -356,14 +356,9 @@ def test_bad_examples_are_refused():
     refuses(model, "range from 0 to 12; they must be from 0 to 11", (4,), parameters={"0.weight": [0, 12]})
     refuses(model, "range from -1 to -1", (4,), parameters={"0.weight": [-1]})
     refuses(model, "must be integers .*; got 'abc'", (4,), parameters={"0.weight": "abc"})
-    without_bias = nn.BatchNorm1d(3)
-    without_bias.bias = None  # older PyTorch cannot be asked for that
-    refuses(nn.Sequential(nn.Linear(4, 3), without_bias), "both or neither", (4,))
     lost = nn.Sequential(nn.Linear(4, 3))
     lost[0].weight.data[0, 0] = float("nan")
     refuses(lost, "logits of some images are not finite", (4,))
-    lost[0].register_parameter("extra", nn.Parameter(torch.zeros(2)))
-    refuses(lost, "extra", (4,))
     refuses(model, "torch.float32 of shape", (4,), parameters={"0.weight": torch.tensor([0.5])})
     refuses(model, "must be a dictionary .*; got a list", (4,), parameters=["0.weight"])
     with pytest.raises(ValueError, match="3 outputs accept 0 to 2"):
