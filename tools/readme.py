@@ -30,6 +30,7 @@ FINDINGS = {
     "C35": "Which weights, or how many per layer?",
     "C28": "Does a second order help?",
 }
+MOST_WORDS = 24  # of a finding in a row
 # Notebook -> its question, and the claim that answers it; None: the first of its findings does.
 QUESTIONS: dict[str, tuple[str, str | None]] = {
     "01_salience_derivation": ("What does SNIP's salience measure?", "C17"),
@@ -117,7 +118,9 @@ def notebooks(figures: Path, *, up: str = "") -> str:
 
 
 def _first_finding(folder: Path) -> str:
-    return str(pd.read_csv(folder / "findings.csv")["what came out"][0])
+    parts = str(pd.read_csv(folder / "findings.csv")["what came out"][0]).split("; ")
+    short = next(k for k in range(len(parts), 0, -1) if k == 1 or len(" ".join(parts[:k]).split()) <= MOST_WORDS)
+    return "; ".join(parts[:short]) + ("; ..." if short < len(parts) else "")
 
 
 def run(figures: Path) -> str:

@@ -63,7 +63,10 @@ def compare(model: nn.Sequential, images: Tensor, labels: Tensor, *, per_tensor:
 
 def agreement_by_seed(sample: pd.DataFrame) -> pd.DataFrame:
     """:func:`agreement` of every network of a sample: its columns and ``seed``."""
-    return pd.concat([agreement(part.drop(columns="seed")).assign(seed=seed) for seed, part in sample.groupby("seed")], ignore_index=True)
+    return pd.concat(
+        [agreement(part.drop(columns="seed")).assign(seed=seed) for seed, part in sample.groupby("seed")],
+        ignore_index=True,
+    )
 
 
 def sweep(
