@@ -46,6 +46,7 @@ from snipnb._engine.curvature import IMAGES, Cumulants, LinearRegion, Variance, 
 from snipnb._engine.sequential import layers_of, shapes_of
 from snipnb._progress import track
 from snipnb.saliences.ablation import CANNOT_MAP, ordinary_attention, over_versions
+from snipnb.saliences.brute_force import pick
 from snipnb.saliences.snip import snip
 
 METHODS = ("auto", "cumulants", "autodiff")
@@ -303,11 +304,7 @@ def _wanted(model: nn.Module, parameters: Mapping[str, Tensor] | None) -> dict[s
 
 
 def _picked(found: Salience, wanted: Mapping[str, Tensor] | None) -> Salience:
-    return (
-        found
-        if wanted is None
-        else {name: found[name].flatten()[i.to(found[name].device)] for name, i in wanted.items()}
-    )
+    return found if wanted is None else pick(found, wanted)
 
 
 def _covers(

@@ -24,6 +24,7 @@ NETWORKS = {
 HALF, JUDGED, HIGHEST = 0.5, 0.95, 0.99  # sparsities of the rules
 PERTURBED = [f"perturbed_{number}" for number in range(1, PERTURBATIONS + 1)]
 DENSITIES = ["snip_densities", "closed_form"]
+FIGURE_1 = [0.75, 0.85, 0.9, 0.93, 0.96]  # sparsities of the rule of C25a
 CONTROLS = ["snip_shuffled", "snip_inverted", "uniform", "erdos_renyi_kernel", *PERTURBED]
 OPEN = ("inconclusive", "cannot tell", "not run")  # words that decide nothing
 FIRST_COUNTED = 100  # seeds of kept counts, as the rule of C31 has them
@@ -50,19 +51,13 @@ def _of(parameters: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {model: of for model, of in found.items() if of["num_runs"]}
 
 
-def grids(parameters: Mapping[str, Any], sparsities: Sequence[float] = ()) -> dict[str, list[RunConfig]]:
-    """Training runs of the notebook, by network.
-
-    Args:
-        parameters: Of the notebook.
-        sparsities: Those of Figure 1 that the rule of C25a takes; default those of the rule.
-    """
-    figure_1 = sparsities or (0.75, 0.85, 0.9, 0.93, 0.96)
+def grids(parameters: Mapping[str, Any]) -> dict[str, list[RunConfig]]:
+    """Training runs of the notebook, by network."""
     runs = {}
     for model, of in _of(parameters).items():
         grid = partial(grid_of, of, model=model, recipe=of.get("recipe"))
         runs[model] = grid(["snip"], [0.0, HALF, JUDGED, HIGHEST]) + grid(DENSITIES, [JUDGED, HIGHEST])
-        runs[model] += grid(CONTROLS, [JUDGED]) + grid(["exact", "snip", "random"], list(figure_1))
+        runs[model] += grid(CONTROLS, [JUDGED]) + grid(["exact", "snip", "random"], FIGURE_1)
     return runs
 
 
