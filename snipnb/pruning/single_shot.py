@@ -201,7 +201,11 @@ def synaptic_flow(start: Start, kept: Mask, round_number: int) -> Salience:
     **Definition.** s = abs(w) dR/d abs(w), with R the sum of the outputs of the network of absolute values for an image of ones, in float64.
 
     **Source.** Tanaka et al. (2020), Pruning neural networks without any data by iteratively conserving synaptic flow.
+
+    Raises:
+        ValueError: If the images are integers, such as the words of a text.
     """
+    _check_not_integers(start)
     model = copy.deepcopy(start.model).double().eval()
     flow = {name: (p.detach() * kept[name]).abs().requires_grad_() for name, p in model.named_parameters()}
     ones = torch.ones_like(start.images[:1], dtype=torch.float64)
@@ -219,7 +223,11 @@ def neural_tangent(
     weights w, of D from N(0, 1), and of ``noise`` images x from N(0, 1).
 
     **Source.** Wang et al. (2023), NTK-SAP: improving neural network pruning by aligning training dynamics.
+
+    Raises:
+        ValueError: If the images are integers, such as the words of a text.
     """
+    _check_not_integers(start)
     device = start.images.device
     seeds = np.random.SeedSequence((start.seed, 3, round_number)).generate_state(draws + 1)
     draw = torch.Generator().manual_seed(int(seeds[0]))
@@ -238,3 +246,12 @@ def neural_tangent(
         for name, g in zip(c, found, strict=True):
             total[name] += g / draws
     return total
+
+
+def _check_not_integers(start: Start) -> None:
+    """Raise ValueError unless images can be replaced by ones or by noise."""
+    if not start.images.is_floating_point():
+        raise ValueError(
+            "this criterion replaces the images by ones or by noise, so they must be floating-point; "
+            f"got {start.images.dtype}"
+        )

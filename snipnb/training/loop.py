@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from snipnb._checks import copied
 from snipnb._progress import track
 from snipnb.data import Split
 from snipnb.pruning.masks import Mask
@@ -51,7 +52,8 @@ def train(
         ``validation_error``, ``test_error`` (fractions of wrong images; NaN if the split has no such images).
 
     Raises:
-        ValueError: If the mask or the images do not fit the model, or labels are not its classes.
+        ValueError: If the mask or the images do not fit the model, labels are not its classes, or the last batch is one image and the
+            model has batch norms that cannot train on it.
 
     Example:
         >>> import snipnb
@@ -133,6 +135,8 @@ def _train(
     images, labels = split.train_images.to(group.device), split.train_labels.to(group.device, torch.int64)
     shuffle = torch.Generator().manual_seed(data_seed)
     steps = -(-len(labels) // batch_size)
+    if len(labels) % batch_size == 1:
+        _check_trains_on_one(group.models, images[:1], f"{len(labels)} images, batch_size {batch_size}")
     rows: list[dict[str, list[float]]] = []
     if checkpoint is not None and (found := checkpoint.load()) is not None:
         arrays, rows = found[0], list(found[1])
@@ -153,6 +157,21 @@ def _train(
             checkpoint.save(group.state(), list(rows))
     group.write_back()
     return rows
+
+
+@torch.no_grad()
+def _check_trains_on_one(models: Sequence[nn.Module], image: Tensor, batches: str) -> None:
+    """Raise ValueError if a model cannot train on a batch of one image, as batch norm after linear layers cannot."""
+    for model in models:
+        try:
+            with torch.random.fork_rng(devices=[image.device] if image.is_cuda else []):
+                copied(model).train()(image)
+        except ValueError as error:
+            kind = type(model).__name__
+            raise ValueError(
+                f"the last batch of each epoch would be one image ({batches}), on which the model ({kind}) cannot train: {error}; "
+                "choose another batch_size"
+            ) from error
 
 
 class Checkpoint(Protocol):

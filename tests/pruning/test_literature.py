@@ -1,6 +1,8 @@
 """Criteria from the literature against explicit derivatives, in float64 on tiny networks, and against what they are in special cases."""
 
+import inspect
 import re
+import types
 from itertools import pairwise
 from pathlib import Path
 
@@ -256,6 +258,62 @@ def test_the_registry_prunes_lenet5_by_each(name):
     assert name in criteria.CRITERIA
     torch.testing.assert_close(dict(start.model.named_parameters()), before)
     assert all(p.grad is None for p in start.model.parameters())
+
+
+@pytest.mark.parametrize("name", ["synflow", "ntk_sap"])
+def test_words_cannot_be_replaced_by_ones_or_noise(name):
+    def words(seed):
+        return nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, CLASSES))
+
+    start = Start(words(0), torch.randint(9, (5, 3)), torch.zeros(5, dtype=torch.int64), seed=0, draw=words)
+    with pytest.raises(ValueError, match=r"ones or by noise, so they must be floating-point; got torch.int64"):
+        mask_for(name, start, {}, 0.5)
+
+
+# --- the identities notice a definition that is a little wrong ---------------------------------------------------------
+
+
+def of(test, *arguments):
+    return lambda monkeypatch: test(*arguments)
+
+
+PERTURBED = [  # what stands in the code, what stands there instead, and the test that has to fail
+    ("-(w * product[name])", "w * product[name]", of(test_grasp_is_the_hessian_times_the_gradient, "two layers")),
+    ("self.model(x) / self.temperature", "self.model(x)", of(test_grasp_is_the_hessian_times_the_gradient, "two layers")),
+    ("values = {name: c[name] * w", "values = {name: c[name] + w", of(test_prospr_without_steps_is_snip, "two layers")),
+    ("momentum * velocity[name] + g", "velocity[name] + g", of(test_prospr_follows_the_chain_of_two_steps, "two layers")),
+    ("v - learning_rate", "v + learning_rate", of(test_prospr_follows_the_chain_of_two_steps, "two layers")),
+    ("step * batch, (step + 1) * batch", "0, batch", of(test_prospr_follows_the_chain_of_two_steps, "two layers")),
+    ("g.square().sum(0)", "g.sum(0).square()", of(test_fisher_is_the_mean_of_squared_gradients, "convolution")),
+    ("{name: w.square() * squares[name] / 2", "{name: w * squares[name] / 2", of(test_fisher_is_the_mean_of_squared_gradients, "convolution")),
+    ("sign: int = -1", "sign: int = 1", of(test_fisher_is_the_mean_of_squared_gradients, "convolution")),
+    ("sign * w * slopes", "-sign * w * slopes", test_the_sign_of_fisher_taylor_is_the_step_that_it_scores),
+    ("w.square() * second[name] / 2", "w.square() * second[name]", of(test_optimal_brain_damage_is_half_the_curvature)),
+    ("(j + 1) / rounds", "j / rounds", of(test_rounds_keep_a_shrinking_share_and_removed_parameters_return_only_where_they_may)),
+    ("None if may_return else kept", "kept", of(test_rounds_keep_a_shrinking_share_and_removed_parameters_return_only_where_they_may)),
+    ("None if may_return else kept", "None", of(test_rounds_keep_a_shrinking_share_and_removed_parameters_return_only_where_they_may)),
+    ("{name: w * kept[name] for", "{name: w for", of(test_force_scores_what_is_removed_by_the_gradient_of_the_pruned_network)),
+    ("{name: w * found[name] for", "{name: w * kept[name] * found[name] for", of(test_force_scores_what_is_removed_by_the_gradient_of_the_pruned_network)),
+    ("p.data *= kept[name]", "pass", of(test_iterated_exact_pruning_scores_the_pruned_network)),
+    ("(p.detach() * kept[name]).abs()", "(p.detach() * kept[name])", of(test_the_flow_through_every_layer_is_the_same)),
+    ("(p.detach() * kept[name]).abs()", "p.detach().abs()", of(test_the_flow_through_every_layer_is_the_same)),
+    ("ones = torch.ones_like", "ones = 2 * torch.ones_like", of(test_the_flow_through_every_layer_is_the_same)),
+    ("sum() / epsilon**2", "sum() / epsilon", of(test_the_tangent_of_a_linear_network_is_known)),
+    ("n: c[n] * v for", "n: v for", of(test_the_tangent_of_a_linear_network_is_known)),
+    ("total[name] += g / draws", "total[name] += g", of(test_the_tangent_of_a_linear_network_is_known)),
+    ("(start.seed, 3, round_number)", "(start.seed, 3)", of(test_the_distance_does_not_depend_on_a_small_epsilon)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "test"), PERTURBED, ids=[new for _, new, _ in PERTURBED])
+def test_every_identity_fails_where_the_definition_is_perturbed(old, new, test, monkeypatch):
+    source = inspect.getsource(single_shot)
+    assert source.count(old) == 1
+    perturbed = types.ModuleType("perturbed")
+    exec(compile(source.replace(old, new), "perturbed", "exec"), perturbed.__dict__)
+    monkeypatch.setitem(globals(), "single_shot", perturbed)
+    with pytest.raises((AssertionError, RuntimeError)):
+        test(monkeypatch)
 
 
 def test_a_number_is_kept_among_what_is_allowed():

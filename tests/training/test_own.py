@@ -339,6 +339,19 @@ def test_one_image_too_many_for_whole_batches(registered, monkeypatch):
     assert len(runs) == 1
 
 
+@pytest.mark.parametrize("last", [nn.ReLU, nn.GELU])  # stacked, and through its own layers
+def test_a_last_batch_of_one_is_refused_before_training(last):
+    split = own_split()  # 100 images
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.BatchNorm1d(4), last(), nn.Linear(4, 3))
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"one image \(100 images, batch_size 33\).* \(Sequential\) cannot train"):
+        snipnb.train(model, split, recipe=snipnb.Recipe(epochs=1, batch_size=33))
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert len(snipnb.train(model, split, recipe=snipnb.Recipe(epochs=1, batch_size=34))) == 1
+    with_images = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), last(), nn.Flatten(), nn.Linear(32, 3))
+    assert len(snipnb.train(with_images, split, recipe=snipnb.Recipe(epochs=1, batch_size=33))) == 1
+
+
 def test_a_worker_whose_images_have_gone_says_so(registered, tmp_path, monkeypatch):
     monkeypatch.setenv("SNIPNB_PROGRESS", "0")
     config = own_grid(own_split())[0]
