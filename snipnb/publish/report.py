@@ -186,13 +186,14 @@ class Report:
         rows = {name: ledger.digest(self._path(name).read_text(encoding="utf-8")) for name in names}
         return ledger.entry(claim_id, finding, profile=self.profile, rows=rows, figure=figure)
 
-    def elsewhere(self, claim_id: str, *frames: pd.DataFrame, shown: str) -> dict[str, Any]:
+    def elsewhere(self, claim_id: str, *frames: pd.DataFrame, shown: str, setting: str | None = None) -> dict[str, Any]:
         """What the rule of a claim says of tables from another network or other images. It is no row of the ledger.
 
         Args:
             claim_id: Any claim.
             frames: As for :meth:`claim`; they need not be written.
             shown: A statistic of the rule.
+            setting: The setting of the rule that is the bound of the statistic, if its outcomes do not name the statistic.
 
         Returns:
             ``claim``, ``verdict``, ``n``, ``statistic``, ``value``, ``low`` and ``high`` (ends of its interval; NaN if it has none), and ``bound``: the
@@ -204,6 +205,8 @@ class Report:
         bound = finding.statistics.get("margin")
         row: dict[str, Any] = {"claim": claim_id, "verdict": verdict, "n": finding.n, "statistic": shown}
         row |= {"value": finding.statistics.get(shown, np.nan), "low": low, "high": high}
+        if setting is not None:
+            return row | {"bound": ledger.settings(claim_id)[setting]}
         return row | {"bound": self.bound(claim_id, shown) if bound is None else bound}
 
     def verdicts(self) -> Table:

@@ -21,6 +21,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
+from snipnb.publish.stats import t_quantile
+
 PALETTE = sns.color_palette("colorblind").as_hex()
 REPORTED: dict[str, Any] = {
     "marker": "o",
@@ -245,12 +247,14 @@ def beside(axis: Axes, row: int, text: str) -> None:
 
 
 def forest(axis: Axes, pairs: pd.DataFrame, compared: pd.DataFrame, criteria: Sequence[str]) -> None:
-    """Error rate minus SNIP's, a row per criterion: dots, mean, interval, outcome; grey: the margin of equivalence.
+    """Error rate minus SNIP's, a row per criterion: dots, mean, 95 % interval, outcome; grey: the margin of equivalence.
+
+    The thick part of a bar is the 90 % interval: a criterion is as good if it lies within the margin. Beside it: outcome and mean.
 
     Args:
         axis: Where to draw; panels of one figure share their rows.
         pairs: ``criterion``, ``difference``, in percentage points; one row per pair of networks.
-        compared: ``criterion``, ``mean``, ``low95``, ``high95``, ``margin``, ``outcome``.
+        compared: ``criterion``, ``n``, ``mean``, ``low95``, ``high95``, ``margin``, ``outcome``.
         criteria: The rows, from the top.
     """
     rows = compared.set_index("criterion")
@@ -267,10 +271,14 @@ def forest(axis: Axes, pairs: pd.DataFrame, compared: pd.DataFrame, criteria: Se
         bars = whiskers(test, "mean", "low95", "high95")
         options: dict[str, Any] = {"fmt": style.marker, "color": style.colour, "ms": 6, "capsize": 3, "elinewidth": 1.2}
         axis.errorbar(test["mean"], [row - 0.08], xerr=bars, **options)
-        beside(axis, row, test["outcome"].item())
+        if (number := test["n"].item()) > 1:
+            narrow = t_quantile(number - 1, level=0.9) / t_quantile(number - 1)
+            ends = [test["mean"].item() + sign * narrow * bar.item() for sign, bar in zip((-1, 1), bars, strict=True)]
+            axis.plot(ends, [row - 0.08] * 2, color=style.colour, lw=3.5, solid_capstyle="butt")
+            beside(axis, row, with_minus(f"{test['outcome'].item()}, {test['mean'].item():+.2g}"))
     ticks = [t for t in (1, 3, 10, 30, 90) if t > 2.6 * margin]
-    names = [f"\u2212{margin:.2g}", "0", f"{margin:.2g}", *(f"{t:g}" for t in ticks)]
-    axis.set_xticks([-margin, 0, margin, *ticks], names)
+    places = [*(-t for t in reversed(ticks)), -margin, 0, margin, *ticks]
+    axis.set_xticks(places, [with_minus(f"{place:.2g}") for place in places])
     axis.xaxis.set_minor_locator(NullLocator())
     reach = pd.concat([pairs["difference"], rows["low95"], rows["high95"]]).dropna()
     axis.set_xlim(min(1.4 * min(reach), -2 * margin), max(1.4 * max(reach), 2 * margin))

@@ -56,12 +56,14 @@ def said(tmp_path_factory):
     for network, of in tables.items():
         assert of.keys() == measure.SHOWN.keys()
         for claim, frames in of.items():
-            rows.append({"network": network} | report.elsewhere(claim, *frames, shown=measure.SHOWN[claim][0]))
-    return pd.DataFrame(rows), tables["small LeNet (digits)"]
+            one = measure.SHOWN[claim]
+            row = report.elsewhere(claim, *frames, shown=one.statistic, setting=one.setting)
+            rows.append({"network": network} | row)
+    return pd.DataFrame(rows), tables["small LeNet (digits)"], runs
 
 
 def test_rules_read_the_tables_of_another_network(said):
-    rows, tables = said
+    rows, tables, _ = said
     by = rows.set_index("claim")
     assert by.loc["C31", "n"] == 4
     assert by.loc["C2", "n"] == by.loc["C24", "n"] == 2
@@ -71,12 +73,15 @@ def test_rules_read_the_tables_of_another_network(said):
     means = 100 * last.groupby("sparsity")["test_error"].mean()
     assert by.loc["C2", "value"] == pytest.approx(means[0.5] - means[0.0])
     assert abs(by.loc["C2", "bound"]) == 0.1  # on both sides of 0
-    assert by.loc["C24", "bound"] == 0.95
+    assert by.loc["C24", "bound"] == 0.9
+    assert by.loc["C31", "bound"] == 0.2
     at = tables["C35"][0]
     at = at[(at["sparsity"] == 0.95) & (at["criterion"] == "snip") & (at["epoch"] == 1)]
     assert by.loc["C35", "bound"] == pytest.approx(max(0.1, 10 * at["test_error"].mean()))
     alike, kept = tables["C24"]
     assert set(kept["sparsity"]) == {0.5, 0.9}
+    worst = kept[kept["layer"] == "whole network"].groupby("sparsity")["overlap"].mean().min()
+    assert by.loc["C24", "value"] == pytest.approx(worst)
     whole = alike[alike["layer"] == "whole network"]
     model, split = snipnb.lenet_digits(seed=10), snipnb.load_split("digits")
     one = snipnb.exact_salience(model, split.train_images, split.train_labels)
@@ -103,39 +108,70 @@ def made_up(*verdicts):
     return pd.DataFrame(rows)
 
 
+def test_error_rates_say_how_well_the_networks_learn(said):
+    runs = said[2]
+    found = measure.error_rates(runs)
+    assert found["network"].tolist() == ["small LeNet (digits)"]
+    assert found["parameters"].tolist() == [sum(p.numel() for p in snipnb.lenet_digits().parameters())]
+    dense = runs[(runs["sparsity"] == 0) & (runs["epoch"] == 1)]
+    assert found["dense"].item() == pytest.approx(100 * dense["test_error"].mean())
+    assert list(found)[3:] == ["sparsity 0.5", "sparsity 0.95", "sparsity 0.99"]
+
+
 def test_findings_tell_what_holds_elsewhere():
     holds, fails, undecided = "supported", "contradicted (for these)", "inconclusive (power 0.10)"
     rows = made_up(
         (holds, holds, holds),
-        (holds, f"{holds} (also at 0.99)", holds),
+        (holds, f"{holds} (also at 0.99)", f"partly {holds} (in rank)"),
         (holds, fails, holds),
         (holds, undecided, fails),
-        (fails, fails, fails),
+        (holds, undecided, undecided),
         (undecided, undecided, undecided),
     )
     kinds = measure.kinds(rows)
     expected = {
-        "alike everywhere": ["C2", "C24", "C31"],
-        "different elsewhere": ["C25a"],
-        "open on some network": ["C29", "C35"],
+        "contradicted on some": ["C25a", "C29"],
+        "at least in part on all": ["C2", "C24"],
+        "on some, open on others": ["C31"],
+        "open on all": ["C35"],
     }
     assert kinds == expected
+    assert next(iter(kinds)) == "contradicted on some"
     found = measure.findings(rows)["what came out"]
-    first = "Verdicts by the same rules: alike everywhere: C2, C24, C31; different elsewhere: C25a; open on some network: C29, C35."
-    assert found[0] == first
-    assert found[1] == "C2: supported for all."
-    assert (
-        found[3] == "C25a: supported for LeNet-5 (MNIST), small LeNet (digits); contradicted for LeNet-300-100 (MNIST)."
+    assert found[0] == (
+        "Contradicted on some: SNIP trains as well as the exact salience, SNIP knows what each layer needs; at least in part on all: "
+        "pruning by half costs nothing, SNIP keeps what the exact salience keeps; on some, open on others: layers keep as many from "
+        "seed to seed; open on all: random places with SNIP's layer densities are as good."
     )
+    assert found[1] == (
+        "LeNet-5 (MNIST), +0.50 points (bound 0.45): holds; LeNet-300-100 (MNIST), +0.50 points (bound 0.45): holds; "
+        "small LeNet (digits), +0.50 points (bound 0.45): holds."
+    )
+    assert "small LeNet (digits), overlap 0.50 (bound 0.45): in part or reworded" in found[2]
+    assert "LeNet-300-100 (MNIST), +0.50 points (bound 0.45): contradicted" in found[3]
+    assert "change 50 % (bound 0.45)" in found[5]
     table = measure.verdicts(rows)
-    assert table.columns.tolist() == ["claim", *measure.NETWORKS.values()]
-    assert table.set_index("claim").loc["C29"].tolist() == ["supported", "inconclusive", "contradicted"]
-    figure = draw.rules(rows, shown=measure.SHOWN, counted=kinds)
-    headline = "Of 6 rules on 3 networks: 3 alike everywhere, 1 different elsewhere, 2 open on some network"
-    assert headline_of(figure) == headline
+    assert table.columns.tolist() == ["claim", "says", *measure.NETWORKS.values()]
+    assert table.set_index("claim").loc["C29"].tolist()[1:] == ["supported", "inconclusive", "contradicted"]
+    assert measure.key(rows) == "✓ holds, ≈ in part or reworded, ✗ contradicted, ? open"
+    figure = draw.rules(rows, shown={claim: one.what for claim, one in measure.SHOWN.items()}, counted=kinds)
+    assert headline_of(figure) == (
+        "What 6 rules say of 3 networks: contradicted on some, C25a, C29; at least in part on all, C2, C24; "
+        "on some, open on others, C31; open on all, C35"
+    )
     assert [len(axis.containers) for axis in figure.axes] == [3] * 6
+    assert {axis.get_xscale() for axis in figure.axes} == {"linear"}
     dashed = [[line for line in axis.lines if line.get_linestyle() == "--"] for axis in figure.axes]
     assert [len(lines) for lines in dashed] == [6, 3, 6, 3, 3, 3]
+    plt.close(figure)
+
+
+def test_an_axis_that_reaches_far_is_logarithmic_and_has_ticks_on_both_sides():
+    rows = made_up(*[("supported",) * 3] * 6).assign(low=-3.0, high=30.0)
+    figure = draw.rules(rows, shown={claim: one.what for claim, one in measure.SHOWN.items()}, counted={})
+    axis = figure.axes[0]
+    assert axis.get_xscale() == "symlog"
+    assert list(axis.get_xticks()) == [-10, -2, -0.5, 0, 0.5, 2, 10]
     plt.close(figure)
 
 
@@ -143,11 +179,18 @@ def test_one_network_has_its_verdicts_told():
     rows = made_up(*[("supported", "supported", "inconclusive (power 0.10)")] * 6)
     rows = rows[rows["network"] == "small LeNet (digits)"]
     found = measure.findings(rows)["what came out"]
-    assert found[0] == "small LeNet (digits): inconclusive: C2, C24, C25a, C29, C31, C35."
-    assert found[1] == "C2: inconclusive for small LeNet (digits)."
-    figure = draw.rules(rows, shown=measure.SHOWN, counted=measure.kinds(rows))
-    assert headline_of(figure) == "Of 6 rules on small LeNet (digits): 6 inconclusive"
+    assert found[0].startswith("On small LeNet (digits): open: pruning by half costs nothing, SNIP keeps")
+    figure = draw.rules(
+        rows, shown={claim: one.what for claim, one in measure.SHOWN.items()}, counted=measure.kinds(rows)
+    )
+    assert headline_of(figure) == "What 6 rules say of small LeNet (digits): open, C2, C24, C25a, C29, C31, C35"
     plt.close(figure)
+
+
+def test_scored_images_are_told():
+    assert measure.scored({**PARAMETERS, "num_other_runs": 1}) == (
+        "1,000 for LeNet-300-100 (MNIST), 360 for small LeNet (digits)"
+    )
 
 
 def test_numbers_of_networks_are_told():

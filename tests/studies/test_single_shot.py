@@ -1,5 +1,7 @@
 """What notebook 08 measures, against what is known of it."""
 
+import re
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -7,7 +9,7 @@ import pytest
 
 import snipnb
 from snipnb.pruning.criteria import CRITERIA, Start, mask_for
-from snipnb.publish import published
+from snipnb.publish import published, stats
 from snipnb.publish.style import LOOKS, headline_of
 from snipnb.studies.single_shot import draw, findings, measure
 
@@ -101,7 +103,30 @@ def test_controls_are_compared_with_the_criterions_own_mask():
     assert found["n"].tolist() == [3, 3]
     assert found["own_percent"].tolist() == pytest.approx([2.0, 2.0])
     assert found.loc["shuffled", "low95"] > 0 > found.loc["redrawn", "low95"]
+    runs = runs_of(errors | {("lenet5", "ntk_sap", 0.95): [2.0, 3.0], ("lenet5", "ntk_sap_shuffled", 0.95): [4.0, 5.0]})
+    tangent = measure.controls(runs).set_index("criterion").loc[["ntk_sap"]]
+    assert tangent["control"].tolist() == ["shuffled"]  # its weights are drawn anew in any case
+    dead = runs.assign(collapsed=(runs["criterion"].str.startswith("snip") & (runs["init_seed"] > 0)).astype(int))
+    assert set(measure.controls(dead)["criterion"]) == {"snip", "ntk_sap"}  # a network of the first seed has all layers
+    dead["collapsed"] = dead["criterion"].str.startswith("snip").astype(int)
+    assert set(measure.controls(dead)["criterion"]) == {"ntk_sap"}
     assert measure.controls(runs_of({("lenet5", "snip", 0.95): [2.0]})).empty
+
+
+def test_error_rates_of_all_criteria_stand_in_one_table():
+    levels = {"snip": 5.0, "grasp": 4.0, "random": 9.0, "grasp_shuffled": 1.0}
+    errors = {
+        (model, name, sparsity): [level + 10 * (sparsity == 0.99), level + 2 + 10 * (sparsity == 0.99)]
+        for model in measure.NETWORKS
+        for name, level in levels.items()
+        for sparsity in (0.9, 0.95, 0.99)
+    }
+    errors |= {(model, "snip", 0.0): [1.0, 2.0] for model in measure.NETWORKS}
+    found = measure.error_rates(runs_of(errors))
+    assert found["criterion"].tolist() == ["dense", "snip", "grasp", "random"]
+    assert list(found)[1:] == [f"{n}, {s}" for n in measure.NETWORKS.values() for s in (0.95, 0.99)]
+    assert found["LeNet-5, 0.95"].tolist() == pytest.approx([1.5, 6, 5, 10])
+    assert found["LeNet-300-100, 0.99"].tolist() == pytest.approx([1.5, 16, 15, 20])
 
 
 # --- what masks keep, and estimates -----------------------------------------------------------------------------------
@@ -126,6 +151,10 @@ def test_kept_sets_are_those_that_networks_train_with(monkeypatch, tmp_path):
     summary = measure.path_summary(kept)
     assert summary.loc[summary["criterion"] == "magnitude", "cut"].max() == 1
     assert summary["n"].unique().tolist() == [1]
+    means = summary.set_index(["network", "criterion", "sparsity"])
+    one = means.loc[("LeNet-5", "snip", 0.99)]
+    assert one["on_path"] == pytest.approx((1 - one["effective_sparsity"]) / 0.01)
+    assert means.loc[("LeNet-5", "magnitude", 0.99), "on_path"] < 0.05  # biases of the last layer alone
 
 
 def test_an_estimate_is_measured_by_what_it_misses(examples, monkeypatch):
@@ -179,6 +208,8 @@ def tables():
             "n": 2,
             "cut": int(c == "random"),
             "effective_sparsity": 1 - (1 - s) / (2 if c == "random" else 1),
+            "on_path": 0.5 if c == "random" else 1.0,
+            "in_common_with_snip": 0.25,
         }
         for n in measure.NETWORKS.values()
         for c in measure.CRITERIA_COMPARED
@@ -205,33 +236,74 @@ def test_findings_say_what_the_tables_hold(tables):
     runs, kept, found = tables
     compared, _ = measure.compare(runs, smallest_margin=0.1)
     said = findings.findings(compared, kept, found, measure.controls(runs)).set_index("question")["what came out"]
-    assert said.iloc[0].startswith("Shown to be better than SNIP: iterative SNIP on LeNet-5 at 0.95; iterative SNIP on")
-    assert "SNIP in rounds by −1.00 points [" in said.iloc[1]
+    assert said.index[0].startswith("Why is SNIP weak at 0.99")
+    assert said.iloc[0].startswith(
+        "SNIP scored again in each of 20 rounds changes the error rate of LeNet-5 at 0.99 by −1.00 points ["
+    )
+    better = re.sub(r"−(1\.00|0\.99)", "−1", said.iloc[1])
+    places = [f"on {network} at {sparsity}" for network in measure.NETWORKS.values() for sparsity in (0.95, 0.99)]
+    assert better == f"Shown to be better than SNIP: {'; '.join(f'{p}, iterative SNIP (−1)' for p in places)}."
     assert said.iloc[2].startswith(
         "Rank correlation with the exact salience at initialisation: SNIP 1.000, second order 0.900"
     )
+    assert "(of the largest, missed: Fisher-Taylor as coded 30.0 %, SNIP 100.0 %)" in said.iloc[2]
     assert (
-        "LeNet-5 at 0.99: cut through by random; random has 50 % of its kept parameters on a path, SNIP 100 %"
+        "LeNet-5 at 0.99, share of the kept parameters on a path: SNIP 100 %, iterative SNIP 100 %, FORCE"
         in said.iloc[3]
     )
-    assert "better than a mask shuffled within layers for 14 of 14" in said.iloc[4]
-    assert "made for other weights for 0 of 14 (none)" in said.iloc[4]
+    assert "cut through by random; iterative SNIP has 25 % of its kept parameters in common with SNIP" in said.iloc[3]
+    assert "worse by both: none; worse if shuffled, not shown to be worse with other weights: SNIP" in said.iloc[4]
+    assert said.iloc[4].endswith("worse with other weights only: none; not shown to be worse by either: none.")
     assert len(said) == 5  # no upper reference was trained
+    alone = compared.assign(n=1)
+    assert "too few for a verdict" in findings.findings(alone, kept, found, pd.DataFrame())["what came out"][1]
+
+
+def test_equal_estimates_are_named_together(tables):
+    _, _, found = tables
+    found = found.assign(smallest=0.0, largest=1.0)
+    equal = found.assign(mean=found["mean"].where(found["criterion"] != "second_order", 1.0))
+    said = findings._truest(equal)
+    assert "at initialisation: SNIP and second order 1.000, third order 0.800" in said
+    title = headline_of(draw.estimates(equal))
+    assert title.startswith("At initialisation, 2 estimates agree best with the exact salience (1.000); after training")
+    worse = found.assign(mean=found["mean"].where(found["criterion"] != "snip", 0.7))
+    assert "second order agrees best with the exact salience (0.900; SNIP 0.700)" in headline_of(draw.estimates(worse))
+    plt.close("all")
 
 
 def test_figures_name_what_they_show(tables):
-    runs, kept, found = tables
+    runs, kept, _ = tables
     compared, pairs = measure.compare(runs, smallest_margin=0.1)
-    title = headline_of(draw.lenet5(pairs, compared, judged=0.95))
-    assert (
-        title
-        == "LeNet-5: of 15 criteria beside SNIP, at 0.95, 1 are better and 1 worse; at 0.99, 1 are better and 1 worse"
+    settings = {"judged": 0.95, "upper": measure.UPPER}
+    title = headline_of(draw.lenet5(pairs, compared, **settings))
+    assert title == (
+        "LeNet-5: of 15 other criteria, at 0.95, 1 beats SNIP and 1 loses to it; at 0.99, 1 beats SNIP and 1 loses to it (5 networks each)"
     )
-    assert "shuffled within layers, 14; made for other weights, 0" in headline_of(draw.controls(measure.controls(runs)))
+    upper = compared.assign(criterion=compared["criterion"].replace("grasp", measure.UPPER), n=1)
+    alone = draw.lenet_300_100(pairs, upper, **settings)
+    assert headline_of(alone) == "LeNet-300-100: SNIP and 14 other criteria, one network each, so no verdicts"
+    assert alone.axes[0].get_yticklabels()[-1].get_text() == "iterative magnitude"  # last, whatever its error rate
+    lost = measure.controls(runs)
+    title = headline_of(draw.controls(lost))
+    assert title == (
+        "Worse than with their own mask: 14 of 14 criteria with a mask shuffled within layers; "
+        "0 of 13 criteria with a mask made for other weights"
+    )
     assert headline_of(draw.controls(pd.DataFrame())) == ""
     assert "random has 50 % of what it keeps on a path" in headline_of(draw.paths(kept))
-    assert headline_of(draw.estimates(found)).startswith("At initialisation, SNIP is closest")
     plt.close("all")
+
+
+def test_the_thick_bar_shows_whether_a_criterion_is_as_good(tables):
+    """The 90 % interval of the two one-sided tests, from the 95 % interval."""
+    values = np.array([0.1, 0.3, -0.2, 0.25])
+    runs = runs_of({("lenet5", "snip", 0.95): [2.0] * 4, ("lenet5", "grasp", 0.95): 2.0 + values})
+    compared, pairs = measure.compare(runs, smallest_margin=0.1)
+    figure = draw.lenet5(pairs, compared, judged=0.95, upper=measure.UPPER)
+    (thick,) = (line for line in figure.axes[0].lines if line.get_linewidth() == 3.5)
+    assert thick.get_xdata() == pytest.approx(stats.mean_interval(values, level=0.9)[1:])
+    plt.close(figure)
 
 
 def test_every_criterion_of_the_notebook_is_registered_with_a_look():

@@ -14,22 +14,23 @@ from snipnb.publish.sentences import outcome
 from snipnb.publish.style import NEUTRAL, headline, panels, with_minus, write
 
 MIRRORED = ("C2", "C25a")  # a margin on both sides of 0
-LINEAR = 0.5  # up to which an axis is linear, beyond it logarithmic
+LOGARITHMIC = 2  # an axis that reaches further is logarithmic
+LINEAR = 0.5  # ... beyond this
 COLUMNS = 3
 
 
-def rules(said: pd.DataFrame, *, shown: Mapping[str, tuple[str, str]], counted: Mapping[str, Sequence[str]]) -> Figure:
+def rules(said: pd.DataFrame, *, shown: Mapping[str, str], counted: Mapping[str, Sequence[str]]) -> Figure:
     """What the rule of each claim compares, a panel per claim, a row per network; dashed: the bound of the rule; beside it: the verdict.
 
     Args:
         said: ``network``, ``claim``, ``verdict``, ``value``, ``low``, ``high``, ``bound``.
-        shown: Claim -> its statistic, and what this is.
+        shown: Claim -> what is shown of its rule.
         counted: What came out -> claims.
     """
     networks = list(dict.fromkeys(said["network"]))
     height = 1.1 + 0.42 * len(networks)
     figure, axes = panels(-(-len(shown) // COLUMNS), COLUMNS, 10.4, 2 * height, sharey=True)
-    for axis, (claim, (_, what)) in zip(axes.flat, shown.items(), strict=True):
+    for axis, (claim, what) in zip(axes.flat, shown.items(), strict=True):
         own = said[said["claim"] == claim].set_index("network").reindex(networks)
         for row, (_, one) in enumerate(own.iterrows()):
             bars = [[one["value"] - one["low"]], [one["high"] - one["value"]]] if np.isfinite(one["low"]) else None
@@ -45,21 +46,20 @@ def rules(said: pd.DataFrame, *, shown: Mapping[str, tuple[str, str]], counted: 
                 *place,
                 xycoords=blended_transform_factory(axis.transAxes, axis.transData),
                 va="center",
+                fontsize=9,
+                color="black",
                 bbox=box,
             )
-        if (
-            (widest := np.nanmax(own[["value", "low", "high"]].abs())) > LINEAR
-            and own["bound"].abs().max() < LINEAR * 4
-            and "points" in what
-        ):
+        widest = np.nanmax(own[["value", "low", "high", "bound"]].abs())
+        if widest > LOGARITHMIC:
             axis.set_xscale("symlog", linthresh=LINEAR, linscale=1.5)
-            ticks = [tick for tick in (-LINEAR, 0, LINEAR, 2, 10, 50) if abs(tick) < 1.3 * widest]
+            ticks = [tick for tick in (-10, -2, -LINEAR, 0, LINEAR, 2, 10, 50) if abs(tick) < 1.3 * widest]
             axis.set_xticks(ticks, [with_minus(f"{tick:g}") for tick in ticks])
             axis.xaxis.set_minor_locator(NullLocator())
         axis.set_title(f"{claim}: {what}", fontsize=9)
         axis.set_yticks(range(len(networks)), networks)
         axis.set_ylim(len(networks) - 0.5, -0.5)
         axis.grid(axis="y", visible=False)
-    counts = ", ".join(f"{len(claims)} {kind}" for kind, claims in counted.items())
+    counts = "; ".join(f"{kind}, {', '.join(claims)}" for kind, claims in counted.items())
     where = networks[0] if len(networks) == 1 else f"{len(networks)} networks"
-    return headline(figure, f"Of {len(shown)} rules on {where}: {counts}")
+    return headline(figure, f"What {len(shown)} rules say of {where}: {counts}")

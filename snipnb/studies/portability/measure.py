@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from snipnb.data import load_split
 from snipnb.networks import MODELS
 from snipnb.pruning.criteria import PERTURBATIONS
+from snipnb.publish.sentences import outcome
+from snipnb.publish.style import with_minus
 from snipnb.studies import shared
 from snipnb.studies.shared import grid_of
 from snipnb.training.recipe import Recipe
@@ -26,16 +28,49 @@ PERTURBED = [f"perturbed_{number}" for number in range(1, PERTURBATIONS + 1)]
 DENSITIES = ["snip_densities", "closed_form"]
 FIGURE_1 = [0.75, 0.85, 0.9, 0.93, 0.96]  # sparsities of the rule of C25a
 CONTROLS = ["snip_shuffled", "snip_inverted", "uniform", "erdos_renyi_kernel", *PERTURBED]
-OPEN = ("inconclusive", "cannot tell", "not run")  # words that decide nothing
 FIRST_COUNTED = 100  # seeds of kept counts, as the rule of C31 has them
-# Claim -> the statistic that its rule compares, and what it is.
+
+
+class Shown(NamedTuple):
+    """What is shown of the rule of a claim: one of the numbers that it compares.
+
+    Attributes:
+        statistic: Name of the number.
+        what: What it is, above a panel.
+        says: The claim in a few words.
+        form: How the number is written.
+        setting: The setting of the rule that is the bound, if it is no margin and no number of its outcomes.
+    """
+
+    statistic: str
+    what: str
+    says: str
+    form: str = "{:+.2f} points"
+    setting: str | None = None
+
+
 SHOWN = {
-    "C2": ("pruned_minus_dense", "pruned by half minus dense, points"),
-    "C24": ("spearman", "rank correlation, SNIP and exact"),
-    "C25a": ("mean_difference", "SNIP minus exact, points"),
-    "C29": ("perturbed_costs", "perturbed minus SNIP's densities, points"),
-    "C31": ("share_between_five_layers", "share of variance between layers"),
-    "C35": ("snip_densities_minus_snip", "SNIP's densities minus SNIP, points"),
+    "C2": Shown("pruned_minus_dense", "pruned by half minus dense, points", "pruning by half costs nothing"),
+    "C24": Shown(
+        "overlap_at_the_worst",
+        "overlap of kept sets, smallest of 12",
+        "SNIP keeps what the exact salience keeps",
+        "overlap {:.2f}",
+        "least_overlap",
+    ),
+    "C25a": Shown("mean_difference", "SNIP minus exact, points", "SNIP trains as well as the exact salience"),
+    "C29": Shown("perturbed_costs", "perturbed minus SNIP's densities, points", "SNIP knows what each layer needs"),
+    "C31": Shown(
+        "largest_typical_change",
+        "typical change of a layer's count",
+        "layers keep as many from seed to seed",
+        "change {:.0%}",
+    ),
+    "C35": Shown(
+        "snip_densities_minus_snip",
+        "random places minus SNIP, points",
+        "random places with SNIP's layer densities are as good",
+    ),
 }
 
 
@@ -105,11 +140,36 @@ def tables(
     return found
 
 
+def error_rates(runs: pd.DataFrame) -> pd.DataFrame:
+    """How large the networks are and how well they learn: ``network``, ``parameters``, and mean error rates by SNIP's sparsities (0: dense), in percent."""
+    own = runs[runs["criterion"] == "snip"]
+    last = own[own["epoch"] == own.groupby("name")["epoch"].transform("max")]
+    wide = (
+        100 * last.pivot_table("test_error", index="name", columns="sparsity", sort=False)[[0.0, HALF, JUDGED, HIGHEST]]
+    )
+    names = {model: sum(p.numel() for p in MODELS[model]().parameters()) for model in wide.index}
+    found = wide.set_axis(["dense", *(f"sparsity {s:g}" for s in wide.columns[1:])], axis=1).reset_index(drop=True)
+    found.insert(0, "network", [NETWORKS[model] for model in names])
+    found.insert(1, "parameters", list(names.values()))
+    return found
+
+
 def verdicts(said: pd.DataFrame) -> pd.DataFrame:
     """A row per claim, a column per network: the verdicts by the same rules, without their remarks."""
     words = said.assign(word=said["verdict"].str.partition(" (")[0])
     wide = words.pivot(index="claim", columns="network", values="word")
-    return wide.loc[list(SHOWN), list(dict.fromkeys(said["network"]))].reset_index()
+    wide = wide.loc[list(SHOWN), list(dict.fromkeys(said["network"]))].reset_index()
+    wide.insert(1, "says", [SHOWN[claim].says for claim in wide["claim"]])
+    return wide
+
+
+def scored(parameters: Mapping[str, Any]) -> str:
+    """How many images trained networks are scored on, as a text."""
+    number = {
+        NETWORKS[model]: len(load_split(of["split_name"], sample=of["sample"]).test_labels)
+        for model, of in _of(parameters).items()
+    }
+    return ", ".join(f"{n:,} for {network}" for network, n in number.items())
 
 
 def numbers(said: pd.DataFrame) -> str:
@@ -118,41 +178,51 @@ def numbers(said: pd.DataFrame) -> str:
     return ", ".join(f"{n} for {network}" for network, n in zip(trained["network"], trained["n"], strict=True))
 
 
+def key(said: pd.DataFrame) -> str:
+    """What the marks of verdicts mean, as a text."""
+    found = dict.fromkeys(outcome(verdict) for verdict in said["verdict"])
+    return ", ".join(f"{glyph} {name}" for glyph, _, name in found)
+
+
 def kinds(said: pd.DataFrame) -> dict[str, list[str]]:
-    """What came out -> claims. With several networks: whether a rule decides alike on all, decides otherwise on one, or leaves one open; with one, its verdicts."""
-    words = said["verdict"].str.partition(" (")[0].groupby(said["claim"], sort=False)
+    """What came out -> claims: contradicted somewhere, or where they hold (at least in part); with one network, its outcomes."""
+    names = said["verdict"].map(lambda verdict: outcome(verdict)[2])
     found: dict[str, list[str]] = {}
-    for claim, own in words:
+    for claim, own in names.groupby(said["claim"], sort=False):
+        holds = own.isin([outcome("supported")[2], outcome("partly supported")[2]])
         if said["network"].nunique() == 1:
             kind = own.iloc[0]
-        elif own.isin(OPEN).any():
-            kind = "open on some network"
+        elif (own == outcome("contradicted")[2]).any():
+            kind = "contradicted on some"
         else:
-            kind = "alike everywhere" if own.nunique() == 1 else "different elsewhere"
+            kind = (
+                ("at least in part on all" if holds.all() else "on some, open on others")
+                if holds.any()
+                else "open on all"
+            )
         found.setdefault(kind, []).append(str(claim))
-    return found
+    return dict(sorted(found.items(), key=lambda item: item[0] != "contradicted on some"))
 
 
 def findings(said: pd.DataFrame) -> pd.DataFrame:
     """What came out, in a sentence for all claims and one for each.
 
     Args:
-        said: ``network``, ``claim``, ``verdict``.
+        said: ``network``, ``claim``, ``verdict``, ``value``, ``bound``.
 
     Returns:
         ``question``, ``what came out``.
     """
     networks = list(dict.fromkeys(said["network"]))
-    parts = "; ".join(f"{kind}: {', '.join(claims)}" for kind, claims in kinds(said).items())
-    question, where = (
-        "Which findings hold elsewhere, too?",
-        networks[0] if len(networks) == 1 else "Verdicts by the same rules",
-    )
-    rows = [{"question": question, "what came out": f"{where}: {parts}."}]
+    parts = [f"{kind}: {', '.join(SHOWN[claim].says for claim in claims)}" for kind, claims in kinds(said).items()]
+    text = "; ".join(parts)
+    text = f"On {networks[0]}: {text}" if len(networks) == 1 else f"{text[0].upper()}{text[1:]}"
+    rows = [{"question": "Which findings hold elsewhere, too?", "what came out": f"{text}."}]
     for claim, own in said.groupby("claim", sort=False):
-        words = own["verdict"].str.partition(" (")[0]
-        by = {word: ", ".join(own["network"][words == word]) for word in dict.fromkeys(words)}
-        whole = len(by) == 1 and len(networks) > 1
-        said_of = [f"{word} for {'all' if whole else of}" for word, of in by.items()]
-        rows.append({"question": SHOWN[str(claim)][1], "what came out": f"{claim}: {'; '.join(said_of)}."})
+        shown = SHOWN[str(claim)]
+        of = [
+            f"{row['network']}, {with_minus(shown.form.format(row['value'])).replace('%', ' %')} (bound {abs(row['bound']):.2g}): {outcome(row['verdict'])[2]}"
+            for _, row in own.iterrows()
+        ]
+        rows.append({"question": f"{claim}: {shown.says}", "what came out": f"{'; '.join(of)}."})
     return pd.DataFrame(rows)

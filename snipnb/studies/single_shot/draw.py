@@ -24,36 +24,45 @@ from snipnb.publish.style import (
 )
 
 
-def lenet5(pairs: pd.DataFrame, compared: pd.DataFrame, *, judged: float) -> Figure:
+def lenet5(pairs: pd.DataFrame, compared: pd.DataFrame, *, judged: float, upper: str) -> Figure:
     """Error rate of LeNet-5 minus SNIP's, for every criterion, at the judged and the highest sparsity; grey: the margin of equivalence.
 
     Args:
         pairs: ``network``, ``criterion``, ``sparsity``, ``seed``, ``difference``, in percentage points.
         compared: ``network``, ``criterion``, ``sparsity``, ``mean``, ``low95``, ``high95``, ``margin``, ``outcome``.
         judged: The sparsity of the left panel.
+        upper: The criterion that is an upper reference, not a rival: it stands last, and is not counted.
     """
-    return _field("LeNet-5", pairs, compared, judged)
+    return _field("LeNet-5", pairs, compared, judged, upper)
 
 
-def lenet_300_100(pairs: pd.DataFrame, compared: pd.DataFrame, *, judged: float) -> Figure:
+def lenet_300_100(pairs: pd.DataFrame, compared: pd.DataFrame, *, judged: float, upper: str) -> Figure:
     """The same for LeNet-300-100."""
-    return _field("LeNet-300-100", pairs, compared, judged)
+    return _field("LeNet-300-100", pairs, compared, judged, upper)
 
 
-def _field(network: str, pairs: pd.DataFrame, compared: pd.DataFrame, judged: float) -> Figure:
+def _field(network: str, pairs: pd.DataFrame, compared: pd.DataFrame, judged: float, upper: str) -> Figure:
     pairs, compared = (frame[frame["network"] == network] for frame in (pairs, compared))
     sparsities = sorted({judged, compared["sparsity"].max()})
     last = compared[compared["sparsity"] == sparsities[-1]]
-    criteria = list(last.sort_values("mean")["criterion"])
+    criteria = sorted(last.sort_values("mean")["criterion"], key=lambda name: name == upper)
+    rivals = [name for name in criteria if name != upper]
     figure, axes = panels(1, len(sparsities), 9.8, 1.2 + 0.33 * len(criteria), sharey=True)
     said = []
     for axis, sparsity in zip(axes[0], sparsities, strict=True):
         own, here = (frame[frame["sparsity"] == sparsity] for frame in (pairs, compared))
         forest(axis, own, here, criteria)
+        if len(rivals) < len(criteria):
+            axis.axhline(len(rivals) - 0.5, color="black", lw=0.8)
         axis.set_title(f"sparsity {sparsity:g}")
-        good, worse = ((here["outcome"] == word).sum() for word in ("better", "worse"))
-        said.append(f"at {sparsity:g}, {good} are better and {worse} worse")
-    return headline(figure, f"{network}: of {len(criteria)} criteria beside SNIP, {'; '.join(said)}")
+        outcomes = here.loc[here["criterion"] != upper, "outcome"]
+        good, worse = ((outcomes == word).sum() for word in ("better", "worse"))
+        beat, lose = ("beats SNIP" if good == 1 else "beat SNIP"), ("loses to it" if worse == 1 else "lose to it")
+        said.append(f"at {sparsity:g}, {good} {beat} and {worse} {lose}")
+    number = compared["n"].max()
+    if number == 1:
+        return headline(figure, f"{network}: SNIP and {len(rivals)} other criteria, one network each, so no verdicts")
+    return headline(figure, f"{network}: of {len(rivals)} other criteria, {'; '.join(said)} ({number} networks each)")
 
 
 def controls(frame: pd.DataFrame) -> Figure:
@@ -67,55 +76,64 @@ def controls(frame: pd.DataFrame) -> Figure:
         axis.axis("off")
         axis.text(0.5, 0.5, "No controls were trained under this profile.", ha="center")
         return figure
-    criteria = list(frame[frame["control"] == "shuffled"].sort_values("mean")["criterion"])
+    ranks = frame.groupby("criterion")["mean"].agg("first").sort_values()
+    criteria = list(ranks.index)
+    reach = 1.2 * np.nanmax(frame[["mean", "low95", "high95"]].abs())
     figure, axes = panels(1, 2, 9.8, 1.2 + 0.33 * len(criteria), sharey=True, sharex=True)
     said = []
     for axis, (control, part) in zip(axes[0], frame.groupby("control", sort=False), strict=True):
-        rows = part.set_index("criterion").loc[criteria]
-        for row, (criterion, test) in enumerate(rows.iterrows()):
-            style, ends = look(str(criterion)), rows.iloc[[row]]
+        rows = part.set_index("criterion")
+        for row, criterion in enumerate(criteria):
+            if criterion not in rows.index:
+                beside(axis, row, "does not apply")
+                continue
+            style, ends = look(criterion), rows.loc[[criterion]]
             bars = whiskers(ends, "mean", "low95", "high95")
             options = {"fmt": style.marker, "color": style.colour, "ms": 6, "capsize": 3, "elinewidth": 1.2}
             axis.errorbar(ends["mean"], [row], xerr=bars, **options)
-            beside(axis, row, with_minus(f"{test['mean']:+.2f}"))
+            beside(axis, row, with_minus(f"{rows.loc[criterion, 'mean']:+.2f}"))
         axis.axvline(0, color="black", lw=0.8)
         axis.set_xscale("symlog", linthresh=0.5)
-        ticks = (-30, -5, -0.5, 0, 0.5, 5, 30)
+        ticks = [t for t in (-30, -5, -2, -0.5, 0, 0.5, 2, 5, 30) if abs(t) <= reach]
         axis.set_xticks(ticks, [with_minus(f"{t:g}") for t in ticks])
         axis.xaxis.set_minor_locator(NullLocator())
-        axis.set(title=CONTROLS[str(control)], xlabel="error rate minus its own mask's, percentage points")
+        axis.set(title=f"mask {CONTROLS[str(control)]}", xlabel="error rate minus its own mask's, percentage points")
         axis.grid(axis="y", visible=False)
-        said.append(f"{CONTROLS[str(control)]}, {(rows['low95'] > 0).sum()}")
+        said.append(f"{(rows['low95'] > 0).sum()} of {len(rows)} criteria with a mask {CONTROLS[str(control)]}")
     axes[0][0].set_yticks(range(len(criteria)), [look(c).label for c in criteria])
     axes[0][0].set_ylim(len(criteria) - 0.5, -0.5)
-    return headline(figure, f"Criteria, of {len(criteria)}, whose own mask is better than a mask {'; '.join(said)}")
+    return headline(figure, f"Worse than with their own mask: {'; '.join(said)}")
 
 
 def paths(kept: pd.DataFrame) -> Figure:
     """The share of what is kept that lies on a path from input to output, a row per criterion, a panel per network, a mark per sparsity.
 
     Args:
-        kept: ``network``, ``criterion``, ``sparsity``, ``effective_sparsity``, ``cut``, ``n``.
+        kept: ``network``, ``criterion``, ``sparsity``, ``on_path``, ``cut``, ``n``.
     """
     networks, sparsities = list(dict.fromkeys(kept["network"])), sorted(kept["sparsity"].unique())
-    share = 100 * (1 - kept["effective_sparsity"]) / (1 - kept["sparsity"])
-    kept = kept.assign(share=share.clip(upper=100))
+    kept = kept.assign(share=100 * kept["on_path"])
     order = kept[kept["sparsity"] == sparsities[-1]].groupby("criterion")["share"].mean().sort_values(ascending=False)
     criteria = list(order.index)
     figure, axes = panels(1, len(networks), 9.8, 1.5 + 0.33 * len(criteria), sharey=True)
+    sizes = np.linspace(4, 9, len(sparsities))
+    for size, sparsity in zip(sizes, sparsities, strict=True):
+        axes[0][0].plot([], [], "o", color=NEUTRAL, ms=size, label=f"sparsity {sparsity:g}")
     for axis, network in zip(axes[0], networks, strict=True):
         here = kept[kept["network"] == network]
         for row, criterion in enumerate(criteria):
             own = here[here["criterion"] == criterion].set_index("sparsity").loc[sparsities]
             axis.plot(own["share"], np.full(len(own), row), color=look(criterion).colour, lw=1, zorder=1)
-            for size, (_, test) in zip(np.linspace(3, 8, len(own)), own.iterrows(), strict=True):
-                axis.plot(test["share"], row, look(criterion).marker, color=look(criterion).colour, ms=size, mew=0)
+            for size, (_, test) in zip(sizes, own.iterrows(), strict=True):
+                options = {"ms": size, "mew": 0.6, "mec": "white", "zorder": 12 - size}  # small marks lie on large ones
+                axis.plot(test["share"], row, look(criterion).marker, color=look(criterion).colour, **options)
             if own["cut"].any():
                 beside(axis, row, f"cut: {own['cut'].iloc[-1]} of {own['n'].iloc[-1]}")
         axis.set(title=network, xlabel="kept parameters that lie on a path, %")
         axis.grid(axis="y", visible=False)
     axes[0][0].set_yticks(range(len(criteria)), [look(c).label for c in criteria])
     axes[0][0].set_ylim(len(criteria) - 0.5, -0.5)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(sparsities))
     last = kept[kept["sparsity"] == sparsities[-1]].set_index(["network", "criterion"])["share"]
     (network, criterion), least = last.idxmin(), last.min()
     said = f"At {sparsities[-1]:g}, {look(criterion).label} has {least:.0f} % of what it keeps on a path ({network})"
@@ -173,30 +191,33 @@ def estimates(found: pd.DataFrame) -> Figure:
     Args:
         found: ``state``, ``criterion``, ``measure``, ``mean``, ``smallest``, ``largest``.
     """
-    measures = {"spearman": ("rank correlation", "o", "full"), "in_common": ("kept by both", "s", "none")}
-    measures["missed"] = ("largest that are missed", "X", "full")
+    measures = {
+        "spearman": ("rank correlation", 1),
+        "in_common": ("kept by both, %", 100),
+        "missed": ("largest that are missed, %: lower is better", 100),
+    }
     states = list(dict.fromkeys(found["state"]))
     first = found[(found["state"] == states[0]) & (found["measure"] == "spearman")]
-    criteria = list(first.sort_values("mean", ascending=False)["criterion"])
-    figure, axes = panels(1, len(states), 9.8, 1.6 + 0.36 * len(criteria), sharey=True, sharex=True)
-    for axis, state in zip(axes[0], states, strict=True):
-        for measure, (label, marker, fill) in measures.items():
+    criteria = list(first.sort_values("mean", ascending=False, kind="stable")["criterion"])
+    figure, axes = panels(len(states), len(measures), 9.8, len(states) * (0.9 + 0.28 * len(criteria)), sharey=True)
+    for line, state in zip(axes, states, strict=True):
+        for axis, (measure, (label, factor)) in zip(line, measures.items(), strict=True):
             part = found[(found["state"] == state) & (found["measure"] == measure)].set_index("criterion").loc[criteria]
-            colours = [look(c).colour if measure != "missed" else NEUTRAL for c in criteria]
-            for row, colour in enumerate(colours):
-                own = part.iloc[[row]]
-                options = {"fmt": marker, "color": colour, "fillstyle": fill, "ms": 6, "elinewidth": 1.2}
-                axis.errorbar(own["mean"], [row], xerr=whiskers(own), **options)
-            axis.plot([], [], marker, color=NEUTRAL, fillstyle=fill, label=label)
-        axis.set(title=state, xlabel="share, or rank correlation with the exact salience")
-        axis.xaxis.set_minor_locator(NullLocator())
-        axis.grid(axis="y", visible=False)
+            ends = part[["mean", "smallest", "largest"]] * factor
+            for row, criterion in enumerate(criteria):
+                style, own = look(criterion), ends.iloc[[row]]
+                axis.errorbar(own["mean"], [row], xerr=whiskers(own), fmt=style.marker, color=style.colour, ms=6)
+                beside(axis, row, with_minus(f"{own['mean'].item():.3g}"))
+            axis.set(title=state, xlabel=label)
+            axis.grid(axis="y", visible=False)
     axes[0][0].set_yticks(range(len(criteria)), [look(c).label for c in criteria])
     axes[0][0].set_ylim(len(criteria) - 0.5, -0.5)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    means = found[found["measure"] == "spearman"].set_index(["state", "criterion"])["mean"]
-    said = [
-        f"{state}, {look(means[state].idxmax()).label} is closest to the exact salience ({means[state].max():.3f}; SNIP {means[state, 'snip']:.3f})"
-        for state in states
-    ]
+    means = found[found["measure"] == "spearman"].set_index(["state", "criterion"])["mean"].round(3)
+    said = []
+    for state in states:
+        own = means[state]
+        best = [look(str(c)).label for c in own.index[own == own.max()]]
+        many = f"{len(best)} estimates agree best" if len(best) > 1 else f"{best[0]} agrees best"
+        with_snip = "" if own["snip"] == own.max() else f"; SNIP {own['snip']:.3f}"
+        said.append(f"{state}, {many} with the exact salience ({own.max():.3f}{with_snip})")
     return headline(figure, f"{'; '.join(said)[0].upper()}{'; '.join(said)[1:]}")

@@ -33,6 +33,8 @@ ESTIMATES = (
 )
 JUDGED = 0.95  # the sparsity of kept sets, and of what findings name
 CONTROL_ENDINGS = ("_shuffled", "_redrawn")
+# Controls that say nothing: NTK-SAP draws the weights anew, so its mask does not depend on the network's own.
+WITHOUT_CONTROL = (("ntk_sap", "redrawn"),)
 LARGEST = 0.01  # share of parameters whose loss is looked for
 
 
@@ -67,18 +69,41 @@ def compare(runs: pd.DataFrame, *, smallest_margin: float) -> tuple[pd.DataFrame
 def controls(runs: pd.DataFrame) -> pd.DataFrame:
     """What is lost if a criterion's mask is shuffled within layers, or made for other weights: error rate minus that of its own mask, LeNet-5.
 
+    Left out are :data:`WITHOUT_CONTROL`, and criteria whose own mask keeps nothing of some layer in every network: these are dead in any case.
+
     Returns:
         One row per criterion and control: ``criterion``, ``control``, ``n``, ``own_percent`` (error rate), ``mean``, ``low95``, ``high95`` (of the
         difference, in percentage points). Empty if no controls were trained.
     """
-    rates = last_rates(runs[(runs["model"] == "lenet5") & (runs["sparsity"] == JUDGED)])
-    wide, rows = rates.pivot(index="seed", columns="criterion", values="error_percent"), []
-    for name in [n for n in WITH_CONTROLS if f"{n}_shuffled" in wide]:
-        for ending in CONTROL_ENDINGS:
-            both = wide[[name + ending, name]].dropna()
-            row = {"criterion": name, "control": ending[1:], "n": len(both), "own_percent": both[name].mean()}
-            rows.append(row | interval_of((both[name + ending] - both[name]).to_numpy()))
+    here = runs[(runs["model"] == "lenet5") & (runs["sparsity"] == JUDGED)]
+    wide, rows = last_rates(here).pivot(index="seed", columns="criterion", values="error_percent"), []
+    dead = here.groupby("criterion")["collapsed"].min() > 0
+    for name in [n for n in WITH_CONTROLS if f"{n}_shuffled" in wide and not dead[n]]:
+        for control in [end[1:] for end in CONTROL_ENDINGS if (name, end[1:]) not in WITHOUT_CONTROL]:
+            both = wide[[f"{name}_{control}", name]].dropna()
+            row = {"criterion": name, "control": control, "n": len(both), "own_percent": both[name].mean()}
+            rows.append(row | interval_of((both[f"{name}_{control}"] - both[name]).to_numpy()))
     return pd.DataFrame(rows, columns=["criterion", "control", "n", "own_percent", "mean", "low95", "high95"])
+
+
+def error_rates(runs: pd.DataFrame) -> pd.DataFrame:
+    """Mean error rates at the last epoch, in percent: a row per criterion, the best at the highest sparsity first, and a column per network and sparsity.
+
+    The first row has dense networks, the second SNIP. Sparsities are :data:`JUDGED` and the highest.
+    """
+    some = runs[~runs["criterion"].str.endswith(CONTROL_ENDINGS)]
+    highest = some["sparsity"].max()
+    shown, columns = some[some["sparsity"].isin([0.0, JUDGED, highest])], {}
+    for model, part in shown.groupby("model", sort=False):
+        means = last_rates(part).groupby(["criterion", "sparsity"])["error_percent"].mean()
+        for sparsity in sorted({JUDGED, highest}):
+            own = means.xs(sparsity, level="sparsity")
+            columns[f"{NETWORKS[str(model)]}, {sparsity:g}"] = pd.concat(
+                [pd.Series({"dense": means["snip", 0.0]}), own]
+            )
+    wide = pd.DataFrame(columns)
+    rest = wide.drop(index=["dense", "snip"]).sort_values(next(reversed(columns)))
+    return pd.concat([wide.loc[["dense", "snip"]], rest]).rename_axis("criterion").reset_index()
 
 
 # --- what masks keep --------------------------------------------------------------------------------------------------
@@ -129,12 +154,14 @@ def _in_common(mask: Mask, other: Mask) -> float:
 
 
 def path_summary(kept: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds of :func:`kept_sets`, and how many networks are cut: no path is left from the images to the logits."""
+    """Means over seeds of :func:`kept_sets`, and of the share of what is kept that lies on a path, ``on_path``; ``cut``: the number of networks without any path."""
     by = ["network", "criterion", "sparsity"]
-    found = kept.groupby(by, sort=False)
+    share = (1 - kept["effective_sparsity"]) / (1 - kept["sparsity"])
+    found = kept.assign(on_path=share.clip(upper=1)).groupby(by, sort=False)
     return found.agg(
         n=("seed", "size"),
         effective_sparsity=("effective_sparsity", "mean"),
+        on_path=("on_path", "mean"),
         cut=("cut", "sum"),
         in_common_with_snip=("in_common_with_snip", "mean"),
         in_common_with_exact=("in_common_with_exact", "mean"),
