@@ -93,7 +93,7 @@ robustness: env-test  ## kill `make figures` at random moments, fill its disk, d
 	@KILLS="$(KILLS)" $(PY) -m pytest -m robustness $(if $(ONLY),-k "$(ONLY)")
 
 test: env-test lint  ## run all tests, including the notebooks' smoke runs; needs no network and no data
-	@$(PY) -m pytest
+	@$(PY) -m pytest --numprocesses auto --dist loadfile
 
 test-lab: env  ## run every notebook in a real JupyterLab, in a headless browser; needs Chromium and playwright, and says if they are missing
 	@$(PY) tests/browser/lab.py $(if $(PICTURES),--pictures "$(PICTURES)")

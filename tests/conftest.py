@@ -1,4 +1,4 @@
-"""Shared by all tests: small real images, two threads, no network."""
+"""Shared by all tests: small real images, two threads (one where tests run side by side), no network."""
 
 import os
 
@@ -14,7 +14,7 @@ import torch
 
 import snipnb
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(scope="session")

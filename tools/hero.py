@@ -99,8 +99,9 @@ def _trained(axis: Axes, path: Path) -> None:
         part = own[own["criterion"] == criterion].sort_values("sparsity")
         axis.fill_between(1 - band["sparsity"], band["low"], band["high"], color=look.colour, alpha=0.2, lw=0)
         axis.plot(1 - part["sparsity"], part["mean"], color=look.colour, ls=look.dash, marker=look.marker, ms=3.5)
-        place = 0.04, 0.9 - 0.08 * line
-        axis.text(*place, name, color=look.colour, fontsize=8, fontweight="bold", transform=axis.transAxes)
+        place = 0.05, 0.92 - 0.08 * line
+        axis.plot(*place, look.marker, color=look.colour, ms=4.5, transform=axis.transAxes)
+        axis.text(0.09, place[1], name, va="center", fontsize=8, fontweight="bold", transform=axis.transAxes)
     style.sparsity_axis(
         axis, sorted(own["sparsity"].unique()), unlabelled=(0.05, 0.15, 0.25, 0.35, 0.45, 0.65, 0.85, 0.93)
     )

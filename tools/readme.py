@@ -108,7 +108,7 @@ def notebooks(figures: Path, *, up: str = "") -> str:
     """Each notebook's question, what came out, the executed copy, and minutes of the default profile; ``up`` leads from the page to the checkout."""
     rows = {row["id"]: row for row in _ledger(figures)}
     runs = _provenance(figures)
-    lines = ["| | question | what came out | minutes |", "|---|---|---|---|"]
+    lines = ["| | question | what came out | minutes (default) |", "|---|---|---|---|"]
     for name, (question, claim) in QUESTIONS.items():
         copy = f"[{name.split('_')[0]}]({up}figures/full/notebooks/{name}.ipynb)"
         minutes = f"{runs[name]['seconds'] / 60:.0f}" if name in runs else ""
@@ -118,9 +118,10 @@ def notebooks(figures: Path, *, up: str = "") -> str:
 
 
 def _first_finding(folder: Path) -> str:
+    """The first finding of a notebook, or as many of its parts as are short."""
     parts = str(pd.read_csv(folder / "findings.csv")["what came out"][0]).split("; ")
     short = next(k for k in range(len(parts), 0, -1) if k == 1 or len(" ".join(parts[:k]).split()) <= MOST_WORDS)
-    return "; ".join(parts[:short]) + ("; ..." if short < len(parts) else "")
+    return "; ".join(parts[:short]).removesuffix(".") + "."
 
 
 def run(figures: Path) -> str:

@@ -35,6 +35,15 @@ NEUTRAL = "#5a5a5a"
 PNG_DPI = 200
 MOST_LOST = 0.08  # of 255, on average over a picture, if fewer colours are used
 LAYER_COLOURS = {"conv1": "#543005", "conv2": "#bf812d", "full1": "#003c30", "full2": "#35978f", "full3": "#80cdc1"}
+LAYER_LINES: dict[
+    str, tuple[str, Any]
+] = {  # marker and dash of a layer: convolutions dashed, so that they can be told apart in grey
+    "conv1": ("o", (0, (4, 1.5))),
+    "conv2": ("s", (0, (2, 1))),
+    "full1": ("D", "-"),
+    "full2": ("^", "-"),
+    "full3": ("v", "-"),
+}
 CATEGORIES = ("#332288", "#882255", "#999933", "#117733", "#aa4499", "#88ccee")  # of anything but criteria and layers
 HEADLINE = "headline"  # how the text above a figure is found again
 LEAST_KEPT = 0.2  # percent, where axes of kept shares begin

@@ -131,7 +131,7 @@ def test_a_network_and_images_of_your_own_run_as_the_page_shows(tmp_path, monkey
             monkeypatch.setitem(registry, name, None)  # put back afterwards
     monkeypatch.chdir(tmp_path)
     example = EXAMPLES["docs/own.md"][0]
-    assert len([line for line in example.splitlines() if line.strip()]) <= 40
+    assert len([line for line in example.splitlines() if line.strip()]) <= 30
     exec(compile(example, "docs/own.md", "exec"), {})
     assert re.search(r"of_class_3 +\d.*\nrandom +\d.*\nsnip +\d", said := capsys.readouterr().out)
     assert re.search(r"snip +0\.\d+ +0\.\d+ +0\.\d+", said)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from snipnb.publish.published import published_label
-from snipnb.publish.style import CATEGORIES, NEUTRAL, headline, look, panels, whiskers
+from snipnb.publish.style import CATEGORIES, NEUTRAL, headline, look, panels, percent_axis, whiskers, with_minus
 
 
 def sweep(frame: pd.DataFrame, fits: pd.DataFrame) -> Figure:
@@ -31,8 +31,8 @@ def sweep(frame: pd.DataFrame, fits: pd.DataFrame) -> Figure:
             means = part.groupby("value")["spearman"].mean()
             colour, marker = CATEGORIES[order % 5], "osD^v"[order % 5]
             fit = slopes.loc[family]
-            more, end = names == deeper, f"[{fit['low95']:+.4f}, {fit['high95']:+.4f}]"
-            label = f"{family}: {fit['slope']:+.4f} per {fit['per']}{' ' if more else chr(10)}{end}"
+            more, end = names == deeper, f"[{_slope(fit['low95'])}, {_slope(fit['high95'])}]"
+            label = f"{family}: {_slope(fit['slope'])} per {fit['per']}{' ' if more else chr(10)}{end}"
             axis.plot([place[v] for v in means.index], means, color=colour, lw=1.5, marker=marker, label=label)
             axis.plot(part["value"].map(place), part["spearman"], ".", color=colour, ms=4, alpha=0.5, mew=0)
             if (part["spearman"] - part["train_mode_spearman"]).abs().max() > 1e-3:  # batch norm
@@ -48,9 +48,15 @@ def sweep(frame: pd.DataFrame, fits: pd.DataFrame) -> Figure:
     axes[0, 0].set_ylim(low - 0.55 * (1 - low), 1.01)
     most = slopes.loc[slopes["slope"].abs().idxmax()]
     end = f"{most['slope']:+.3f} per {most['per']} [{most['low95']:+.3f}, {most['high95']:+.3f}]"
-    others = slopes["slope"].drop(most.name)
+    others = slopes.drop(most.name).groupby("per", sort=False)["slope"].agg(lambda own: own.abs().max())
     said = f"Agreement changes most in the family \u201c{most.name}\u201d: {end}"
-    return headline(figure, f"{said}; in the other families by {others.min():+.4f} to {others.max():+.4f}")
+    most_of_others = " and ".join(f"{value:.4f} per {per}" for per, value in others.items())
+    return headline(figure, f"{said}; in the other families by at most {most_of_others}")
+
+
+def _slope(value: float) -> str:
+    """A slope with its sign, or 0.0000 without one."""
+    return with_minus(f"{value:+.4f}") if round(value, 4) else "0.0000"
 
 
 def vgg(sample: pd.DataFrame, depth: pd.DataFrame) -> Figure:
@@ -70,15 +76,18 @@ def vgg(sample: pd.DataFrame, depth: pd.DataFrame) -> Figure:
     ends = [min(e[some].min(), s[some].min()) / 2, max(e[some].max(), s[some].max()) * 2]
     left.plot(ends, ends, color="black", lw=0.8, ls=":")
     left.set(xscale="log", yscale="log", xlabel="exact salience, magnitude", ylabel="SNIP, magnitude")
-    figure.colorbar(dots, ax=left, label="layer", shrink=0.85)
+    bar = figure.colorbar(dots, ax=left, shrink=0.85)
+    some = depth.iloc[[0, len(depth) // 2, -1]]
+    bar.set_ticks(some["place"], labels=[published_label(name) for name in some["layer"]])
     middle = "median_relative_difference"
     options = {"fmt": "o-", "color": look("snip").colour, "ms": 4.5, "lw": 1.2, "elinewidth": 1, "capsize": 2}
-    right.errorbar(depth["place"], depth[middle], yerr=whiskers(depth, middle, "lower", "upper"), **options)
-    right.axhline(1, color=NEUTRAL, lw=0.8, ls=":")
-    right.set_yscale("log")
+    bars = [100 * bar for bar in whiskers(depth, middle, "lower", "upper")]
+    right.errorbar(depth["place"], 100 * depth[middle], yerr=bars, **options)
+    right.axhline(100, color=NEUTRAL, lw=0.8, ls=":")
+    percent_axis(right, [1, 3, 10, 30, 100, 300, 1000], along="y")
     right.set_xticks(depth["place"], [published_label(name) for name in depth["layer"]], rotation=60, fontsize=7)
     right.xaxis.set_minor_locator(NullLocator())
-    right.set_ylabel("difference relative to exact salience\n(median, quartiles)")
+    right.set_ylabel("difference, % of the exact salience\n(median, quartiles; log)")
     right.grid(axis="x", visible=False)
     first, last = depth.iloc[0], depth.iloc[-1]
     said = f"For sampled weights of VGG16, SNIP's median error is {100 * first[middle]:.0f} % in {published_label(first['layer'])}"

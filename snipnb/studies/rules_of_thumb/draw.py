@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from snipnb.publish.published import published_label
-from snipnb.publish.style import NEUTRAL, beside, forest, headline, look, panels, sparsity_axis, whiskers
+from snipnb.publish.style import NEUTRAL, beside, forest, headline, look, panels, sparsity_axis, whiskers, with_minus
 
 JUDGED = 0.95  # sparsity that titles name
 
@@ -157,7 +157,7 @@ def trained(errors: pd.DataFrame, by_layer: pd.DataFrame, *, sparsity: float, to
     right.axhline(0, color="black", lw=0.6)
     right.set_yscale("symlog", linthresh=0.2)
     ticks = [-0.1, 0, 0.1, 0.2, 1, 5, 20, 80]
-    right.set_yticks(ticks, [f"{t:g}" for t in ticks])
+    right.set_yticks(ticks, [with_minus(f"{t:g}") for t in ticks])
     right.yaxis.set_minor_locator(NullLocator())
     right.set_xticks(range(len(layers)), [f"{published_label(layer)}\nSNIP: {named[layer]:.0f} %" for layer in layers])
     right.set(title=f"{100 * sparsity:g} % of one layer removed; below: share SNIP would remove")

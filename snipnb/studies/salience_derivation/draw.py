@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from snipnb.publish.sentences import fill
+from snipnb.publish.sentences import fill, power
 from snipnb.publish.style import NEUTRAL, dots, headline, look, panels, write
 
 
@@ -76,7 +76,7 @@ def linearity(frame: pd.DataFrame, *, bound: float) -> Figure:
     axis.set(yticks=range(len(cases)), yticklabels=cases, ylim=(len(cases) - 0.5, -0.5))
     axis.set(xscale="log", xlabel="difference between SNIP and exact salience, relative to the largest exact salience")
     axis.axvspan(floor / 3, bound, color="#efefef", zorder=0)
-    text = f"exact by the rule of C23: up to {bound:g}"
+    text = f"exact by the rule of C23: up to {power(bound)}"
     write(axis, text, (bound, 1), (-4, 3), xycoords=("data", "axes fraction"), ha="right")
     powers = range(-16, 1, 2)
     axis.set_xticks([floor, *(10.0**k for k in powers)], ["0", *(f"$10^{{{k}}}$" for k in powers)])

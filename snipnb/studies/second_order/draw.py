@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping
 
 import matplotlib as mpl
@@ -13,8 +14,8 @@ from matplotlib.figure import Figure
 
 from snipnb.networks import WHOLE
 from snipnb.publish.published import published_label
-from snipnb.publish.sentences import fill
-from snipnb.publish.style import CATEGORIES, LAYER_COLOURS, NEUTRAL, density, headline, look, panels, whiskers
+from snipnb.publish.sentences import fill, power
+from snipnb.publish.style import CATEGORIES, LAYER_COLOURS, LAYER_LINES, NEUTRAL, density, headline, panels, whiskers
 
 HEADED = ("snip", "second_order", "printed_second_order")  # criteria that the title of the error rates names
 
@@ -26,19 +27,21 @@ def quadratic(frame: pd.DataFrame, errors: pd.DataFrame) -> Figure:
         frame: ``layer``, ``exact``, ``corrected``, ``printed`` (magnitudes).
         errors: ``formula``, ``largest_error``, ``spearman``.
     """
-    titles = {"corrected": "corrected: |w L' - w\u00b2 L''/2|", "printed": "printed: |L' - L'' w/2|"}
+    titles = {"corrected": "corrected: |w L' \u2212 w\u00b2 L''/2|", "printed": "printed: |L' \u2212 L'' w/2|"}
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 4.2), sharey=True, layout="constrained")
     layers, found = list(dict.fromkeys(frame["layer"])), errors.set_index("formula")
     for axis, (formula, title) in zip(axes, titles.items(), strict=True):
         for i, layer in enumerate(layers):
             part = frame[frame["layer"] == layer]
-            label = layer.replace(".weight", ", weights").replace(".bias", ", biases")
+            label = re.sub(r"(\d)", r" \1", layer).replace(".weight", ", weights").replace(".bias", ", biases")
             looks = {"ms": 4, "mew": 0, "alpha": 0.75, "color": CATEGORIES[i], "label": label}
             axis.plot(part["exact"], part[formula], "osD^vX"[i], **looks)
         ends = [frame["exact"].clip(lower=1e-6).min(), frame["exact"].max()]
         axis.plot(ends, ends, color="black", lw=0.9, ls=":", label="equal" if axis is axes[0] else None)
         off, alike = found.loc[formula, ["largest_error", "spearman"]]
-        axis.set(title=f"{title}\nlargest error {off:.2g}, rank correlation {alike:.3f}")
+        axis.set(
+            title=f"{title}\nlargest error {power(off) if off < 0.01 else f'{off:.2g}'}, rank correlation {alike:.3f}"
+        )
         axis.set(xscale="log", yscale="log", xlabel="exact salience, magnitude")
     axes[0].set_ylabel("formula, magnitude")
     axes[0].legend(loc="lower right", ncols=2, fontsize=7)
@@ -102,7 +105,8 @@ def orders(frame: pd.DataFrame, names: Mapping[str, str]) -> Figure:
             if layer == WHOLE:
                 options = {"fmt": "o-", "ms": 6, "lw": 2, "zorder": 3, "color": "black", "label": layer}
             else:
-                options = {"fmt": "osD^v*"[i] + "-", "ms": 7 if i == 5 else 4, "lw": 1, "zorder": 2}
+                marker, dash = LAYER_LINES[layer.split(".")[0]]
+                options = {"fmt": marker, "ls": dash, "ms": 4, "lw": 1, "zorder": 2}
                 options |= {"color": LAYER_COLOURS[layer.split(".")[0]], "label": published_label(layer)}
             x = np.arange(len(names)) + 0.05 * (i - (len(layers) - 1) / 2)
             axis.errorbar(x, part["mean"], yerr=whiskers(part), elinewidth=1, **options)
@@ -116,7 +120,10 @@ def orders(frame: pd.DataFrame, names: Mapping[str, str]) -> Figure:
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(layers))
     whole = frame[(frame["layer"] == WHOLE) & (frame["measure"] == "overlap")]
     whole = whole.set_index(["state", "approximation"])["mean"]
-    steps = [f"from {whole[state, 'snip']:.2f} to {whole[state, 'second_order']:.2f} {state}" for state in states]
+    steps = []
+    for state in states:
+        before, after = (f"{whole[state, order]:.2f}" for order in ("snip", "second_order"))
+        steps.append(f"from {before} to {after} {state}" if before != after else f"not at all ({after}) {state}")
     return headline(figure, f"The second order changes the overlap with exact salience {' and '.join(steps)}")
 
 
@@ -132,10 +139,11 @@ def errors(pairs: pd.DataFrame, names: Mapping[str, str], *, sparsity: float) ->
     wide = pairs.pivot(index="seed", columns="criterion", values="error_percent")[list(names)]
     axis.plot(range(len(names)), wide.T, color=NEUTRAL, lw=0.8, alpha=0.6, marker="o", ms=3.5, mew=0)
     for place, criterion in enumerate(names):
-        axis.plot([place - 0.22, place + 0.22], [wide[criterion].mean()] * 2, color=look(criterion).colour, lw=3)
+        axis.plot([place - 0.22, place + 0.22], [wide[criterion].mean()] * 2, color="black", lw=3, zorder=4)
     axis.set_xticks(range(len(names)), names.values(), rotation=15, ha="right")
     axis.set_ylabel(f"error rate at sparsity {sparsity:g}, %")
     axis.grid(axis="x", visible=False)
-    means = wide.mean()
-    said = ", ".join(f"{name} {means[criterion]:.2f} %" for criterion, name in names.items() if criterion in HEADED)
-    return headline(figure, f"Error rates after training, means of {len(wide)} seeds: {said}")
+    means, first = wide.mean(), HEADED[0]
+    others = [f"{names[c]} {means[c] - means[first]:+.2f}" for c in HEADED[1:] if c in names]
+    said = f"Error rate after training, compared with SNIP's {means[first]:.2f} %, in percentage points"
+    return headline(figure, f"{said}: {', '.join(others)} (means of {len(wide)} seeds)")

@@ -12,7 +12,6 @@ from snipnb.publish.published import published_label
 from snipnb.publish.style import (
     CATEGORIES,
     LAYER_COLOURS,
-    LEAST_KEPT,
     NEUTRAL,
     dots,
     headline,
@@ -100,6 +99,8 @@ def initialisations(cells: pd.DataFrame, scores: pd.DataFrame) -> Figure:
         colour, marker = CATEGORIES[i % 5], "osD^v"[i % 5]
         ratio = {key: (part[key] / part["reported"]).clip(lower=0.1) for key in ("low", "high", "mean")}
         axis.hlines(y, ratio["low"], ratio["high"], color=colour, lw=2.2, alpha=0.75)
+        lower = (part["low"] / part["reported"] < 0.1).to_numpy()
+        axis.plot(ratio["low"][lower], y[lower], "<", ms=4.5, color=colour)  # the interval goes on
         axis.plot(ratio["mean"], y, marker, ms=4.5, color=colour, label=f"{init_label(init)} (p = {p[init]:.2f})")
         out = ~part["inside"].astype(bool).to_numpy()
         axis.plot(ratio["high"][out] * 1.06, y[out], "x", ms=5, mew=1.4, color="black")
@@ -135,11 +136,11 @@ def places(maps: pd.DataFrame) -> Figure:
     for (title, sparsity), part in maps.groupby(["title", "sparsity"], sort=False):
         axis = axes[sparsities.index(sparsity), titles.index(title)]
         grid = part.pivot(index="row", columns="column", values="kept").to_numpy()
-        picture = axis.imshow(grid / grid.mean(), cmap="RdBu", norm=norm, interpolation="nearest")
+        picture = axis.imshow(grid / grid.mean(), cmap="cividis", norm=norm, interpolation="nearest")
         if grid.size <= 49:
             for (row, column), value in np.ndenumerate(grid):
-                colour = "white" if abs(norm(value / grid.mean()) - 0.5) > 0.33 else "black"  # on dark, on light
-                text = f"{100 * value:.{0 if value >= 0.0995 else 1}f}"
+                colour = "white" if norm(value / grid.mean()) < 0.5 else "black"  # on dark, on light
+                text = f"{100 * value:.{0 if value >= 0.0995 else 1 if grid.mean() >= 0.005 else 2}f}"
                 axis.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
         axis.set(xticks=[], yticks=[])
         axis.grid(visible=False)
@@ -170,13 +171,16 @@ def units(frame: pd.DataFrame) -> Figure:
     for axis, (layer, part) in zip(axes[0], frame.groupby("layer", sort=False), strict=True):
         colour = LAYER_COLOURS[layer.split(".")[0]]
         axis.fill_between(part["rank"], part["smallest"], part["largest"], color=colour, alpha=0.2, lw=0)
-        axis.plot(part["rank"], part["mean"], color=colour, label="SNIP")
-        axis.plot(part["rank"], part["shuffled"], color="black", ls=":", label="shuffled within the tensor")
+        axis.plot(part["rank"], part["mean"], color=colour)
+        axis.plot(part["rank"], part["shuffled"], color="black", ls=":")
         axis.set(title=published_label(layer), xlabel="unit, by rank")
         axis.set_ylim(bottom=0)
         axis.set_xticks([1, part["rank"].max() // 2, part["rank"].max()])
     axes[0, 0].set_ylabel("kept weights into a unit")
-    axes[0, -1].legend(loc="upper right")
+    handles = [plt.Line2D([], [], color="black", ls=dash) for dash in ("-", ":")]
+    figure.legend(
+        handles, ["SNIP (colours: layers)", "shuffled within the tensor"], loc="outside upper center", ncols=2
+    )
     first = frame[frame["rank"] == 1].assign(ratio=lambda own: own["mean"] / own["shuffled"])
     most = first.loc[first["ratio"].idxmax()]
     said = f"In {published_label(most['layer'])}, the unit that keeps most has {most['mean']:.0f} weights left"
@@ -240,18 +244,17 @@ def curves(curves: pd.DataFrame) -> Figure:
             axis.fill_between(x, 100 * one["smallest"], 100 * one["largest"], color=colour, alpha=0.2, lw=0)
             axis.plot(x, 100 * one["mean"], color=colour)
             last = one.loc[one["sparsity"].idxmax()]
-            end = 1 - last["sparsity"], max(100 * last["mean"], LEAST_KEPT)  # or where the line leaves the axes
-            beside = {"xytext": (5, 0), "textcoords": "offset points", "color": colour}
-            beside["va"] = "bottom" if 100 * last["mean"] < LEAST_KEPT else "center"
-            axis.annotate(published_label(layer), end, **beside)
+            end = 1 - last["sparsity"], 100 * last["mean"]
+            axis.annotate(published_label(layer), end, xytext=(5, 0), textcoords="offset points", va="center")
             if "predicted" in one:
                 axis.plot(x, 100 * one["predicted"], color=colour, ls=(0, (3, 2)), lw=1.2)
         axis.plot([1 - s for s in sparsities], [100 * (1 - s) for s in sparsities], color=NEUTRAL, ls=":", lw=1)
         labelled = (0.05, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
         sparsity_axis(axis, sparsities, unlabelled=[s for s in sparsities if s not in labelled])
-        percent_axis(axis, [0.1, 0.3, 1, 3, 10, 30, 100], along="y")
+        percent_axis(axis, [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100], along="y")
         axis.set_title(network)
-    axes[0, 0].set(ylabel="weights kept, % (log)", ylim=(LEAST_KEPT, 130))
+    shown = curves[[name for name in ("mean", "predicted") if name in curves]].stack()
+    axes[0, 0].set(ylabel="weights kept, % (log)", ylim=(80 * shown[shown > 0].min(), 130))
     last = curves[(curves["network"] == networks[0]) & (curves["sparsity"] == curves["sparsity"].max())]
     last = last.set_index("layer")["mean"] * 100
     most, least = last.idxmax(), last.idxmin()
@@ -286,6 +289,6 @@ def prediction(frame: pd.DataFrame) -> Figure:
     unseen = frame[~frame["fitted"].astype(bool)]
     logs = np.log(unseen[["measured", "predicted"]].clip(lower=1e-6)).assign(rule=unseen["rule"])
     off = np.exp((logs["measured"] - logs["predicted"]).abs().groupby(logs["rule"]).median())
-    said = " and ".join(f"within {100 * (off[rule] - 1):.0f} % by the {rule} rule" for rule in rules if rule in off)
+    said = " and ".join(f"within a factor of {off[rule]:.2f} by the {rule} rule" for rule in rules if rule in off)
     said = said.replace("closed form rule", "closed form")
     return headline(figure, f"Densities of unseen networks are typically predicted {said}")

@@ -161,7 +161,7 @@ def layers(frame: pd.DataFrame, *, judged: float) -> Figure:
         axis.imshow(values.clip(lower=LEAST_KEPT), norm=LogNorm(LEAST_KEPT, 100), cmap="viridis_r", aspect="auto")
         for row, column in np.ndindex(values.shape):
             value = values.iloc[row, column]
-            ink = "white" if value > 12 else "black"
+            ink = "white" if value > 6 else "black"
             axis.text(
                 column,
                 row,

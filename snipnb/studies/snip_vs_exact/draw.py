@@ -16,6 +16,7 @@ from snipnb.publish.sentences import fill
 from snipnb.publish.style import (
     CATEGORIES,
     LAYER_COLOURS,
+    LAYER_LINES,
     LOOKS,
     NEUTRAL,
     density,
@@ -25,6 +26,7 @@ from snipnb.publish.style import (
     panels,
     sparsity_axis,
     whiskers,
+    with_minus,
     write,
 )
 
@@ -84,11 +86,11 @@ def overlap(frame: pd.DataFrame, *, bound: float) -> Figure:
         here = frame[frame["panel"] == title]
         lines = list(dict.fromkeys(here["line"]))
         for i, line in reversed([*enumerate(lines)]):  # the judged one on top
-            part, (marker, colour) = here[here["line"] == line], looks[i % 6]
-            colour = LAYER_COLOURS.get(str(line).replace(" ", ""), colour)
+            part, (marker, colour), layer = here[here["line"] == line], looks[i % 6], str(line).replace(" ", "")
+            colour, (marker, dash) = LAYER_COLOURS.get(layer, colour), LAYER_LINES.get(layer, (marker, "-"))
             x = (1 - part["sparsity"]) * 1.012 ** (i - (len(lines) - 1) / 2)
             first = title == titles[0] and i == 0
-            options = {"color": colour, "marker": marker, "label": init_label(str(line))}
+            options = {"color": colour, "marker": marker, "ls": dash, "label": init_label(str(line))}
             axis.errorbar(x, part["mean"], yerr=whiskers(part), ms=4, lw=2.4 if first else 1.2, **options)
         sparsity_axis(axis, sorted(frame["sparsity"].unique()), unlabelled=(0.15, 0.35, 0.45, 0.65))
         axis.set_title(title.replace("pytorch", init_label("pytorch")))
@@ -96,8 +98,10 @@ def overlap(frame: pd.DataFrame, *, bound: float) -> Figure:
     left, low = axes[0, 0], frame["smallest"].min()
     left.set_ylim(min(0.02 * np.floor(50 * low) - 0.04, 0.76), 1.01)
     left.axhspan(left.get_ylim()[0], bound, color="#efefef", zorder=0)
-    text = f"below {bound:g}, the bound of C24; two random sets: {judged['chance'].iloc[0]:.2f} to {judged['chance'].iloc[-1]:.2f}"
-    write(left, text, (0, bound), (4, -10), xycoords=("axes fraction", "data"))
+    first, last = (judged.sort_values("sparsity").iloc[k] for k in (0, -1))
+    chance = f"{first['chance']:.2f} at {first['sparsity']:g}, {last['chance']:.2f} at {last['sparsity']:g}"
+    text = f"below {bound:g}, the bound of C24\n(two random sets: {chance})"
+    write(left, text, (0, bound), (4, -4), xycoords=("axes fraction", "data"), va="top")
     place = 1 - worst["sparsity"], worst["mean"]
     write(left, f"{worst['mean']:.3f}", place, (-8, -4), ha="right", va="top", color="black", fontsize=8.5)
     left.set_ylabel("overlap of kept sets\n(intersection over union)")
@@ -152,6 +156,7 @@ def float32_steps(points: pd.DataFrame, kept: pd.DataFrame, *, step: float) -> F
     left.set(xscale="log", xlabel="exact salience, magnitude", ylabel="difference of two float32 losses, magnitude")
     left.set_yscale("symlog", linthresh=step, linscale=0.6)
     left.set_ylim(bottom=-step / 3)
+    left.legend(loc="upper left")
     figure.colorbar(dots, ax=left, label="parameters", shrink=0.8)
     x = 1 - kept["sparsity"]
     right.plot(x, kept["snip"], color=look("snip").colour, marker=look("snip").marker, label="SNIP and exact")
@@ -179,8 +184,9 @@ def figure1(frame: pd.DataFrame, reported: pd.DataFrame, levels: pd.DataFrame, *
     rates = [frame.loc[frame["way"] == way, ["mean", "smallest", "largest"]].to_numpy() for way in ways]
     if all(np.array_equal(rates[0], other) for other in rates):  # few epochs: the last one is the best one of every run
         ways = ways[-1:]
+    titles = ["best epoch (of each run its last)"] if len(ways) == 1 else ways
     figure, axes = panels(1, len(ways), 3.4 + 3.8 * len(ways), 4.4, sharey=True)
-    for axis, way in zip(axes[0], ways, strict=True):
+    for axis, way, title in zip(axes[0], ways, titles, strict=True):
         here = frame[frame["way"] == way]
         for i, criterion in enumerate(criteria):
             part = here[here["criterion"] == criterion].sort_values("sparsity")
@@ -192,7 +198,7 @@ def figure1(frame: pd.DataFrame, reported: pd.DataFrame, levels: pd.DataFrame, *
             axis.plot(1 - band["sparsity"], band["error_percent"], color=colour, lw=0.9, ls=(0, (1, 1.5)), zorder=2)
         _beyond(axis, here, top)
         sparsity_axis(axis, sorted(frame["sparsity"].unique()), unlabelled=(0.15, 0.25, 0.45, 0.65))
-        axis.set(ylim=(0, top), title=way)
+        axis.set(ylim=(0, top), title=title)
     axes[0, 0].set_ylabel("error rate on scored images, %")
     handles, names = axes[0, 0].get_legend_handles_labels()
     handles.append(plt.Rectangle((0, 0), 1, 1, color=NEUTRAL, alpha=0.2, lw=0))
@@ -211,7 +217,7 @@ def _beyond(axis: Axes, curves: pd.DataFrame, top: float) -> None:
         for sparsity, mean in zip(part["sparsity"], part["mean"], strict=True):
             text, place = f"\u2191{mean:.{1 if mean < 10 else 0}f}", (1 - sparsity, top * (0.97 - 0.055 * line))
             centred: dict[str, Any] = {"ha": "center", "va": "center", "bbox": box}
-            axis.annotate(text, place, fontsize=7, color=look(criterion).colour, zorder=6, **centred)
+            axis.annotate(text, place, fontsize=7, fontweight="bold", color=look(criterion).colour, zorder=6, **centred)
 
 
 def differences(pairs: pd.DataFrame, tests: pd.DataFrame, *, margin: float) -> Figure:
@@ -235,16 +241,18 @@ def differences(pairs: pd.DataFrame, tests: pd.DataFrame, *, margin: float) -> F
         part, style = shown[shown["criterion"] == criterion], look(criterion)
         shift = 1.015 ** (i - (len(criteria) - 1) / 2)
         for _, own in part.sort_values("sparsity").groupby("seed"):
-            left.plot((1 - own["sparsity"]) * shift, own["difference"], color=style.colour, lw=0.7, alpha=0.35)
+            left.plot((1 - own["sparsity"]) * shift, own["difference"], color=style.colour, lw=0.7, alpha=0.6)
         means = part.groupby("sparsity")["difference"].mean()
         options = {"color": style.colour, "ls": style.dash, "marker": style.marker, "ms": 5, "lw": 1.8}
         left.plot((1 - means.index) * shift, means, label=style.label, **options)
         test = tests[tests["criterion"] == criterion]
         bars = whiskers(test, "mean_difference", "low95", "high95")
         right.errorbar([i], test["mean_difference"], yerr=bars, fmt=style.marker, color=style.colour, ms=6, capsize=3)
-        write(right, f"{test['mean_difference'].iloc[0]:+.2g}", (i, test["mean_difference"].iloc[0]), (8, -3))
+        write(
+            right, with_minus(f"{test['mean_difference'].iloc[0]:+.2g}"), (i, test["mean_difference"].iloc[0]), (8, -3)
+        )
     ticks = [-margin, 0, margin, *(t for t in (1, 3, 10, 30, 90) if t > 3 * margin)]
-    left.set_yticks(ticks, [f"{t:+.2f}".replace("-", "\u2212") if abs(t) == margin else f"{t:g}" for t in ticks])
+    left.set_yticks(ticks, [with_minus(f"{t:+.2f}") if abs(t) == margin else f"{t:g}" for t in ticks])
     reach = pd.concat([shown["difference"], tests["low95"], tests["high95"]])  # one seed has no interval
     left.set_ylim(min(1.3 * reach.min(), -1.5 * margin), 1.4 * reach.max())
     left.yaxis.set_minor_locator(NullLocator())
