@@ -193,7 +193,7 @@ def load_split(
     ``"standard"``: 5,000 of the 60,000 training images are held out for validation. They are always the same images, with
     each digit in its proportion. The 10,000 test images are the test set. ``"published"``: training and test images are
     merged and split again at random, 85 % for training and 15 % (10,500) for scoring, without validation images. The
-    published figure was scored in this way. ``"digits"``: the 1,797 digits of 8 x 8 pixels that come with scikit-learn, 360 of them for
+    published code scores networks in this way. ``"digits"``: the 1,797 digits of 8 x 8 pixels that come with scikit-learn, 360 of them for
     scoring, each digit in its proportion, without validation images.
 
     Args:

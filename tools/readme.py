@@ -34,8 +34,8 @@ MOST_WORDS = 24  # of a finding in a row
 # Notebook -> its question, and the claim that answers it; None: the first of its findings does.
 QUESTIONS: dict[str, tuple[str, str | None]] = {
     "01_salience_derivation": ("What does SNIP's salience measure?", "C17"),
-    "02_snip_vs_exact": ("What does the exact loss change cost?", "C36"),
-    "03_lenet5_table": ("Do the published error rates recur?", "C33"),
+    "02_snip_vs_exact": ("How expensive is the exact salience?", "C36"),
+    "03_lenet5_table": ("Are the published error rates reproduced?", "C33"),
     "04_seed_consistency": ("What stays the same over seeds?", "C31"),
     "05_second_order": ("Is the second-order formula right?", "C20"),
     "06_rules_of_thumb": ("Does SNIP know what each layer needs?", "C29"),
@@ -98,7 +98,7 @@ def findings(figures: Path) -> str:
     changed = sum(
         "changed" in claim and rows[name]["registered"] is not None for name, claim in ledger.load_claims().items()
     )
-    said = f"The rules of {changed} changed after they were first written: the [ledger](figures/full/claims.md) says when and why."
+    said = f"The rules of {changed} [changed](figures/full/claims.md) after they were registered."
     lines = [f"**{len(rows)} sentences and numbers: {tally}.** {said}\n"]
     lines += [f"- **{question}** {sentence(rows[claim])} ({claim})" for claim, question in FINDINGS.items()]
     return "\n".join(lines)
@@ -135,8 +135,8 @@ make test      # environment, all tests, a smoke run of every notebook: 20 minut
 
 
 def verdicts(figures: Path) -> str:
-    """The verdict table: every claim, by the ledger of the profile ``full``."""
-    return ledger.markdown_table(_ledger(figures), _evidence)
+    """The verdict table: every claim, by the ledger of the profile ``full``; the ledger's own page has the reasons, too."""
+    return ledger.markdown_table([{**row, "reason": ""} for row in _ledger(figures)], _evidence)
 
 
 def _evidence(row: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """How many parameters of each layer are kept, by rules that look at no image.
 
 A density is the kept fraction of one parameter tensor. Densities are dictionaries keyed like ``model.named_parameters()``.
-The rules are the closed form of :mod:`snipnb.pruning.closed_form`, Erdos-Renyi-kernel and uniform.
+The rules are the closed form of :mod:`snipnb.pruning.closed_form`, Erdős–Rényi-kernel and uniform.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BIASES = ("formula", "like_weights")
 
 
 def erdos_renyi_kernel_densities(model: nn.Module, sparsity: float, *, biases: str = "formula") -> Densities:
-    """Erdos-Renyi-kernel densities: large layers are thinned more than small ones.
+    """Erdős–Rényi-kernel densities: large layers are thinned more than small ones.
 
     **Definition.** The density of a tensor is min(1, c r), with r = (sum of its dimensions) / (their product), and c such that
     the number kept is exact: what tensors capped at 1 leave over goes to the others.

@@ -79,7 +79,7 @@ LOOKS = {
     "snip_redrawn": Look("SNIP of other weights", "#23479e", "d", (0, (2, 2))),
     "snip_densities": Look("SNIP's layer densities", "#7d5fb2", "<", (0, (3, 1, 1, 1))),
     "closed_form": Look("closed-form densities", "#b2182b", ">", "-"),
-    "erdos_renyi_kernel": Look("Erdos-Renyi-kernel densities", "#8c6d1f", "8", (0, (5, 2))),
+    "erdos_renyi_kernel": Look("Erdős–Rényi-kernel densities", "#8c6d1f", "8", (0, (5, 2))),
     "uniform": Look("uniform densities", "#4d4d4d", "H", (0, (1, 1))),
     "perturbed": Look("SNIP's densities, perturbed", "#a88bd0", "8", (0, (1, 2))),
     "snip_inverted": Look("SNIP, inverted within layers", "#e377a2", "x", (0, (2, 1))),

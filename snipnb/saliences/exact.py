@@ -60,13 +60,13 @@ def exact_salience(
     **Definition.** e_j = L(w with w_j = 0) - L(w), with L the mean cross-entropy over all of ``images`` and the other
     parameters as they are. Signed: negative where the loss falls without w_j. Ranking is by abs(e_j).
 
-    **Source.** Write-up, section 1. **Departs from** it: the write-up takes the difference of two float32 mean losses on
-    one mini-batch, which resolves 1.2e-7 of the loss. Here the change is computed image by image without cancellation. So a
+    **Source.** Write-up, section 1. **Departs from** its code, which takes the difference of two float32 mean losses on
+    one mini-batch and resolves 1.2e-7 of the loss. Here the change is computed image by image without cancellation. So a
     salience of any size has the digits of its dtype, and it is exactly zero where nothing changes.
 
     Args:
         model: Any module that returns logits [n, classes]; float32 or float64, on any device. It is used in evaluation mode, whatever
-            its own mode is. Fast is an ``nn.Sequential`` (nested ones too) of Conv2d, Linear, ReLU, MaxPool2d, AvgPool2d, Flatten,
+            its own mode is. The fast way covers ``nn.Sequential`` (nested ones too) of Conv2d, Linear, ReLU, MaxPool2d, AvgPool2d, Flatten,
             Dropout, Identity, BatchNorm1d and BatchNorm2d, ending in logits or LogSoftmax. Any other network takes a pass per
             parameter, in float64 where it can; there, give ``parameters``.
         images: Inputs [n, ...], in the model's dtype, or integers; on any device.

@@ -140,7 +140,7 @@ def random_salience(model: nn.Module, *, seed: int = 0) -> Salience:
     """Uniform scores: a random order of all parameters, so that every mask of a given count is equally likely.
 
     **Definition.** The scores are a permutation of 1..m over the m parameters: no ties, so masks have the exact count.
-    **Departs from** the write-up, whose random masks drew each parameter independently, so that the count varied.
+    **Departs from** the write-up's code, whose random masks drew each parameter independently, so that the count varied.
 
     Args:
         model: Any module with floating-point parameters.

@@ -72,7 +72,8 @@ def diagonal_hessian(
     the variance of their slopes J under the softmax, averaged over images.
 
     **Source.** Write-up, section 3, for the second-order salience. **Departs from** it: the write-up says that the diagonal is nearly as
-    quick as a gradient. The exact diagonal takes about one backward pass per class. :func:`row_sum_hessian` is cheap, but it is another quantity.
+    quick as a gradient. The exact diagonal takes one backward pass with about one column per class, and costs more than a gradient. :func:`row_sum_hessian`
+    is another quantity, and no cheaper.
 
     Args:
         model: For the closed form, ``nn.Sequential`` (nested ones too) of Conv2d, Linear, ReLU, MaxPool2d, AvgPool2d, Flatten,

@@ -150,7 +150,7 @@ def test_verdicts_are_those_of_full_with_scope_and_as_registered(tmp_path):
     rows = readme.verdicts(tmp_path).splitlines()[2:]
     where = "[02](figures/full/notebooks/02_x.ipynb), [figure](figures/full/f.png)"
     said = "SNIP scores every parameter for the price of 1.02 gradients."
-    words, verdict = r"“a ${\vert}x{\vert}$” (section 1)", "**supported**<br>one machine"
+    words, verdict = r"“a ${\vert}x{\vert}$” (section 1)", "**supported**"
     assert rows[0] == f"| C9 | {words} | {verdict} | {said} | weak | LeNet-5; n = 3 | {where} |"
     assert rows[1] == f"| C2 | {words} | **not run** | Not run. |  |  |  |"
 

@@ -48,7 +48,7 @@ def c16(operations: pd.DataFrame, indicators: pd.DataFrame) -> Finding:
 def c17(symbolic: pd.DataFrame, remainder_orders: pd.DataFrame) -> Finding:
     orders = remainder_orders["order"].dropna()
     found = {"symbolic_differences": differing(symbolic), "median_remainder_order": orders.median()}
-    return Finding(found, scope=f"symbols; LeNet-5, {len(orders)} of {len(remainder_orders)} sampled parameters")
+    return Finding(found, scope=f"symbols; LeNet-5, {len(orders)} sampled parameters with a remainder above rounding")
 
 
 def c23(linearity: pd.DataFrame) -> Finding:

@@ -268,7 +268,7 @@ def prediction(frame: pd.DataFrame) -> Figure:
     Args:
         frame: ``rule``, ``network``, ``layer``, ``measured``, ``predicted`` (fractions), ``fitted`` (whether constants were fitted on the network).
     """
-    frame = frame[frame["rule"] != "uniform"]
+    frame = frame[frame["rule"] != "uniform"].replace({"rule": {"Erdos-Renyi-kernel": "Erdős–Rényi-kernel"}})
     rules = list(dict.fromkeys(frame["rule"]))
     figure, axes = panels(1, len(rules), 3.9 * len(rules), 4.0, sharey=True)
     lowest = 100 * frame[["measured", "predicted"]].to_numpy().min()
