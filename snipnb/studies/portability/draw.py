@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
-from matplotlib.transforms import blended_transform_factory
 
 from snipnb.publish.sentences import outcome
 from snipnb.publish.style import NEUTRAL, headline, panels, with_minus, write
@@ -38,18 +37,15 @@ def rules(said: pd.DataFrame, *, shown: Mapping[str, str], counted: Mapping[str,
             for bound in (one["bound"], -one["bound"]) if claim in MIRRORED else (one["bound"],):
                 axis.plot([bound, bound], [row - 0.4, row + 0.4], ls="--", color=NEUTRAL, lw=1.2)
             glyph, colour, _ = outcome(one["verdict"])
-            place = (1.02, row), (0, 0)
             box = {"boxstyle": "round,pad=0.25", "fc": colour, "ec": NEUTRAL, "lw": 0.6}
-            write(
-                axis,
-                glyph,
-                *place,
-                xycoords=blended_transform_factory(axis.transAxes, axis.transData),
-                va="center",
-                fontsize=9,
-                color="black",
-                bbox=box,
-            )
+            options = {
+                "xycoords": ("axes fraction", "data"),
+                "va": "center",
+                "fontsize": 9,
+                "color": "black",
+                "bbox": box,
+            }
+            write(axis, glyph, (1.02, row), (0, 0), **options)
         widest = np.nanmax(own[["value", "low", "high", "bound"]].abs())
         if widest > LOGARITHMIC:
             axis.set_xscale("symlog", linthresh=LINEAR, linscale=1.5)

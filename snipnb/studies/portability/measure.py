@@ -115,15 +115,13 @@ def tables(
         some = slice(0, of["salience_images"] or None)
         images, labels = split.train_images[some], split.train_labels[some]
         seeds = range(of["first_seed"], of["first_seed"] + of["num_seeds"])
-        alike, kept, _ = shared.compare_networks(
-            images,
-            labels,
-            seeds=seeds,
-            inits=["pytorch"],
-            num_images=len(labels),
-            sparsities=sparsities,
-            network=MODELS[model],
-        )
+        given: dict[str, Any] = {
+            "seeds": seeds,
+            "inits": ["pytorch"],
+            "num_images": len(labels),
+            "sparsities": sparsities,
+        }
+        alike, kept, _ = shared.compare_networks(images, labels, **given, network=MODELS[model])
         counted = range(FIRST_COUNTED, FIRST_COUNTED + of["num_counted"])
         networks = shared.ensemble(images, labels, seeds=counted, network=MODELS[model])
         counts = shared.under_conditions({"SNIP": (networks, "snip"), "random": (networks, "random")}, sparsity=JUDGED)
@@ -194,12 +192,10 @@ def kinds(said: pd.DataFrame) -> dict[str, list[str]]:
             kind = own.iloc[0]
         elif (own == outcome("contradicted")[2]).any():
             kind = "contradicted on some"
+        elif holds.all():
+            kind = "at least in part on all"
         else:
-            kind = (
-                ("at least in part on all" if holds.all() else "on some, open on others")
-                if holds.any()
-                else "open on all"
-            )
+            kind = "on some, open on others" if holds.any() else "open on all"
         found.setdefault(kind, []).append(str(claim))
     return dict(sorted(found.items(), key=lambda item: item[0] != "contradicted on some"))
 

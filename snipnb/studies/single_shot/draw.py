@@ -161,16 +161,8 @@ def layers(frame: pd.DataFrame, *, judged: float) -> Figure:
         axis.imshow(values.clip(lower=LEAST_KEPT), norm=LogNorm(LEAST_KEPT, 100), cmap="viridis_r", aspect="auto")
         for row, column in np.ndindex(values.shape):
             value = values.iloc[row, column]
-            ink = "white" if value > 6 else "black"
-            axis.text(
-                column,
-                row,
-                f"{value:.2g}" if value < 99.5 else "100",
-                ha="center",
-                va="center",
-                fontsize=7.5,
-                color=ink,
-            )
+            shown, ink = f"{value:.2g}" if value < 99.5 else "100", "white" if value > 6 else "black"
+            axis.text(column, row, shown, ha="center", va="center", fontsize=7.5, color=ink)
         axis.set_xticks(range(values.shape[1]), [published_label(name) for name in values.columns])
         axis.set_title(network)
         axis.grid(visible=False)
