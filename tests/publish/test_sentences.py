@@ -91,7 +91,7 @@ def test_sentences_name_statistics_of_the_rule_or_of_the_row(claim_id):
 WHATEVER_THE_REMARK = {"C1", "C2", "C4", "C13", "C29", "C30", "C31", "C35"}
 
 
-@pytest.mark.parametrize("claim_id", ledger.load_claims().keys() - WHATEVER_THE_REMARK)
+@pytest.mark.parametrize("claim_id", sorted(ledger.load_claims().keys() - WHATEVER_THE_REMARK))
 def test_outcomes_with_several_remarks_have_a_sentence_each(claim_id):
     outcomes, written = ledger.load_claims()[claim_id]["outcomes"], load_sentences()[claim_id]
     for word in {case["verdict"] for case in outcomes}:
