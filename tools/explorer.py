@@ -210,7 +210,8 @@ def choices(names: dict[str, str]) -> str:
 def picture(content: Content) -> tuple[bytes, str]:
     """For browsers without scripts: a loss path and the kernels that are left, as a PNG, and what it shows in words."""
     state = content.states["initial"]
-    name, index = _largest_gap(state)
+    name = "conv1.weight"
+    index = int((state.snip[name] + state.exact[name]).abs().flatten().argmax())  # where SNIP is off most
     factors = np.linspace(1, 0, FACTORS)
     changes = np.array(_path(state.model, name, index, factors, content.images, content.labels))
     slope, exact = float(state.snip[name].flatten()[index]), float(state.exact[name].flatten()[index])
@@ -221,9 +222,8 @@ def picture(content: Content) -> tuple[bytes, str]:
         f"Right: the six kernels of conv 1; at sparsity {PICTURE_SPARSITY} SNIP keeps {int(mask.sum())} of {mask.numel()} weights."
     )
     style.use_house_style()
-    figure = plt.figure(figsize=(8.38, 3.4), layout="constrained")
-    left, right = figure.subfigures(1, 2)
-    axis = left.subplots()
+    figure, axes = plt.subplot_mosaic("aabcd;aaefg", figsize=(8.38, 3.4), layout="constrained")
+    axis = axes.pop("a")
     axis.plot(factors, changes, color="black", label="loss")
     axis.plot(
         factors,
@@ -236,20 +236,13 @@ def picture(content: Content) -> tuple[bytes, str]:
     )
     axis.ticklabel_format(axis="y", scilimits=(0, 0))
     axis.legend()
-    right.suptitle(f"Kernels of conv 1 at sparsity {PICTURE_SPARSITY}", fontsize=10)
-    for kernel, kept in zip(right.subplots(2, 3).flat, mask[:, 0], strict=True):
-        kernel.pcolormesh(kept.flip(0).numpy(), cmap="Blues", vmin=0, vmax=1.3, edgecolors="white", linewidth=1)
-        kernel.set(xticks=[], yticks=[], aspect="equal")
+    for number, (kernel, kept) in enumerate(zip(axes.values(), mask[:, 0], strict=True), 1):
+        kernel.pcolormesh(kept.flip(0).numpy(), cmap="Blues", vmin=0, vmax=1.3, edgecolors="#8a94a0", linewidth=0.5)
+        kernel.set(xticks=[], yticks=[], aspect="equal", title=f"kernel {number}")
+        kernel.spines[:].set_visible(False)
     png = style.render(figure, "png", alt=alt, dpi=100)
     plt.close(figure)
     return png, alt
-
-
-def _largest_gap(state: State) -> tuple[str, int]:
-    """The parameter whose exact change is furthest from SNIP's tangent."""
-    gaps = {name: (s + state.exact[name]).abs().flatten() for name, s in state.snip.items()}
-    name = max(gaps, key=lambda tensor: float(gaps[tensor].max()))
-    return name, int(gaps[name].argmax())
 
 
 @torch.no_grad()

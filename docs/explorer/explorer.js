@@ -6,6 +6,7 @@
   const STEPS = 20; // of the factor c
   const SLICE = 12; // milliseconds of computing before the page gets its turn
   const CHUNK = 10; // images computed at once
+  const FRAME = 18; // pixels around a canvas, as in the style sheet
   const LOWEST_SPARSITY_SHOWN = 0.03; // share kept at the right end of the chart of error rates
   const CRITERIA = { snip: "SNIP", exact: "exact change" };
 
@@ -31,7 +32,8 @@
   // ---------------------------------------------------------------- words
 
   const element = (id) => document.getElementById(id);
-  const whole = (number) => Math.round(number).toLocaleString("en-GB");
+  const grouped = new Intl.NumberFormat("en-GB");
+  const whole = (number) => grouped.format(Math.round(number));
   const minus = (text) => text.replace("-", "−");
   const SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹";
   const power = (exponent) => `10${exponent < 0 ? "⁻" : ""}${[...String(Math.abs(exponent))].map((d) => SUPERSCRIPTS[d]).join("")}`;
@@ -53,6 +55,11 @@
     for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
     made.append(...children);
     return made;
+  }
+
+  /** Put in a text, unless it is there: what does not change costs no layout. */
+  function say(node, text) {
+    if (node.textContent !== text) node.textContent = text;
   }
 
   function row(header, cells, classes = []) {
@@ -145,8 +152,7 @@
     fit() {
       const { columns, rows } = this.layout;
       const ratio = window.devicePixelRatio || 1;
-      const style = getComputedStyle(this.canvas.parentElement);
-      const room = this.canvas.parentElement.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+      const room = this.canvas.parentElement.parentElement.clientWidth - FRAME;
       this.scale = Math.max(1, Math.floor(Math.min(room / columns, this.largest) * ratio));
       this.canvas.width = columns * this.scale;
       this.canvas.height = rows * this.scale;
@@ -297,7 +303,7 @@
     const exponent = Math.floor(Math.log10(Math.max(Math.abs(low), Math.abs(high))));
     const label = path.done ? `Loss path of one weight. ${summary()}` : "Loss path of one weight; it is being computed.";
     const strip = 54; // pixels for the bars of gates
-    const view = chart(place, { height: 340, left: 58, bottom: 44 + strip, xs: [1, 0], ys: [low - room, high + room], label });
+    const view = chart(place, { height: 350, left: 58, top: 22, bottom: 44 + strip, xs: [1, 0], ys: [low - room, high + room], label });
     const { svg, x, y } = view;
     for (const tick of known ? ticks(low - room, high + room, 5) : []) {
       svg.append(make("line", { class: "grid", x1: x(1), x2: x(0), y1: y(tick), y2: y(tick) }));
@@ -306,7 +312,7 @@
     const floor = view.height - 44;
     for (const tick of [1, 0.8, 0.6, 0.4, 0.2, 0]) words(svg, x(tick), floor + 16, String(tick));
     words(svg, (x(1) + x(0)) / 2, view.height - 8, "factor c of the weight");
-    words(svg, 2, 10, known ? `change of the loss (${power(exponent)})` : "computing …", "start");
+    words(svg, 2, 12, known ? `change of the loss (${power(exponent)})` : "computing …", "start");
     svg.append(make("line", { class: "axis", x1: x(1), x2: x(0), y1: floor, y2: floor }));
     if (!known) return;
     const c = factorOf(chosen.step);
@@ -398,7 +404,7 @@
     if (changed) map.setLayout(layoutOf(tensors[tensor]));
     showPicker(changed);
     paintMap();
-    for (const drawing of drawings) drawing.paint();
+    drawings.forEach(paint);
     finished = computePath();
   }
 
@@ -462,24 +468,29 @@
     return [...found].sort((a, b) => a - b);
   })();
 
-  let kept = null; // of both criteria, and counts
+  const masks = { snip: new Uint8Array(TOTAL), exact: new Uint8Array(TOTAL) };
+  let kept = null; // the masks, and counts
 
   function computeKept() {
     const count = numKept(chosen.sparsity);
     const { order } = state();
-    const [snip, exact] = [new Uint8Array(TOTAL), new Uint8Array(TOTAL)];
+    const { snip, exact } = masks;
+    const counts = { snip: [], exact: [] };
     let both = 0;
-    for (let i = 0; i < TOTAL; i++) {
-      if (order.snip[i] < count) snip[i] = 1;
-      if (order.exact[i] < count) exact[i] = 1;
-      both += snip[i] & exact[i];
+    for (const { start, size } of tensors) {
+      let bySnip = 0;
+      let byExact = 0;
+      for (let i = start; i < start + size; i++) {
+        snip[i] = order.snip[i] < count ? 1 : 0;
+        exact[i] = order.exact[i] < count ? 1 : 0;
+        bySnip += snip[i];
+        byExact += exact[i];
+        both += snip[i] & exact[i];
+      }
+      counts.snip.push(bySnip);
+      counts.exact.push(byExact);
     }
-    const perTensor = (mask) => tensors.map(({ start, size }) => {
-      let number = 0;
-      for (let i = start; i < start + size; i++) number += mask[i];
-      return number;
-    });
-    kept = { count, snip, exact, both, either: 2 * count - both, counts: { snip: perTensor(snip), exact: perTensor(exact) } };
+    kept = { count, snip, exact, both, either: 2 * count - both, counts };
     kept.ways = paths(kept[chosen.criterion]);
   }
 
@@ -493,13 +504,13 @@
       if (index >= 0) pick(t, index);
     });
     return {
-      fit: () => cells.fit(),
+      cells,
       paint: () => {
         const colours = [palette.empty, palette.snip, palette.exact, palette.both].map(packed);
-        const { snip, exact, counts } = kept;
+        const { snip, exact } = kept;
         cells.paint((i) => colours[snip[tensor.start + i] + 2 * exact[tensor.start + i]], t === chosen.tensor ? chosen.index : -1);
-        canvas.setAttribute("aria-label", `${tensor.label}: SNIP keeps ${whole(counts.snip[t])} of ${whole(tensor.size)} weights, the exact change ${whole(counts.exact[t])}.`);
       },
+      text: () => `${tensor.label}: SNIP keeps ${whole(kept.counts.snip[t])} of ${whole(tensor.size)} weights, the exact change ${whole(kept.counts.exact[t])}.`,
     };
   }
 
@@ -512,35 +523,49 @@
       return [6 * (channel % 8) + (at % 5), 6 * Math.floor(channel / 8) + Math.floor(at / 5)];
     };
     const cells = new Cells(canvas, { columns: 47, rows: 11, place, count: inputs }, 12);
+    const numbers = () => {
+      const [mask, found] = [kept[chosen.criterion], new Uint16Array(inputs)];
+      for (let unit = 0, at = full1.start; unit < units; unit++) for (let i = 0; i < inputs; i++, at++) found[i] += mask[at];
+      return found;
+    };
     return {
-      fit: () => cells.fit(),
+      cells,
       paint: () => {
-        const mask = kept[chosen.criterion];
-        const numbers = new Uint16Array(inputs);
-        for (let at = 0; at < full1.size; at++) numbers[at % inputs] += mask[full1.start + at];
-        cells.paint((i) => mixed(palette["dark-pixel"], palette["bright-pixel"], Math.sqrt(numbers[i] / units)));
-        const cut = numbers.filter((n) => n === 0).length;
-        canvas.setAttribute("aria-label", `The ${inputs} inputs of full 1: ${cut} of them keep no weight by ${CRITERIA[chosen.criterion]}.`);
+        const found = numbers();
+        cells.paint((i) => mixed(palette["dark-pixel"], palette["bright-pixel"], Math.sqrt(found[i] / units)));
       },
+      text: () => `The ${inputs} inputs of full 1: ${numbers().filter((n) => n === 0).length} of them keep no weight by ${CRITERIA[chosen.criterion]}.`,
     };
   }
 
   function pixelsDrawing(canvas) {
     const cells = new Cells(canvas, { columns: SIDE, rows: SIDE, place: (i) => [i % SIDE, Math.floor(i / SIDE)], count: SIDE * SIDE }, 8);
     return {
-      fit: () => cells.fit(),
+      cells,
       paint: () => {
-        const share = (i) => (kept.ways[i] === 0 ? 0 : 0.25 + 0.75 * (Math.log1p(kept.ways[i]) / Math.log1p(everyPath[i])));
+        const largest = brightest();
+        const share = (i) => (kept.ways[i] === 0 ? 0 : 0.2 + 0.8 * Math.sqrt(kept.ways[i] / everyPath[i] / largest));
         cells.paint((i) => mixed(palette["dark-pixel"], palette["bright-pixel"], share(i)));
-        canvas.setAttribute("aria-label", pixelText());
       },
+      text: pixelText,
     };
   }
 
+  /** The largest share of its ways that a pixel keeps. */
+  function brightest() {
+    let largest = 0;
+    for (let i = 0; i < everyPath.length; i++) largest = Math.max(largest, kept.ways[i] / everyPath[i]);
+    return largest;
+  }
+
   function pixelText() {
-    const alive = kept.ways.filter((w) => w > 0).length;
-    return `${alive} of ${SIDE * SIDE} pixels reach an output through weights that ${CRITERIA[chosen.criterion] === "SNIP" ? "SNIP keeps" : "the exact change keeps"}. `
-      + (alive === 0 ? "The network is cut." : "A brighter pixel has more ways to get there; a dark one has none.");
+    let alive = 0;
+    for (const ways of kept.ways) alive += ways > 0 ? 1 : 0;
+    const keeps = chosen.criterion === "snip" ? "SNIP keeps" : "the exact change keeps";
+    const start = `${alive} of ${SIDE * SIDE} pixels reach an output through weights that ${keeps}.`;
+    if (alive === 0) return `${start} The network is cut.`;
+    const one = 1 / brightest();
+    return `${start} A brighter pixel keeps a larger share of its ways to an output. The brightest one keeps one in ${one < 10 ? Number(one.toPrecision(2)) : whole(Number(one.toPrecision(2)))}.`;
   }
 
   const drawings = [];
@@ -558,16 +583,39 @@
         drawings.push(inputsDrawing(canvas));
       }
       layer.append(...canvases.map((canvas) => make("div", { class: "frame" }, canvas)));
-      drawings.push(maskDrawing(t, canvases[0], 16), maskDrawing(t + 1, canvases[1], 16));
+      drawings.push(maskDrawing(t, canvases[0], weights.shape.length === 4 ? 16 : 4), maskDrawing(t + 1, canvases[1], 12));
     }
     drawings.push(pixelsDrawing(element("pixels")));
+    const owner = new Map(drawings.map((drawing) => [drawing.cells.canvas, drawing]));
+    const watch = new IntersectionObserver((entries) => {
+      for (const { target, isIntersecting } of entries) {
+        const drawing = owner.get(target);
+        drawing.hidden = !isIntersecting;
+        if (isIntersecting && drawing.stale) paint(drawing);
+      }
+    }, { rootMargin: "200px" });
+    for (const canvas of owner.keys()) watch.observe(canvas);
   }
 
+  /** Paint a drawing now if it is on the screen, or else when it comes there. */
+  function paint(drawing) {
+    drawing.stale = drawing.hidden;
+    if (!drawing.hidden) drawing.paint();
+  }
+
+  const published = Object.keys(data.tensors[0].published); // sparsities
+  const isNow = (sparsity) => Math.round(Number(sparsity) * 10000) === chosen.sparsity;
+  let countCells = [];
+
   function buildCounts() {
-    const published = Object.keys(tensors[0].published);
-    const heads = ["layer", "weights", "SNIP", "exact", ...published.map((s) => `published ${s}`)];
-    const head = make("thead", {}, make("tr", {}, ...heads.map((text, i) => make("th", { scope: "col", ...(i > 3 ? { "data-sparsity": published[i - 4] } : {}) }, text))));
-    element("counts").replaceChildren(head, make("tbody"), make("tfoot"));
+    const top = make("tr", {}, make("th", { scope: "col", rowspan: 2 }, "layer"), make("th", { scope: "col", rowspan: 2 }, "all"),
+      make("th", { scope: "colgroup", colspan: 2 }, "kept by"), make("th", { scope: "colgroup", colspan: published.length }, "published at"));
+    const under = make("tr", {}, ...["SNIP", "exact"].map((text) => make("th", { scope: "col" }, text)), ...published.map((s) => make("th", { scope: "col", "data-sparsity": s }, s)));
+    const body = tensors.map((tensor) => row(tensor.label, [whole(tensor.size), "", "", ...published.map((s) => whole(tensor.published[s]))]));
+    const last = row("together", [whole(TOTAL), "", "", ...published.map((s) => whole(sum(tensors.map((tensor) => tensor.published[s]))))]);
+    element("counts").replaceChildren(make("thead", {}, top, under), make("tbody", {}, ...body), make("tfoot", {}, last));
+    for (const tr of [...body, last]) published.forEach((s, i) => { tr.cells[4 + i].dataset.sparsity = s; });
+    countCells = [...body, last].map((tr) => ({ snip: tr.cells[2], exact: tr.cells[3] }));
     element("jumps").replaceChildren(...published.map((sparsity) => {
       const button = make("button", { type: "button" }, sparsity);
       button.addEventListener("click", () => setSparsity(Math.round(Number(sparsity) * 10000)));
@@ -576,17 +624,13 @@
   }
 
   function showCounts() {
-    const published = Object.keys(tensors[0].published);
-    const now = published.map((s) => (Math.round(Number(s) * 10000) === chosen.sparsity ? "now" : ""));
-    const classes = ["", now.includes("now") ? "now" : "", "", ...now];
-    const table = element("counts");
-    table.tBodies[0].replaceChildren(...tensors.map((tensor, t) => row(tensor.label, [
-      whole(tensor.size), whole(kept.counts.snip[t]), whole(kept.counts.exact[t]), ...published.map((s) => whole(tensor.published[s]))], classes)));
-    table.tFoot.replaceChildren(row("all", [whole(TOTAL), whole(kept.count), whole(kept.count), ...published.map((s) => whole(sum(tensors.map((x) => x.published[s]))))], classes));
-    table.querySelectorAll("thead th").forEach((th) => { th.className = now[published.indexOf(th.dataset.sparsity)] || ""; });
+    for (const criterion of Object.keys(CRITERIA)) {
+      [...kept.counts[criterion], kept.count].forEach((count, t) => say(countCells[t][criterion], whole(count)));
+    }
+    for (const cell of element("counts").querySelectorAll("[data-sparsity]")) cell.classList.toggle("now", isNow(cell.dataset.sparsity));
     for (let t = 0; t < tensors.length; t += 2) {
       const [w, b] = [kept.counts[chosen.criterion][t], kept.counts[chosen.criterion][t + 1]];
-      element(`kept-${t}`).textContent = `${whole(w)} of ${whole(tensors[t].size)} weights, ${whole(b)} of ${tensors[t + 1].size} biases`;
+      say(element(`kept-${t}`), `${whole(w)} of ${whole(tensors[t].size)} weights, ${whole(b)} of ${tensors[t + 1].size} biases`);
     }
   }
 
@@ -640,25 +684,28 @@
       svg.append(make("line", { x1: view.left + 10, x2: view.left + 40, y1: top, y2: top, stroke: `var(--${colour})`, "stroke-width": 2.5, "stroke-dasharray": dash }));
       words(svg, view.left + 46, top + 4, name, "start");
     });
-    const marks = make("g");
-    svg.append(marks);
-    errorView = { ...view, marks };
+    const rule = make("line", { class: "axis", y1: view.top, y2: view.height - view.bottom, "stroke-dasharray": "3 3" });
+    const dots = Object.keys(CRITERIA).map((criterion) => make("circle", { r: 5, fill: `var(--${criterion})`, stroke: "var(--text)" }));
+    svg.append(rule, ...dots);
+    errorView = { ...view, rule, dots };
   }
 
   function showErrors() {
     const sparsity = chosen.sparsity / 10000;
-    const { marks, x, y, top, bottom, height } = errorView;
+    const { rule, dots, x, y } = errorView;
     const last = measured.snip[measured.snip.length - 1].sparsity;
-    marks.replaceChildren();
-    if (sparsity <= last) {
-      const at = x(logKept(sparsity));
-      marks.append(make("line", { class: "axis", x1: at, x2: at, y1: top, y2: height - bottom, "stroke-dasharray": "3 3" }));
-      for (const criterion of Object.keys(CRITERIA)) {
-        const mean = errorAt(measured[criterion], sparsity);
-        if (mean !== null) marks.append(make("circle", { cx: at, cy: y(mean), r: 5, fill: `var(--${criterion})`, stroke: "var(--text)" }));
-      }
-    }
-    element("error-text").textContent = errorText(sparsity, last);
+    const at = x(logKept(sparsity));
+    rule.setAttribute("x1", at);
+    rule.setAttribute("x2", at);
+    rule.style.display = sparsity <= last ? "" : "none";
+    Object.keys(CRITERIA).forEach((criterion, i) => {
+      const mean = errorAt(measured[criterion], sparsity);
+      dots[i].style.display = mean === null ? "none" : "";
+      if (mean === null) return;
+      dots[i].setAttribute("cx", at);
+      dots[i].setAttribute("cy", y(mean));
+    });
+    say(element("error-text"), errorText(sparsity, last));
   }
 
   function errorText(sparsity, last) {
@@ -713,17 +760,18 @@
   /** Everything that follows the sparsity. */
   function showMasks() {
     computeKept();
-    for (const drawing of drawings) drawing.paint();
+    drawings.forEach(paint);
     showCounts();
     showErrors();
     const overlap = kept.either === 0 ? 1 : kept.both / kept.either;
     const text = `Sparsity ${short(chosen.sparsity)} keeps ${whole(kept.count)} of ${whole(TOTAL)} weights. Both scores keep ${whole(kept.both)} of them: overlap ${overlap.toFixed(2)}.`;
-    element("mask-headline").textContent = text;
-    element("pixels-text").textContent = pixelText();
+    say(element("mask-headline"), text);
+    say(element("pixels-text"), pixelText());
     element("sparsity").setAttribute("aria-valuetext", `sparsity ${short(chosen.sparsity)}, ${whole(kept.count)} weights kept`);
     clearTimeout(announced);
     announced = setTimeout(() => { // once the hand rests
       element("mask-text").textContent = `${text} ${pixelText()} ${element("error-text").textContent}`;
+      for (const drawing of drawings) drawing.cells.canvas.setAttribute("aria-label", drawing.text());
       showNumbers();
     }, 500);
   }
@@ -771,7 +819,7 @@
     readPalette();
     map.fit();
     paintMap();
-    for (const drawing of drawings) drawing.fit();
+    for (const { cells } of drawings) cells.fit();
     buildErrors();
     drawPath();
     showMasks();
@@ -843,7 +891,9 @@
     setSparsity(chosen.sparsity);
     listen();
     showPicker(true);
-    pickLargest(state().values.gap);
+    element("stay").checked = true;
+    pickLargest(state().values.gap); // of conv 1
+    element("stay").checked = false;
     return chooseState(chosen.state);
   }
 
