@@ -44,7 +44,7 @@
     if (number === 0) return "0";
     const exponent = Math.floor(Math.log10(Math.abs(number)));
     const sign = number > 0 ? "+" : "−";
-    if (exponent >= -2 && exponent < 3) return sign + Math.abs(number).toPrecision(3);
+    if (exponent >= -1 && exponent < 3) return sign + Math.abs(number).toPrecision(3);
     return `${sign}${(Math.abs(number) / 10 ** exponent).toFixed(2)} × ${power(exponent)}`;
   }
 
@@ -148,14 +148,15 @@
       this.fit();
     }
 
-    /** As large as the frame allows, in whole pixels of the screen. */
+    /** As large as the frame allows; cells that can be seen one by one have whole pixels of the screen. */
     fit() {
       const { columns, rows } = this.layout;
       const ratio = window.devicePixelRatio || 1;
       const room = this.canvas.parentElement.parentElement.clientWidth - FRAME;
-      this.scale = Math.max(1, Math.floor(Math.min(room / columns, this.largest) * ratio));
-      this.canvas.width = columns * this.scale;
-      this.canvas.height = rows * this.scale;
+      const scale = Math.min(room / columns, this.largest) * ratio;
+      this.scale = scale < 3 ? scale : Math.floor(scale);
+      this.canvas.width = Math.floor(columns * this.scale);
+      this.canvas.height = Math.ceil(rows * this.scale);
       this.canvas.style.width = `${this.canvas.width / ratio}px`;
     }
 
@@ -225,7 +226,7 @@
 
   // ---------------------------------------------------------------- one weight
 
-  const map = new Cells(element("map"), layoutOf(tensors[0]), 26);
+  let map = null; // the drawing of the layer
   let path = { points: [], done: false };
   let job = 0;
   let finished = Promise.resolve();
@@ -317,13 +318,13 @@
     if (!known) return;
     const c = factorOf(chosen.step);
     svg.append(make("line", { class: "axis", x1: x(c), x2: x(c), y1: view.top, y2: floor, "stroke-dasharray": "3 3" }));
-    const most = Math.max(1, ...path.points.map((p) => sum(p.switched)));
+    const most = Math.max(...path.points.map((p) => sum(p.switched)));
     for (const point of path.points) {
-      const height = (sum(point.switched) / most) * (strip - 18);
+      const height = (sum(point.switched) / Math.max(most, 1)) * (strip - 18);
       const now = point.step === chosen.step;
       svg.append(make("rect", { x: x(factorOf(point.step)) - 4, y: floor - height, width: 8, height, fill: now ? "var(--text)" : "var(--soft)" }));
     }
-    words(svg, x(1), floor - strip + 12, `gates switched, at most ${whole(most === 1 && sum(path.points.map((p) => sum(p.switched))) === 0 ? 0 : most)}`, "start");
+    words(svg, x(1), floor - strip + 12, `gates switched (at most ${whole(most)})`, "start");
     const factors = Array.from({ length: STEPS + 1 }, (_, step) => factorOf(step));
     line(svg, factors.map((f) => [x(f), y(bent(f))]), LOOKS.second);
     line(svg, factors.map((f) => [x(f), y(tangent(f))]), LOOKS.snip);
@@ -347,8 +348,8 @@
     const [predicted, second, exact] = [tangent(0), bent(0), end.change];
     const off = (value) => (exact === 0 ? "" : `, off by ${whole(Math.abs(100 * (value - exact) / exact))} %`);
     if (exact === 0 && predicted === 0) return "Removing this weight changes the loss of no image: closed gates block everything it does.";
-    return `Removing this weight changes the loss by ${signed(exact)}. SNIP's tangent says ${signed(predicted)}${off(predicted)}; `
-      .replace("; ", ". ") + `The second order says ${signed(second)}${off(second)}.`;
+    return `Removing this weight changes the loss by ${signed(exact)}. SNIP's tangent says ${signed(predicted)}${off(predicted)}. `
+      + `The second order says ${signed(second)}${off(second)}.`;
   }
 
   function showPath() {
@@ -449,7 +450,7 @@
   }
 
   function pickLargest(values) {
-    let [first, stop] = range();
+    const [first, stop] = range();
     let best = first;
     for (let i = first; i < stop; i++) if (Math.abs(values[i]) > Math.abs(values[best])) best = i;
     pickAt(best);
@@ -716,7 +717,7 @@
     const at = nearest(measured.snip, sparsity).sparsity;
     const beyond = sparsity > last ? `Figure 1 ends at sparsity ${last}. ` : "";
     const which = Math.abs(at - sparsity) < 1e-9 ? `At sparsity ${at}` : `At ${at}, the nearest sparsity of Figure 1`;
-    return `${beyond}${which}: ${parts.join("; ")}.`.replace("; ", ", ");
+    return `${beyond}${which}: ${parts.join(", ")}.`;
   }
 
   function buildErrorTable() {
@@ -883,6 +884,7 @@
     if (shown) chosen.criterion = shown.value;
     element("factor").value = String(STEPS);
     element("colour").value = chosen.colour;
+    map = new Cells(element("map"), layoutOf(tensors[chosen.tensor]), 20);
     buildCounts();
     buildErrorTable();
     buildDrawings();
