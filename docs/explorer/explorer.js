@@ -7,8 +7,8 @@
   const SLICE = 12; // milliseconds of computing before the page gets its turn
   const CHUNK = 10; // images computed at once
   const FRAME = 18; // pixels around a canvas, as in the style sheet
-  const LOWEST_SPARSITY_SHOWN = 0.03; // share kept at the right end of the chart of error rates
-  const CRITERIA = { snip: "SNIP", exact: "exact change" };
+  const LEAST_KEPT = 0.03; // share at the right end of the chart of error rates
+  const CRITERIA = { snip: "SNIP", exact: "exact salience" };
 
   // ---------------------------------------------------------------- data
 
@@ -511,7 +511,7 @@
         const { snip, exact } = kept;
         cells.paint((i) => colours[snip[tensor.start + i] + 2 * exact[tensor.start + i]], t === chosen.tensor ? chosen.index : -1);
       },
-      text: () => `${tensor.label}: SNIP keeps ${whole(kept.counts.snip[t])} of ${whole(tensor.size)} weights, the exact change ${whole(kept.counts.exact[t])}.`,
+      text: () => `${tensor.label}: SNIP keeps ${whole(kept.counts.snip[t])} of ${whole(tensor.size)} weights, exact salience ${whole(kept.counts.exact[t])}.`,
     };
   }
 
@@ -562,7 +562,7 @@
   function pixelText() {
     let alive = 0;
     for (const ways of kept.ways) alive += ways > 0 ? 1 : 0;
-    const keeps = chosen.criterion === "snip" ? "SNIP keeps" : "the exact change keeps";
+    const keeps = chosen.criterion === "snip" ? "SNIP keeps" : "exact salience keeps";
     const start = `${alive} of ${SIDE * SIDE} pixels reach an output through weights that ${keeps}.`;
     if (alive === 0) return `${start} The network is cut.`;
     const one = 1 / brightest();
@@ -660,8 +660,8 @@
   function buildErrors() {
     const rows = Object.values(measured).flat();
     const high = 1.05 * Math.max(...rows.map((r) => r.largest));
-    const label = "Error rate after training against sparsity, for SNIP and the exact change; the numbers are in the table below.";
-    const view = chart(element("error-chart"), { height: 240, left: 40, top: 22, xs: [0, -Math.log10(LOWEST_SPARSITY_SHOWN)], ys: [0, high], label });
+    const label = "Error rate after training against sparsity, for SNIP and exact salience; the numbers are in the table below.";
+    const view = chart(element("error-chart"), { height: 240, left: 40, top: 22, xs: [0, -Math.log10(LEAST_KEPT)], ys: [0, high], label });
     const { svg, x, y } = view;
     for (const tick of ticks(0, high, 4)) {
       svg.append(make("line", { class: "grid", x1: view.left, x2: view.width - view.right, y1: y(tick), y2: y(tick) }));
@@ -680,7 +680,7 @@
         if (r.reported !== null) svg.append(make("circle", { cx: x(logKept(r.sparsity)), cy: y(r.reported), r: 3, fill: "none", stroke: "var(--text)" }));
       }
     }
-    [["SNIP", "snip", ""], ["exact change", "exact", "7 3"]].forEach(([name, colour, dash], i) => {
+    [["SNIP", "snip", ""], ["exact salience", "exact", "7 3"]].forEach(([name, colour, dash], i) => {
       const top = view.top + 12 + 18 * i;
       svg.append(make("line", { x1: view.left + 10, x2: view.left + 40, y1: top, y2: top, stroke: `var(--${colour})`, "stroke-width": 2.5, "stroke-dasharray": dash }));
       words(svg, view.left + 46, top + 4, name, "start");

@@ -59,7 +59,7 @@ def main() -> int:
     with sync_playwright() as entry:
         browser = entry.chromium.launch(executable_path=browser_path, args=FLAGS)
         page, found = opened(browser, given.page)
-        wrong += [*compare(page, given.page), *masks(page), *keyboard(page), *found]
+        wrong += [*compare(page, given.page), *masks(page), *keyboard(page), *pointer(page), *found]
         page.context.close()
         wrong += [*drag(browser, given.page), *without_scripts(browser, given.page, given.pictures)]
         for width in WIDTHS:
@@ -196,6 +196,21 @@ def keyboard(page) -> Iterator[str]:
     unnamed = page.evaluate("""() => [...document.querySelectorAll("input, select, button, canvas, svg[role=img]")].filter((e) =>
       !(e.labels && e.labels.length) && !e.textContent.trim() && !e.getAttribute("aria-label")).map((e) => e.outerHTML.slice(0, 80))""")
     yield from (f"without a name: {text}" for text in unnamed)
+
+
+def pointer(page) -> Iterator[str]:
+    """Pick the first weight of a layer by a click on its drawing, in the picker and among all layers."""
+    for canvas, said in [
+        ("#layers canvas >> nth=0", "Conv 1, kernel 1, row 1, column 1:"),
+        ("#map", "Conv 1, kernel 2, row 1, column 1:"),
+    ]:
+        drawing = page.locator(canvas)
+        drawing.scroll_into_view_if_needed()
+        cell = drawing.bounding_box()["width"] / 35  # six kernels of five columns, with gaps
+        drawing.click(position={"x": cell * (6.5 if canvas == "#map" else 0.5), "y": cell / 2})
+        page.evaluate("window.explorer.finished()")
+        if not page.locator("#path-text").inner_text().startswith(said):
+            yield f"a click on {canvas} did not pick the weight under it"
 
 
 def drag(browser, path: Path) -> Iterator[str]:

@@ -168,7 +168,12 @@ const kept = (sparsity) => Uint8Array.from(rank, (r) => Number(r < numKept(spars
 console.log(JSON.stringify({
   tensors: TENSORS.map(({ name, shape }) => [name, shape]),
   loss: network.loss,
-  found: given.wanted.map(([tensor, index]) => ({ change: network.change(tensor, index), half: network.change(tensor, index, 0.5), ...network.derivatives(tensor, index) })),
+  found: given.wanted.map(([tensor, index]) => {
+    const switched = new Float64Array(6);
+    network.changeOver(tensor, index, 0, 0, network.count, switched);
+    const [change, half] = [0, 0.5].map((c) => network.change(tensor, index, c));
+    return { change, half, switched: Array.from(switched), ...network.derivatives(tensor, index) };
+  }),
   kept: given.sparsities.map((sparsity) => Array.from(kept(sparsity)).join("")),
   paths: [1, 0].map((all) => Array.from(paths(new Uint8Array(TOTAL).fill(all)))),
 }));
@@ -202,6 +207,7 @@ def test_the_pages_numbers_are_the_packages(content, data):
         largest, weight = float(state.exact[name].abs().max()), float(parameters[name].flatten()[index])
         half = explorer._path(state.model, name, index, np.array([1.0, 0.5]), content.images, content.labels)[-1]
         assert found["change"] == pytest.approx(float(state.exact[name].flatten()[index]), abs=1e-5 * largest)
+        assert found["switched"] == switched_gates(state.model, name, index, content.images)
         assert found["half"] == pytest.approx(half, abs=1e-5 * largest)
         assert found["slope"] == pytest.approx(float(state.snip[name].flatten()[index]), abs=1e-5 * largest)
         assert found["curvature"] == pytest.approx(weight**2 * float(second[name].flatten()[index]), abs=1e-5 * largest)
@@ -212,6 +218,31 @@ def test_the_pages_numbers_are_the_packages(content, data):
         assert kept == "".join("01"[k] for k in mask.int().tolist())
     assert made["paths"][0] == paths_by_gradients()
     assert set(made["paths"][1]) == {0}
+
+
+@torch.no_grad()
+def switched_gates(model, name, index, images):
+    """How many gates of each kind let another number pass once a parameter is zero, by PyTorch's own layers."""
+    before, parameter = gates(model, images), model.get_parameter(name).view(-1)
+    whole = parameter[index].clone()
+    parameter[index] = 0
+    after = gates(model, images)
+    parameter[index] = whole
+    return [int(((a != b) & (a >= 0) & (b >= 0)).sum()) for a, b in zip(before, after, strict=True)]
+
+
+def gates(model, images):
+    """Whether each ReLU is open, and which place each max-pool lets pass, or -1 where all four are closed."""
+    found, x = [], images
+    for layer in (model.conv1, model.conv2):
+        z = layer(x)
+        x, places = F.max_pool2d(z.relu(), 2, return_indices=True)
+        found += [(z > 0).int(), places.where(x > 0, -1)]
+    x = x.flatten(1)
+    for layer in (model.full1, model.full2):
+        found.append((layer(x) > 0).int())
+        x = layer(x).relu()
+    return found
 
 
 def paths_by_gradients():
