@@ -26,7 +26,7 @@ NOTEBOOKS := $(sort $(basename $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb)
 
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP MPLBACKEND JUPYTER_PATH JUPYTER_PREFER_ENV_PATH
 .DEFAULT_GOAL := help
-.PHONY: help env env-test data figures redraw smoke verify status claim verify-runs bench robustness test test-lab test-torch audit lint format lab site test-site readme lock clean distclean $(NOTEBOOKS)
+.PHONY: help env env-test data figures redraw smoke verify status claim verify-runs bench robustness test test-lab test-torch audit lint format lab site test-site explorer readme lock clean distclean $(NOTEBOOKS)
 
 help:  ## this list
 	@echo "make figures regenerates every figure, table and verdict; make test runs every test."
@@ -121,12 +121,16 @@ format: env-test  ## format code and notebooks
 lab: env  ## open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab --notebook-dir=notebooks
 
-site: env  ## make pages that need no network: front page, ledger, notebooks, reference and search, in build/site/index.html
+site: env  ## make pages that need no network: front page, ledger, notebooks, explorer, reference and search, in build/site/index.html
 	$(call install,notebooks$(comma)site)
 	@$(PY) -m sphinx -q -W --keep-going -b html -c docs . build/site && echo "build/site/index.html"
 
 test-site: site  ## test the site in a headless browser; needs Chromium and playwright, and says if they are missing
 	@$(PY) tests/browser/pages.py $(if $(PICTURES),--pictures "$(PICTURES)")
+	@$(PY) tests/browser/explorer.py $(if $(PICTURES),--pictures "$(PICTURES)")
+
+explorer: env  ## make the explorer alone: one page with LeNet-5, its loss paths and masks, in build/explorer.html
+	@$(PY) -m tools.explorer build/explorer.html
 
 readme: env  ## update the generated parts of README.md and the gallery figures/README.md
 	@$(PY) -m tools readme

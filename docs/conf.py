@@ -50,6 +50,8 @@ TREES = {
     "docs/notebooks": ["/figures/full/notebooks/*"],
 }
 
+EXPLORER = "explorer.html"
+
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
@@ -92,6 +94,9 @@ def add_tree(app: Any, name: str, source: list[str]) -> None:
     if name.startswith("figures/") and not source[0].startswith(("#", "{")):  # a table
         source[0] = f"# {Path(name).name.replace('_', ' ')}\n\n{source[0]}"
     source[0] = re.sub(r"^!\[.*?\]\(https://img\.shields\.io/.*\n", "", source[0], flags=re.MULTILINE)
+    if not source[0].startswith("{"):  # a page, not a notebook: what stands beside the front page here is a link
+        up = "../" * name.count("/")
+        source[0] = source[0].replace(f"`build/{EXPLORER}`", f'<a href="{up}{EXPLORER}">{EXPLORER}</a>')
     if name in TREES:
         lines = ["", "```{toctree}", ":hidden:", ":glob:", *TREES[name], "```", ""]
         source[0] += "\n".join(lines)
@@ -103,6 +108,15 @@ def add_index(app: Any, error: Exception | None) -> None:
         shutil.copyfile(Path(app.outdir) / "README.html", Path(app.outdir) / "index.html")
 
 
+def add_explorer(app: Any, error: Exception | None) -> None:
+    """The page to play with, beside the front page; its sources are in docs/explorer."""
+    if error is None:
+        from tools import explorer
+
+        explorer.write(Path(app.outdir) / EXPLORER)
+
+
 def setup(app: Any) -> None:
     app.connect("source-read", add_tree)
     app.connect("build-finished", add_index)
+    app.connect("build-finished", add_explorer)
