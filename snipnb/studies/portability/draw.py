@@ -49,7 +49,9 @@ def rules(said: pd.DataFrame, *, shown: Mapping[str, str], counted: Mapping[str,
         widest = np.nanmax(own[["value", "low", "high", "bound"]].abs())
         if widest > LOGARITHMIC:
             axis.set_xscale("symlog", linthresh=LINEAR, linscale=1.5)
-            ticks = [tick for tick in (-10, -2, -LINEAR, 0, LINEAR, 2, 10, 50) if abs(tick) < 1.3 * widest]
+            ends = own[["value", "low", "high", "bound"]].to_numpy()
+            low, high = min(1.3 * np.nanmin(ends), -LINEAR), max(1.3 * np.nanmax(ends), LINEAR)
+            ticks = [tick for tick in (-10, -2, -LINEAR, 0, LINEAR, 2, 10, 50) if low <= tick <= high]
             axis.set_xticks(ticks, [with_minus(f"{tick:g}") for tick in ticks])
             axis.xaxis.set_minor_locator(NullLocator())
         axis.set_title(f"{claim}: {what}", fontsize=9)
