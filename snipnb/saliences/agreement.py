@@ -80,7 +80,7 @@ def agreement(sample: pd.DataFrame, *, resamples: int = RESAMPLES) -> pd.DataFra
 
     **Definition.** ``spearman``: rank correlation of the magnitudes, each parameter with its weight. ``median_relative_difference``: weighted median of
     abs(salience - exact) / abs(exact) over parameters whose exact salience is not 0. Intervals: percentiles (95 %) of a bootstrap within tensors; they are a little
-    wide where tensors were drawn whole.
+    wide where tensors were drawn whole, and NaN where a single parameter stands for a larger tensor, because its spread is then unknown.
 
     Args:
         sample: ``layer``, ``weight``, ``exact``, and a column per salience.
@@ -105,6 +105,8 @@ def agreement(sample: pd.DataFrame, *, resamples: int = RESAMPLES) -> pd.DataFra
         raise ValueError(f"the sample has no column {missing[0]!r}; it has {', '.join(map(str, sample))}")
     draw = np.random.default_rng(0)
     groups = list(sample.groupby("layer", sort=False).indices.values())
+    if any(len(group) == 1 and sample["weight"].iloc[group[0]] > 1 for group in groups):
+        resamples = 0
     rows = []
     for name in names:
         a, e, w = (sample[column].to_numpy() for column in (name, "exact", "weight"))

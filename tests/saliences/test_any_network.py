@@ -290,6 +290,8 @@ def test_a_sample_has_the_saliences_of_the_network():
     assert (found["low95"] <= found["spearman"]).all()
     assert found["spearman"].between(0.5, 1).all()
     assert snipnb.agreement(sample, resamples=0)["low95"].isna().all()
+    alone = snipnb.sampled_saliences(model, images, labels, per_tensor=1)  # says nothing of the spread within a tensor
+    assert snipnb.agreement(alone, resamples=50)[["low95", "high95"]].isna().all(axis=None)
 
 
 def test_what_is_no_sample_is_refused():
