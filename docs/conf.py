@@ -94,7 +94,7 @@ def add_tree(app: Any, name: str, source: list[str]) -> None:
     if name.startswith("figures/") and not source[0].startswith(("#", "{")):  # a table
         source[0] = f"# {Path(name).name.replace('_', ' ')}\n\n{source[0]}"
     source[0] = re.sub(r"^!\[.*?\]\(https://img\.shields\.io/.*\n", "", source[0], flags=re.MULTILINE)
-    if not source[0].startswith("{"):  # a page, not a notebook: what stands beside the front page here is a link
+    if not source[0].startswith("{"):  # not in notebooks: on the site, the explorer's name is a link to it
         up = "../" * name.count("/")
         source[0] = source[0].replace(f"`build/{EXPLORER}`", f'<a href="{up}{EXPLORER}">{EXPLORER}</a>')
     if name in TREES:

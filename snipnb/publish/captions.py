@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from snipnb.publish.sentences import FORMATS
+from snipnb.publish.sentences import filled, shown
 
 
 @cache
@@ -40,14 +40,4 @@ def fill(study: str, figure: str, known: Mapping[str, Any], given: Mapping[str, 
         raise ValueError(f"the caption of {figure!r} in {study} has no value for {', '.join(missing)}")
     if unknown := sorted(given.keys() - fields):
         raise ValueError(f"the caption of {figure!r} in {study} has no field {', '.join(unknown)}")
-    return {kind: _filled(text, values) for kind, text in templates.items()}
-
-
-def _filled(text: str, values: Mapping[str, Any]) -> str:
-    """The text with values in place of its fields, in Python's formats or those of :mod:`snipnb.publish.sentences`."""
-    parts = []
-    for literal, name, form, _ in Formatter().parse(text):
-        parts.append(literal)
-        if name is not None:
-            parts.append(FORMATS[form](values[name]) if form in FORMATS else format(values[name], form or ""))
-    return "".join(parts)
+    return {kind: filled(text, lambda name, form: shown(values[name], form)) for kind, text in templates.items()}

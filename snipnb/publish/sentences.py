@@ -101,17 +101,24 @@ def fill(template: str, numbers: Mapping[str, float]) -> str:
     Raises:
         ValueError: If a field has no number.
     """
-    text = []
-    for literal, name, spec, _ in Formatter().parse(template):
-        text.append(literal)
-        if name is None:
-            continue
+
+    def number(name: str, form: str) -> str:
         if not math.isfinite(numbers.get(name, math.nan)):
             raise ValueError(f"{template!r} needs the number {name!r}; the numbers are {', '.join(numbers)}")
-        value = numbers[name]
-        shown = FORMATS[spec](value) if spec in FORMATS else format(value, spec or "")
-        text.append(shown.replace("-", "−").replace("%", " %"))
-    return "".join(text)
+        return shown(numbers[name], form).replace("-", "−").replace("%", " %")
+
+    return filled(template, number)
+
+
+def filled(template: str, show: Callable[[str, str], str]) -> str:
+    """A template with what ``show`` says of a name and a format in place of each field."""
+    parsed = Formatter().parse(template)
+    return "".join(text + ("" if name is None else show(name, form or "")) for text, name, form, _ in parsed)
+
+
+def shown(value: Any, form: str) -> str:
+    """A value in one of :data:`FORMATS`, or in a format of Python."""
+    return FORMATS[form](value) if form in FORMATS else format(value, form)
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:

@@ -136,7 +136,8 @@ def _train(
     shuffle = torch.Generator().manual_seed(data_seed)
     steps = -(-len(labels) // batch_size)
     if len(labels) % batch_size == 1:
-        _check_trains_on_one(group.models, images[:1], f"{len(labels)} images, batch_size {batch_size}")
+        different = group.models[:1] if group.is_stacked else group.models
+        _check_trains_on_one(different, images[:1], f"{len(labels)} images, batch_size {batch_size}")
     rows: list[dict[str, list[float]]] = []
     if checkpoint is not None and (found := checkpoint.load()) is not None:
         arrays, rows = found[0], list(found[1])

@@ -6,13 +6,13 @@ import json
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from tags import Page
 
 import snipnb
 from snipnb._files import project_root
@@ -21,21 +21,6 @@ from tools import explorer
 ROOT = project_root()
 SOURCES = ROOT / explorer.SOURCES
 SVG = "http://www.w3.org/2000/svg"  # a name, which nothing is loaded from
-
-
-class Page(HTMLParser):
-    """Tags of a page, with their attributes."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def all(self, name):
-        return [attributes for tag, attributes in self.tags if tag == name]
 
 
 @pytest.fixture(scope="module")

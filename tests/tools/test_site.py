@@ -3,10 +3,10 @@
 import os
 import subprocess
 import sys
-from html.parser import HTMLParser
 from urllib.parse import unquote
 
 import pytest
+from tags import Page
 
 import snipnb
 from snipnb._files import project_root
@@ -15,21 +15,6 @@ from tools.runner import find_notebooks
 
 pytest.importorskip("myst_nb")
 ROOT = project_root()
-
-
-class Page(HTMLParser):
-    """Tags of a page, with their attributes."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def all(self, name):
-        return [attributes for tag, attributes in self.tags if tag == name]
 
 
 @pytest.fixture(scope="module")

@@ -46,17 +46,16 @@ def findings(compared: pd.DataFrame, kept: pd.DataFrame, found: pd.DataFrame, lo
 
 
 def _better(at: Mapping[tuple[str, float], pd.DataFrame], highest: float) -> str:
-    parts, number = [], 0
+    if max(rows["n"].max() for rows in at.values()) < 2:
+        return "One network each: too few for a verdict."
+    parts = []
     for (network, sparsity), rows in at.items():
-        number = max(number, int(rows["n"].max()))
         if sparsity in (JUDGED, highest):
             rivals = rows.drop(index=UPPER, errors="ignore")
             better = rivals[rivals["outcome"] == "better"].sort_values("mean")
             names = [f"{look(str(c)).label} ({_change(row, bare=True)})" for c, row in better.iterrows()]
             if names:
                 parts.append(f"on {network} at {sparsity:g}, {_listed(names)}")
-    if number < 2:
-        return "One network each: too few for a verdict."
     return f"Shown to be better than SNIP: {'; '.join(parts) or 'none'}."
 
 
