@@ -7,31 +7,16 @@ arguments. Nothing here knows a network, and nothing imports torch.
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
 
-from snipnb.publish.evidence import (
-    larger_networks,
-    lenet5_table,
-    rules_of_thumb,
-    salience_derivation,
-    second_order,
-    seed_consistency,
-    snip_vs_exact,
-)
 from snipnb.publish.evidence.parts import Finding as Finding
 
-MODULES = (
-    salience_derivation,
-    snip_vs_exact,
-    lenet5_table,
-    seed_consistency,
-    second_order,
-    rules_of_thumb,
-    larger_networks,
-)
+MODULES = [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
 
 
 def function_of(claim_id: str) -> Callable[..., Finding]:

@@ -9,16 +9,15 @@ import pandas as pd
 from scipy import stats
 
 from snipnb.publish.comparisons import slopes_by_seed
-from snipnb.publish.evidence.parts import ONE_SIDED, Finding, Triple, finding, holm, if_seen
+from snipnb.publish.evidence.parts import Finding, finding, holm, if_seen, one_sided
 from snipnb.publish.stats import mean_interval
 
 
 def c26(projection: pd.DataFrame, passes: pd.DataFrame) -> Finding:
-    found: dict[str, float | Triple] = {}
+    rows, found = projection.set_index(["images", "way"])[["minutes", "low95", "high95"]], {}
     for name, images in (("", projection["images"].max()), ("_for_a_mini_batch", projection["images"].min())):
-        own = projection[projection["images"] == images].set_index("way")
-        for way, row in (("naive", own.loc["one pass per parameter"]), ("engine", own.loc["engine"])):
-            found[f"{way}_minutes{name}"] = row["minutes"], row["low95"], row["high95"]
+        found[f"naive_minutes{name}"] = tuple(rows.loc[images, "one pass per parameter"])
+        found[f"engine_minutes{name}"] = tuple(rows.loc[images, "engine"])
     fastest = passes.loc[passes["images_in_an_hour"].idxmax()]
     found["images_in_an_hour"] = fastest["images_in_an_hour"]
     scope = f"VGG16; one pass per parameter at the peak of a {fastest['processor']}, this package's engine on this processor"
@@ -28,9 +27,9 @@ def c26(projection: pd.DataFrame, passes: pd.DataFrame) -> Finding:
 def c27(sweep: pd.DataFrame, *, layers_more: Sequence[int], fresh_from: int) -> Finding:
     slopes = {family: own["slope"].to_numpy() for family, own in slopes_by_seed(sweep).groupby("family", sort=False)}
     tests = {family: stats.ttest_1samp(own, 0, alternative="less").pvalue for family, own in slopes.items()}
-    each = {family: mean_interval(own, level=ONE_SIDED) for family, own in slopes.items()}
+    each = {family: one_sided(own) for family, own in slopes.items()}
     corrected, steepest = holm(np.array(list(tests.values()))), min(tests, key=tests.__getitem__)
-    found: dict[str, float | Triple] = {
+    found = {
         "slope": mean_interval(next(iter(slopes.values()))),
         "steepest_slope": each[steepest],
         "smallest_p": corrected.min(),

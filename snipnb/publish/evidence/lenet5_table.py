@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from snipnb.publish import comparisons
-from snipnb.publish.evidence.parts import ONE_SIDED, Finding, best_rows
-from snipnb.publish.stats import mean_interval, table_fit
+from snipnb.publish.evidence.parts import Finding, best_rows, finding, one_sided
+from snipnb.publish.stats import table_fit
 
 
 def c12b(counts: pd.DataFrame, published: pd.DataFrame) -> Finding:
@@ -37,11 +37,11 @@ def c33(errors: pd.DataFrame, published: pd.DataFrame, protocol: pd.DataFrame, a
     short = placed["sparsity"].map(best_rows(assay).groupby("sparsity")["error_percent"].mean())
     found["outside_interval"] = (~placed["inside"]).sum()
     found["assay_outside"] = ((short < placed["low"]) | (short > placed["high"])).sum()
-    contrast = mean_interval((seeds[0.5] - seeds[0.0]).to_numpy(), level=ONE_SIDED)
     rates = published.set_index("sparsity")["error_percent"]
-    found |= {"half_minus_dense": contrast[0], "published_half_minus_dense": rates[0.5] - rates[0.0]}
+    found["half_minus_dense"] = one_sided(seeds[0.5] - seeds[0.0])
+    found["published_half_minus_dense"] = rates[0.5] - rates[0.0]
     found |= {"sum_of_three": seeds.sum(axis=1).mean(), "published_sum_of_three": rates.sum()}
-    return Finding(found, {"half_minus_dense": contrast[1:]}, n, scope)
+    return finding(found, n=n, scope=scope)
 
 
 def c37(published: pd.DataFrame) -> Finding:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from snipnb.publish import comparisons
-from snipnb.publish.stats import power_of
+from snipnb.publish.stats import mean_interval, power_of
 
 ONE_SIDED = 0.90  # level of intervals whose ends are one-sided tests at 5 %
 WHOLE = "whole network"
@@ -41,11 +41,22 @@ class Finding:
 Triple = tuple[float, float, float]  # a number and the ends of its interval
 
 
-def finding(values: Mapping[str, float | Triple], **facts: Any) -> Finding:
+def finding(values: Mapping[str, Any], **facts: Any) -> Finding:
     """A finding from numbers, some of them with the ends of their intervals; ``facts`` are other fields of :class:`Finding`."""
     numbers = {name: value[0] if isinstance(value, tuple) else value for name, value in values.items()}
     ends = {name: value[1:] for name, value in values.items() if isinstance(value, tuple)}
     return Finding(numbers, ends, **facts)
+
+
+def of_seeds(values: Mapping[str, Any], scope: str, seeds: pd.Series, fresh_from: int, *, why: str = "") -> Finding:
+    """A finding from networks of some seeds, for a rule that asks for fresh ones; ``why`` is another reason not to apply it."""
+    why = why or if_seen(seeds, fresh_from)
+    return finding(values, n=seeds.nunique(), scope=f"{scope}, {seeds_of(seeds)}", not_fresh=why)
+
+
+def one_sided(values: np.ndarray) -> Triple:
+    """Mean, and its interval at the level :data:`ONE_SIDED`."""
+    return mean_interval(values, level=ONE_SIDED)
 
 
 def largest(triples: Iterable[Triple]) -> Triple:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,11 +15,12 @@ from snipnb.publish.evidence.parts import (
     START,
     WHOLE,
     Finding,
-    Triple,
     epochs_of,
     finding,
     if_seen,
     largest,
+    of_seeds,
+    one_sided,
     power,
     root_mean_square,
     seeds_of,
@@ -32,17 +34,15 @@ RULES = {"uniform": "uniform", "erk": "erdos_renyi_kernel"}  # name in statistic
 def c2(histories: pd.DataFrame, *, sparsity: float, half: float, margin: float, fresh_from: int) -> Finding:
     rates = last_rates(histories)
     here = rates[rates["sparsity"] == sparsity]
-    found: dict[str, float | Triple] = {
+    found: dict[str, Any] = {
         f"{name}_minus_snip": comparisons.paired(here, f"snip_{name}", "snip") for name in ("inverted", "shuffled")
     }
     wide = rates[rates["criterion"] == "snip"].pivot(index="seed", columns="sparsity", values="error_percent")
     if not {0.0, half} <= set(wide.columns):
         return finding(found, n=len(wide), not_fresh="no dense networks beside those pruned by half")
     each = (wide[half] - wide[0.0]).dropna()
-    found["pruned_minus_dense"] = mean_interval(each.to_numpy(), level=ONE_SIDED)
-    scope = f"LeNet-5, sparsity {half:g}, {epochs_of(histories)}, {seeds_of(each.index)}"
-    why = if_seen(each.index, fresh_from)
-    return finding(found | power(each.to_numpy(), margin), n=len(each), scope=scope, not_fresh=why)
+    found |= {"pruned_minus_dense": one_sided(each)} | power(each, margin)
+    return of_seeds(found, f"LeNet-5, sparsity {half:g}, {epochs_of(histories)}", each.index, fresh_from)
 
 
 def c3(greedy: pd.DataFrame) -> Finding:
@@ -76,27 +76,22 @@ def c13(
     last = dense[(dense["epoch"] == dense["epoch"].max()) & dense["sparsity"].isin(sparsities)]
     errors = (100 * last["test_error"]).groupby([last["name"], last["sparsity"]])
     ratios = comparisons.recipe_ratios(histories, level=ONE_SIDED)
-    found: dict[str, float | Triple] = {"excess_increase": old["excess"].max()}
-    found["largest_error"] = largest(mean_interval(own.to_numpy(), level=ONE_SIDED) for _, own in errors)
+    found = {"excess_increase": old["excess"].max(), "largest_error": largest(one_sided(own) for _, own in errors)}
     for name, column in (("largest_factor_over_best", "over_best"), ("largest_factor_unadjusted", "unadjusted")):
         found[name] = largest(ratios[[column, f"{column}_low", f"{column}_high"]].itertuples(index=False, name=None))
-    seeds, short = histories["init_seed"], histories["epoch"].max() < least_epochs
-    why = f"its rule asks for {least_epochs} epochs" if short else if_seen(seeds, fresh_from)
-    scope = f"LeNet-5, {ratios['name'].nunique()} recipes, {epochs_of(histories)}, {seeds_of(seeds)}"
-    return finding(found, n=seeds.nunique(), scope=scope, not_fresh=why)
+    why = f"its rule asks for {least_epochs} epochs" if histories["epoch"].max() < least_epochs else ""
+    scope = f"LeNet-5, {ratios['name'].nunique()} recipes, {epochs_of(histories)}"
+    return of_seeds(found, scope, histories["init_seed"], fresh_from, why=why)
 
 
 def c29(histories: pd.DataFrame, *, sparsity: float, fresh_from: int) -> Finding:
     rates = comparisons.draws_together(last_rates(histories[histories["sparsity"] == sparsity]))
-    found: dict[str, float | Triple] = {
-        f"minus_{name}": comparisons.paired(rates, "snip_densities", rule) for name, rule in RULES.items()
-    }
+    found = {f"minus_{name}": comparisons.paired(rates, "snip_densities", rule) for name, rule in RULES.items()}
     why = "" if (rates["criterion"] == "perturbed").any() else "no perturbed densities were trained"
     for name, rule in ({} if why else {**RULES, "perturbed": "perturbed"}).items():
         found[f"{name}_costs"] = comparisons.paired(rates, rule, "snip_densities", level=ONE_SIDED)
     seeds = rates.loc[rates["criterion"] == "uniform", "seed"]
-    scope = f"LeNet-5, sparsity {sparsity:g}, {epochs_of(histories)}, {seeds_of(seeds)}"
-    return finding(found, n=seeds.nunique(), scope=scope, not_fresh=why or if_seen(seeds, fresh_from))
+    return of_seeds(found, f"LeNet-5, sparsity {sparsity:g}, {epochs_of(histories)}", seeds, fresh_from, why=why)
 
 
 def c30(
@@ -106,16 +101,14 @@ def c30(
     rho, own = agreement[agreement["ranking"] == "snip"], by_layer[by_layer["ranking"] == "snip"]
     share = own.groupby("layer", sort=False)["named_percent"].mean()
     named, others = share[share >= named_from].index, share[share < named_from].index
-    costs = {
-        layer: mean_interval(x.to_numpy(), level=ONE_SIDED) for layer, x in own.groupby("layer", sort=False)["increase"]
-    }
+    costs = {layer: one_sided(increase) for layer, increase in own.groupby("layer", sort=False)["increase"]}
     weights = rho[rho["layer"].isin(share.index)].groupby("layer")["spearman"]
-    found: dict[str, float | Triple] = {
+    found = {
         "error_increase": half["increase"].mean(),
         "spearman": rho.loc[rho["layer"] == WHOLE, "spearman"].mean(),
         "largest_cost_of_named": largest(costs[layer] for layer in named) if len(named) else (np.nan,) * 3,
         "smallest_cost_of_others": min((costs[layer][0] for layer in others), default=np.nan),
-        "smallest_spearman_by_layer": smallest(mean_interval(x.to_numpy(), level=ONE_SIDED) for _, x in weights),
+        "smallest_spearman_by_layer": smallest(one_sided(spearman) for _, spearman in weights),
     }
     names = ", ".join(layer.removesuffix(".weight") for layer in named) or "none"
     scope = f"LeNet-5 after training; layers named: {names}; {seeds_of(half['seed'])}"
@@ -125,7 +118,7 @@ def c30(
 
 def c35(histories: pd.DataFrame, *, sparsity: float, also: float, smallest_margin: float, fresh_from: int) -> Finding:
     rates = last_rates(histories)
-    found: dict[str, float | Triple] = {}
+    found: dict[str, Any] = {}
     for at, name in ((sparsity, ""), (also, f"_at_{also:g}")):
         here, tests, beyond = rates[rates["sparsity"] == at], {}, {}
         margin = comparisons.margin_of(here, reference="snip", smallest=smallest_margin)
@@ -140,5 +133,5 @@ def c35(histories: pd.DataFrame, *, sparsity: float, also: float, smallest_margi
         if not name:
             found |= {"non_inferiority_p": tests["closed_form"], "snip_densities_p": tests["snip_densities"]}
     seeds = rates.loc[rates["criterion"] == "closed_form", "seed"]
-    scope = f"LeNet-5, sparsity {sparsity:g} (and {also:g}), {epochs_of(histories)}, {seeds_of(seeds)}"
-    return finding(found, n=seeds.nunique(), scope=scope, not_fresh=if_seen(seeds, fresh_from))
+    scope = f"LeNet-5, sparsity {sparsity:g} (and {also:g}), {epochs_of(histories)}"
+    return of_seeds(found, scope, seeds, fresh_from)

@@ -7,14 +7,13 @@ import pandas as pd
 from snipnb.publish import comparisons
 from snipnb.publish.comparisons import last_rates
 from snipnb.publish.evidence.parts import (
-    ONE_SIDED,
     Finding,
     epochs_of,
     finding,
-    if_seen,
     mean_of,
+    of_seeds,
+    one_sided,
     power,
-    seeds_of,
     timed,
 )
 from snipnb.publish.stats import mean_interval
@@ -63,7 +62,6 @@ def c28(
     pairs = comparisons.differences(rates[rates["criterion"].isin(["snip", "second_order"])], reference="second_order")
     gains = pairs["difference"].to_numpy()
     found = {"overlap_gain": overlap["second_order"] - overlap["snip"], "error_gain_high": mean_interval(gains)[2]}
-    gain, low, high = mean_interval(gains, level=ONE_SIDED)
-    found |= {"gain": gain} | power(gains, largest_gain, sides=1)
-    scope = f"LeNet-5, sparsity {sparsity:g}, {epochs_of(histories)}, {seeds_of(pairs['seed'])}"
-    return Finding(found, {"gain": (low, high)}, len(gains), scope, not_fresh=if_seen(pairs["seed"], fresh_from))
+    judged = {"gain": one_sided(gains)} | power(gains, largest_gain, sides=1)
+    scope = f"LeNet-5, sparsity {sparsity:g}, {epochs_of(histories)}"
+    return of_seeds(found | judged, scope, pairs["seed"], fresh_from)

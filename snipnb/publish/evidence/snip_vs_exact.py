@@ -10,16 +10,16 @@ from scipy import stats
 from snipnb.publish import comparisons
 from snipnb.publish.comparisons import last_rates
 from snipnb.publish.evidence.parts import (
-    ONE_SIDED,
     WHOLE,
     Finding,
     best_rates,
     epochs_of,
+    finding,
+    one_sided,
     power,
     timed,
     value_at,
 )
-from snipnb.publish.stats import mean_interval
 
 
 def c1(brute_force: pd.DataFrame) -> Finding:
@@ -35,31 +35,27 @@ def c5(exact: pd.DataFrame) -> Finding:
 
 def c9(snip: pd.DataFrame) -> Finding:
     row = snip.set_index("way").loc["SNIP of every parameter"]
-    interval = {"cost_in_gradients": (row["low95"], row["high95"])}
-    scope = timed(snip, "this package")
-    return Finding({"cost_in_gradients": row["in_gradients"]}, interval, n=int(row["rounds"]), scope=scope)
+    found = {"cost_in_gradients": tuple(row[["in_gradients", "low95", "high95"]])}
+    return finding(found, n=int(row["rounds"]), scope=timed(snip, "this package"))
 
 
 def c24(agreement: pd.DataFrame, overlaps: pd.DataFrame, *, init: str, least_overlap: float) -> Finding:
     rho = agreement[(agreement["init"] == init) & (agreement["layer"] == WHOLE)]
     kept = overlaps[(overlaps["init"] == init) & (overlaps["layer"] == WHOLE)]
     found = {"smallest_spearman": rho["spearman"].min(), "smallest_overlap": kept["overlap"].min()}
-    means = {s: mean_interval(own["overlap"].to_numpy(), level=ONE_SIDED) for s, own in kept.groupby("sparsity")}
-    spearman, low, high = mean_interval(rho["spearman"].to_numpy(), level=ONE_SIDED)
-    worst = min(means, key=lambda s: means[s])
-    found |= {"spearman": spearman, "overlap_at_the_worst": means[worst][0], "worst_sparsity": worst}
+    means = {sparsity: one_sided(own) for sparsity, own in kept.groupby("sparsity")["overlap"]}
+    worst = min(means, key=means.__getitem__)
+    found |= {"spearman": one_sided(rho["spearman"]), "overlap_at_the_worst": means[worst], "worst_sparsity": worst}
     found["sparsities_inside"] = sum(low >= least_overlap for _, low, _ in means.values())
     found["sparsities_outside"] = sum(high <= least_overlap for _, _, high in means.values())
-    intervals = {"spearman": (low, high), "overlap_at_the_worst": means[worst][1:]}
-    return Finding(found, intervals, rho["seed"].nunique(), f"LeNet-5 at its start, {len(means)} sparsities")
+    return finding(found, n=rho["seed"].nunique(), scope=f"LeNet-5 at its start, {len(means)} sparsities")
 
 
 def c36(exact: pd.DataFrame, snip: pd.DataFrame) -> Finding:
     seconds, row = value_at(snip, "seconds", way="SNIP of every parameter"), exact.iloc[0]
-    passes = {end: row["parameters"] * row[end] / seconds for end in ("pass_seconds", "pass_low95", "pass_high95")}
-    found = {"times_snip_directly": passes["pass_seconds"], "times_snip_by_the_engine": row["engine_seconds"] / seconds}
-    ends = {"times_snip_directly": (passes["pass_low95"], passes["pass_high95"])}
-    return Finding(found, ends, scope=timed(exact, "LeNet-5"))
+    directly = tuple(row["parameters"] * row[["pass_seconds", "pass_low95", "pass_high95"]] / seconds)
+    found = {"times_snip_directly": directly, "times_snip_by_the_engine": row["engine_seconds"] / seconds}
+    return finding(found, scope=timed(exact, "LeNet-5"))
 
 
 def c25a(runs: pd.DataFrame, short: pd.DataFrame, *, sparsities: Sequence[float], smallest_margin: float) -> Finding:
@@ -71,13 +67,12 @@ def c25a(runs: pd.DataFrame, short: pd.DataFrame, *, sparsities: Sequence[float]
     found |= {"random_excess_low": random["low95"] - margin, "margin": margin}
     pairs = comparisons.differences(rates[rates["sparsity"].isin(sparsities)], reference="exact")
     each = pairs[pairs["criterion"] == "snip"].groupby("seed")["difference"].mean().to_numpy()
-    mean, low, high = mean_interval(each, level=ONE_SIDED)
-    found |= {"mean_difference": mean, "beyond_margin": max(low, -high) - margin} | power(each, margin)
+    mean, low, high = one_sided(each)
+    found |= {"mean_difference": (mean, low, high), "beyond_margin": max(low, -high) - margin} | power(each, margin)
     if len(short) and short["n"].min() > 1:  # few epochs, once there is more than one seed of them
         row = short.set_index("criterion").loc["snip"]
         found |= {f"short_{name}": row[name] for name in ("n", "mean_difference", "equivalence_p")}
-    scope = f"LeNet-5, {len(sparsities)} sparsities, {epochs_of(runs)}"
-    return Finding(found, {"mean_difference": (low, high)}, int(snip["n"]), scope)
+    return finding(found, n=int(snip["n"]), scope=f"LeNet-5, {len(sparsities)} sparsities, {epochs_of(runs)}")
 
 
 def c25b(
