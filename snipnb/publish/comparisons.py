@@ -18,9 +18,9 @@ RESAMPLES = 2000
 EQUIVALENCE = ["criterion", "n", "mean_difference", "low95", "high95", "equivalence_p", "power"]
 
 
-def interval_of(values: np.ndarray) -> dict[str, float]:
-    """``mean``, ``low95``, ``high95``: the mean and its 95 % t interval."""
-    return dict(zip(("mean", "low95", "high95"), mean_interval(values), strict=True))
+def interval_of(values: np.ndarray, *names: str) -> dict[str, float]:
+    """The mean and its 95 % t interval, under three names; default ``mean``, ``low95``, ``high95``."""
+    return dict(zip(names or ("mean", "low95", "high95"), mean_interval(values), strict=True))
 
 
 def spread_of(values: np.ndarray) -> dict[str, float]:
@@ -38,8 +38,8 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], value: str = "increase") -
 def last_rates(runs: pd.DataFrame) -> pd.DataFrame:
     """Error rates at the last epoch, as :func:`snipnb.error_table` has them."""
     last = runs[runs["epoch"] == runs["epoch"].max()]
-    found = last[["criterion", "sparsity"]].assign(seed=last["init_seed"], way=LAST)
-    return found.assign(error_percent=100 * last["test_error"])
+    rates = {"seed": last["init_seed"], "way": LAST, "error_percent": 100 * last["test_error"]}
+    return last[["criterion", "sparsity"]].assign(**rates)
 
 
 def differences(errors: pd.DataFrame, *, way: str = LAST, reference: str = "exact") -> pd.DataFrame:
@@ -51,16 +51,15 @@ def differences(errors: pd.DataFrame, *, way: str = LAST, reference: str = "exac
     Raises:
         ValueError: If a run has no partner.
     """
-    one = errors[errors["way"] == way]
-    with_reference = one[one["criterion"] == reference].set_index(["sparsity", "seed"])["error_percent"]
-    other = one[one["criterion"] != reference]
-    partner = with_reference.reindex(pd.MultiIndex.from_frame(other[["sparsity", "seed"]]))
-    if partner.isna().any():
+    one, pair = errors[errors["way"] == way], ["sparsity", "seed"]
+    partners = one[one["criterion"] == reference].set_index(pair)["error_percent"]
+    found = one[one["criterion"] != reference].join(partners, pair, rsuffix="_of_partner", validate="m:1")
+    if found["error_percent_of_partner"].isna().any():
         raise ValueError(
             f"every run needs a run of criterion {reference!r} with the same seed and sparsity; some have none"
         )
-    found = other.assign(difference=other["error_percent"].to_numpy() - partner.to_numpy())
-    return found[["criterion", "sparsity", "seed", "difference"]].reset_index(drop=True)
+    found["difference"] = found["error_percent"] - found["error_percent_of_partner"]
+    return found[["criterion", *pair, "difference"]].reset_index(drop=True)
 
 
 def paired(
@@ -139,34 +138,26 @@ def _outcome(low: float, high: float, equivalence_p: float, non_inferiority_p: f
 
 
 def equivalence(
-    errors: pd.DataFrame,
-    *,
-    sparsities: Sequence[float],
-    smallest_margin: float,
-    way: str = LAST,
-    reference: str = "exact",
+    errors: pd.DataFrame, *, sparsities: Sequence[float], smallest_margin: float
 ) -> tuple[pd.DataFrame, float]:
-    """Test whether each criterion is equivalent to the reference.
+    """Test whether each criterion is equivalent to exact salience, at the last epoch.
 
     **Definition.** For each seed, the mean difference over the judged sparsities; over seeds, two one-sided t tests. The margin is the
-    larger of ``smallest_margin`` and a tenth of the reference's mean error rate at these sparsities.
+    larger of ``smallest_margin`` and a tenth of exact salience's mean error rate at these sparsities.
 
     Args:
         errors: As from :func:`snipnb.error_table`.
         sparsities: The judged sparsities.
         smallest_margin: In percentage points.
-        way: ``LAST`` or ``BEST``.
-        reference: The reference criterion.
 
     Returns:
         One row per criterion: ``criterion``, ``n``, ``mean_difference``, ``low95``, ``high95``, ``equivalence_p``, ``power``; and the
         margin, in percentage points.
     """
-    judged = errors[errors["sparsity"].isin(sparsities) & (errors["way"] == way)]
-    margin = margin_of(judged, reference=reference, smallest=smallest_margin)
+    judged = errors[errors["sparsity"].isin(sparsities) & (errors["way"] == LAST)]
+    margin = margin_of(judged, reference="exact", smallest=smallest_margin)
     rows = []
-    pairs = differences(judged, way=way, reference=reference)
-    for criterion, part in pairs.groupby("criterion", sort=False):
+    for criterion, part in differences(judged).groupby("criterion", sort=False):
         test = equivalence_test(part.groupby("seed")["difference"].mean().to_numpy(), margin)
         rows.append((criterion, part["seed"].nunique(), *test))
     return pd.DataFrame(rows, columns=EQUIVALENCE), margin
@@ -399,9 +390,6 @@ def place_levels(errors: pd.DataFrame, reported: pd.DataFrame, *, num_scored: in
 
 def right_side(attributed: pd.DataFrame) -> float:
     """Share of seeds attributed to an initialisation of the right side: Xavier, or any other."""
-    right = total = 0
-    for row in attributed.to_dict("records"):
-        own = row.pop("init").startswith("xavier")
-        total += sum(row.values())
-        right += sum(number for other, number in row.items() if other.startswith("xavier") == own)
-    return right / total
+    counts = attributed.melt("init", var_name="given_to", value_name="seeds")
+    right = counts["init"].str.startswith("xavier") == counts["given_to"].str.startswith("xavier")
+    return float(counts["seeds"][right].sum() / counts["seeds"].sum())

@@ -11,15 +11,10 @@ from snipnb._files import resource
 
 def reported(name: str) -> pd.DataFrame:
     """A file of published values: ``"figure1"``, ``"figure2"``, ``"figure2_errors"``, or other papers' ``"lenet_300_100"``."""
-    files = {
-        "figure1": "figure1_reported.csv",
-        "figure2": "figure2_reported.csv",
-        "figure2_errors": "figure2_reported_errors.csv",
-        "lenet_300_100": "lenet_300_100_reported.csv",
-    }
+    files = {path.stem.replace("_reported", ""): path for path in sorted(resource("reported").glob("*.csv"))}
     if name not in files:
         raise ValueError(f"the name of reported values must be one of {', '.join(files)}; got {name!r}")
-    return pd.read_csv(resource("reported", files[name]))
+    return pd.read_csv(files[name])
 
 
 def published_label(parameter: str) -> str:

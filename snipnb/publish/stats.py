@@ -51,13 +51,9 @@ def equivalence_test(differences: np.ndarray, margin: float) -> Equivalence:
         ValueError: If the margin is not above 0.
     """
     differences, error = _paired(differences, margin)
-    mean, low, high = mean_interval(differences)
-    n = len(differences)
-    if not error > 0:
-        inside = float(abs(mean) >= margin) if error == 0 else float("nan")
-        return Equivalence(mean, low, high, inside, 1 - inside)
-    p_value = float(stats.t.sf((margin - abs(mean)) / error, n - 1))  # the larger of the two
-    return Equivalence(mean, low, high, p_value, power_of(error, n, margin))
+    p_value = max(non_inferiority_test(sign * differences, margin) for sign in (1, -1))
+    power = power_of(error, len(differences), margin) if error > 0 else 1 - p_value
+    return Equivalence(*mean_interval(differences), p_value, power)
 
 
 def power_of(error: float, n: int, margin: float, *, sides: int = 2) -> float:
