@@ -45,18 +45,18 @@ FIELDS = ["id", "kind", "words", "place", "rule", "reported", "measured", "low",
 FIELDS += ["verdict", "reason", "registered", "profile", "notebook", "figure", "data", "rows", "rule_digest"]
 _COMPARISONS = {"at_most": (float.__le__, "above"), "at_least": (float.__ge__, "below")}
 
-Claims = Mapping[str, Mapping[str, Any]]
-
 
 @cache
-def load_claims(path: Path | None = None) -> dict[str, dict[str, Any]]:
-    """All claims by id, in the write-up's order, from ``claims.yaml`` or another such file."""
-    text = (resource("claims.yaml") if path is None else path).read_text(encoding="utf-8")
-    found = {claim["id"]: claim for claim in yaml.safe_load(text)}
-    if path is None:
-        for claim in found.values():
-            _check(claim)
-    return found
+def load_claims() -> dict[str, dict[str, Any]]:
+    """All claims by id, in the write-up's order, from ``claims.yaml``."""
+    claims = _read("claims.yaml")
+    for claim in claims.values():
+        _check(claim)
+    return claims
+
+
+def _read(name: str) -> dict[str, dict[str, Any]]:
+    return {claim["id"]: claim for claim in yaml.safe_load(resource(name).read_text(encoding="utf-8"))}
 
 
 def _check(claim: Mapping[str, Any]) -> None:
@@ -75,7 +75,7 @@ def _check(claim: Mapping[str, Any]) -> None:
 @cache
 def load_registered() -> dict[str, dict[str, Any]]:
     """The claims as first registered, by id. Their verdicts have other words, and their rules never change."""
-    return {id: {**claim, "kind": "registered"} for id, claim in load_claims(resource("registered.yaml")).items()}
+    return {id: {**claim, "kind": "registered"} for id, claim in _read("registered.yaml").items()}
 
 
 def claims_of(notebook: str) -> list[str]:
@@ -155,13 +155,13 @@ def statistics(claim: Mapping[str, Any]) -> set[str]:
     return {name for outcome in claim["outcomes"] for name in outcome.get("when", {})}
 
 
-def find(claim_id: str, frames: Iterable[pd.DataFrame], *, profile: str, claims: Claims | None = None) -> Finding:
+def find(claim_id: str, frames: Iterable[pd.DataFrame], *, profile: str) -> Finding:
     """What rows say about a claim, or only the reason if its rule is not applied in this profile.
 
     Raises:
         ValueError: If the claim is unknown, or the rows do not fit its function.
     """
-    claim = _claim(claim_id, claims)
+    claim = _claim(claim_id)
     if profile not in claim.get("needs", {}).get("profiles", [profile]):
         return Finding({}, not_run=f"budget of profile {profile}")
     try:
@@ -178,7 +178,6 @@ def entry(
     rows: Mapping[str, str] | None = None,
     figure: str | None = None,
     data: str | None = None,
-    claims: Claims | None = None,
 ) -> dict[str, Any]:
     """One row of the ledger: the claim, its rule, the numbers, the verdict, and the verdict by the rule as registered.
 
@@ -191,12 +190,11 @@ def entry(
         rows: File -> digest, of the tables behind the row.
         figure: File name of the figure or table that shows the numbers.
         data: SHA-256 of the images.
-        claims: Claims to use instead of ``claims.yaml``.
 
     Raises:
         ValueError: As :func:`judge`; or if the claim is unknown.
     """
-    claim = _claim(claim_id, claims)
+    claim = _claim(claim_id)
     if extra := finding.intervals.keys() - finding.statistics.keys():
         raise ValueError(f"{claim_id}: intervals for {sorted(extra)}, which are not among the statistics")
     ends = {name: (_rounded(low), _rounded(high)) for name, (low, high) in finding.intervals.items()}
@@ -236,15 +234,12 @@ def assemble(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 # --- proof ------------------------------------------------------------------------------------------------------------
 
 
-def verify(
-    folder: Path, *, benchmarks: Path, claims: Claims | None = None, only: Iterable[str] | None = None
-) -> dict[str, list[str]]:
+def verify(folder: Path, *, benchmarks: Path, only: Iterable[str] | None = None) -> dict[str, list[str]]:
     """Recompute a published ledger from the tables that were published with it.
 
     Args:
         folder: Where ``claims.json`` and the tables are.
-        benchmarks: The folder of the benchmark's tables.
-        claims: Claims to use instead of ``claims.yaml``.
+        benchmarks: The folder ``bench`` of the benchmark's tables.
         only: Ids; default all.
 
     Returns:
@@ -254,16 +249,15 @@ def verify(
     Raises:
         ValueError: If there is no ledger.
     """
-    claims = load_claims() if claims is None else claims
     try:
         published = {row["id"]: row for row in json.loads((folder / "claims.json").read_text(encoding="utf-8"))}
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder / 'claims.json'} holds no ledger: {error}") from None
     quotations = json.loads(resource("quotations.json").read_text(encoding="utf-8"))
     wrong = {}
-    for claim_id in dict.fromkeys([*claims, *published]) if only is None else only:
+    for claim_id in dict.fromkeys([*load_claims(), *published]) if only is None else only:
         try:
-            found = _differences(claim_id, claims, published, quotations, folder, benchmarks)
+            found = _differences(claim_id, published.get(claim_id), quotations.get(claim_id), folder, benchmarks)
         except (ValueError, OSError) as error:
             found = [str(error)]
         if found:
@@ -272,28 +266,26 @@ def verify(
 
 
 def _differences(
-    claim_id: str, claims: Claims, published: Claims, quotations: Mapping[str, str], folder: Path, benchmarks: Path
+    claim_id: str, row: Mapping[str, Any] | None, quotation: str | None, folder: Path, benchmarks: Path
 ) -> list[str]:
-    claim, row = _claim(claim_id, claims), published.get(claim_id)
+    claim = _claim(claim_id)
     if row is None:
         return ["the ledger has no row for it; run its notebook"]
     found = []
-    if quotations.get(claim_id) != digest(_squeezed(claim["words"])):
+    if quotation != digest(_squeezed(claim["words"])):
         found.append("its words differ from the words of the write-up")
     if row["rule_digest"] != _rule_digest(claim):
         found.append("its rule is not the rule that was applied")
     if row["profile"] is None:
         return found
-    files = {
-        name: (benchmarks / Path(name).name if name.startswith("bench/") else folder / name) for name in row["rows"]
-    }
-    files |= {name: resource(name) for name in files if name.startswith("reported/")}
+    shelves = {"bench": benchmarks.parent, "reported": resource()}
+    files = {name: shelves.get(name.split("/")[0], folder) / name for name in row["rows"]}
     for name, path in files.items():
         if digest(path.read_text(encoding="utf-8")) != row["rows"][name]:
             found.append(f"{name} is not the table that was read")
-    finding = find(claim_id, map(read_rows, files.values()), profile=row["profile"], claims=claims)
+    finding = find(claim_id, map(read_rows, files.values()), profile=row["profile"])
     kept = {name: row[name] for name in ("profile", "rows", "figure", "data")}
-    again = entry(claim_id, finding, claims=claims, **kept)
+    again = entry(claim_id, finding, **kept)
     return found + [
         f"{field} is {again[field]!r}; published: {row[field]!r}" for field in FIELDS if again[field] != row[field]
     ]
@@ -424,8 +416,8 @@ def _rules(row: Mapping[str, Any]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _claim(claim_id: str, claims: Claims | None = None) -> Mapping[str, Any]:
-    claims = load_claims() if claims is None else claims
+def _claim(claim_id: str) -> Mapping[str, Any]:
+    claims = load_claims()
     if claim_id not in claims:
         raise ValueError(f"there is no claim {claim_id!r}; the claims are {', '.join(claims)}")
     return claims[claim_id]
