@@ -97,18 +97,15 @@ def declared_parameters(notebook: Path) -> dict[str, Any]:
         raise ValueError(f"{notebook.name} has {len(tagged)} cells tagged 'parameters'; it needs exactly one")
     values = {}
     try:
-        statements = ast.parse("".join(tagged[0]["source"])).body
+        statements: list[Any] = ast.parse("".join(tagged[0]["source"])).body
     except SyntaxError as error:
         raise ValueError(f"{notebook.name}: the parameters cell is not valid Python: {error}") from None
     for statement in statements:
         try:
-            match statement:
-                case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                    values[name] = ast.literal_eval(value)
-                case _:
-                    raise ValueError("no assignment to one name")
-            json.dumps(values[name], allow_nan=False)  # what a profile can hold
-        except (ValueError, TypeError):
+            (target,) = statement.targets
+            values[target.id] = ast.literal_eval(statement.value)
+            json.dumps(values[target.id], allow_nan=False)  # what a profile can hold
+        except (AttributeError, ValueError, TypeError):  # also of other statements
             message = f"{notebook.name}: {ast.unparse(statement)!r} in its parameters is not 'name = literal'"
             raise ValueError(message) from None
     if missing := [name for name in REQUIRED if name not in values]:

@@ -24,20 +24,13 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 from snipnb.publish.stats import t_quantile
 
 PALETTE = sns.color_palette("colorblind").as_hex()
-REPORTED: dict[str, Any] = {
-    "marker": "o",
-    "markerfacecolor": "none",
-    "markeredgecolor": "black",
-    "linestyle": "none",
-    "color": "black",
-}
+REPORTED: dict[str, Any] = {"marker": "o", "markerfacecolor": "none", "linestyle": "none", "color": "black"}
 NEUTRAL = "#5a5a5a"
 PNG_DPI = 200
 MOST_LOST = 0.08  # of 255, on average over a picture, if fewer colours are used
 LAYER_COLOURS = {"conv1": "#543005", "conv2": "#bf812d", "full1": "#003c30", "full2": "#35978f", "full3": "#80cdc1"}
-LAYER_LINES: dict[
-    str, tuple[str, Any]
-] = {  # marker and dash of a layer: convolutions dashed, so that they can be told apart in grey
+# Marker and dash of a layer: convolutions dashed, so that they can be told apart in grey.
+LAYER_LINES: dict[str, tuple[str, Any]] = {
     "conv1": ("o", (0, (4, 1.5))),
     "conv2": ("s", (0, (2, 1))),
     "full1": ("D", "-"),
@@ -110,9 +103,10 @@ def look(criterion: str) -> Look:
 def use_house_style() -> None:
     """Set the one style of all figures, whatever the user's own matplotlibrc says."""
     mpl.rcdefaults()
-    sns.set_theme(style="ticks", palette=PALETTE)
-    mpl.rcParams.update(
-        {
+    sns.set_theme(
+        style="ticks",
+        palette=PALETTE,
+        rc={
             "font.family": "DejaVu Sans",
             "font.size": 9,
             "axes.labelsize": 9,
@@ -127,14 +121,10 @@ def use_house_style() -> None:
             "axes.grid": True,
             "grid.linewidth": 0.5,
             "grid.color": "#e2e2e2",
-            "axes.axisbelow": True,
             "lines.linewidth": 1.6,
             "lines.markersize": 5,
-            "figure.dpi": 100,
-            "figure.facecolor": "white",
             "svg.hashsalt": "snipnb",
-            "svg.fonttype": "path",
-        }
+        },
     )
 
 
