@@ -92,12 +92,9 @@ def _state(name: str, model: nn.Module, images: Tensor, labels: Tensor, test: tu
     with torch.no_grad():
         errors = int((model(test[0]).argmax(1) != test[1]).sum())
     model = model.double()
-    snip, exact = (f(model, images, labels) for f in (snipnb.snip, snipnb.exact_salience))
-    return State(name, model, _single(snip), _single(exact), errors)
-
-
-def _single(salience: Salience) -> Salience:
-    return {name: s.float() for name, s in salience.items()}
+    saliences = (f(model, images, labels) for f in (snipnb.snip, snipnb.exact_salience))
+    snip, exact = ({key: values.float() for key, values in salience.items()} for salience in saliences)
+    return State(name, model, snip, exact, errors)
 
 
 def data(content: Content) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def redraw_one(source: Path, published: Path) -> int:
         thing = report.whereabouts(name) if kind == "data" else shown.get((kind, name))
         if thing is not None:
             _show(cell, thing)
-    notebook = runner.with_summary(notebook, report.entries, runner.findings_of(published / source.stem))
+    notebook = runner.with_summary(notebook, report.entries, published / source.stem)
     runner.write_notebook(executed, notebook)
     return len(report.drawn["figures"]) + len(report.drawn["tables"])
 

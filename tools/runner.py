@@ -166,7 +166,7 @@ def run_one(path: Path, parameters: Mapping[str, Any], place: Place, mark: Mappi
     facts = {"seconds": round(time.monotonic() - start, 1), "slow_cells": slow_cells(notebook)}
     facts |= {**read_dict(stage / RUN_FILE), "parameters": parameters}
     clean(notebook, root=path.parent.parent)
-    write_notebook(executed, with_summary(notebook, rows, findings_of(stage / path.stem)))
+    write_notebook(executed, with_summary(notebook, rows, stage / path.stem))
     files = _publish(path.stem, stage, place)
     facts |= {"commit": commit(), "machine": machine(), "versions": versions()}
     record(path.stem, mark, files, place, facts)
@@ -204,17 +204,12 @@ def clean(notebook: Mapping[str, Any], *, root: Path) -> None:
                 output["text"] = [line.replace(f"{root}{os.sep}", "") for line in output["text"]]
 
 
-def findings_of(folder: Path) -> str:
-    """The text of ``findings.md`` in a notebook's folder, which a notebook without claims writes; empty if there is none."""
-    path = folder / "findings.md"
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
-
-
-def with_summary(notebook: dict[str, Any], rows: Sequence[Mapping[str, Any]], findings: str) -> dict[str, Any]:
-    """An executed notebook with a cell after the first one that says what came out, for each of its claims or by its findings, if it has any."""
-    if not rows and not findings:
+def with_summary(notebook: dict[str, Any], rows: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
+    """An executed notebook with a cell after the first one that says what came out: for each of its claims, or by the ``findings.md`` in its folder."""
+    findings = folder / "findings.md"
+    if not rows and not findings.is_file():
         return notebook
-    text = summary(rows) if rows else f"**What came out**\n\n{findings}"
+    text = summary(rows) if rows else f"**What came out**\n\n{findings.read_text(encoding='utf-8')}"
     first, *others = (cell for cell in notebook["cells"] if cell["id"] != SUMMARY_ID)
     metadata = {"tags": [SUMMARY_ID]}
     told = {"cell_type": "markdown", "id": SUMMARY_ID, "metadata": metadata, "source": text.splitlines(True)}

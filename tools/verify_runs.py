@@ -14,7 +14,6 @@ import argparse
 import os
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,20 +64,14 @@ def chosen(records: Mapping[str, list[Mapping[str, Any]]], *, everything: bool) 
     """
     if everything:
         return sorted(records)
-    some = [(name, run["config"]) for name, runs in records.items() for run in runs]
-    some = [(name, c) for name, c in some if c["criterion"] in CRITERIA and c["sparsity"] > 0]
-    if not some:
+    runs = [{**run["config"], **run["config"]["recipe"], "record": name} for name in records for run in records[name]]
+    some = pd.DataFrame(runs).query("criterion in @CRITERIA and sparsity > 0")
+    if some.empty:
         raise ValueError(f"there are no runs of {', '.join(CRITERIA)}; --all verifies every run")
-    longest = max(c["recipe"]["epochs"] for _, c in some)
-    some = [(name, c) for name, c in some if c["recipe"]["epochs"] == longest]
-    seed = min(c["init_seed"] for _, c in some)
+    some = some.query("epochs == epochs.max()").query("init_seed == init_seed.min()")
     # One record per criterion is enough, the record with most of its runs: Figure 1's twelve sparsities.
-    names = set()
-    for criterion in CRITERIA:
-        counts = Counter(name for name, c in some if (c["criterion"], c["init_seed"]) == (criterion, seed))
-        if counts:
-            names.add(max(counts, key=lambda name: (counts[name], name)))
-    return sorted(names)
+    counts = some.groupby(["criterion", "record"]).size().reset_index(name="runs").sort_values(["runs", "record"])
+    return sorted(counts.groupby("criterion")["record"].last().unique())
 
 
 def config_of(run: Mapping[str, Any]) -> RunConfig:
