@@ -26,7 +26,6 @@ from snipnb.publish.evidence.parts import (
     seeds_of,
     smallest,
 )
-from snipnb.publish.stats import mean_interval, non_inferiority_test
 
 RULES = {"uniform": "uniform", "erk": "erdos_renyi_kernel"}  # name in statistics -> rule for densities
 
@@ -117,21 +116,17 @@ def c30(
 
 
 def c35(histories: pd.DataFrame, *, sparsity: float, also: float, smallest_margin: float, fresh_from: int) -> Finding:
-    rates = last_rates(histories)
-    found: dict[str, Any] = {}
+    compared, pairs = comparisons.against_snip(histories, smallest_margin=smallest_margin)
+    compared, found = compared.set_index(["sparsity", "criterion"]), {}
     for at, name in ((sparsity, ""), (also, f"_at_{also:g}")):
-        here, tests, beyond = rates[rates["sparsity"] == at], {}, {}
-        margin = comparisons.margin_of(here, reference="snip", smallest=smallest_margin)
-        for rule in ("snip_densities", "closed_form"):
-            pairs = comparisons.differences(here[here["criterion"].isin(["snip", rule])], reference="snip")
-            values = pairs["difference"].to_numpy()
-            tests[rule] = non_inferiority_test(values, margin)
-            found[f"{rule}_minus_snip{name}"] = interval = mean_interval(values)
-            beyond[rule] = interval[1] - margin  # one-sided 2.5 %, as two rules are tried
-        found |= {f"margin{name}": margin, f"smallest_p{name}": min(tests.values())}
-        found[f"all_worse_by{name}"] = min(beyond.values())
+        here = compared.loc[at].loc[["snip_densities", "closed_form"]]
+        for rule, row in here.iterrows():
+            found[f"{rule}_minus_snip{name}"] = tuple(row[["mean", "low95", "high95"]])
+        p_values, margins = here["non_inferiority_p"], here["margin"]
+        found |= {f"margin{name}": margins.iloc[0], f"smallest_p{name}": p_values.min()}
+        found[f"all_worse_by{name}"] = (here["low95"] - margins).min()  # one-sided 2.5 %, as two rules are tried
         if not name:
-            found |= {"non_inferiority_p": tests["closed_form"], "snip_densities_p": tests["snip_densities"]}
-    seeds = rates.loc[rates["criterion"] == "closed_form", "seed"]
+            found |= {"non_inferiority_p": p_values["closed_form"], "snip_densities_p": p_values["snip_densities"]}
+    seeds = pairs.loc[pairs["criterion"] == "closed_form", "seed"]
     scope = f"LeNet-5, sparsity {sparsity:g} (and {also:g}), {epochs_of(histories)}"
     return of_seeds(found, scope, seeds, fresh_from)
