@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,8 @@ from snipnb._progress import note, track
 from snipnb.data import Split
 from snipnb.networks import lenet5, set_running_statistics, vgg16_mnist
 from snipnb.pruning.masks import Mask, keep_mask
+from snipnb.publish.comparisons import interval_of
 from snipnb.publish.evidence.second_order import APPROXIMATE
-from snipnb.publish.stats import mean_interval
 from snipnb.saliences.brute_force import stratified_sample
 from snipnb.saliences.exact import exact_salience
 from snipnb.saliences.snip import snip, snip_together
@@ -77,12 +77,12 @@ def run(
     if only is not None and only not in tables:
         raise ValueError(f"there is no table {only!r}; the tables are {', '.join(tables)}")
     written = []
-    for name, make in tables.items():
-        if only not in (None, name):
-            continue
+    for name in tables if only is None else [only]:
         note(f"measuring {name}")
-        frame = make()
-        for stem, table in {name: frame, **({"projection": projection(frame)} if name == "larger" else {})}.items():
+        frames = {name: tables[name]()}
+        if name == "larger":
+            frames["projection"] = projection(frames[name])
+        for stem, table in frames.items():
             write_atomically(folder / f"{stem}.csv", table.to_csv(index=False, float_format="%.4g"))
             write_atomically(folder / f"{stem}.md", table.to_markdown(index=False, floatfmt=".4g") + "\n")
             written += [folder / f"{stem}.csv", folder / f"{stem}.md"]
@@ -107,9 +107,11 @@ def matmul_speed(size: int = 1500, repeats: int = 5) -> float:
     return 2 * size**3 / min(seconds(lambda: a @ b) for _ in range(repeats))
 
 
-def interval(values: pd.Series | np.ndarray | list[float], *columns: str) -> dict[str, float]:
-    """Mean of rounds and the ends of its 95 % t interval, under these names."""
-    return dict(zip(columns, mean_interval(np.array(values)), strict=True))
+def in_turn(ways: Mapping[str, Callable[[], object]], rounds: int, description: str) -> pd.DataFrame:
+    """Seconds that each way takes, measured in turn, a row per round; every way is called once before."""
+    for way in ways.values():
+        way()
+    return pd.DataFrame([{name: seconds(way) for name, way in ways.items()} for _ in track(range(rounds), description)])
 
 
 # --- what is compared -------------------------------------------------------------------------------------------------
@@ -155,13 +157,10 @@ def snip_cost(model: nn.Module, images: Tensor, labels: Tensor, *, rounds: int =
         "one gradient": lambda: gradient(model, images, labels),
         "SNIP of every parameter": lambda: snip(model, images, labels, batch_size=BATCH),
     }
-    for way in ways.values():  # warm up
-        way()
-    times = pd.DataFrame([{name: seconds(way) for name, way in ways.items()} for _ in track(range(rounds), "SNIP")])
-    rows = []
+    times, rows = in_turn(ways, rounds, "SNIP"), []
     for name in ways:
         row = {"way": name, "rounds": rounds, "images": len(images), "seconds": times[name].mean()}
-        rows.append(row | interval(times[name] / times["one gradient"], "in_gradients", "low95", "high95"))
+        rows.append(row | interval_of(times[name] / times["one gradient"], "in_gradients", "low95", "high95"))
     return pd.DataFrame(rows)
 
 
@@ -207,7 +206,7 @@ def curvature_cost(
             row = {"way": name.strip(), "rounds": rounds, "images": number, "seconds": times[name].mean()}
             for column, other in (("in_gradients", unit), ("of_backpack", "diagonal by BackPACK")):
                 ratio = times[name] / times.get(other, np.nan)
-                row |= interval(ratio, column, f"{column}_low95", f"{column}_high95")
+                row |= interval_of(ratio, column, f"{column}_low95", f"{column}_high95")
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -238,7 +237,7 @@ def exact_against_loop(model: nn.Module, images: Tensor, labels: Tensor, *, per_
     passes(sample[1::2])
     count = sum(p.numel() for p in model.parameters())
     row = {"images": len(images), "parameters": count, "engine_seconds": engine, "passes": len(times)}
-    row |= interval(times, "pass_seconds", "pass_low95", "pass_high95")
+    row |= interval_of(np.array(times), "pass_seconds", "pass_low95", "pass_high95")
     each = row["pass_seconds"]
     row["loop_hours"] = each * count / 3600
     row["times_faster"] = each * count / engine
@@ -288,35 +287,32 @@ def training_against_plain(
         One row per way: ``way``, ``networks``, ``images``, ``rounds``, ``seconds`` (per network and epoch of this many images, mean over
         rounds), ``of_plain`` (ratio within a round) with its 95 % t interval, ``share_of_matmul_speed``.
     """
-    few = slice(0, min(num_images, len(labels)))
-    split = Split("standard", images[few], labels[few], images[:0], labels[:0], images[:1000], labels[:1000])
+    x, y = images[:num_images], labels[:num_images]
+    split = Split("standard", x, y, images[:0], labels[:0], images[:1000], labels[:1000])
     recipe = Recipe(epochs=1)
     with tempfile.TemporaryDirectory() as folder, joblib.Parallel(n_jobs=threads) as workers:
-        np.savez(f"{folder}/split.npz", images=images[few].numpy(), labels=labels[few].numpy())
+        np.savez(f"{folder}/split.npz", images=x.numpy(), labels=y.numpy())
         together = joblib.delayed(_train_group)
-        saliences = snip_together([lenet5(seed=k) for k in range(networks)], images[few][:1000], labels[few][:1000])
+        saliences = snip_together([lenet5(seed=k) for k in range(networks)], x[:1000], y[:1000])
         masks = [keep_mask(salience, PRUNED) for salience in saliences]
         whole, pruned = ([together(folder, networks, recipe, m) for _ in range(threads)] for m in (None, masks))
         ways = {
-            "plain loop": (4, lambda: [plain_training(lenet5(seed=k), split, recipe=recipe) for k in range(4)]),
-            TOGETHER: (threads * networks, lambda: workers(whole)),
-            f"{TOGETHER}, {PRUNED:g} pruned": (threads * networks, lambda: workers(pruned)),
+            "plain loop": lambda: [plain_training(lenet5(seed=k), split, recipe=recipe) for k in range(4)],
+            TOGETHER: lambda: workers(whole),
+            f"{TOGETHER}, {PRUNED:g} pruned": lambda: workers(pruned),
         }
-        for _, way in ways.values():  # warm up
-            way()
-        times = pd.DataFrame(
-            [{n: seconds(way) / count for n, (count, way) in ways.items()} for _ in track(range(rounds), "training")]
-        )
+        counts = dict.fromkeys(ways, threads * networks) | {"plain loop": 4}
+        times = in_turn(ways, rounds, "training") / pd.Series(counts)
     with FlopCounterMode(display=False) as counter:
         one = replace(split, train_images=images[:128], train_labels=labels[:128], test_images=images[:0])
         # of the plain loop: the counter does not see compiled convolutions
         plain_training(lenet5(), replace(one, test_labels=labels[:0]), recipe=recipe)
-    operations, speed = counter.get_total_flops() * len(split.train_labels) / 128, matmul_speed()
+    operations, speed = counter.get_total_flops() * len(y) / 128, matmul_speed()
     rows = []
-    for name, (count, _) in ways.items():
-        row = {"way": name, "networks": count, "images": len(split.train_labels), "rounds": rounds}
+    for name, count in counts.items():
+        row = {"way": name, "networks": count, "images": len(y), "rounds": rounds}
         row["seconds"] = times[name].mean()
-        row |= interval(times[name] / times["plain loop"], "of_plain", "low95", "high95")
+        row |= interval_of(times[name] / times["plain loop"], "of_plain", "low95", "high95")
         share = operations / times[name].mean() / speed
         rows.append(row | {"share_of_matmul_speed": share if name in ("plain loop", TOGETHER) else float("nan")})
     return pd.DataFrame(rows)
@@ -391,7 +387,7 @@ def vgg_cost(
     for way, each in times.items():
         count = sum(counts.values()) if way == PASSES else counts[way]
         row = {"way": way, "parameters": count, "rounds": rounds}
-        measured = interval(1000 * np.array(each), "milliseconds", "low95", "high95")
+        measured = interval_of(1000 * np.array(each), "milliseconds", "low95", "high95")
         row |= measured | {"low95": max(measured["low95"], 0.0)}
         rows.append(row | {"of_pass": float(np.mean(np.array(each) / np.array(times[PASSES])))})
     return pd.DataFrame(rows)

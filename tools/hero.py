@@ -47,7 +47,8 @@ RULES = {
 def draw(figures: Path) -> bytes:
     """The picture as a PNG, from what the profile ``full`` published below the folder of figures."""
     style.use_house_style()
-    rows = json.loads((figures / "full" / "claims.json").read_text(encoding="utf-8"))
+    full = figures / "full"
+    rows = json.loads((full / "claims.json").read_text(encoding="utf-8"))
     verdicts = {row["id"]: row["verdict"].partition(" (")[0] for row in rows}
     figure, axes = plt.subplot_mosaic(
         [["tiles"] * 3, ["trained", "counts", "rules"]],
@@ -56,7 +57,6 @@ def draw(figures: Path) -> bytes:
         layout="constrained",
     )
     _tiles(axes["tiles"], rows)
-    full = figures / "full"
     _trained(axes["trained"], full / "02_snip_vs_exact" / "levels.csv")
     _counts(axes["counts"], full / "03_lenet5_table")
     _rules(axes["rules"], full / "06_rules_of_thumb" / "compared.csv")
@@ -106,8 +106,7 @@ def _trained(axis: Axes, path: Path) -> None:
         axis, sorted(own["sparsity"].unique()), unlabelled=(0.05, 0.15, 0.25, 0.35, 0.45, 0.65, 0.85, 0.93)
     )
     axis.set_xlabel(f"sparsity (n = {own['n'].min()}; bands: published)", fontsize=8)
-    axis.set_ylabel("error rate, %")
-    axis.set_ylim(0, top)
+    axis.set(ylabel="error rate, %", ylim=(0, top))
 
 
 def _counts(axis: Axes, folder: Path) -> None:

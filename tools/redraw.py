@@ -116,12 +116,9 @@ def refresh_state(notebook: str, mark: Mapping[str, str], place: state.Place) ->
 
     A redraw starts from the tables and the record of what was drawn, so they must be unchanged since the run.
     """
-    try:
-        kept = json.loads(place.state(notebook).read_text(encoding="utf-8"))
-        before, files = kept["fingerprint"], kept["files"]
-        changed = {part for part in mark if mark[part] != before.get(part)} - REDRAWN
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return state.why_stale(notebook, mark, place)
+    kept = state.read_dict(place.state(notebook))
+    before, files = kept.get("fingerprint", {}), kept.get("files", {})
+    changed = {part for part in mark if mark[part] != before.get(part)} - REDRAWN
     sources = [file for file in files if file.endswith((".csv", f"{DRAWN}/{notebook}.json"))]
     if not changed and all(state.file_hash(place.published / file) == files[file] for file in sources):
         state.record(notebook, mark, files, place)
