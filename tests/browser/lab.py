@@ -104,6 +104,7 @@ STATE = """() => {
   const cells = Array.from({length: panel.content.model.cells.length}, (_, i) => panel.content.model.cells.get(i));
   const code = cells.filter(c => c.type === 'code');
   const outputs = code.flatMap(c => c.outputs.toJSON());
+  const now = code.findIndex(c => c.executionState === 'running');  // those that wait say so, too: the first one runs
   return {
     status: kernel ? kernel.status : 'none',
     cells: code.length,
@@ -111,35 +112,44 @@ STATE = """() => {
     errors: outputs.filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue),
     warnings: outputs.filter(o => o.name === 'stderr').map(o => String(o.text).slice(0, 300)),
     pictures: outputs.filter(o => o.data && o.data['image/png']).length,
-    last: outputs.length ? JSON.stringify(outputs[outputs.length - 1]).slice(0, 200) : '',
+    now: now,
+    says: now < 0 ? '' : code[now].outputs.toJSON().filter(o => o.name === 'stdout').map(o => String(o.text)).join('').trim(),
   };
 }"""
+SLOW = 10.0  # seconds after which a cell has to have shown how far it is
 
 
-def open_notebook(page, server: Server, name: str) -> None:
-    page.goto(server.url(f"lab/tree/{name}") + "&reset")
+def open_notebook(page, server: Server, name: str, *, reset: bool = True) -> dict:
+    """Open a notebook, in a fresh window arrangement or in the one that was left; returns its state."""
+    page.goto(server.url(f"lab/tree/{name}") + ("&reset" if reset else ""))
     page.wait_for_function(STATE, timeout=120_000)
+    return page.evaluate(STATE)
 
 
 def run_all(page, *, until=None) -> dict:
-    """Run All; returns the state at the end, or as soon as ``until`` says so."""
+    """Run All; returns the state at the end, or as soon as ``until`` says so.
+
+    ``slow`` has the cells that ran for more than ten seconds, by number from 1: whether they printed while they ran how far they were.
+    """
     page.evaluate("() => { window.jupyterapp.commands.execute('runmenu:run-all'); }")
-    end, seen_progress = time.time() + 60 * MINUTES, False
+    end, began, said, slow = time.time() + 60 * MINUTES, {}, set(), {}
     while time.time() < end:
-        time.sleep(1)
+        time.sleep(0.5)
         state = page.evaluate(STATE)
-        seen_progress |= (
-            page.locator(".jp-OutputArea-output progress, .jp-OutputArea-output [role=progressbar]").count() > 0
-        )
         if state is None:
             continue
+        now = state["now"] + 1
+        began.setdefault(now, time.time())
+        said |= {now} if state["says"] else set()
+        if now and time.time() - began[now] > SLOW:
+            slow[now] = now in said
         if state["errors"] or (until and until()):
             break
-        if state["run"] == state["cells"] and state["status"] == "idle":
+        if state["run"] == state["cells"] and state["status"] == "idle" and not now:
             break
     else:
         raise RuntimeError(f"still running after {MINUTES} minutes: {state}")
-    return state | {"progress": seen_progress}
+    return state | {"slow": slow}
 
 
 def theme(page, name: str) -> None:
@@ -149,7 +159,7 @@ def theme(page, name: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("notebooks", nargs="*", help="leading digits, or report; default all")
+    parser.add_argument("notebooks", nargs="*", help="leading digits; default all")
     parser.add_argument("--pictures", type=Path, help="folder for screenshots")
     given = parser.parse_args()
     browser, sync_playwright = needed()
@@ -170,22 +180,25 @@ def main() -> int:
         try:
             with sync_playwright() as playwright:
                 window = playwright.chromium.launch(executable_path=browser, args=FLAGS)
-                if not given.notebooks or "report" in given.notebooks:
-                    failures += check_report(window, folder / "report", given.pictures)
-                page = window.new_page(viewport={"width": 1400, "height": 1000})
                 for path in chosen:
+                    page = window.new_page(viewport={"width": 1400, "height": 1000})
                     start = time.time()
                     open_notebook(page, server, path.name)
                     if path.stem.startswith("03"):
-                        failures += not restarted(page, folder / "runs")
+                        page, good = disturbed(window, page, server, path.name, folder / "runs")
+                        failures += not good
                     state = run_all(page)
-                    good = not state["errors"] and not state["warnings"] and state["run"] == state["cells"]
+                    silent = [number for number, said in state["slow"].items() if not said]
+                    wrong = state["errors"] or state["warnings"] or (silent and f"cells that said nothing: {silent}")
+                    good = not wrong and state["run"] == state["cells"]
                     failures += not good
-                    seen = "progress seen" if state["progress"] else "no progress seen"
-                    said = f"{state['cells']} cells, {state['pictures']} figures, {seen}, {time.time() - start:.0f} s"
-                    print(f"{path.stem}: {'ok' if good else 'FAILED'}, {said}", flush=True)
+                    said = f"{state['pictures']} figures, {len(state['slow'])} cells over {SLOW:.0f} s, {len(silent)} of them without progress"
+                    print(
+                        f"{path.stem}: {'ok' if good else 'FAILED'}, {state['cells']} cells, {said}, {time.time() - start:.0f} s",
+                        flush=True,
+                    )
                     if not good:
-                        print(f"  {state['errors'] or state['warnings'] or state}", flush=True)
+                        print(f"  {wrong or state}", flush=True)
                     if given.pictures:
                         for name in ("JupyterLab Light", "JupyterLab Dark"):
                             theme(page, name)
@@ -193,94 +206,42 @@ def main() -> int:
                         theme(page, "JupyterLab Light")
                     page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
                     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+                    page.close()
         finally:
             server.stop()
     return 1 if failures else 0
 
 
-PAGE = """() => {
-  const rgba = text => { const n = (text.match(/[\\d.]+/g) || []).map(Number); return n.length < 4 ? [...n.slice(0, 3), 1] : n; };
-  const light = c => { const f = c.slice(0, 3).map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-                       return 0.2126 * f[0] + 0.7152 * f[1] + 0.0722 * f[2]; };
-  const behind = e => { for (; e; e = e.parentElement) { const c = rgba(getComputedStyle(e).backgroundColor); if (c.length === 4 && c[3] === 1) return c; } return [255, 255, 255, 1]; };
-  const faint = new Set();
-  for (const e of document.querySelectorAll('body *')) {
-    const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
-    if (!own || !e.getClientRects().length || e.closest('svg')) continue;
-    const style = getComputedStyle(e), a = light(rgba(style.color)), b = light(behind(e));
-    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    const large = parseFloat(style.fontSize) >= 24 || (parseFloat(style.fontSize) >= 18.66 && style.fontWeight >= 700);
-    if (ratio < (large ? 3 : 4.5)) faint.add(`${e.tagName}.${e.className} ${ratio.toFixed(2)}`);
-  }
-  const pictures = [...document.images];
-  return {
-    wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
-    broken: pictures.filter(i => i.complete && !i.naturalWidth).map(i => i.src.slice(0, 80)),
-    silent: pictures.filter(i => !i.alt).map(i => i.src.slice(0, 80)),
-    untitled: document.title ? [] : ['no title'],
-    faint: [...faint].slice(0, 8),
-  };
-}"""
+def finished(runs: Path) -> dict[str, int]:
+    """Records of finished groups of networks, with the times at which they were written."""
+    return {p.name: p.stat().st_mtime_ns for p in runs.glob("*.json")} if runs.is_dir() else {}
 
 
-def check_report(browser, folder: Path, pictures: Path | None) -> int:
-    """Every page of the report on a screen and a phone, light and dark: what is broken, too wide or too faint; how many pages are."""
-    from tools import site
+def disturbed(window, page, server: Server, name: str, runs: Path) -> tuple[object, bool]:
+    """Restart the kernel once a group of networks is finished, close the page once another one is, and open it again.
 
-    site.make(ROOT, folder)
-    pages, bad = sorted(folder.rglob("*.html")), 0
-    for path in pages:
-        found = []
-        for width, scheme in ((1200, "light"), (1200, "dark"), (390, "light"), (390, "dark")):
-            page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-            errors: list[str] = []
-            page.on(
-                "console",
-                lambda message, errors=errors: errors.append(message.text) if message.type == "error" else None,
-            )
-            page.on("pageerror", lambda error, errors=errors: errors.append(str(error)))
-            page.on("requestfailed", lambda request, errors=errors: errors.append(request.url))
-            page.goto(path.as_uri())
-            page.wait_for_load_state("networkidle")  # the index of the reference leads on to another page
-            state = page.evaluate(PAGE)
-            if state["wide"] > 1:
-                found.append(f"{width} {scheme}: {state['wide']} pixels too wide")
-            found += [
-                f"{width} {scheme}: {kind} {state[kind]}"
-                for kind in ("broken", "silent", "untitled", "faint")
-                if state[kind]
-            ]
-            found += [f"{width} {scheme}: {error}" for error in errors]
-            if pictures and scheme == "light" and width == 390:
-                page.emulate_media(media="print")
-                page.set_viewport_size({"width": 794, "height": 1123})  # A4
-                page.screenshot(path=str(pictures / f"report-{path.stem}-print.png"))
-            page.close()
-        bad += bool(found)
-        for line in found:
-            print(f"  {path.name}, {line}", flush=True)
-    print(f"report: {len(pages)} pages on a screen and a phone, light and dark, {bad} with problems", flush=True)
-    return bad
+    The kernel has to go on without the page, the page opened again has to say that it is busy, and what was finished has to stay.
 
-
-def restarted(page, runs: Path) -> bool:
-    """Restart the kernel once a group of networks is finished: what was finished must be found again, unchanged."""
-
-    def finished() -> dict[str, int]:
-        return {p.name: p.stat().st_mtime_ns for p in runs.glob("*.json")} if runs.is_dir() else {}
-
-    run_all(page, until=finished)
-    before = finished()
+    Returns:
+        The new page, and whether all that was so.
+    """
+    run_all(page, until=lambda: finished(runs))
+    first = finished(runs)
     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
     time.sleep(3)
+    run_all(page, until=lambda: len(finished(runs)) > len(first))
+    second = finished(runs)
+    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    page.close()
+    time.sleep(3)
+    page = window.new_page(viewport={"width": 1400, "height": 1000})
+    status = open_notebook(page, server, name, reset=False)["status"]
     run_all(page)
-    after = finished()
-    good = bool(before) and all(after.get(name) == when for name, when in before.items())
-    print(
-        f"kernel restart: {len(before)} finished groups, {'all kept' if good else 'LOST'}; {len(after)} in the end",
-        flush=True,
-    )
-    return good
+    last = finished(runs)
+    lost = [name for earlier in (first, second) for name, when in earlier.items() if last.get(name) != when]
+    print(f"kernel restarted after {len(first)} groups of networks, page closed after {len(second)}: kernel {status} when it was "
+          f"opened again, {len(lost)} groups lost or trained again, {len(last)} in the end", flush=True)  # fmt: skip
+    return page, bool(first) and not lost and status == "busy"
 
 
 def picture(page, path: Path) -> None:
