@@ -68,7 +68,7 @@ figures: env  ## run the notebooks, into figures/: figures, tables, verdicts
 $(NOTEBOOKS): env
 	@$(PY) -m tools figures --profile "$(PROFILE)" $(if $(FORCE),--force) $(if $(FRESH),--fresh) $@
 
-redraw: env  ## redraw pictures, tables and ledger from published numbers, in minutes: after changes of captions, looks, prose, rules
+redraw: env  ## redraw pictures, tables and ledger from published numbers, in minutes: after changes of captions, looks, prose, rules, or make bench
 	@$(PY) -m tools.redraw --profile "$(PROFILE)"
 
 smoke: env  ## run every notebook on the shipped sample, into build/smoke/

@@ -1,6 +1,6 @@
-"""Redraw the figures and tables of a profile, and judge its claims again, from what its notebooks published; nothing is computed.
+"""Redraw the figures and tables of a profile, and judge its claims again, from what its notebooks published and from the benchmark.
 
-In this way captions, looks, prose and the wording of rules change in minutes. A notebook that needs a run is named and left as it was.
+In this way captions, looks, prose, the wording of rules and the times of a new benchmark change in minutes. A notebook that needs a run is named and left as it was.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import base64
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ import matplotlib
 from snipnb._files import project_root
 from snipnb.publish import ledger, style
 from snipnb.publish.profiles import load_profile
-from snipnb.publish.report import DRAWN, Picture, Report
+from snipnb.publish.report import DRAWN, Picture, Report, benchmark
 from snipnb.publish.tables import Table
 from tools import runner, state
 
-REDRAWN = {"drawing", "prose", "claims"}  # the parts of a fingerprint that a redraw brings up to date
+REDRAWN = {"drawing", "prose", "claims", "benchmarks"}  # the parts of a fingerprint that a redraw brings up to date
 
 
 class NeedsRunError(ValueError):
@@ -58,6 +59,7 @@ def redraw(root: Path, profile_name: str, wanted: Sequence[str] = ()) -> bool:
     place.work.mkdir(parents=True, exist_ok=True)
     with runner.only_one(place):
         for path in chosen:
+            intact = as_published(path.stem, place)
             try:
                 files = redraw_one(path, place.published)
             except (ValueError, OSError) as error:
@@ -66,7 +68,7 @@ def redraw(root: Path, profile_name: str, wanted: Sequence[str] = ()) -> bool:
                 print(f"{path.stem}: {error}{run}", flush=True)
                 continue
             mark = state.fingerprint(path, runner.parameters_of(path, profile))
-            stale = refresh_state(path.stem, mark, place)
+            stale = refresh_state(path.stem, mark, place) if intact else state.why_stale(path.stem, mark, place)
             print(f"{path.stem}: {files} redrawn{stale and f'; needs a run for the rest: {stale}'}", flush=True)
         if failed < len(chosen):
             ledger.write_ledger(place.published, runner.gather_ledger(place, everything))
@@ -77,7 +79,7 @@ def redraw_one(source: Path, published: Path) -> int:
     """Draw figures and tables of one notebook, judge its claims, and update its executed copy; returns how many were drawn.
 
     Raises:
-        NeedsRunError: If a file is missing, or if something has changed that needs a run. Nothing is written then.
+        NeedsRunError: If a file is missing, or if something has changed that needs a run. Nothing is written then, except tables of benchmarks.
         ValueError: If a figure and its caption do not fit.
     """
     report, executed = _report(source.stem, published), published / "notebooks" / source.name
@@ -87,6 +89,7 @@ def redraw_one(source: Path, published: Path) -> int:
     if notebook is None:
         raise NeedsRunError("its code has changed since it ran")
     rows = _read(published / "claims" / f"{source.stem}.json")
+    publish_benchmarks(notebook, report)
     try:
         report.entries = [report.judge(row["id"], list(row["rows"]), row["figure"]) for row in rows]
     except (ValueError, OSError) as error:
@@ -111,18 +114,27 @@ def redraw_one(source: Path, published: Path) -> int:
     return len(report.drawn["figures"]) + len(report.drawn["tables"])
 
 
-def refresh_state(notebook: str, mark: Mapping[str, str], place: state.Place) -> str:
-    """Record a redrawn notebook as up to date if no other part has changed since it ran; returns why it is still stale.
-
-    A redraw starts from the tables and the record of what was drawn, so they must be unchanged since the run.
-    """
-    kept = state.read_dict(place.state(notebook))
-    before, files = kept.get("fingerprint", {}), kept.get("files", {})
-    changed = {part for part in mark if mark[part] != before.get(part)} - REDRAWN
+def as_published(notebook: str, place: state.Place) -> bool:
+    """Whether the tables and the record of what was drawn, from which a redraw starts, are those of the run."""
+    files = state.read_dict(place.state(notebook)).get("files", {})
     sources = [file for file in files if file.endswith((".csv", f"{DRAWN}/{notebook}.json"))]
-    if not changed and all(state.file_hash(place.published / file) == files[file] for file in sources):
-        state.record(notebook, mark, files, place)
+    return all(state.file_hash(place.published / file) == files[file] for file in sources)
+
+
+def refresh_state(notebook: str, mark: Mapping[str, str], place: state.Place) -> str:
+    """Record a redrawn notebook as up to date if no other part has changed since it ran; returns why it is still stale."""
+    kept = state.read_dict(place.state(notebook))
+    before = kept.get("fingerprint", {})
+    if not {part for part in mark if mark[part] != before.get(part)} - REDRAWN:
+        state.record(notebook, mark, kept["files"], place)
     return state.why_stale(notebook, mark, place)
+
+
+def publish_benchmarks(notebook: Mapping[str, Any], report: Report) -> None:
+    """Run the cells of a notebook that only publish tables of benchmarks: ``make bench`` has measured them, not the notebook."""
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code" and "benchmark(" in (text := _text(cell)):
+            exec(text, {"report": report, "benchmark": benchmark, "measure": import_module(f"{report.study}.measure")})
 
 
 def with_prose(executed: dict[str, Any], source: dict[str, Any]) -> dict[str, Any] | None:

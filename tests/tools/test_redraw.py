@@ -8,6 +8,7 @@ import pytest
 
 from snipnb._files import project_root
 from snipnb.publish import captions, ledger, profiles, style
+from snipnb.publish.report import Report
 from snipnb.studies.salience_derivation import draw
 from tools import redraw, runner
 
@@ -165,3 +166,12 @@ def test_another_checkouts_files_are_left(tmp_path, monkeypatch, capsys):
     assert redraw.main(["--profile", "smoke"]) == 1
     assert f"redraw: snipnb is imported from {tmp_path}, not from {ROOT}" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["02_snip_vs_exact", "05_second_order", "07_larger_networks"])
+def test_tables_of_a_new_benchmark_are_published_without_a_run(name, tmp_path):
+    notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
+    redraw.publish_benchmarks(notebook, Report(name, {"profile": "smoke"}, tmp_path))
+    written = {path.name: path.read_bytes() for path in tmp_path.rglob("*.csv")}
+    assert written
+    assert written == {file: (ROOT / "figures" / name / file).read_bytes() for file in written}
