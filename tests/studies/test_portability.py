@@ -156,8 +156,8 @@ def test_findings_tell_what_holds_elsewhere():
     assert measure.key(rows) == "✓ holds, ≈ in part or reworded, ✗ contradicted, ? open"
     figure = draw.rules(rows, shown={claim: one.what for claim, one in measure.SHOWN.items()}, counted=kinds)
     assert headline_of(figure) == (
-        "What 6 rules say of 3 networks: contradicted on some, C25a, C29; at least in part on all, C2, C24; "
-        "on some, open on others, C31; open on all, C35"
+        "6 rules on 3 networks. C25a, C29: contradicted on some; C2, C24: at least in part on all; "
+        "C31: on some, open on others; C35: open on all"
     )
     assert [len(axis.containers) for axis in figure.axes] == [3] * 6
     assert {axis.get_xscale() for axis in figure.axes} == {"linear"}

@@ -32,7 +32,7 @@ def sweep(frame: pd.DataFrame, fits: pd.DataFrame) -> Figure:
             colour, marker = CATEGORIES[order % 5], "osD^v"[order % 5]
             fit = slopes.loc[family]
             more, end = names == deeper, f"[{_slope(fit['low95'])}, {_slope(fit['high95'])}]"
-            label = f"{family}: {_slope(fit['slope'])} per {fit['per']}{' ' if more else chr(10)}{end}"
+            label = f"{family}: {_slope(fit['slope'])} per {fit['per']} {end}"
             axis.plot([place[v] for v in means.index], means, color=colour, lw=1.5, marker=marker, label=label)
             axis.plot(part["value"].map(place), part["spearman"], ".", color=colour, ms=4, alpha=0.5, mew=0)
             if (part["spearman"] - part["train_mode_spearman"]).abs().max() > 1e-3:  # batch norm
@@ -42,10 +42,11 @@ def sweep(frame: pd.DataFrame, fits: pd.DataFrame) -> Figure:
         layers = part.groupby("value")["layers"].first()
         axis.set_xticks(range(len(values)), [f"{v:g}\n({layers[v]})" if more else f"{v:g}" for v in values])
         axis.set_xlabel("additional layers (layers in total)" if more else "width relative to LeNet-5")
-        axis.legend(loc="lower left", fontsize=7)
+    lines = [line for axis in axes[0] for line in axis.get_legend_handles_labels()[0]]
+    figure.legend(handles=lines, loc="outside upper center", ncols=2)
     axes[0, 0].set_ylabel("rank correlation with exact salience")
     low = frame[["spearman", "train_mode_spearman"]].min().min()
-    axes[0, 0].set_ylim(low - 0.55 * (1 - low), 1.01)
+    axes[0, 0].set_ylim(low - 0.03, 1.01)
     most = slopes.loc[slopes["slope"].abs().idxmax()]
     end = f"{most['slope']:+.3f} per {most['per']} [{most['low95']:+.3f}, {most['high95']:+.3f}]"
     others = slopes.drop(most.name).groupby("per", sort=False)["slope"].agg(lambda own: own.abs().max())

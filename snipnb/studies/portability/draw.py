@@ -58,6 +58,6 @@ def rules(said: pd.DataFrame, *, shown: Mapping[str, str], counted: Mapping[str,
         axis.set_yticks(range(len(networks)), networks)
         axis.set_ylim(len(networks) - 0.5, -0.5)
         axis.grid(axis="y", visible=False)
-    counts = "; ".join(f"{kind}, {', '.join(claims)}" for kind, claims in counted.items())
+    counts = "; ".join(f"{', '.join(claims)}: {kind}" for kind, claims in counted.items())
     where = networks[0] if len(networks) == 1 else f"{len(networks)} networks"
-    return headline(figure, f"What {len(shown)} rules say of {where}: {counts}")
+    return headline(figure, f"{len(shown)} rules on {where}. {counts}")

@@ -159,6 +159,7 @@ def trained(errors: pd.DataFrame, by_layer: pd.DataFrame, *, sparsity: float, to
     ticks = [-0.1, 0, 0.1, 0.2, 1, 5, 20, 80]
     right.set_yticks(ticks, [with_minus(f"{t:g}") for t in ticks])
     right.yaxis.set_minor_locator(NullLocator())
+    right.set_ylim(bottom=min(1.2 * by_layer["increase"].min(), -0.1))
     right.set_xticks(range(len(layers)), [f"{published_label(layer)}\nSNIP: {named[layer]:.0f} %" for layer in layers])
     right.set(title=f"{100 * sparsity:g} % of one layer removed; below: share SNIP would remove")
     right.set(ylabel="increase in error rate, percentage points")
