@@ -183,7 +183,7 @@ def test_one_network_has_its_verdicts_told():
     figure = draw.rules(
         rows, shown={claim: one.what for claim, one in measure.SHOWN.items()}, counted=measure.kinds(rows)
     )
-    assert headline_of(figure) == "What 6 rules say of small LeNet (digits): open, C2, C24, C25a, C29, C31, C35"
+    assert headline_of(figure) == "6 rules on small LeNet (digits). C2, C24, C25a, C29, C31, C35: open"
     plt.close(figure)
 
 
