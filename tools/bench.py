@@ -405,14 +405,10 @@ def projection(cost: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for images in (60_000, 128):
         for way, part in ((PASSES, cost[naive]), ("engine", cost[~naive])):
-            scale = images / 1000 / 60
-            minutes = {
-                column: float((part["parameters"] * part[source]).sum() * scale)
-                for column, source in (("minutes", "milliseconds"), ("low95", "low95"), ("high95", "high95"))
-            }
+            each = part[["milliseconds", "low95", "high95"]].mul(part["parameters"], axis=0).sum() * images / 1000 / 60
             row = {"way": way, "images": images, "parameters": int(part["parameters"].sum())}
-            rows.append(row | minutes | {"years": minutes["minutes"] / 60 / 24 / 365.25})
-    return pd.DataFrame(rows)
+            rows.append(row | each.rename({"milliseconds": "minutes"}).to_dict())
+    return pd.DataFrame(rows).eval("years = minutes / 60 / 24 / 365.25")
 
 
 def growth(images: Tensor, labels: Tensor) -> pd.DataFrame:

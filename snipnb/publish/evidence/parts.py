@@ -59,16 +59,14 @@ def one_sided(values: np.ndarray) -> Triple:
     return mean_interval(values, level=ONE_SIDED)
 
 
-def largest(triples: Iterable[Triple]) -> Triple:
+def largest(triples: Iterable[Triple]) -> tuple[float, ...]:
     """The largest number, with the largest lower and the largest upper end: an interval for the largest one."""
-    first, low, high = zip(*triples, strict=True)
-    return max(first), max(low), max(high)
+    return tuple(map(max, zip(*triples, strict=True)))
 
 
-def smallest(triples: Iterable[Triple]) -> Triple:
+def smallest(triples: Iterable[Triple]) -> tuple[float, ...]:
     """The smallest number, with the smallest ends."""
-    first, low, high = zip(*triples, strict=True)
-    return min(first), min(low), min(high)
+    return tuple(map(min, zip(*triples, strict=True)))
 
 
 def value_at(frame: pd.DataFrame, column: str, **where: object) -> float:
