@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from snipnb.data import DataUnavailableError
 from snipnb.publish import ledger
 from snipnb.publish.profiles import load_profile
 from tools import checkout, runner, state
@@ -21,17 +22,30 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("claim", help="for instance C20")
     parser.add_argument("--profile", default="default", help="profile name or path of a YAML file (default: default)")
     given = parser.parse_args(arguments)
-    claims, root = ledger.load_claims(), checkout()
-    if given.claim not in claims:
-        print(f"there is no claim {given.claim!r}; the claims are {', '.join(claims)}", file=sys.stderr)
+    try:
+        return 0 if again(given.claim, given.profile) else 1
+    except (ValueError, OSError, DataUnavailableError) as error:
+        print(error, file=sys.stderr)
         return 1
-    claim = claims[given.claim]
-    file = state.place_of(load_profile(given.profile), root).published / "claims.json"
-    expected = _row(file, given.claim)
-    if not runner.run(given.profile, [claim["notebook"]], force=True):
-        return 1
-    obtained = _row(file, given.claim)
-    print(f"{given.claim}: “{' '.join(claim['words'].split())}” ({claim['place']})\n{claim['rule']}\n")
+
+
+def again(claim_id: str, profile: str) -> bool:
+    """Run the notebook of a claim and print the claim's row, before beside after where they differ; returns whether they are the same.
+
+    Raises:
+        ValueError: If there is no such claim or profile.
+        DataUnavailableError: If the images are missing.
+    """
+    claims = ledger.load_claims()
+    if claim_id not in claims:
+        raise ValueError(f"there is no claim {claim_id!r}; the claims are {', '.join(claims)}")
+    claim = claims[claim_id]
+    file = state.place_of(load_profile(profile), checkout()).published / "claims.json"
+    expected = _row(file, claim_id)
+    if not runner.run(profile, [claim["notebook"]], force=True):
+        return False
+    obtained = _row(file, claim_id)
+    print(f"{claim_id}: “{' '.join(claim['words'].split())}” ({claim['place']})\n{claim['rule']}\n")
     for field in SHOWN:
         before, now = (row.get(field) for row in (expected, obtained))
         print(
@@ -39,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     same = all(expected.get(field) == obtained.get(field) for field in SHOWN)
     print("\nas published" if same else "\nnot as published")
-    return 0 if same else 1
+    return same
 
 
 def _row(file: Path, claim: str) -> dict[str, Any]:

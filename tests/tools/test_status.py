@@ -85,6 +85,13 @@ def test_a_claim_comes_out_as_published_or_not(rows, capsys):
     assert said.endswith("not as published\n")
 
 
-def test_an_unknown_claim_is_named(capsys):
-    assert claim.main(["C99"]) == 1
-    assert "there is no claim 'C99'; the claims are C1, C2" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["C99"], "there is no claim 'C99'; the claims are C1, C2"),
+        (["C20", "--profile", "quick"], "there is no profile 'quick'; the profiles are default, full, smoke"),
+    ],
+)
+def test_an_unknown_claim_or_profile_is_named(arguments, message, capsys):
+    assert claim.main(arguments) == 1
+    assert message in capsys.readouterr().err
