@@ -124,11 +124,8 @@ def data(content: Content) -> dict[str, Any]:
 def _tensor(name: str, parameter: Tensor, published: pd.DataFrame) -> dict[str, Any]:
     """A tensor's names and shape, and what the write-up's table keeps of it."""
     label = snipnb.published_label(name)
-    rows = published[published["label"] == label]
-    counts = {
-        f"{s:g}": round(p * parameter.numel() / 100)
-        for s, p in zip(rows["sparsity"], rows["kept_percent"], strict=True)
-    }
+    kept = published[published["label"] == label].set_index("sparsity")["kept_percent"]
+    counts = {f"{sparsity:g}": round(percent * parameter.numel() / 100) for sparsity, percent in kept.items()}
     return {"name": name, "label": label, "shape": list(parameter.shape), "published": counts}
 
 

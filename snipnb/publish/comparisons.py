@@ -108,22 +108,12 @@ def against_snip(runs: pd.DataFrame, *, smallest_margin: float) -> tuple[pd.Data
         values, here = part["difference"].to_numpy(), rates[rates["sparsity"] == sparsity]
         margin = margin_of(here, reference="snip", smallest=smallest_margin)
         test, below = equivalence_test(values, margin), non_inferiority_test(values, margin)
-        rows.append(
-            {
-                "criterion": criterion,
-                "sparsity": sparsity,
-                "n": len(values),
-                "error_percent": float(here.loc[here["criterion"] == criterion, "error_percent"].mean()),
-                "mean": test.mean,
-                "low95": test.low,
-                "high95": test.high,
-                "margin": margin,
-                "equivalence_p": test.p_value,
-                "non_inferiority_p": below,
-                "outcome": _outcome(test.low, test.high, test.p_value, below),
-                "collapsed": int(cut.get((criterion, sparsity), 0)),
-            }
-        )
+        error = float(here.loc[here["criterion"] == criterion, "error_percent"].mean())
+        row = {"criterion": criterion, "sparsity": sparsity, "n": len(values), "error_percent": error}
+        row |= interval_of(values) | {"margin": margin}
+        row |= {"equivalence_p": test.p_value, "non_inferiority_p": below}
+        row["outcome"] = _outcome(test.low, test.high, test.p_value, below)
+        rows.append(row | {"collapsed": int(cut.get((criterion, sparsity), 0))})
     return pd.DataFrame(rows), pairs
 
 

@@ -451,10 +451,9 @@ def _outcome(claim: Mapping[str, Any], found: Mapping[str, float]) -> tuple[Mapp
 
 def _numbers_of(finding: Finding) -> dict[str, float]:
     """All numbers that a rule may compare: statistics, and the ends of their intervals."""
-    ends = {
-        f"{name}_{end}": pair[k] for name, pair in finding.intervals.items() for k, end in enumerate(("low", "high"))
-    }
-    return {**ends, **finding.statistics}
+    lows = {f"{name}_low": low for name, (low, _) in finding.intervals.items()}
+    highs = {f"{name}_high": high for name, (_, high) in finding.intervals.items()}
+    return {**lows, **highs, **finding.statistics}
 
 
 def _rounded(value: float) -> float | int:
