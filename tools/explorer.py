@@ -151,17 +151,12 @@ def page(content: Content, sources: Path) -> str:
     Raises:
         ValueError: If the template asks for something unknown, a script would end its element, or the page is too large.
     """
-    style_sheet, network, script = (
-        (sources / n).read_text("utf-8") for n in ("explorer.css", "network.js", "explorer.js")
-    )
-    for text in (style_sheet, network, script):
-        if "</" in text:
-            raise ValueError(f"a style sheet or script of {sources} has '</', which may end its element")
+    files = {"style": "explorer.css", "network": "network.js", "page": "explorer.js"}
+    parts = {part: (sources / name).read_text("utf-8").strip() for part, name in files.items()}
+    if any("</" in text for text in parts.values()):
+        raise ValueError(f"a style sheet or script of {sources} has '</', which may end its element")
     png, alt = picture(content)
-    parts = {
-        "style": style_sheet.strip(),
-        "network": network.strip(),
-        "page": script.strip(),
+    parts |= {
         "data": json.dumps(data(content), sort_keys=True).replace("<", "\\u003c"),
         "picture": base64.b64encode(png).decode(),
         "picture_alt": html.escape(alt),
