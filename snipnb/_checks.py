@@ -15,7 +15,6 @@ from torch.func import functional_call
 
 from snipnb._progress import track
 
-MODES = ("eval", "train")
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 Salience = dict[str, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]  # (outputs, labels) of a batch -> mean loss, a scalar
@@ -184,7 +183,7 @@ def copied(model: nn.Module) -> nn.Module:
 @contextmanager
 def in_mode(model: nn.Module, mode: str) -> Iterator[None]:
     """Put a model in ``"eval"`` or ``"train"`` mode, and afterwards put back the mode of every sub-module."""
-    check_choice("mode", mode, MODES)
+    check_choice("mode", mode, ("eval", "train"))
     before = [(module, module.training) for module in model.modules()]
     try:
         model.train(mode == "train")
@@ -196,8 +195,7 @@ def in_mode(model: nn.Module, mode: str) -> Iterator[None]:
 
 def batch_starts(number: int, batch_size: int, description: str) -> Iterator[slice]:
     """Slices that cover ``number`` examples, with progress."""
-    starts = range(0, number, batch_size)
-    for start in track(starts, description, total=len(starts)):
+    for start in track(range(0, number, batch_size), description):
         yield slice(start, start + batch_size)
 
 

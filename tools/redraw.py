@@ -162,17 +162,14 @@ def with_prose(executed: dict[str, Any], source: dict[str, Any]) -> dict[str, An
 
 def judges(cell: Mapping[str, Any]) -> bool:
     """Whether a code cell only puts verdicts into the ledger, or shows them: verdicts follow from rows, not from a run."""
-    if cell["cell_type"] != "code" or not (body := ast.parse(_text(cell)).body):
-        return False
-    return all(ast.unparse(line).startswith(("report.claim(", "report.verdicts(")) for line in body)
+    body = _statements(cell)
+    return bool(body) and all(ast.unparse(line).startswith(("report.claim(", "report.verdicts(")) for line in body)
 
 
 def shown_by(cell: Mapping[str, Any]) -> tuple[str, str]:
     """What a cell shows: ``figure`` or ``table`` and its name, ``verdicts`` and no name, or nothing."""
-    if cell["cell_type"] != "code" or not (body := ast.parse(_text(cell)).body):
-        return "", ""
-    match body[-1]:
-        case ast.Expr(ast.Call(ast.Attribute(ast.Name("report"), kind), arguments)):
+    match _statements(cell)[-1:]:
+        case [ast.Expr(ast.Call(ast.Attribute(ast.Name("report"), kind), arguments))]:
             names = [one.value for one in arguments if isinstance(one, ast.Constant) and isinstance(one.value, str)]
             return "table" if kind == "render" else kind, names[0] if names else ""
     return "", ""
@@ -219,6 +216,10 @@ def _read(path: Path) -> Any:
 
 def _text(cell: Mapping[str, Any]) -> str:
     return "".join(cell["source"])
+
+
+def _statements(cell: Mapping[str, Any]) -> list[ast.stmt]:
+    return ast.parse(_text(cell)).body if cell["cell_type"] == "code" else []
 
 
 if __name__ == "__main__":
