@@ -52,13 +52,13 @@ def differences(errors: pd.DataFrame, *, way: str = LAST, reference: str = "exac
         ValueError: If a run has no partner.
     """
     one, pair = errors[errors["way"] == way], ["sparsity", "seed"]
-    partners = one[one["criterion"] == reference].set_index(pair)["error_percent"].rename("partner")
-    found = one[one["criterion"] != reference].join(partners, pair, validate="m:1")
-    if found["partner"].isna().any():
+    partners = one[one["criterion"] == reference].set_index(pair)["error_percent"].rename("of_partner")
+    found = one[one["criterion"] != reference].join(partners, on=pair, validate="m:1")
+    if found["of_partner"].isna().any():
         raise ValueError(
             f"every run needs a run of criterion {reference!r} with the same seed and sparsity; some have none"
         )
-    found["difference"] = found["error_percent"] - found["partner"]
+    found["difference"] = found["error_percent"] - found["of_partner"]
     return found[["criterion", *pair, "difference"]].reset_index(drop=True)
 
 
