@@ -231,6 +231,7 @@ def _taylor(order: int | str) -> Callable[[Start], Salience]:
     return lambda start: taylor_salience(start.model, start.images, start.labels, order=order)
 
 
+_RULES = densities.rules()
 CRITERIA: dict[str, Criterion] = {
     "snip": Criterion(lambda s: snip(s.model, s.images, s.labels), version=1),
     "exact": Criterion(lambda s: exact_salience(s.model, s.images, s.labels), version=1),
@@ -246,10 +247,8 @@ CRITERIA: dict[str, Criterion] = {
         lambda s: stacked(snip_together(s.others(OTHER_NETWORKS), s.images, s.labels)), mask=mean_densities, version=1
     ),
     "closed_form": Criterion(mask=predicted, uses_images=False, version=1),
-    **{
-        name: Criterion(mask=with_densities(densities.rules()[name]), uses_images=False, version=1)
-        for name in ("erdos_renyi_kernel", "uniform")
-    },
+    "erdos_renyi_kernel": Criterion(mask=with_densities(_RULES["erdos_renyi_kernel"]), uses_images=False, version=1),
+    "uniform": Criterion(mask=with_densities(_RULES["uniform"]), uses_images=False, version=1),
     "snip_inverted": Criterion(salience_of="snip", mask=smallest, version=1),
     "grasp": Criterion(single_shot.grasp, version=1),
     "prospr": Criterion(single_shot.prospr, version=1),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from snipnb._checks import check_choice, check_integer, check_names, float_parameters
+from snipnb._checks import check_integer, check_names, float_parameters
 from snipnb.pruning.closed_form import FITTED, Constants, predicted_densities
 from snipnb.pruning.masks import Mask, layer_table, sizes_and_kept, warn_of_collapse
 
@@ -27,33 +27,21 @@ def uniform_densities(model: nn.Module, sparsity: float) -> Densities:
     return dict.fromkeys(sizes, kept / sum(sizes.values()))
 
 
-BIASES = ("formula", "like_weights")
-
-
-def erdos_renyi_kernel_densities(model: nn.Module, sparsity: float, *, biases: str = "formula") -> Densities:
+def erdos_renyi_kernel_densities(model: nn.Module, sparsity: float) -> Densities:
     """Erdős–Rényi-kernel densities: large layers are thinned more than small ones.
 
     **Definition.** The density of a tensor is min(1, c r), with r = (sum of its dimensions) / (their product), and c such that
     the number kept is exact: what tensors capped at 1 leave over goes to the others.
 
     **Source.** Mocanu et al. (2018) for linear layers; Evci et al. (2020) with kernel sizes. In these papers biases stay whole
-    and are not counted. Here biases are parameters like any other, as for SNIP.
-
-    Args:
-        sparsity: Fraction removed, in [0, 1).
-        biases: ``"formula"``: r = n / n = 1, the largest of all, so biases are the first to be kept whole, and count.
-            ``"like_weights"``: the density of the layer's weights, where it has any.
+    and are not counted. Here biases are parameters like any other, as for SNIP: r = n / n = 1, the largest of all, so they are the
+    first to be kept whole, and count.
 
     Raises:
-        ValueError: If an option is unknown or the sparsity is not a number in [0, 1).
+        ValueError: If the sparsity is not a number in [0, 1).
     """
-    check_choice("biases", biases, BIASES)
     sizes, kept = sizes_and_kept(model, sparsity)
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    ratios = {}
-    for name, own in shapes.items():
-        shape = shapes.get(name.removesuffix("bias") + "weight", own) if biases == "like_weights" else own
-        ratios[name] = sum(shape) / math.prod(shape) if shape else 1.0
+    ratios = {name: sum(p.shape) / p.numel() if p.dim() else 1.0 for name, p in model.named_parameters()}
     return proportional_densities(sizes, ratios, kept)
 
 

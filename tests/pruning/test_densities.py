@@ -63,15 +63,8 @@ def test_erdos_renyi_kernel_by_hand():
     assert kernel["0.weight"] / kernel["1.weight"] == pytest.approx((17 / 300) / (20 / 100))
 
 
-def test_biases_of_erdos_renyi_kernel_are_whole_or_like_their_weights():
-    model = snipnb.lenet5()
-    whole = densities.erdos_renyi_kernel_densities(model, 0.95)
-    alike = densities.erdos_renyi_kernel_densities(model, 0.95, biases="like_weights")
-    assert whole["full1.bias"] == 1
-    assert alike["full1.bias"] == alike["full1.weight"] > whole["full1.weight"]
-    assert kept_by(model, alike) == pytest.approx(3_086)
-    with pytest.raises(ValueError, match="biases must be one of 'formula', 'like_weights'; got 'dense'"):
-        densities.erdos_renyi_kernel_densities(model, 0.95, biases="dense")
+def test_biases_of_erdos_renyi_kernel_are_whole():
+    assert densities.erdos_renyi_kernel_densities(snipnb.lenet5(), 0.95)["full1.bias"] == 1
 
 
 def test_densities_belong_to_shapes_not_to_places():
