@@ -72,18 +72,14 @@ _SHARES = _SHARES / _SHARES.sum()
 
 
 def predicted_scales(
-    model: nn.Sequential,
-    image_shape: Sequence[int] = IMAGE_SHAPE,
-    *,
-    init: str = "pytorch",
-    constants: Constants = FITTED,
-) -> dict[str, float]:
-    """Root mean square of the SNIP salience in each parameter tensor, from shapes and initialisation alone.
+    model: nn.Sequential, image_shape: Sequence[int], init: str, constants: Constants
+) -> dict[str, tuple[float, np.ndarray, bool]]:
+    """The distribution of the SNIP salience in each parameter tensor, from shapes and initialisation alone.
 
-    **Definition.** For a weight from input j to output i, the gradient is the mean over images of delta_i x_j. So its mean
-    square over initialisations is a mean over pairs of images of the product of two correlations: K of the layer's inputs x,
-    and P of the backward signals delta, summed over positions. Both follow from layer to layer, for pairs within a class and
-    between classes:
+    **Definition.** The scale is the root mean square of the salience. For a weight from input j to output i, the gradient is
+    the mean over images of delta_i x_j. So its mean square over initialisations is a mean over pairs of images of the product
+    of two correlations: K of the layer's inputs x, and P of the backward signals delta, summed over positions. Both follow
+    from layer to layer, for pairs within a class and between classes:
 
     - forward, K <- var(w) fan_in K + var(b), then E[relu(a) relu(a')] for normal a, a' with these moments;
     - a max-pooling shifts and narrows the normal distribution to match the largest of k equally correlated values;
@@ -105,12 +101,31 @@ def predicted_scales(
         constants: How similar images are.
 
     Returns:
-        Name -> scale; 0 for biases that start at zero.
+        Name -> scale (0 for biases that start at zero), logarithms of its spread over pairs of units, and whether the initial values are normal.
 
     Raises:
         ValueError: If the network has another layer, images do not fit, or ``init`` or the constants are out of range.
     """
-    return {name: scale for name, (scale, _, _) in _predict(model, image_shape, init, constants).items()}
+    check_choice("init", init, INITIALISATIONS)
+    if not 0 < constants.between < constants.within < 1:
+        raise ValueError(f"constants must have 0 < between < within < 1; got {constants}")
+    check_number("neighbours", constants.neighbours, "[0, 1]")
+    check_number("contrast", constants.contrast, "[0, inf)")
+    mixings = _mixings(model, tuple(image_shape), init, constants)
+    classes, normal = len(mixings[-1].layer.module.weight), init.startswith("xavier_normal")
+    spread = (1 - 1 / classes) / classes**2 * np.expm1(mixings[-1].results[2])
+    signal = np.array([(1 - 1 / classes) / classes, -1 / classes**2]) + spread  # within, between classes
+    within = np.array([1, classes - 1]) / classes
+    found = {}
+    for mixing in reversed(mixings):
+        # mean squares of single gradients, [nodes of the output, nodes of the input]
+        squares = np.einsum("t,ti,tj->ij", within * signal, mixing.unit_gates, mixing.unit_moments) * mixing.inside
+        found[f"{mixing.layer.name}.weight"] = (*_scale_and_logs(mixing.weight_variance * squares), normal)
+        if mixing.layer.module.bias is not None:
+            squares = (within * signal) @ mixing.unit_gates
+            found[f"{mixing.layer.name}.bias"] = (*_scale_and_logs(mixing.bias_variance * squares), False)
+        signal = signal * mixing.gates[1:] * mixing.weight_variance * mixing.outputs * mixing.inside * mixing.positions
+    return {name: found[name] for name, _ in model.named_parameters()}
 
 
 def predicted_densities(
@@ -142,7 +157,7 @@ def predicted_densities(
     Raises:
         ValueError: As :func:`predicted_scales`, or if the sparsity is not a number in [0, 1).
     """
-    tensors = _predict(model, image_shape, init, constants)
+    tensors = predicted_scales(model, image_shape, init, constants)
     sizes, kept = sizes_and_kept(model, sparsity)
     live = {name: parts for name, parts in tensors.items() if parts[0] > 0}
     spare = kept - sum(sizes[name] for name in live)
@@ -160,29 +175,6 @@ def predicted_densities(
     logs = np.concatenate([np.log(scale) + spread for scale, spread, _ in live.values()])
     threshold = optimize.brentq(excess, logs.min() + _LOG_GRID[0], logs.max() + _LOG_GRID[-1], xtol=1e-12, rtol=1e-14)
     return {name: share(name, threshold) if name in live else 0.0 for name in sizes}
-
-
-def _predict(
-    model: nn.Sequential, image_shape: Sequence[int], init: str, constants: Constants
-) -> dict[str, tuple[float, np.ndarray, bool]]:
-    """Per parameter tensor: scale of the salience, logarithms of its spread over pairs of units, and whether the distribution is normal."""
-    check_choice("init", init, INITIALISATIONS)
-    _check_constants(constants)
-    mixings = _mixings(model, tuple(image_shape), init, constants)
-    classes, normal = len(mixings[-1].layer.module.weight), init.startswith("xavier_normal")
-    spread = (1 - 1 / classes) / classes**2 * np.expm1(mixings[-1].results[2])
-    signal = np.array([(1 - 1 / classes) / classes, -1 / classes**2]) + spread  # within, between classes
-    within = np.array([1, classes - 1]) / classes
-    found = {}
-    for mixing in reversed(mixings):
-        # mean squares of single gradients, [nodes of the output, nodes of the input]
-        squares = np.einsum("t,ti,tj->ij", within * signal, mixing.unit_gates, mixing.unit_moments) * mixing.inside
-        found[f"{mixing.layer.name}.weight"] = (*_scale_and_logs(mixing.weight_variance * squares), normal)
-        if mixing.layer.module.bias is not None:
-            squares = (within * signal) @ mixing.unit_gates
-            found[f"{mixing.layer.name}.bias"] = (*_scale_and_logs(mixing.bias_variance * squares), False)
-        signal = signal * mixing.gates[1:] * mixing.weight_variance * mixing.outputs * mixing.inside * mixing.positions
-    return {name: found[name] for name, _ in model.named_parameters()}
 
 
 def _mixings(model: nn.Module, shape: tuple[int, ...], init: str, constants: Constants) -> list[_Mixing]:
@@ -308,10 +300,3 @@ def _inside(layer: Layer, size: Sequence[int]) -> float:
         met = np.arange(steps)[:, None] * stride - padding + np.arange(kernel) * dilation
         inside *= float(((met >= 0) & (met < length)).mean())
     return inside
-
-
-def _check_constants(constants: Constants) -> None:
-    if not 0 < constants.between < constants.within < 1:
-        raise ValueError(f"constants must have 0 < between < within < 1; got {constants}")
-    check_number("neighbours", constants.neighbours, "[0, 1]")
-    check_number("contrast", constants.contrast, "[0, inf)")

@@ -7,9 +7,13 @@ import snipnb
 from snipnb._engine.sequential import Layer
 from snipnb.networks import lenet_variant
 from snipnb.pruning import closed_form
-from snipnb.pruning.closed_form import Constants, predicted_densities, predicted_scales
+from snipnb.pruning.closed_form import FITTED, IMAGE_SHAPE, Constants, predicted_densities, predicted_scales
 
 EVEN = Constants(within=0.6, between=0.3, neighbours=0.5, contrast=0.0)
+
+
+def scales_of(model, shape=IMAGE_SHAPE, *, init="pytorch", constants=FITTED):
+    return {name: scale for name, (scale, _, _) in predicted_scales(model, shape, init, constants).items()}
 
 
 def alike_images(number, *shape, seed=0):
@@ -53,7 +57,7 @@ def test_scales_are_those_of_wide_networks_on_images_that_are_so_alike(build, sh
             model = build()
         for name, s in snipnb.snip(model, *alike_images(400, *shape, seed=seed)).items():
             squares.setdefault(name, []).append(float(s.square().mean()))
-    scales = predicted_scales(build(), shape, constants=EVEN)
+    scales = scales_of(build(), shape, constants=EVEN)
     scales.popitem()  # the ten output biases: their gradient comes in part from themselves, which the form leaves out
     for name, scale in scales.items():
         tolerance = 0.12 if name.endswith("weight") else 0.35  # few biases
@@ -111,7 +115,7 @@ def test_densities_add_up_and_fall_with_sparsity(init):
 
 def test_biases_that_start_at_zero_go_first():
     model = snipnb.lenet5()
-    assert predicted_scales(model, init="pytorch_zero_bias")["full1.bias"] == 0
+    assert scales_of(model, init="pytorch_zero_bias")["full1.bias"] == 0
     assert predicted_densities(model, 0.5, init="pytorch_zero_bias")["full1.bias"] == 0
     few = predicted_densities(model, 0.002, init="pytorch_zero_bias")  # 123 of 236 biases go
     assert few["full1.weight"] == 1
@@ -124,7 +128,7 @@ def test_only_shapes_and_the_initialisation_matter():
     assert drawn[0] != predicted_densities(snipnb.lenet5(), 0.9, init="xavier_normal")
     with_dropout = nn.Sequential(nn.Flatten(), nn.Linear(784, 30), nn.Dropout(0.5), nn.ReLU(), nn.Linear(30, 10))
     without = nn.Sequential(nn.Flatten(), nn.Linear(784, 30), nn.ReLU(), nn.Linear(30, 10))
-    assert list(predicted_scales(with_dropout).values()) == list(predicted_scales(without).values())
+    assert list(scales_of(with_dropout).values()) == list(scales_of(without).values())
 
 
 def test_networks_without_biases_and_layers_that_never_matter_are_covered():
