@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial, reduce
 
 import torch
@@ -42,13 +42,14 @@ from snipnb._checks import (
     in_mode,
     unchanged,
 )
-from snipnb._engine.curvature import IMAGES, Cumulants, LinearRegion, Variance, mean_over_images, slices
+from snipnb._engine.curvature import IMAGES, Cumulants, LinearRegion, Rule, Variance, mean_over_images, slices
 from snipnb._engine.sequential import layers_of, shapes_of
 from snipnb._progress import track
 from snipnb.saliences.ablation import CANNOT_MAP, ordinary_attention, over_versions
 from snipnb.saliences.brute_force import pick
 from snipnb.saliences.snip import snip
 
+Wanted = Mapping[str, Tensor] | None  # name -> flat indices; None: all parameters
 METHODS = ("auto", "cumulants", "autodiff")
 LINEAR_REGION = "linear-region"
 SMALL = 2**22  # most (parameter, image) pairs that are differentiated one by one by default
@@ -101,10 +102,7 @@ def diagonal_hessian(
         >>> snipnb.diagonal_hessian(snipnb.lenet5(), images[:100], labels[:100])["conv1.weight"].shape
         torch.Size([6, 1, 5, 5])
     """
-    wanted = _wanted(model, parameters)
-    if not _covers(model, images, labels, batch_size, method, 2, wanted):
-        return _differentiated(model, images, labels, 2, batch_size, wanted)[1]
-    return _picked(mean_over_images(model, images, labels, Variance(gradient=False), batch_size)[0], wanted)
+    return _derivatives(model, images, labels, 2, Variance(gradient=False), parameters, batch_size, method)[-1]
 
 
 def derivatives(
@@ -141,11 +139,8 @@ def derivatives(
         ValueError: As for :func:`diagonal_hessian`, or if the order is not an integer of at least 1.
     """
     check_integer("order", order, 1)
-    wanted = _wanted(model, parameters)
-    if not _covers(model, images, labels, batch_size, method, order, wanted):
-        return _differentiated(model, images, labels, order, batch_size, wanted)
     rule = Variance(gradient=True) if order <= 2 else Cumulants(order)
-    return [_picked(d, wanted) for d in mean_over_images(model, images, labels, rule, batch_size)[:order]]
+    return _derivatives(model, images, labels, order, rule, parameters, batch_size, method)[:order]
 
 
 def taylor_salience(
@@ -194,12 +189,13 @@ def taylor_salience(
     if not in_region and (isinstance(order, bool) or not isinstance(order, int) or order < 1):
         raise ValueError(f"order must be an integer of at least 1 or {LINEAR_REGION!r}; got {order!r}")
     check_choice("method", method, METHODS)
-    tensors, wanted = float_parameters(model), _wanted(model, parameters)
+    tensors = float_parameters(model)
     if in_region:
         if method == "autodiff":
             raise ValueError(f"order={LINEAR_REGION!r} has only a closed form; method must not be 'autodiff'")
-        _covers(model, images, labels, batch_size, "cumulants", 0, wanted)
-        return _picked(mean_over_images(model, images, labels, LinearRegion(tensors), batch_size)[0], wanted)
+        rule = LinearRegion(tensors)
+        return _derivatives(model, images, labels, 0, rule, parameters, batch_size, "cumulants")[0]
+    wanted = _wanted(tensors, parameters)
     if order == 1 and method == "auto":
         _covers(model, images, labels, batch_size, method, 0, wanted)
         first = snip(model, images, labels, batch_size=min(batch_size, 500))
@@ -208,7 +204,7 @@ def taylor_salience(
         model, images, labels, order=int(order), parameters=parameters, batch_size=batch_size, method=method
     )
     return {
-        name: _total((-w) ** i / math.factorial(i) * d[name] for i, d in enumerate(found, 1))
+        name: reduce(torch.add, ((-w) ** i / math.factorial(i) * d[name] for i, d in enumerate(found, 1)))
         for name, w in _picked(tensors, wanted).items()
     }
 
@@ -289,8 +285,8 @@ def hessian_times(
                 check_classes(outputs, labels)
             loss = F.cross_entropy(outputs, y.long(), reduction="sum")
             gradients = torch.autograd.grad(loss, list(leaves.values()), create_graph=True, materialize_grads=True)
-            product = _total((g * vectors[name]).sum() for name, g in zip(leaves, gradients, strict=True))
-            found = torch.autograd.grad(product, list(leaves.values()), materialize_grads=True)
+            products = ((g * vectors[name]).sum() for name, g in zip(leaves, gradients, strict=True))
+            found = torch.autograd.grad(reduce(torch.add, products), list(leaves.values()), materialize_grads=True)
             for name, h in zip(leaves, found, strict=True):
                 total[name] += h
     return {name: (total[name] / len(images)).to(p.dtype) for name, p in parameters.items()}
@@ -299,23 +295,34 @@ def hessian_times(
 # --- what is asked for ------------------------------------------------------------------------------------------------
 
 
-def _wanted(model: nn.Module, parameters: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
+def _wanted(tensors: Salience, parameters: Wanted) -> Wanted:
     """The indices that are asked for, or None for all parameters."""
-    return None if parameters is None else flat_indices(float_parameters(model), parameters)
+    return None if parameters is None else flat_indices(tensors, parameters)
 
 
-def _picked(found: Salience, wanted: Mapping[str, Tensor] | None) -> Salience:
+def _picked(found: Salience, wanted: Wanted) -> Salience:
     return found if wanted is None else pick(found, wanted)
 
 
-def _covers(
+def _derivatives(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
+    order: int,
+    rule: Rule,
+    parameters: Wanted,
     batch_size: int,
     method: str,
-    order: int,
-    wanted: Mapping[str, Tensor] | None,
+) -> list[Salience]:
+    """What the rule gives, where the closed form is used, else the derivatives up to ``order``."""
+    wanted = _wanted(float_parameters(model), parameters)
+    if not _covers(model, images, labels, batch_size, method, order, wanted):
+        return _differentiated(model, images, labels, order, batch_size, wanted)
+    return [_picked(d, wanted) for d in mean_over_images(model, images, labels, rule, batch_size)]
+
+
+def _covers(
+    model: nn.Module, images: Tensor, labels: Tensor, batch_size: int, method: str, order: int, wanted: Wanted
 ) -> bool:
     """Whether to use the closed form; an error if no method covers the model. Order 0 allows other models of any size."""
     check_choice("method", method, METHODS)
@@ -345,20 +352,13 @@ def _covers(
 
 
 def _differentiated(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    order: int,
-    batch_size: int,
-    wanted: Mapping[str, Tensor] | None,
+    model: nn.Module, images: Tensor, labels: Tensor, order: int, batch_size: int, wanted: Wanted
 ) -> list[Salience]:
     """Derivatives along each parameter by nested differentiation, several parameters at once."""
     snip(model, images[:1], labels[:1])  # an error where a parameter's effect cannot be followed
     parameters = float_parameters(model)
     first = next(iter(parameters.values()))
     buffers = {name: b.clone() for name, b in model.named_buffers()}
-    with in_mode(model, "eval"), unchanged(model), torch.no_grad():
-        check_classes(call_with(model, {}, images[:1].to(first.device)), labels)
     size = min(batch_size, MAPPED)
     batches = [(images[s].to(first.device), labels[s].to(first.device).long()) for s in slices(len(images), size)]
     indices = flat_indices(parameters, wanted)
@@ -379,13 +379,8 @@ def _differentiated(
 
         return _derivatives_at(first.new_zeros(()), loss, order)
 
-    with (
-        in_mode(model, "eval"),
-        unchanged(model),
-        ordinary_attention(),
-        torch.no_grad(),
-        warnings.catch_warnings(),
-    ):
+    with in_mode(model, "eval"), unchanged(model), ordinary_attention(), torch.no_grad(), warnings.catch_warnings():
+        check_classes(call_with(model, {}, batches[0][0][:1]), labels)
         warnings.filterwarnings("ignore", ".*torch.jit.script", DeprecationWarning)  # PyTorch's own use of it
         warnings.filterwarnings("ignore", ".*performance drop", UserWarning)  # where vmap has no rule of its own
         for name, some in track(jobs, "derivatives, parameter by parameter", total=len(jobs)):
@@ -419,7 +414,3 @@ def _derivatives_at(t: Tensor, f: Callable[[Tensor], Tensor], order: int) -> tup
 
     highest, (*lower, _) = with_lower(t, order)
     return (*reversed(lower), highest)
-
-
-def _total(terms: Iterable[Tensor]) -> Tensor:
-    return reduce(torch.add, terms)
