@@ -34,11 +34,10 @@ def mean_over_images(model: nn.Module, images: Tensor, labels: Tensor, rule: Rul
     tensors = float_parameters(model)
     first = next(iter(tensors.values()))
     network = _Network(model)
-    x = images[:1].to(first.device)
-    logits, sizes = network.forward(x)
+    logits, sizes = network.forward(images[:1].to(first.device))
     check_classes(logits, labels)
     limit = TEMPORARY["cuda" if first.is_cuda else "cpu"]
-    columns = rule.columns(logits.shape[1])
+    columns = rule.start(logits, labels[:1].to(first.device).long())[1].shape[1]
     size = max(1, min(batch_size, IMAGES, limit // max(columns * kept.input.numel() for kept in sizes)))
     starts = range(0, len(images), size)
     totals = {
@@ -116,16 +115,17 @@ class _Network:
         for i in range(len(self.layers) - 1, self.first - 1, -1):
             layer, kept = self.layers[i], everything[i]
             key, is_biased = f"{layer.name}.weight", f"{layer.name}.bias" in layer.own_names
-            if layer.kind == "linear":
-                found[key] = rule.of_product(state, b, kept.input, key)
-            elif layer.kind == "conv" and layer.stride == (1, 1) and rule.takes_sums and runs_compiled("slopes", b):
-                parts, b = _compiled_slopes(layer, b, kept.input, rule, i > self.first, scratch, i)
-                found |= zip(layer.own_names, parts, strict=False)
-                continue
-            elif layer.kind == "conv":
-                found[key] = _of_patches(layer, state, b, kept.input, rule, key, limit, scratch)
-            elif layer.kind == "norm" and is_biased:
-                found[key] = rule.of_slopes(state, _over_positions(b * kept.input[:, None]), key)
+            match layer.kind:
+                case "linear":
+                    found[key] = rule.of_product(state, b, kept.input, key)
+                case "conv" if isinstance(rule, Variance) and layer.stride == (1, 1) and runs_compiled("slopes", b):
+                    parts, b = _compiled_slopes(layer, b, kept.input, rule, i > self.first, scratch, i)
+                    found |= zip(layer.own_names, parts, strict=False)
+                    continue
+                case "conv":
+                    found[key] = _of_patches(layer, state, b, kept.input, rule, key, limit, scratch)
+                case "norm" if is_biased:
+                    found[key] = rule.of_slopes(state, _over_positions(b * kept.input[:, None]), key)
             if is_biased:
                 key = f"{layer.name}.bias"
                 found[key] = rule.of_slopes(state, _over_positions(b), key)
@@ -140,7 +140,7 @@ def _over_positions(slopes: Tensor) -> Tensor:
 
 
 def _compiled_slopes(
-    layer: Layer, b: Tensor, x: Tensor, rule: Rule, back: bool, scratch: Scratch, place: int
+    layer: Layer, b: Tensor, x: Tensor, rule: Variance, back: bool, scratch: Scratch, place: int
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Sums for the weights and biases of a convolution, and the columns that reach its input, by ``slopes.py``."""
     slopes, size = compiled("slopes"), x.shape[2:]
@@ -227,7 +227,7 @@ class _State:
     log_p: Tensor
     labels: Tensor  # [images]
 
-    def part(self, images: slice) -> _State:
+    def part(self, images: slice | Tensor) -> _State:
         return _State(self.p[images], self.log_p[images], self.labels[images])
 
 
@@ -238,10 +238,6 @@ class Rule:
     """
 
     orders = 1
-    takes_sums = False  # whether sums of slopes and of their squares are enough, which compiled code computes
-
-    def columns(self, classes: int) -> int:
-        return classes
 
     def start(self, logits: Tensor, labels: Tensor) -> tuple[_State, Tensor]:
         """The state of the images, and the columns at the logits [images, columns, classes]; slopes are relative to the top class."""
@@ -256,10 +252,6 @@ class Rule:
         """
         raise NotImplementedError
 
-    def of_sums(self, slopes: Tensor, squares: Tensor) -> Tensor:
-        """Sums over images [orders, ...] from the sums of the slopes [..., columns] and of their squares, if ``takes_sums``."""
-        raise NotImplementedError
-
     def of_product(self, state: _State, b: Tensor, x: Tensor, name: str) -> Tensor:
         """Sums [orders, outputs, inputs] where the slopes are b [images, columns, outputs] times x [images, inputs]."""
         raise NotImplementedError
@@ -272,13 +264,8 @@ class Variance(Rule):
     sqrt(p_j q_j / (p_j + q_j)) at j, and -p_c / q_j times this value at every c > j (Tanabe and Sagae 1992). No digits cancel.
     """
 
-    takes_sums = True
-
     def __init__(self, *, gradient: bool) -> None:
         self.gradient, self.orders = gradient, 2 if gradient else 1
-
-    def columns(self, classes: int) -> int:
-        return classes - 1 + self.gradient
 
     def start(self, logits: Tensor, labels: Tensor) -> tuple[_State, Tensor]:
         log_p = logits.log_softmax(1)
@@ -301,6 +288,7 @@ class Variance(Rule):
         return torch.stack([*last, squares.sum((0, 1))])
 
     def of_sums(self, slopes: Tensor, squares: Tensor) -> Tensor:
+        """Sums over images [orders, ...] from the sums of the slopes [..., columns] and of their squares, which compiled code computes."""
         second = squares[..., : squares.shape[-1] - self.gradient].sum(-1)
         return torch.stack([slopes[..., -1], second]) if self.gradient else second[None]
 
@@ -362,8 +350,7 @@ class LinearRegion(Rule):
         for start in range(0, len(rows), together):
             n, u = (t[start : start + together] for t in (rows, units))
             dz = b[n, :, u][:, :, None] * (x[n] * -w[u])[:, None]  # [rows, classes, inputs]
-            part = _State(state.p[n], state.log_p[n], state.labels[n])
-            total.index_add_(0, u, self._changes(part, dz).double())
+            total.index_add_(0, u, self._changes(state.part(n), dz).double())
         return total[None]
 
 

@@ -135,13 +135,8 @@ def _precise(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
     try:
         precise, x = copied(network).double(), images.double() if images.is_floating_point() else images
         precise(x[:1].to(next(precise.parameters()).device))
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-        AssertionError,
-    ):  # layers with tensors of their own, devices without float64
-        return network, images
+    except (RuntimeError, TypeError, ValueError, AssertionError):
+        return network, images  # layers with tensors of their own, devices without float64
     return precise, x
 
 
