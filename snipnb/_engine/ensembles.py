@@ -90,12 +90,12 @@ class Stack:
             bias = parameters.get(f"{layer.name}.bias")
             match layer.kind:
                 case "conv" if layer.stride == (1, 1) and runs_compiled("kernels", x):
-                    pool, relu = _what_follows(self.layers[position + 1 : position + 2])
+                    pool, relu = _joined(next(iter(self.layers[position + 1 :]), layer))
                     if relu or pool != (1, 1):
                         next(layers)  # computed together with this layer
                     wanted = kept.all.get(key) if kept else None
                     options = layer.dilation, pool, relu, self.scratch, position
-                    x = _Compiled.apply(padded(x, layer, images_last=True), weight, bias, wanted, *options)
+                    x = _Compiled.apply(padded(x, layer, images_last=True), weight, bias, wanted, options)
                 case "conv":
                     x = _convolved(x, layer, weight, bias)
                 case "linear" if kept and key in kept.few and runs_compiled("kernels", x):
@@ -183,14 +183,11 @@ def _images_last(x: Tensor, networks: int) -> Tensor:
     return x.unflatten(1, (networks, -1)).movedim(0, -1).contiguous()
 
 
-def _what_follows(after: Sequence[Layer]) -> tuple[tuple[int, int], bool]:
-    """The pooling and the ReLU that a compiled convolution includes."""
-    for layer in after:
-        if layer.kind == "relu":
-            return (1, 1), True
-        if layer.kind == "max" and layer.is_side_by_side:
-            return layer.kernel, layer.relu
-    return (1, 1), False
+def _joined(layer: Layer) -> tuple[tuple[int, int], bool]:
+    """The pooling (of windows side by side) and the ReLU that a compiled convolution before this layer includes."""
+    if layer.kind == "max" and layer.padding == (0, 0) and layer.kernel == layer.stride:
+        return layer.kernel, layer.relu
+    return (1, 1), layer.kind == "relu"
 
 
 def _with_images(x: Tensor, more: int) -> Tensor:
@@ -202,18 +199,8 @@ class _Compiled(torch.autograd.Function):
     """A convolution of stride 1, with the max-pooling and ReLU that follow it, computed by ``kernels.py``."""
 
     @staticmethod
-    def forward(
-        ctx,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        kept: Tensor | None,
-        dilation: tuple[int, int],
-        pool: tuple[int, int],
-        relu: bool,
-        scratch: Scratch,
-        layer: int,
-    ) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, kept: Tensor | None, options: tuple) -> Tensor:
+        dilation, pool, relu, scratch, layer = options
         images, kernels = x.shape[-1], compiled("kernels")
         x = _with_images(x, -images % kernels.LANES)
         together = weight.shape[:2] if len(x) == len(weight) else (1, weight.shape[0] * weight.shape[1])
@@ -250,7 +237,8 @@ class _Compiled(torch.autograd.Function):
             of_x[..., :images] if ctx.needs_input_grad[0] else None,
             of_weight.view_as(weight),
             of_bias.view(weight.shape[:2]) if ctx.has_bias else None,
-            *(None,) * 6,
+            None,
+            None,
         )
 
 
