@@ -29,6 +29,8 @@ TILE = 2**20  # numbers that a convolution computes on a processor before the ne
 FEW = 16  # a linear layer with this many outputs or more has them innermost in memory, for a faster matrix product
 Channels = slice
 ALL = slice(None)
+Kept = tuple[Tensor, ...]  # what a step's ``change`` needs of a batch, images last
+Changed = tuple[Tensor, Channels]  # a change of activations, and which channels it is of
 
 
 class Scratch:
@@ -68,24 +70,22 @@ class Step:
         """The most numbers that this step computes from one column with this many changed channels."""
         return 1
 
-    def forward(self, a: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, a: Tensor) -> tuple[Tensor, Kept]:
         """Output for the input ``a`` [positions, window, channels, images], and what ``change`` needs, images last."""
         raise NotImplementedError
 
-    def change(
-        self, d: Tensor, kept: tuple[Tensor, ...], channels: Channels, scratch: Scratch
-    ) -> tuple[Tensor, Channels]:
+    def change(self, d: Tensor, kept: Kept, channels: Channels, scratch: Scratch) -> Changed:
         """Change of the output for a change ``d`` of the input's ``channels``; may overwrite ``d``."""
         raise NotImplementedError
 
     def change_of_product(
-        self, factors: Tensor, values: Tensor, kept: tuple[Tensor, ...], channels: Channels, scratch: Scratch
-    ) -> tuple[Tensor, Channels]:
+        self, factors: Tensor, values: Tensor, kept: Kept, channels: Channels, scratch: Scratch
+    ) -> Changed:
         """``change`` for the input change values * factors of one channel."""
         d = torch.mul(factors, values, out=scratch.take((self, "start"), factors.shape, factors))
         return self.change(d.unsqueeze(2), kept, channels, scratch)
 
-    def factors(self, kept: tuple[Tensor, ...], channel: int, columns: Tensor) -> Tensor:
+    def factors(self, kept: Kept, channel: int, columns: Tensor) -> Tensor:
         """What a channel's own parameters in ``columns`` multiply: [positions, window, columns, images]."""
         raise NotImplementedError
 
@@ -97,21 +97,23 @@ class Mix(Step):
     product is larger and better shaped that way, and needs far fewer copies.
     """
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, names: tuple[str, ...], geometry: Geometry | None) -> None:
-        weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
-        self.is_linear_layer = geometry is None
-        if geometry is None:  # one position, which sees itself
-            one = torch.zeros(1, 1, dtype=torch.long)
-            geometry = Geometry(one, one[None], 1, weight[:, None])
-        self.table, self.taps, self.weight = geometry.field, geometry.taps, geometry.weight
-        self.pixels = geometry.pixels
-        self.padded = int(geometry.field.max()) == geometry.pixels
-        self.window = self.taps.shape[1]
-        self.outputs, self.inputs = weight.shape[:2]
-        self.bias = bias
-        flat = weight.flatten(1)
-        values = flat if bias is None else torch.cat([flat, bias[:, None]], 1)
-        self.own = Own(names, (flat.shape[1],) if bias is None else (flat.shape[1], 1), values, shared=True)
+    def __init__(self, layer: nn.Conv2d | nn.Linear, pixels: int, field: Tensor, taps: Tensor, weight: Tensor) -> None:
+        """From the layer, and how it acts on positions.
+
+        Args:
+            layer: The layer.
+            pixels: Positions in; this index stands for padding.
+            field: [positions out, field]: input positions that a window of outputs sees.
+            taps: [positions out, window, kernel]: input positions that one output of the window sees.
+            weight: [window * outputs, field, inputs], zero where an output does not see the field.
+        """
+        self.is_linear_layer = layer.weight.dim() == 2
+        self.pixels, self.weight = pixels, weight
+        self.table, self.taps = field.to(weight.device), taps.to(weight.device)
+        self.padded = int(field.max()) == pixels
+        self.window = taps.shape[1]
+        self.outputs, self.inputs = layer.weight.shape[:2]
+        self.bias = None if layer.bias is None else layer.bias.detach()
         self.blocks: dict[tuple[int, int], Tensor] = {}
 
     def rows(self, channels: int) -> int:
@@ -155,9 +157,7 @@ class Mix(Step):
         out = scratch.take((self, "product"), (len(table), len(weight), field.shape[2]), rows)
         return torch.bmm(weight.expand(len(table), -1, -1), field, out=out)
 
-    def change_and_gate(
-        self, gate: Gate, d: Tensor, kept: tuple[Tensor, ...], channels: Channels, scratch: Scratch
-    ) -> tuple[Tensor, Channels]:
+    def change_and_gate(self, gate: Gate, d: Tensor, kept: Kept, channels: Channels, scratch: Scratch) -> Changed:
         """``change`` of this step and then of the next ``gate``, whose ``kept`` is given.
 
         A convolution has many values before the gate. They are computed a few positions at a time, so that they are still
@@ -174,16 +174,14 @@ class Mix(Step):
             gate.change(tile, tuple(t[some] for t in kept), ALL, scratch, out[some])
         return out, ALL
 
-    def forward(self, a: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, a: Tensor) -> tuple[Tensor, Kept]:
         out = self._product(a, ALL, Scratch())
         return (out if self.bias is None else out.add_(self.bias[:, None])), (a,)
 
-    def change(
-        self, d: Tensor, kept: tuple[Tensor, ...], channels: Channels, scratch: Scratch
-    ) -> tuple[Tensor, Channels]:
+    def change(self, d: Tensor, kept: Kept, channels: Channels, scratch: Scratch) -> Changed:
         return self._product(d, channels, scratch), ALL
 
-    def values_met(self, kept: tuple[Tensor, ...]) -> Tensor:
+    def values_met(self, kept: Kept) -> Tensor:
         """What the layer's parameters multiply [values, images]: its inputs by position, then zeros for padding and a one for the bias."""
         a = kept[0][:, 0]  # [positions in, inputs, images]
         inputs, images = a.shape[1:]
@@ -195,7 +193,7 @@ class Mix(Step):
         row = self.taps[:, :, columns % kernel] * self.inputs + columns // kernel
         return torch.where(columns >= self.inputs * kernel, (self.pixels + 1) * self.inputs, row)
 
-    def factors(self, kept: tuple[Tensor, ...], channel: int, columns: Tensor) -> Tensor:
+    def factors(self, kept: Kept, channel: int, columns: Tensor) -> Tensor:
         places = self.places_met(columns)
         return self.values_met(kept).index_select(0, places.flatten()).view(*places.shape, -1)
 
@@ -210,27 +208,21 @@ def running_statistics(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, T
 class Norm(Step):
     """BatchNorm in evaluation mode: a fixed scale and shift of every channel."""
 
-    def __init__(self, module: nn.BatchNorm1d | nn.BatchNorm2d, names: tuple[str, ...]) -> None:
+    def __init__(self, module: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
         mean, deviation = running_statistics(module)
         self.mean, self.spread = mean[:, None], deviation[:, None]
-        weight, bias = module.weight, module.bias
-        scale = 1 / deviation if weight is None else weight.detach() / deviation
-        self.scale = scale[:, None, None]  # [channels, 1, 1]
-        self.weight = None if weight is None else weight.detach()[:, None]
-        self.bias = None if bias is None else bias.detach()[:, None]
-        if names:
-            self.own = Own(names, (1,) * len(names), torch.cat([self.weight, self.bias], 1), shared=False)
+        self.weight, self.bias = (None if p is None else p.detach()[:, None] for p in (module.weight, module.bias))
+        scale = 1 / self.spread if self.weight is None else self.weight / self.spread
+        self.scale = scale[:, None]  # [channels, 1, 1]
 
-    def forward(self, a: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, a: Tensor) -> tuple[Tensor, Kept]:
         normal = (a - self.mean) / self.spread
         return (normal if self.weight is None else normal * self.weight + self.bias), (normal,)
 
-    def change(
-        self, d: Tensor, kept: tuple[Tensor, ...], channels: Channels, scratch: Scratch
-    ) -> tuple[Tensor, Channels]:
+    def change(self, d: Tensor, kept: Kept, channels: Channels, scratch: Scratch) -> Changed:
         return d.mul_(self.scale[channels]), channels
 
-    def factors(self, kept: tuple[Tensor, ...], channel: int, columns: Tensor) -> Tensor:
+    def factors(self, kept: Kept, channel: int, columns: Tensor) -> Tensor:
         normal = kept[0][:, :, channel]  # [positions, window, images]
         return torch.stack([normal, torch.ones_like(normal)], 2)[:, :, columns]
 
@@ -241,7 +233,7 @@ class Gate(Step):
     def __init__(self, relu: bool, windows: Windows | None) -> None:
         self.relu, self.windows = relu, windows  # windows: to be gathered here, or None if the input is in windows
 
-    def forward(self, a: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, a: Tensor) -> tuple[Tensor, Kept]:
         if self.windows is not None:
             a = self.windows.gather(a, -torch.inf)
         top = a if a.shape[1] == 1 else a.amax(1, keepdim=True)
@@ -249,9 +241,7 @@ class Gate(Step):
             top = top.relu()
         return top, (a - top, -top)
 
-    def change(
-        self, d: Tensor, kept: tuple[Tensor, ...], channels: Channels, scratch: Scratch, out: Tensor | None = None
-    ) -> tuple[Tensor, Channels]:
+    def change(self, d: Tensor, kept: Kept, channels: Channels, scratch: Scratch, out: Tensor | None = None) -> Changed:
         gap, floor = (t[:, :, channels, None] for t in kept)
         if self.windows is not None:
             d = self.windows.gather(d, 0.0)
@@ -265,8 +255,8 @@ class Gate(Step):
         return out, channels
 
     def change_of_product(
-        self, factors: Tensor, values: Tensor, kept: tuple[Tensor, ...], channels: Channels, scratch: Scratch
-    ) -> tuple[Tensor, Channels]:
+        self, factors: Tensor, values: Tensor, kept: Kept, channels: Channels, scratch: Scratch
+    ) -> Changed:
         if self.windows is not None:
             return super().change_of_product(factors, values, kept, channels, scratch)
         gap, floor = (t[:, :, channels, None] for t in kept)
@@ -285,12 +275,10 @@ class Mean(Step):
     def __init__(self, windows: Windows | None) -> None:
         self.windows = windows
 
-    def forward(self, a: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, a: Tensor) -> tuple[Tensor, Kept]:
         return (a if self.windows is None else self.windows.gather(a, 0.0)).mean(1, keepdim=True), ()
 
-    def change(
-        self, d: Tensor, kept: tuple[Tensor, ...], channels: Channels, scratch: Scratch
-    ) -> tuple[Tensor, Channels]:
+    def change(self, d: Tensor, kept: Kept, channels: Channels, scratch: Scratch) -> Changed:
         return self.forward(d)[0], channels
 
 
@@ -300,12 +288,10 @@ class Flat(Step):
     def __init__(self, positions: int) -> None:
         self.positions = positions
 
-    def forward(self, a: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, a: Tensor) -> tuple[Tensor, Kept]:
         return a.transpose(0, 2).reshape(1, 1, -1, *a.shape[3:]), ()
 
-    def change(
-        self, d: Tensor, kept: tuple[Tensor, ...], channels: Channels, scratch: Scratch
-    ) -> tuple[Tensor, Channels]:
+    def change(self, d: Tensor, kept: Kept, channels: Channels, scratch: Scratch) -> Changed:
         if channels != ALL:
             channels = slice(channels.start * self.positions, channels.stop * self.positions)
         return self.forward(d)[0], channels
@@ -330,13 +316,3 @@ class Windows:
         if self.padded:
             a = torch.cat([a, a.new_full((1, *a.shape[1:]), padding)])
         return a[self.table]
-
-
-@dataclass
-class Geometry:
-    """A convolution whose outputs are computed window by window."""
-
-    field: Tensor  # [positions out, field]: input positions that a window of outputs sees
-    taps: Tensor  # [positions out, window, kernel]: input positions that one output of the window sees
-    pixels: int  # positions in; this index stands for padding
-    weight: Tensor  # [window * outputs, field, inputs], zero where an output does not see the field

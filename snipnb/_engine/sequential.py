@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snipnb._engine.propagation import Flat, Gate, Geometry, Mean, Mix, Norm, Step, Windows
+from snipnb._engine.propagation import Flat, Gate, Mean, Mix, Norm, Own, Step, Windows
 
 ACCEPTED = (
     "Conv2d, Linear, ReLU, MaxPool2d, AvgPool2d, Flatten, Dropout, Identity, BatchNorm1d and BatchNorm2d with running "
@@ -79,22 +79,15 @@ class Layer:
             return cls(name, kind, module)
         kernel = pair(module.kernel_size)
         dilation = pair(module.dilation) if kind == "conv" else (1, 1)
-        if module.padding in ("same", "valid"):
-            sides = [d * (k - 1) // 2 * (module.padding == "same") for d, k in zip(dilation, kernel, strict=True)]
-            padding = (sides[0], sides[1])
-        else:
-            padding = pair(module.padding)
-        return cls(name, kind, module, kernel, pair(module.stride or kernel), padding, dilation)
+        padding = module.padding
+        if padding in ("same", "valid"):
+            padding = tuple(d * (k - 1) // 2 * (padding == "same") for d, k in zip(dilation, kernel, strict=True))
+        return cls(name, kind, module, kernel, pair(module.stride or kernel), pair(padding), dilation)
 
     @property
     def own_names(self) -> tuple[str, ...]:
         """Names of its own parameters in the model."""
         return tuple(f"{self.name}.{key}" for key, _ in self.module.named_parameters(recurse=False))
-
-    @property
-    def is_side_by_side(self) -> bool:
-        """Whether the windows of a pooling lie side by side."""
-        return self.padding == (0, 0) and self.kernel == self.stride
 
     def size_behind(self, size: Sequence[int]) -> Pair:
         """Height and width behind a convolution or pooling."""
@@ -170,22 +163,20 @@ def _check_layer(name: str, module: Any, *, last: bool) -> None:
             words = f"has {option}={given!r}; {option} must be {' or '.join(map(repr, accepted))}"
             raise ValueError(f"layer {name!r} ({kind.__name__}) {words}")
     wrong = ""
-    if KINDS[kind].name == "norm":
-        if module.running_mean is None or module.running_var is None:
+    match KINDS[kind].name:
+        case "norm" if module.running_mean is None or module.running_var is None:
             wrong = "has no running statistics; it must have them"
-        elif (module.weight is None) != (module.bias is None):
+        case "norm" if (module.weight is None) != (module.bias is None):
             wrong = "has only a weight or only a bias; it must have both or neither"
-    elif kind is nn.MaxPool2d:
-        if pair(module.dilation) != (1, 1):
+        case "max" if pair(module.dilation) != (1, 1):
             wrong = f"has dilation={module.dilation!r}; dilation must be 1"
-        elif any(2 * p > k for p, k in zip(pair(module.padding), pair(module.kernel_size), strict=True)):
+        case "max" if any(2 * p > k for p, k in zip(pair(module.padding), pair(module.kernel_size), strict=True)):
             wrong = f"has padding={module.padding!r}; padding must be at most half the window"
-    elif kind is nn.AvgPool2d:
-        if pair(module.padding) != (0, 0) and not module.count_include_pad:
+        case "mean" if pair(module.padding) != (0, 0) and not module.count_include_pad:
             wrong = "has padding and count_include_pad=False; count_include_pad must be True"
-    elif kind is nn.Conv2d:
-        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        if module.padding == "same" and any(n % 2 for n in total):
+        case "conv" if module.padding == "same" and any(
+            d * (k - 1) % 2 for d, k in zip(module.dilation, module.kernel_size, strict=True)
+        ):
             wrong = "pads one side more than the other (padding='same'); the padding of both sides must be equal"
     if wrong:
         raise ValueError(f"layer {name!r} ({kind.__name__}) {wrong}")
@@ -217,6 +208,7 @@ def steps_of(model: nn.Module, image_shape: Sequence[int]) -> list[Step]:
     shapes = shapes_of(layers, image_shape)
     if len(shapes[-1]) != 1:
         raise ValueError(f"the model must return logits [classes] for each image; got shape {shapes[-1]}")
+    device = next(model.parameters()).device
     steps: list[Step] = []
     arranged = False  # whether the values of the next pooling's windows already lie side by side
     for i, (layer, shape) in enumerate(zip(layers, shapes, strict=False)):
@@ -225,13 +217,14 @@ def steps_of(model: nn.Module, image_shape: Sequence[int]) -> list[Step]:
                 pool = next((after for after in layers[i + 1 :] if after.kind != "norm"), layer)
                 arranged = pool.kind in ("max", "mean") and pool.padding == (0, 0) and math.prod(pool.kernel) <= WIDEST
                 window = (pool.kernel, pool.stride) if arranged else ((1, 1), (1, 1))
-                steps.append(Mix(layer.module, layer.own_names, _geometry(layer, (shape[1], shape[2]), window)))
+                steps.append(Mix(layer.module, *_geometry(layer, (shape[1], shape[2]), window)))
             case "linear":
-                steps.append(Mix(layer.module, layer.own_names, None))
+                one = torch.zeros(1, 1, dtype=torch.long)  # one position, which sees itself
+                steps.append(Mix(layer.module, 1, one, one[None], layer.module.weight.detach()[:, None]))
             case "norm":
-                steps.append(Norm(layer.module, layer.own_names))
+                steps.append(Norm(layer.module))
             case "max" | "mean":
-                table = _positions((shape[1], shape[2]), layer.kernel, layer.stride, layer.padding)
+                table = _positions((shape[1], shape[2]), layer.kernel, layer.stride, layer.padding).to(device)
                 windows = None if arranged else Windows(table, shape[1] * shape[2])
                 steps.append(Gate(layer.relu, windows) if layer.kind == "max" else Mean(windows))
                 arranged = False
@@ -239,13 +232,10 @@ def steps_of(model: nn.Module, image_shape: Sequence[int]) -> list[Step]:
                 steps.append(Gate(True, None))
             case "flat" if len(shape) == 3:
                 steps.append(Flat(shape[1] * shape[2]))
-    device = next(model.parameters()).device
-    for step in steps:
-        for key, value in vars(step).items():
-            if isinstance(value, Tensor):
-                setattr(step, key, value.to(device))
-            elif isinstance(value, Windows):
-                value.table = value.table.to(device)
+        if names := layer.own_names:
+            parts = [p.detach().reshape(len(p), -1) for p in layer.module.parameters()]
+            sizes = tuple(part.shape[1] for part in parts)
+            steps[-1].own = Own(names, sizes, torch.cat(parts, 1), shared=layer.kind != "norm")
     return steps
 
 
@@ -270,8 +260,8 @@ def _positions(size: tuple[int, int], kernel, stride, padding, dilation=(1, 1)) 
     return torch.where(found == 0, height * width, found - 1)
 
 
-def _geometry(layer: Layer, size: Pair, pool: tuple[Pair, Pair]) -> Geometry:
-    """Tables of a convolution whose outputs are wanted in pooling windows of ``pool`` = (kernel, stride)."""
+def _geometry(layer: Layer, size: Pair, pool: tuple[Pair, Pair]) -> tuple[int, Tensor, Tensor, Tensor]:
+    """Positions and weights of a :class:`Mix` for a convolution whose outputs are wanted in pooling windows of ``pool`` = (kernel, stride)."""
     kernel, stride, dilation, padding = layer.kernel, layer.stride, layer.dilation, layer.padding
     window, step = pool
     single = _positions(size, kernel, stride, padding, dilation)
@@ -285,7 +275,7 @@ def _geometry(layer: Layer, size: Pair, pool: tuple[Pair, Pair]) -> Geometry:
         rows = slice(y, y + dilation[0] * (kernel[0] - 1) + 1, dilation[0])
         one[:, :, rows, x : x + dilation[1] * (kernel[1] - 1) + 1 : dilation[1]] = weight
     spread = spread.flatten(0, 1).flatten(2).transpose(1, 2).contiguous()
-    return Geometry(field, single[outputs], size[0] * size[1], spread)
+    return size[0] * size[1], field, single[outputs], spread
 
 
 def padded(x: Tensor, layer: Layer, *, images_last: bool = False) -> Tensor:

@@ -14,6 +14,7 @@ Other networks are computed by ablation, one parameter after another (``ablation
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
@@ -32,7 +33,7 @@ from snipnb._checks import (
 from snipnb._engine.compiled import compiled, runs_compiled
 from snipnb._engine.cumulants import loss_changes
 from snipnb._engine.heads import Head, before_relu
-from snipnb._engine.propagation import ALL, Gate, Mix, Own, Scratch, Step
+from snipnb._engine.propagation import ALL, Gate, Kept, Mix, Own, Scratch, Step
 from snipnb._engine.sequential import check_finite, layers_of, steps_of
 from snipnb._engine.workers import Crew
 from snipnb._progress import track
@@ -105,8 +106,8 @@ def exact_salience(
     known = [name for step in steps if step.own is not None for name in step.own.names]
     if extra := tensors.keys() - set(known):
         raise ValueError(f"parameters {sorted(extra)} belong to no layer that is covered")
-    probe = _Batch(steps, images[:1].to(first.device), labels[:1].to(first.device))
-    check_classes(probe.logits.T, labels)
+    probe = _Batch.of(steps, images[:1].to(first.device), labels[:1].to(first.device))
+    check_classes(probe.log_p.T, labels)
 
     size = _batch_size(steps, probe)
     parts = [(start, task) for start in range(0, len(images), size) for task in tasks]
@@ -115,7 +116,7 @@ def exact_salience(
         for start, task in track(parts, "exact salience", total=len(parts)):
             if task is tasks[0]:
                 some = slice(start, start + size)
-                batch = _Batch(steps, images[some].to(first.device), labels[some].to(first.device))
+                batch = _Batch.of(steps, images[some].to(first.device), labels[some].to(first.device))
             task.add(batch, crew)
 
     found = {}
@@ -131,27 +132,29 @@ def _result(found: Salience, tensors: Mapping[str, Tensor], parameters: Mapping[
     return {name: found.get(name, tensors[name].new_zeros(0)).to(tensors[name].dtype) for name in parameters}
 
 
+@dataclass
 class _Batch:
     """Some images, with everything that the steps keep from them."""
 
-    def __init__(self, steps: list[Step], images: Tensor, labels: Tensor) -> None:
+    kept: list[Kept]  # of each step
+    log_p: Tensor  # [classes, images]
+    labels: Tensor
+
+    @classmethod
+    def of(cls, steps: list[Step], images: Tensor, labels: Tensor) -> _Batch:
         a = (images.flatten(2).permute(2, 1, 0)[:, None] if images.dim() == 4 else images.T[None, None]).contiguous()
-        self.kept = []
+        everything = []
         for step in steps:
             a, kept = step.forward(a)
-            self.kept.append(kept)
-        self.logits = a.reshape(-1, a.shape[-1])  # [classes, images]
-        check_finite(self.logits)
-        self.log_p = self.logits.log_softmax(0)
-        self.labels = labels.long()
+            everything.append(kept)
+        logits = a.reshape(-1, a.shape[-1])
+        check_finite(logits)
+        return cls(everything, logits.log_softmax(0), labels.long())
 
     def part(self, images: slice) -> _Batch:
         """The same for some of its images."""
-        part = object.__new__(_Batch)
-        part.kept = [tuple(t[..., images] for t in kept) for kept in self.kept]
-        part.logits, part.log_p = self.logits[:, images], self.log_p[:, images]
-        part.labels = self.labels[images]
-        return part
+        kept = [tuple(t[..., images] for t in of_step) for of_step in self.kept]
+        return _Batch(kept, self.log_p[:, images], self.labels[images])
 
 
 def _batch_size(steps: list[Step], one: _Batch) -> int:
@@ -170,19 +173,25 @@ def _task(steps: list[Step], k: int, wanted: Mapping[str, Tensor]) -> _Task | No
     if own is None or not any(name in wanted and len(wanted[name]) for name in own.names):
         return None
     head = Head.after(steps, k) if runs_compiled("changes", own.values) else None
-    return _Propagated(steps, k, own, wanted) if head is None else _BeforeHead(steps, k, own, wanted, head)
+    return _Task(steps, k, own, wanted) if head is None else _BeforeHead(steps, k, own, wanted, head)
+
+
+def _kind(tensor: Tensor) -> str:
+    return "cuda" if tensor.is_cuda else "cpu"
 
 
 class _Task:
-    """The wanted parameters of one step, by channel, with their sums over images so far."""
+    """The wanted parameters of one step, by channel, with their sums over images so far.
+
+    The changes of one channel are propagated through the layers, as columns of matrix products.
+    """
 
     def __init__(self, steps: list[Step], k: int, own: Own, wanted: Mapping[str, Tensor]) -> None:
         self.steps, self.k, self.own = steps, k, own
-        device = self.own.values.device
-        channels, columns = self.own.values.shape
+        device, (channels, columns) = own.values.device, own.values.shape
         self.wanted, grid = {}, torch.zeros(channels, columns, dtype=torch.bool)
         first = 0
-        for name, count in zip(self.own.names, self.own.columns, strict=True):
+        for name, count in zip(own.names, own.columns, strict=True):
             if name in wanted:
                 place = wanted[name] // count * columns + first + wanted[name] % count
                 grid.view(-1)[place] = True
@@ -190,26 +199,13 @@ class _Task:
             first += count
         self.sums = torch.zeros(channels, columns, dtype=torch.float64, device=device)
         self.channels = [int(o) for o in grid.any(1).nonzero()]
-        everything = torch.arange(columns)
+        everything = torch.arange(columns, device=device)  # one tensor: factors are shared
         self.columns = {
-            o: (everything if bool(grid[o].all()) else grid[o].nonzero()[:, 0]).to(device) for o in self.channels
+            o: everything if bool(grid[o].all()) else grid[o].nonzero()[:, 0].to(device) for o in self.channels
         }
-        if all(len(c) == columns for c in self.columns.values()):
-            self.columns = dict.fromkeys(self.channels, everything.to(device))  # one tensor: factors are shared
-
-    def add(self, batch: _Batch, crew: Crew) -> None:
-        raise NotImplementedError
 
     def result(self, images: int) -> Salience:
         return {name: self.sums.view(-1)[place] / images for name, place in self.wanted.items()}
-
-
-def _kind(tensor: Tensor) -> str:
-    return "cuda" if tensor.is_cuda else "cpu"
-
-
-class _Propagated(_Task):
-    """Propagates the changes of one channel through the layers, as columns of matrix products."""
 
     def add(self, batch: _Batch, crew: Crew) -> None:
         kind = _kind(self.sums)
@@ -219,7 +215,7 @@ class _Propagated(_Task):
             inputs = step.outputs if isinstance(step, Mix) else inputs
         pairs = max(1, min(PAIRS[kind], TEMPORARY[kind] // max(rows)))
         images = min(TOGETHER[kind], pairs)
-        parts = [batch.part(slice(start, start + images)) for start in range(0, batch.logits.shape[1], images)]
+        parts = [batch.part(slice(start, start + images)) for start in range(0, batch.log_p.shape[1], images)]
         groups = min(len(self.channels), -(-crew.size // len(parts)))
         jobs = [(part, self.channels[first::groups]) for part in parts for first in range(groups)]
         for sums in crew.map(lambda job, scratch: self._sums(*job, pairs // images, scratch), jobs):
@@ -257,7 +253,7 @@ class _Propagated(_Task):
             else:
                 d, channels = step.change(d, kept, channels, scratch)
         together = max(1, LINEAR[_kind(d)] // d.shape[4])
-        dz = scratch.take(("logits",), (len(part.logits), *d.shape[3:]), d)
+        dz = scratch.take(("logits",), (len(part.log_p), *d.shape[3:]), d)
         for some, into in zip(d.split(together, 3), dz.split(together, 1), strict=True):
             which = channels
             for step, kept in following:
@@ -284,19 +280,19 @@ class _BeforeHead(_Task):
         first, *others = head.matrices
         first = first.unflatten(1, (own.values.shape[0], -1))[:, self.channels].flatten(1).T
         first = F.pad(_filled(first, lanes), (0, 0, 0, 4))
-        weights = [_filled(_filled(m, lanes).T, lanes).flatten() for m in others]
+        rest = [_filled(_filled(m, lanes).T, lanes) for m in others]
         self.places, self.values = torch.stack(places), torch.stack(values)
-        self.weights = first, torch.cat(weights) if weights else first.new_zeros(0)
-        self.sizes = torch.tensor([first.shape[1], *(-(-len(m) // lanes) * lanes for m in others)])
+        self.weights = first, torch.cat([first.new_zeros(0), *(m.flatten() for m in rest)])
+        self.sizes = torch.tensor([m.shape[1] for m in (first, *rest)])
 
     def add(self, batch: _Batch, crew: Crew) -> None:
-        images, together = batch.logits.shape[1], TOGETHER["cpu"]
+        images, together = batch.log_p.shape[1], TOGETHER["cpu"]
         parts = [batch.part(slice(start, start + together)) for start in range(0, images, together)]
-        total = reduce(np.add, crew.map(lambda part, scratch: self._sums(part), parts))
+        total = reduce(np.add, crew.map(lambda part, scratch: self._sums_of_part(part), parts))
         for row, (o, columns) in zip(torch.from_numpy(total), self.columns.items(), strict=True):
             self.sums[o, columns] += row[: len(columns)]
 
-    def _sums(self, part: _Batch) -> np.ndarray:
+    def _sums_of_part(self, part: _Batch) -> np.ndarray:
         """Sums over the images of ``part`` [channels, columns]."""
         x, gate = self.head.layer.values_met(part.kept[self.k]).T, self.head.gate
         if gate is None:
@@ -305,12 +301,9 @@ class _BeforeHead(_Task):
             gap, floor = (t[:, :, self.channels].permute(3, 2, 1, 0) for t in part.kept[gate])
         if not self.head.relu:
             floor = x.new_full((*gap.shape[:2], 1, gap.shape[3]), -torch.inf)
-        hidden = [
-            x.new_zeros(len(x), 0),
-            *(_filled(before_relu(part.kept[g]), self.changes.LANES) for g in self.head.gates),
-        ]
+        hidden = [_filled(before_relu(part.kept[g]), self.changes.LANES) for g in self.head.gates]
         given = [x, self.places, self.values, gap, floor[:, :, 0], *self.weights, self.sizes]
-        given += [torch.cat(hidden, 1), part.log_p.T.exp(), part.log_p.T, part.labels]
+        given += [torch.cat([x.new_zeros(len(x), 0), *hidden], 1), part.log_p.T.exp(), part.log_p.T, part.labels]
         sums, arrays = np.zeros(self.values.shape), [t.contiguous().numpy() for t in given]
         self.changes.loss_changes(*arrays, *self.changes.series(arrays[0].dtype), sums)
         return sums
