@@ -189,10 +189,7 @@ def exact_of_pruned(start: Start, kept: Mask, round_number: int) -> Salience:
         p.data *= kept[name]
     places = {name: m.flatten().nonzero()[:, 0] for name, m in kept.items()}
     found = exact_salience(model, start.images, start.labels, parameters=places)
-    filled = {name: torch.zeros(m.shape, dtype=found[name].dtype, device=m.device) for name, m in kept.items()}
-    for name, place in places.items():
-        filled[name].view(-1)[place] = found[name]
-    return filled
+    return {name: found[name].new_zeros(m.shape).masked_scatter_(m, found[name]) for name, m in kept.items()}
 
 
 def synaptic_flow(start: Start, kept: Mask, round_number: int) -> Salience:

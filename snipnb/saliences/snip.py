@@ -160,12 +160,12 @@ def random_salience(model: nn.Module, *, seed: int = 0) -> Salience:
     count = sum(p.numel() for p in parameters.values())
     check_integer("seed", seed)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)) + 1
-    salience, start = {}, 0
-    for name, p in parameters.items():
+    salience = {}
+    for (name, p), scores in zip(
+        parameters.items(), order.split([p.numel() for p in parameters.values()]), strict=True
+    ):
         exact = count <= 2 / torch.finfo(p.dtype).eps
-        scores = order[start : start + p.numel()].view(p.shape)
-        salience[name] = scores.to(device=p.device, dtype=p.dtype if exact else torch.float64)
-        start += p.numel()
+        salience[name] = scores.view(p.shape).to(device=p.device, dtype=p.dtype if exact else torch.float64)
     return salience
 
 
