@@ -30,6 +30,16 @@ def test_predictive_mid_p_is_empirical_where_counts_hardly_vary():
     assert stats.prediction_interval(counts, 6) == (5, 6)
 
 
+def test_predictive_mid_p_is_that_of_the_t_distribution_where_counts_vary():
+    # With 2 degrees of freedom the distribution function is 1/2 + x / (2 sqrt(2 + x^2)).
+    # 1, 2, 3: mean 2, variance 1 (enough for t), scale sqrt(4/3); 3 lies between 0.5 and 1.5 above: 0.43301 and 1.29904 scales,
+    # so 0.646385 and 0.838240 are below; mean 0.742313; 2 (1 - 0.742313) = 0.515375.
+    assert stats.predictive_mid_p(3, np.array([1, 2, 3])) == pytest.approx(0.515375, abs=1e-6)
+    # 0, 1, 3: mean 4/3, variance 7/3, scale sqrt(28/9); 7/6 and 13/6 above are 0.661438 and 1.228384 scales,
+    # so 0.711830 and 0.827882; mean 0.769856; 2 (1 - 0.769856) = 0.460288.
+    assert stats.predictive_mid_p(3, np.array([0, 1, 3])) == pytest.approx(0.460288, abs=1e-6)
+
+
 def test_prediction_interval_holds_one_more_draw_as_often_as_it_says():
     draw = np.random.RandomState(0)
     hits = 0
@@ -56,6 +66,16 @@ def test_table_fit_tells_a_strange_table_from_one_more_seed():
     assert usual.seeds_outside.shape == (60,)
 
 
+def test_table_fit_of_one_count():
+    # 9 against 0, 1, 3: 43/6 and 49/6 above the mean are 4.063107 and 4.630053 scales, so 0.972214 and 0.978191 are below (see above);
+    # 2 (1 - 0.975203) = 0.049595: outside. None of the others is, against the other three: so 9 is the most extreme of four.
+    fit = stats.table_fit(np.array([9]), np.array([[0], [1], [3]]))
+    assert fit.cell_p == pytest.approx([0.049595], abs=1e-6)
+    assert (fit.outside, fit.smallest_p, fit.p_value) == (1, fit.cell_p[0], 0.25)
+    assert fit.seeds_outside.tolist() == [0, 0, 0]
+    assert stats.table_fit(np.array([1]), np.array([[0], [9], [3]])).outside == 0
+
+
 def test_table_fit_is_calibrated():
     draw = np.random.RandomState(2)
     p_values = [
@@ -76,6 +96,14 @@ def test_overlap():
         stats.overlap(first, nothing)
 
 
+def test_rank_correlation_gives_ties_their_mean_rank():
+    # ranks 1.5, 1.5, 3.5, 3.5 and 1, 2, 3, 4: the products of deviations add up to 1.5 + 0.5 + 0.5 + 1.5 = 4, their squares to 4 and 5
+    assert stats.rank_correlation(np.array([0, 0, 1, 1]), np.arange(4)) == pytest.approx(4 / 20**0.5)
+    assert stats.rank_correlation(np.arange(4), np.array([0, 0, 1, 1])) == pytest.approx(4 / 20**0.5)
+    assert np.isnan(stats.rank_correlation(np.arange(4), np.ones(4)))
+    assert np.isnan(stats.rank_correlation(np.ones(4), np.arange(4)))
+
+
 def test_largest_relative_difference():
     assert stats.largest_relative_difference([1.0, 0.0, -2.0], [1.0, 0.0, 2.0]) == 2
     assert stats.largest_relative_difference([4.0, 0.0], [3.0, 0.0]) == 0.25
@@ -94,6 +122,28 @@ def test_the_equivalence_test_is_two_t_tests():
     assert stats.equivalence_test(np.ones(4), 0.1).p_value == 1
     with pytest.raises(ValueError, match="margin must be above 0; got 0"):
         stats.equivalence_test(values, 0)
+
+
+def test_power_is_the_chance_within_the_margin():
+    # n = 3: the 95 % quantile of t with 2 degrees of freedom is 2.919986; a margin of 4 standard errors leaves 1.080014,
+    # below which 1/2 + 1.080014 / (2 sqrt(2 + 1.080014^2)) = 0.803469 lies; on both sides 2 * 0.803469 - 1 = 0.606939.
+    assert stats.power_of(0.5, 3, 2.0, sides=1) == pytest.approx(0.803469, abs=1e-6)
+    assert stats.power_of(0.5, 3, 2.0) == pytest.approx(0.606939, abs=1e-6)
+    assert stats.power_of(1.0, 3, 0.1) == 0  # never below
+    found = stats.equivalence_test(np.array([-1.0, 0.0, 1.0]), 4 / 3**0.5)  # the standard error is 1 / sqrt(3)
+    assert found.power == pytest.approx(0.606939, abs=1e-6)
+    assert stats.equivalence_test(np.zeros(4), 0.1).power == 1
+    assert stats.equivalence_test(np.ones(4), 0.1).power == 0
+
+
+def test_non_inferiority_is_one_t_test():
+    values = np.array([-1.0, 0.0, 1.0])
+    # (1 - 0) / (1 / sqrt(3)) = 1.732051 with 2 degrees of freedom: 1/2 - 1.732051 / (2 sqrt(5)) = 0.112702
+    assert stats.non_inferiority_test(values, 1.0) == pytest.approx(0.112702, abs=1e-6)
+    assert stats.non_inferiority_test(values - 9, 1.0) < 0.01  # much better is no worse
+    assert stats.non_inferiority_test(np.ones(3), 1.0) == 1  # at the margin
+    assert stats.non_inferiority_test(np.zeros(3), 1.0) == 0
+    assert np.isnan(stats.non_inferiority_test(values[:1], 1.0))
 
 
 @pytest.mark.parametrize(("spread", "n"), [(0.05, 5), (0.1, 5), (0.1, 10), (0.3, 10)])
