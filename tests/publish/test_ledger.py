@@ -1,5 +1,6 @@
 import json
 
+import pandas as pd
 import pytest
 
 from snipnb._files import project_root, resource
@@ -135,6 +136,48 @@ def test_what_would_decide_is_said():
     assert ledger.judge(claim, Finding(found), profile="x")[0] == "inconclusive (power 0.49; no n would decide)"
 
 
+def test_a_weak_verdict_says_why_it_is_weak():
+    weak = {"verdict": "weak", "when": {"p": {"at_most": 1}}}
+    claim = {"id": "X", "kind": "registered", "weak_as": "one seed", "outcomes": [weak, {"verdict": "not reproduced"}]}
+    assert ledger.judge(claim, Finding({"p": 1}), profile="x")[0] == "weak (one seed)"
+    assert ledger.judge(claim, Finding({"p": 2}), profile="x") == ("not reproduced", "p 2 is above 1")
+    own = {**claim, "outcomes": [{**weak, "remark": "two seeds"}, claim["outcomes"][1]]}
+    assert ledger.judge(own, Finding({"p": 1}), profile="x")[0] == "weak (two seeds)"
+
+
+def test_seeds_that_were_seen_stop_only_the_rule_for_fresh_ones():
+    claim = {"id": "X", "kind": "empirical", "outcomes": [{"verdict": "supported", "when": {"p": {"at_least": 1}}}]}
+    claim["outcomes"].append({"verdict": "contradicted"})
+    seen = Finding({"p": 1}, not_fresh="seeds were seen")
+    assert ledger.judge(claim, seen, profile="x") == ("not run (seeds were seen)", "")
+    before = {**claim, "kind": "registered", "outcomes": [{"verdict": "reproduced"}]}
+    assert ledger.judge(before, seen, profile="x") == ("reproduced", "")
+
+
+def test_claims_without_a_verdict_are_listed():
+    ids = ledger.claims_of("01_salience_derivation")
+    assert {"C6", "C23"} <= set(ids)
+    rest = ledger.without_verdict("01_salience_derivation", [{"id": "C23"}, {"id": "C1"}])
+    assert rest == sorted(set(ids) - {"C23"})
+    assert ledger.without_verdict("01_salience_derivation", [{"id": name} for name in ids]) == []
+
+
+def test_claims_of_another_file_are_read_from_it(tmp_path):
+    (tmp_path / "own.yaml").write_text("- {id: X, kind: opinion, outcomes: []}\n", encoding="utf-8")
+    assert ledger.load_claims(tmp_path / "own.yaml") == {"X": {"id": "X", "kind": "opinion", "outcomes": []}}
+
+
+def test_the_digest_of_a_rule_does_not_depend_on_the_order_of_its_parts():
+    claim = CLAIMS["C28"]
+    turned = {**claim, "judged": dict(reversed(claim["judged"].items()))}
+    assert list(turned["judged"]) != list(claim["judged"])
+    rows = [ledger.entry("C28", Finding({}, not_run="x"), profile="x", claims={"C28": c}) for c in (claim, turned)]
+    assert rows[0]["rule_digest"] == rows[1]["rule_digest"]
+    other = {**claim, "judged": {**claim["judged"], "fresh_from": 11}}
+    row = ledger.entry("C28", Finding({}, not_run="x"), profile="x", claims={"C28": other})
+    assert row["rule_digest"] != rows[0]["rule_digest"]
+
+
 def test_settings_are_the_numbers_of_the_rules_words():
     settings = ledger.settings("C25a")
     rule = CLAIMS["C25a"]["rule"]
@@ -212,6 +255,38 @@ def test_formulas_do_not_cut_a_table():
     assert ledger.quoted("a $|x|$ and | b") == r"a ${\vert}x{\vert}$ and | b"
     row = next(line for line in ledger.markdown_table(ledger.assemble([])).splitlines() if line.startswith("| C1 "))
     assert row.count(" | ") == 6
+
+
+def test_a_notebook_shows_its_verdicts():
+    counted = ledger.entry(
+        "C23", Finding({"largest_error": 1.0}, {"largest_error": (0.5, 2.0)}, 4, "a network"), profile="x"
+    )
+    alone = ledger.entry("C23", Finding({"largest_error": 1.0}), profile="x")
+    frame = ledger.verdict_frame([counted, {**alone, "registered": None}])
+    assert frame[["found", "scope", "n", "as registered"]].values.tolist() == [
+        ["largest error 1 [0.5, 2]", "a network", 4, counted["registered"]],
+        ["largest error 1", "", "", ""],
+    ]
+    assert counted["registered"]
+
+
+def test_a_table_for_a_paper_is_escaped_and_has_no_row_numbers():
+    frame = pd.DataFrame({"a_b": ["5 % of −1.2 × 10⁻¹²"], "c": ["d"]})
+    lines = ledger.latex(frame, "lr").splitlines()
+    assert lines[0] == r"% needs \usepackage{booktabs} and UTF-8"
+    assert r"\begin{tabular}{lr}" in lines
+    assert r"a\_b & c \\" in lines
+    assert r"5 \% of $-$1.2 $\times$ 10$^{-12}$ & d \\" in lines
+    long = ledger.latex(frame, "lr", long=True)
+    assert long.startswith(r"% needs \usepackage{booktabs,longtable} and")
+    assert r"\begin{longtable}{lr}" in long
+
+
+def test_a_reason_stands_below_its_verdict():
+    rows = [ledger.entry("C23", Finding({"largest_error": error}), profile="x") for error in (0.0, 1.0)]
+    good, bad = ledger.markdown_table(rows).splitlines()[2:]
+    assert "| **correct** |" in good
+    assert "| **error, corrected**<br>largest_error 1 is above 1e-10 |" in bad
 
 
 def test_one_run_has_no_interval_and_that_leaves_a_claim_open():
