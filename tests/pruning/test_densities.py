@@ -63,6 +63,14 @@ def test_erdos_renyi_kernel_by_hand():
     assert kernel["0.weight"] / kernel["1.weight"] == pytest.approx((17 / 300) / (20 / 100))
 
 
+def test_a_single_number_has_the_ratio_one():
+    model = nn.Linear(10, 10, bias=False)
+    model.scale = nn.Parameter(torch.tensor(1.0))
+    # ratios 20/100 and 1: at 11 kept of 101 the factor is 11 / (20 + 1)
+    found = densities.erdos_renyi_kernel_densities(model, 0.9)
+    assert found == pytest.approx({"weight": 2.2 / 21, "scale": 11 / 21})
+
+
 def test_biases_of_erdos_renyi_kernel_are_whole():
     assert densities.erdos_renyi_kernel_densities(snipnb.lenet5(), 0.95)["full1.bias"] == 1
 
@@ -97,6 +105,17 @@ def test_largest_remainders_by_hand():
     assert [int(m.sum()) for m in mask.values()] == [5, 1, 2, 1]
     with pytest.raises(ValueError, match=r"num_kept must be from 8 to 11, .*; got 12"):
         densities.mask_of_densities(model, quotas, num_kept=12)
+
+
+def test_what_is_kept_by_default_is_the_sum_rounded_and_the_first_draw():
+    model = nn.Linear(10, 2)  # 20 and 2
+    quotas = {"weight": 0.33, "bias": 0.45}  # 6.6 and 0.9: 7.5 in all, to the even 8
+    mask = densities.mask_of_densities(model, quotas)
+    assert {name: int(m.sum()) for name, m in mask.items()} == {"weight": 7, "bias": 1}
+    first = densities.mask_of_densities(model, quotas, num_kept=8, seed=0)
+    assert all(torch.equal(mask[name], first[name]) for name in mask)
+    fewer = densities.mask_of_densities(model, quotas, num_kept=7)  # the larger remainder first
+    assert {name: int(m.sum()) for name, m in fewer.items()} == {"weight": 6, "bias": 1}
 
 
 def test_a_mask_is_shuffled_within_its_layers(examples):

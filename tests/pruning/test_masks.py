@@ -155,6 +155,32 @@ def test_layer_collapse_is_a_warning_that_names_the_layer():
         snipnb.keep_mask(salience, 0.1, ties="stable")
 
 
+def test_matrices_and_weights_count_as_layers_whatever_the_others_are_called():
+    nothing = torch.zeros(2, dtype=torch.bool)
+    mask = {"in_proj_weight": torch.zeros(2, 2, dtype=torch.bool), "norm.weight": nothing, "norm.bias": nothing}
+    assert snipnb.collapsed_layers(mask) == ["in_proj_weight", "norm.weight"]
+    assert snipnb.collapsed_layers({"weight": torch.zeros(0, 3, dtype=torch.bool)}) == []  # it never had an entry
+
+
+def test_a_number_to_keep_is_from_none_to_all():
+    assert masks.keep_number(SALIENCE, 0)["a.bias"].tolist() == [False, False]
+    assert snipnb.num_kept(masks.keep_number(SALIENCE, 6)) == 6
+    with pytest.raises(ValueError, match="number must be an integer"):
+        masks.keep_number(SALIENCE, 7)
+    among = {"a.weight": torch.tensor([[True, False], [False, True]]), "a.bias": torch.tensor([True, False])}
+    some = masks.keep_number(SALIENCE, 2, among=among)  # of the magnitudes 0.5, 0 and 1
+    assert some["a.weight"].tolist() == [[True, False], [False, False]]
+    assert some["a.bias"].tolist() == [True, False]
+    assert masks.keep_number(SALIENCE, 3, among=among)["a.weight"].tolist() == [[True, False], [False, True]]
+    with pytest.raises(ValueError, match="number must be an integer"):
+        masks.keep_number(SALIENCE, 4, among=among)
+
+
+def test_one_parameter_is_enough():
+    assert snipnb.keep_mask({"w": torch.tensor([0.5])}, 0.9)["w"].tolist() == [True]  # floor(0.9) = 0
+    assert snipnb.standardise({"w": torch.tensor([-0.5])})["w"].tolist() == [100.0]
+
+
 def test_layer_table():
     table = snipnb.layer_table(snipnb.keep_mask(SALIENCE, 0.5))
     assert table.columns.tolist() == ["layer", "parameters", "kept", "removed_percent"]
@@ -188,6 +214,15 @@ def test_a_tied_parameter_is_refused_before_anything_is_pruned():
     with pytest.raises(ValueError, match=r"'0\.weight' and '1\.weight' are one tied parameter"):
         snipnb.apply_mask(model, mask)
     assert not prune.is_pruned(model)
+
+
+def test_a_parameter_that_is_none_hides_no_tied_one():
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Module())
+    model[1].register_parameter("scale", None)
+    model[1].register_parameter("weight", model[0].weight)
+    mask = {"0.weight": torch.ones(4, 4, dtype=torch.bool)}
+    with pytest.raises(ValueError, match=r"'0\.weight' and '1\.weight' are one tied parameter"):
+        snipnb.apply_mask(model, mask)
 
 
 def test_a_name_that_pruning_needs_and_is_taken_is_refused():

@@ -2,6 +2,8 @@
 
 import copy
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -292,6 +294,45 @@ def test_a_sample_has_the_saliences_of_the_network():
     assert snipnb.agreement(sample, resamples=0)["low95"].isna().all()
     alone = snipnb.sampled_saliences(model, images, labels, per_tensor=1)  # says nothing of the spread within a tensor
     assert snipnb.agreement(alone, resamples=50)[["low95", "high95"]].isna().all(axis=None)
+
+
+def hand_sample(**saliences):
+    """Four parameters: two stand for themselves, two for three each."""
+    sample = pd.DataFrame({"layer": list("aabb"), "weight": [1.0, 1.0, 3.0, 3.0], "exact": [1.0, -2.0, 4.0, 0.0]})
+    return sample.assign(**saliences)
+
+
+def test_agreement_by_hand():
+    found = snipnb.agreement(hand_sample(snip=[2.5, -2.0, 3.0, 1.0], mine=[1.5, -2.0, 12.0, 1.0]), resamples=0)
+    assert found["salience"].tolist() == ["snip", "mine"]
+    assert found["drawn"].tolist() == [4, 4]
+    # mean ranks of the magnitudes, each with its weight: exact 3.5, 4.5, 6.5, 1.5; snip 4.5, 3.5, 6.5, 1.5; their mean is 4.
+    # Products of deviations -0.25 - 0.25 + 3 * 6.25 + 3 * 6.25 = 37, squares 0.25 + 0.25 + 18.75 + 18.75 = 38.
+    assert found["spearman"].tolist() == pytest.approx([37 / 38, 1])
+    # snip differs by 1.5 (once), 0 (once), 0.25 (three times): 0.25 is in the middle; mine by 0.5, 0, and 2 three times
+    assert found["median_relative_difference"].tolist() == [0.25, 2]
+
+
+def test_differences_are_relative_to_what_is_not_zero():
+    sample = hand_sample(snip=[2.5, -2.0, 3.0, 1.0])
+    one = sample.assign(exact=[0.0, 0.0, 4.0, 0.0])
+    assert snipnb.agreement(one, resamples=0)["median_relative_difference"][0] == 0.25  # of one parameter
+    none = snipnb.agreement(sample.assign(exact=0.0), resamples=3)
+    assert none.drop(columns=["salience", "drawn"]).isna().all(axis=None)  # what does not vary has no ranks either
+
+
+def test_intervals_of_agreement_are_a_bootstrap_within_tensors():
+    sample = hand_sample(snip=[2.5, -2.0, 3.0, 1.0])
+    sample = pd.concat(
+        [sample, sample.assign(snip=[1.0, 3.0, 2.0, 0.5], exact=[1.5, 2.5, 0.5, -3.0])], ignore_index=True
+    )
+    draw, again = np.random.default_rng(0), []
+    for _ in range(60):
+        rows = np.concatenate([draw.choice(np.flatnonzero(sample["layer"] == layer), 4) for layer in "ab"])
+        own = sample.iloc[np.repeat(rows, sample["weight"][rows].astype(int))]  # a row for every parameter
+        again.append(own["snip"].abs().corr(own["exact"].abs(), method="spearman"))
+    found = snipnb.agreement(sample, resamples=60)
+    assert found[["low95", "high95"]].values[0] == pytest.approx(np.nanpercentile(again, [2.5, 97.5]))
 
 
 def test_what_is_no_sample_is_refused():
