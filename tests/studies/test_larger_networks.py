@@ -89,6 +89,7 @@ def test_passes_are_counted():
     table = larger.passes_at_peak().set_index("processor")
     row = table.loc["Tesla P100 (PCIe)"]
     assert row["parameters"] == 14_879_494
+    assert row["teraflops"] == pytest.approx(9.3, rel=1e-14)
     # thirteen convolutions on images padded to 32 pixels a side (the linear layers are small); a product and a sum are two operations
     sides, channels, products, inputs = (
         (32, 16, 8, 4, 2),

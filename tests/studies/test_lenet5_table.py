@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import pandas as pd
 import pytest
@@ -113,6 +114,15 @@ def test_only_the_published_protocol_counts_as_such():
         {"optimiser": "sgd"},
     ):
         assert len(different(published, dataclasses.replace(recipe, **change))) == 1
+
+
+def test_recipes_are_what_their_names_say():
+    for name, recipe in structure.RECIPES.items():
+        if found := re.search(r"times ([0-9.]+) every( 40)?", name):
+            assert recipe["decay"] == float(found[1])
+            assert recipe.get("decay_every", 1) == int(found[2] or 1)
+        assert Recipe(epochs=1, **recipe).optimiser == ("sgd" if "momentum" in name else "adam")
+    assert (structure.ASSAY.epochs, structure.ASSAY.learning_rate) == (3, 0.01)
 
 
 def test_error_rates_are_summed_up_by_way():

@@ -133,6 +133,17 @@ def test_advice_says_what_was_found(runs):
     assert set(controls.QUESTIONS) == {*controls.RULES_OF_THUMB, *controls.CONTROLS, "perturbed"} - {"snip"}
 
 
+def test_advice_from_one_network_has_no_interval():
+    rows = [
+        ("uniform", 0.9, 2, "worse", 1.0, 0.5, 1.5, 0),
+        ("snip_shuffled", 0.9, 1, "undecided", -0.25, np.nan, np.nan, 1),
+    ]
+    columns = ["criterion", "sparsity", "n", "outcome", "mean", "low95", "high95", "collapsed"]
+    said = controls.advice(pd.DataFrame(rows, columns=columns)).set_index("tried")["at 0.9"]
+    assert said["uniform"] == "worse: +1.00 points [0.50, 1.50]"
+    assert said["snip_shuffled"] == "-0.25 points, one network"
+
+
 def test_what_is_kept_of_each_layer(examples):
     images, labels = (t[:50] for t in examples)
     found = controls.kept_by_layer(images, labels, criteria=["snip", "snip_shuffled", "uniform"], sparsity=0.95)

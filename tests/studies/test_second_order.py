@@ -78,6 +78,23 @@ def test_row_sums_are_those_of_the_whole_hessian():
     )
 
 
+def test_approximations_are_sums_of_their_terms():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).double()
+    images, labels = torch.randn(5, 1, 2, 2, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1])
+    found = orders.approximations(model, images, labels)
+    w = model[1].bias.detach()
+    # along a bias of the last layer the derivatives are those of cross-entropy: p - y, p (1 - p), p (1 - p) (1 - 2 p)
+    p = model(images).softmax(1).detach()
+    aims = nn.functional.one_hot(labels, 3)
+    one, two, three = (p - aims).mean(0), (p * (1 - p)).mean(0), (p * (1 - p) * (1 - 2 * p)).mean(0)
+    expected = {"slope": one, "printed_second_order": one - w * two / 2, "snip": -w * one}
+    expected["second_order"] = expected["snip"] + w**2 * two / 2
+    expected["third_order"] = expected["second_order"] - w**3 * three / 6
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name]["1.bias"].detach(), value)
+
+
 def test_each_order_comes_closer_where_nothing_switches(compared):
     left = orders.switching(compared).set_index(["state", "layer"])
     last = left.loc[("start", "full3.weight")]

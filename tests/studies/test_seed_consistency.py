@@ -1,5 +1,7 @@
 """The numbers behind notebook 04, on small made-up masks whose answers are known, and on the shipped sample."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -48,7 +50,9 @@ def test_variance_lies_where_it_is_put():
 def test_overlap_and_chance_are_counted_by_tensor():
     first = {"a": torch.tensor([[1, 1, 0, 0]], dtype=torch.bool), "b": torch.tensor([[1, 0]], dtype=torch.bool)}
     second = {"a": torch.tensor([[0, 1, 1, 0]], dtype=torch.bool), "b": torch.tensor([[1, 0]], dtype=torch.bool)}
-    found = consistency.mask_overlaps(first, second).set_index("layer")
+    found = consistency.mask_overlaps(first, second)
+    assert found.index.tolist() == [0, 1, 2]
+    found = found.set_index("layer")
     assert found.loc["a", "overlap"] == pytest.approx(1 / 3)
     assert found.loc["a", "chance"] == pytest.approx(1 / 3)  # 2 x 2 / 4 in common of 4
     assert found.loc["b", "overlap"] == 1
@@ -136,6 +140,47 @@ def test_magnitudes_before_and_after(networks):
     }
     ratios = consistency.low_to_middle(consistency.kept_by_magnitude(networks, largest)).set_index("layer")
     assert ratios.loc["full1.weight", ["lowest", "highest", "ratio"]].tolist() == [0, 1, 0]
+
+
+def test_tenths_of_magnitude_by_hand():
+    weights = torch.arange(20.0).expand(2, 20).reshape(2, 4, 5) * -1
+    kept = torch.zeros(2, 4, 5, dtype=torch.bool)
+    kept[0, 2:] = True  # of one of two seeds the ten largest
+    kept[:, 3, 4] = True  # of both the largest
+    shares = consistency.kept_by_magnitude(SimpleNamespace(weights={"a.weight": weights}), {"a.weight": kept})
+    assert shares["tenth"].tolist() == list(range(1, 11))
+    assert shares["kept"].tolist() == [0] * 5 + [0.5] * 4 + [0.75]
+    assert shares["low"].tolist() == [0] * 9 + [0.5]
+    assert shares["high"].tolist() == [0] * 5 + [1] * 5
+    found = consistency.low_to_middle(shares.sample(frac=1, random_state=0)).iloc[0]
+    assert found[["lowest", "middle", "highest", "ratio"]].tolist() == [0, 0.25, 0.75, 0]
+    none = consistency.low_to_middle(shares.assign(kept=0.0)).iloc[0]
+    assert np.isnan(none["ratio"])
+
+
+def test_places_of_a_unit_are_its_last_two_axes():
+    mask = torch.zeros(2, 3, 2, 2, dtype=torch.bool)
+    mask[0, :2, 1, 0] = True  # of one seed, in two of three units
+    found = consistency.place_maps({"full1.weight": mask}, {"full1.weight": (3, 2, 2)})
+    assert found[["row", "column"]].values.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert found["kept"].tolist() == pytest.approx([0, 0, 1 / 3, 0])
+
+
+def test_predictions_are_drawn_for_weights_at_one_sparsity():
+    rows = [
+        ("uniform", "a", "conv1.weight", 0.9, "pytorch", 0.5, 0.1),
+        ("closed_form", "b", "conv1.weight", 0.9, "pytorch", 0.6, 0.2),
+        ("uniform", "a", "conv1.bias", 0.9, "pytorch", 0.7, 0.1),
+        ("uniform", "a", "conv1.weight", 0.5, "pytorch", 0.8, 0.1),
+        ("uniform", "a", "conv1.weight", 0.9, "xavier_normal", 0.9, 0.1),
+    ]
+    columns = ["rule", "network", "layer", "sparsity", "init", "density", "predicted"]
+    found = consistency.predictions_to_draw(pd.DataFrame(rows, columns=columns), fitted=["a"], sparsity=0.9)
+    assert list(found) == ["rule", "network", "layer", "measured", "predicted", "fitted"]
+    assert found.values.tolist() == [
+        ["uniform", "a", "conv1.weight", 0.5, 0.1, True],
+        ["closed form", "b", "conv1.weight", 0.6, 0.2, False],
+    ]
 
 
 def test_curves_over_sparsity(networks):

@@ -96,6 +96,32 @@ def test_float32_differences_are_steps_of_the_loss(examples):
     assert points["parameters"].sum() == int((exact != 0).sum())
 
 
+def test_differences_are_rounded_to_one_digit_from_ten_steps_on():
+    found = {"published": {"w": torch.tensor([3.0, -123.0, 128.0, 0.0, 5.0])}}
+    found["exact"] = {"w": torch.tensor([1.0, 100.0, -100.0, 2e-3, 0.0])}
+    points = agreement.resolution_density(found, 1.0).set_index("difference")
+    assert points["parameters"].to_dict() == {
+        0.0: 1,
+        3.0: 1,
+        120.0: 1,
+        130.0: 1,
+    }  # without the one that is zero exactly
+    half = 0.25 / agreement.PER_DECADE  # two bins for each of the figure's, so that a centre is half of a half above
+    assert points.loc[[3.0, 120.0], "log10_exact"].tolist() == pytest.approx([half, 2 + half])
+    halved = agreement.resolution_density(found, 0.5)
+    assert set(halved["difference"]) == {0.0, 6.0, 250.0, 260.0}  # 246 and 256 steps
+
+
+def test_every_parameter_is_taken_unless_a_sample_is_asked_for():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    images, labels = torch.randn(6, 1, 2, 2), torch.arange(6) % 3
+    found, _ = agreement.published_way(model, images, labels)
+    assert {name: len(s) for name, s in found["published"].items()} == {"1.weight": 12, "1.bias": 3}
+    some, _ = agreement.published_way(model, images, labels, per_tensor=2)
+    assert {name: len(s) for name, s in some["exact"].items()} == {"1.weight": 2, "1.bias": 2}
+
+
 def test_saliences_of_different_networks_are_refused():
     with pytest.raises(ValueError, match=r"the same parameters; they differ in \['full1.bias'\]"):
         agreement.agreement(EXACT, {"full1.weight": SNIP["full1.weight"]})
