@@ -302,7 +302,7 @@ def hand_sample(**saliences):
     return sample.assign(**saliences)
 
 
-def test_agreement_by_hand():
+def test_agreement_of_a_sample_by_hand():
     found = snipnb.agreement(hand_sample(snip=[2.5, -2.0, 3.0, 1.0], mine=[1.5, -2.0, 12.0, 1.0]), resamples=0)
     assert found["salience"].tolist() == ["snip", "mine"]
     assert found["drawn"].tolist() == [4, 4]
