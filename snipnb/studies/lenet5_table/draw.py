@@ -73,14 +73,12 @@ def errors(frame: pd.DataFrame, reported: pd.DataFrame) -> Figure:
             errors = frame.loc[(frame["sparsity"] == sparsity) & (frame["way"] == way), "error_percent"].to_numpy()
             x = column + 0.22 * (place - (len(ways) - 1) / 2)
             axis.plot([x, x], [errors.min(), errors.max()], color=colours[way], lw=1.2, zorder=1)
-            axis.plot(
-                np.full(len(errors), x), errors, "oDs"[place], color=colours[way], ms=4, alpha=0.6, mew=0, zorder=2
-            )
+            axis.plot([x] * len(errors), errors, "oDs"[place], color=colours[way], ms=4, alpha=0.6, mew=0, zorder=2)
             axis.plot([x - 0.07, x + 0.07], [errors.mean()] * 2, color=colours[way], lw=2.5, zorder=3)
         value = reported.loc[reported["sparsity"] == sparsity, "error_percent"].iloc[0]
-        beside = column + 0.42
-        axis.plot(beside, value, **PUBLISHED)
-        write(axis, f"{value:.2f}", (beside, value), (0, 8), ha="center", color=plt.rcParams["text.color"])
+        beside = column + 0.42, value
+        axis.plot(*beside, **PUBLISHED)
+        write(axis, f"{value:.2f}", beside, (0, 8), ha="center", color=plt.rcParams["text.color"])
     axis.set_xticks(range(len(sparsities)), [f"{s:g}" for s in sparsities])
     axis.set(xlim=(-0.5, len(sparsities) - 0.4), xlabel="sparsity", ylabel="error rate on scored images, %")
     axis.set_ylim(bottom=0)
@@ -93,9 +91,7 @@ def errors(frame: pd.DataFrame, reported: pd.DataFrame) -> Figure:
     axis.legend(handles=handles, loc="upper left")
     own = frame[frame["way"] == ways[-1]].groupby("sparsity")["error_percent"].agg(["mean", "min", "max"])
     value = reported.set_index("sparsity")["error_percent"].loc[sparsities]
-    inside = ((own["min"] <= value) & (value <= own["max"])).sum()
+    inside = f"{((own['min'] <= value) & (value <= own['max'])).sum()} of {len(value)}"
     said = ", ".join(f"{own['mean'][s]:.2f} % at {s:g} (published {value[s]:.2f})" for s in sparsities)
     way = ways[-1].removesuffix(" on scored images")
-    return headline(
-        figure, f"{inside} of {len(value)} published error rates lie within the seeds' range ({way}): {said}"
-    )
+    return headline(figure, f"{inside} published error rates lie within the seeds' range ({way}): {said}")

@@ -38,14 +38,8 @@ def rules(said: pd.DataFrame, *, shown: Mapping[str, str], counted: Mapping[str,
                 axis.plot([bound, bound], [row - 0.4, row + 0.4], ls="--", color=NEUTRAL, lw=1.2)
             glyph, colour, _ = outcome(one["verdict"])
             box = {"boxstyle": "round,pad=0.25", "fc": colour, "ec": NEUTRAL, "lw": 0.6}
-            options = {
-                "xycoords": ("axes fraction", "data"),
-                "va": "center",
-                "fontsize": 9,
-                "color": "black",
-                "bbox": box,
-            }
-            write(axis, glyph, (1.02, row), (0, 0), **options)
+            placed = {"xycoords": ("axes fraction", "data"), "va": "center"}
+            write(axis, glyph, (1.02, row), (0, 0), **placed, fontsize=9, color="black", bbox=box)
         widest = np.nanmax(own[["value", "low", "high", "bound"]].abs())
         if widest > LOGARITHMIC:
             axis.set_xscale("symlog", linthresh=LINEAR, linscale=1.5)
@@ -55,8 +49,7 @@ def rules(said: pd.DataFrame, *, shown: Mapping[str, str], counted: Mapping[str,
             axis.set_xticks(ticks, [with_minus(f"{tick:g}") for tick in ticks])
             axis.xaxis.set_minor_locator(NullLocator())
         axis.set_title(f"{claim}: {what}", fontsize=9)
-        axis.set_yticks(range(len(networks)), networks)
-        axis.set_ylim(len(networks) - 0.5, -0.5)
+        axis.set(yticks=range(len(networks)), yticklabels=networks, ylim=(len(networks) - 0.5, -0.5))
         axis.grid(axis="y", visible=False)
     counts = "; ".join(f"{', '.join(claims)}: {kind}" for kind, claims in counted.items())
     where = networks[0] if len(networks) == 1 else f"{len(networks)} networks"

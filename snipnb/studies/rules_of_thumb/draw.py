@@ -99,12 +99,8 @@ def joint(changes: pd.DataFrame) -> Figure:
     axes[0, 0].set_ylabel("loss change when all are removed at once")
     axes[0, 0].legend(loc="best")
     last = changes[(changes["criterion"] == criteria[0]) & (changes["sparsity"] == JUDGED)].groupby("state")
-    means = last[["joint", "sum_of_single"]].mean()
-    pairs = [
-        f"{means['joint'][s]:.2g} {s} (sum of single changes {means['sum_of_single'][s]:.2g})"
-        for s in states
-        if s in means.index
-    ]
+    means = last[["joint", "sum_of_single"]].mean().reindex(states).dropna()
+    pairs = [f"{r.joint:.2g} {r.Index} (sum of single changes {r.sum_of_single:.2g})" for r in means.itertuples()]
     return headline(figure, f"Removing {100 * JUDGED:g} % by SNIP changes the loss by {', and by '.join(pairs)}")
 
 

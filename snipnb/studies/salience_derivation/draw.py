@@ -52,10 +52,8 @@ def loss_paths(frame: pd.DataFrame) -> Figure:
     figure.legend(handles, names, loc="outside upper center", ncols=2)
     off = frame.groupby("kind", sort=False)["error"].max()
     typical, worst = (100 * off[kind] for kind in kinds[:2])
-    said = (
-        f"SNIP follows the tangent: it is off by up to {typical:.0f} % for typical weights, {worst:.0f} % for the worst"
-    )
-    return headline(figure, said)
+    said = f"SNIP follows the tangent: it is off by up to {typical:.0f} % for typical weights"
+    return headline(figure, f"{said}, {worst:.0f} % for the worst")
 
 
 def linearity(frame: pd.DataFrame, *, bound: float) -> Figure:

@@ -39,9 +39,8 @@ def quadratic(frame: pd.DataFrame, errors: pd.DataFrame) -> Figure:
         ends = [frame["exact"].clip(lower=1e-6).min(), frame["exact"].max()]
         axis.plot(ends, ends, color="black", lw=0.9, ls=":", label="equal" if axis is axes[0] else None)
         off, alike = found.loc[formula, ["largest_error", "spearman"]]
-        axis.set(
-            title=f"{title}\nlargest error {power(off) if off < 0.01 else f'{off:.2g}'}, rank correlation {alike:.3f}"
-        )
+        largest = power(off) if off < 0.01 else f"{off:.2g}"
+        axis.set(title=f"{title}\nlargest error {largest}, rank correlation {alike:.3f}")
         axis.set(xscale="log", yscale="log", xlabel="exact salience, magnitude")
     axes[0].set_ylabel("formula, magnitude")
     axes[0].legend(loc="lower right", ncols=2, fontsize=7)

@@ -45,8 +45,7 @@ def controls(counts: pd.DataFrame, shares: pd.DataFrame, *, whole: float) -> Fig
             axis.plot([np.median(kept)] * 2, [row - 0.36, row + 0.36], color="black", lw=1.3, zorder=3)
         axis.axvline(whole, color=NEUTRAL, lw=1, ls=":", zorder=0)
         percent_axis(axis, [floor, 1, 5, 20, 100])
-        axis.set_xticklabels(["0", "1", "5", "20", "100"])
-        axis.set(xlim=(floor / 1.4, 140), xlabel="kept, % (log)")
+        axis.set(xticklabels=["0", "1", "5", "20", "100"], xlim=(floor / 1.4, 140), xlabel="kept, % (log)")
         axis.set_title(f"{condition}\n{100 * of[condition]:.1f} % of variance\nbetween tensors", fontsize=8.5)
     axes[0, 0].set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.4, -0.6))
     said = f"With SNIP, the tensor explains {100 * of[conditions[0]]:.0f} % of the variance of kept shares"
@@ -173,14 +172,13 @@ def units(frame: pd.DataFrame) -> Figure:
         axis.fill_between(part["rank"], part["smallest"], part["largest"], color=colour, alpha=0.2, lw=0)
         axis.plot(part["rank"], part["mean"], color=colour)
         axis.plot(part["rank"], part["shuffled"], color="black", ls=":")
-        axis.set(title=published_label(layer), xlabel="unit, by rank")
+        ticks = [1, part["rank"].max() // 2, part["rank"].max()]
+        axis.set(title=published_label(layer), xlabel="unit, by rank", xticks=ticks)
         axis.set_ylim(bottom=0)
-        axis.set_xticks([1, part["rank"].max() // 2, part["rank"].max()])
     axes[0, 0].set_ylabel("kept weights into a unit")
     handles = [plt.Line2D([], [], color="black", ls=dash) for dash in ("-", ":")]
-    figure.legend(
-        handles, ["SNIP (colours: layers)", "shuffled within the tensor"], loc="outside upper center", ncols=2
-    )
+    names = ["SNIP (colours: layers)", "shuffled within the tensor"]
+    figure.legend(handles, names, loc="outside upper center", ncols=2)
     first = frame[frame["rank"] == 1].assign(ratio=lambda own: own["mean"] / own["shuffled"])
     most = first.loc[first["ratio"].idxmax()]
     said = f"In {published_label(most['layer'])}, the unit that keeps most has {most['mean']:.0f} weights left"

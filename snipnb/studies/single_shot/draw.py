@@ -147,34 +147,31 @@ def layers(frame: pd.DataFrame, *, judged: float) -> Figure:
         frame: ``network``, ``criterion``, ``layer``, ``kept_percent``.
         judged: The sparsity.
     """
-    networks = list(dict.fromkeys(frame["network"]))
     wide = {
-        n: frame[frame["network"] == n].pivot(index="criterion", columns="layer", values="kept_percent")
-        for n in networks
+        str(network): part.pivot(index="criterion", columns="layer", values="kept_percent")
+        for network, part in frame.groupby("network", sort=False)
     }
-    first = wide[networks[0]]
+    shown, first = next(iter(wide.items()))
     criteria = list(first.sort_values(first.columns[0], ascending=False).index)
-    ratios = [wide[n].shape[1] for n in networks]
-    figure, axes = panels(1, len(networks), 9.8, 1.2 + 0.33 * len(criteria), sharey=True, width_ratios=ratios)
-    for axis, network in zip(axes[0], networks, strict=True):
-        values = wide[network].loc[criteria]
+    ratios = [own.shape[1] for own in wide.values()]
+    figure, axes = panels(1, len(wide), 9.8, 1.2 + 0.33 * len(criteria), sharey=True, width_ratios=ratios)
+    for axis, (network, own) in zip(axes[0], wide.items(), strict=True):
+        values = own.loc[criteria]
         axis.imshow(values.clip(lower=LEAST_KEPT), norm=LogNorm(LEAST_KEPT, 100), cmap="viridis_r", aspect="auto")
         for row, column in np.ndindex(values.shape):
             value = values.iloc[row, column]
-            shown, ink = f"{value:.2g}" if value < 99.5 else "100", "white" if value > 6 else "black"
-            axis.text(column, row, shown, ha="center", va="center", fontsize=7.5, color=ink)
+            text, ink = f"{value:.2g}" if value < 99.5 else "100", "white" if value > 6 else "black"
+            axis.text(column, row, text, ha="center", va="center", fontsize=7.5, color=ink)
         axis.set_xticks(range(values.shape[1]), [published_label(name) for name in values.columns])
         axis.set_title(network)
         axis.grid(visible=False)
         axis.tick_params(length=0)
     axes[0][0].set_yticks(range(len(criteria)), [look(c).label for c in criteria])
     column = first[first.columns[0]]
-    name = published_label(str(first.columns[0]))
-    said = f"At {judged:g}, criteria keep from {column.min():.2g} % ({look(str(column.idxmin())).label}) to {column.max():.2g} %"
-    return headline(
-        figure,
-        f"{said} ({look(str(column.idxmax())).label}) of {name} of {networks[0]}; SNIP keeps {column['snip']:.0f} %",
-    )
+    least, most = (look(str(c)).label for c in (column.idxmin(), column.idxmax()))
+    said = f"At {judged:g}, criteria keep from {column.min():.2g} % ({least}) to {column.max():.2g} % ({most}) of"
+    of = f"{published_label(str(first.columns[0]))} of {shown}"
+    return headline(figure, f"{said} {of}; SNIP keeps {column['snip']:.0f} %")
 
 
 def estimates(found: pd.DataFrame) -> Figure:

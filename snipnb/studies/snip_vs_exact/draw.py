@@ -228,9 +228,7 @@ def differences(pairs: pd.DataFrame, tests: pd.DataFrame, *, margin: float) -> F
         tests: ``criterion``, ``n``, ``mean_difference``, ``low95``, ``high95``, ``equivalence_p``.
         margin: Of equivalence, in percentage points.
     """
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(9.8, 3.9), layout="constrained", sharey=True, width_ratios=(2.4, 1)
-    )
+    figure, ((left, right),) = panels(1, 2, 9.8, 3.9, sharey=True, width_ratios=(2.4, 1))
     criteria = [c for c in LOOKS if c in set(pairs["criterion"])]
     shown = pairs[pairs["sparsity"] >= LEAST_SHOWN]
     for axis in (left, right):
@@ -246,11 +244,9 @@ def differences(pairs: pd.DataFrame, tests: pd.DataFrame, *, margin: float) -> F
         options = {"color": style.colour, "ls": style.dash, "marker": style.marker, "ms": 5, "lw": 1.8}
         left.plot((1 - means.index) * shift, means, label=style.label, **options)
         test = tests[tests["criterion"] == criterion]
-        bars = whiskers(test, "mean_difference", "low95", "high95")
-        right.errorbar([i], test["mean_difference"], yerr=bars, fmt=style.marker, color=style.colour, ms=6, capsize=3)
-        write(
-            right, with_minus(f"{test['mean_difference'].iloc[0]:+.2g}"), (i, test["mean_difference"].iloc[0]), (8, -3)
-        )
+        bars, mean = whiskers(test, "mean_difference", "low95", "high95"), test["mean_difference"].item()
+        right.errorbar([i], [mean], yerr=bars, fmt=style.marker, color=style.colour, ms=6, capsize=3)
+        write(right, with_minus(f"{mean:+.2g}"), (i, mean), (8, -3))
     ticks = [-margin, 0, margin, *(t for t in (1, 3, 10, 30, 90) if t > 3 * margin)]
     left.set_yticks(ticks, [with_minus(f"{t:+.2f}") if abs(t) == margin else f"{t:g}" for t in ticks])
     reach = pd.concat([shown["difference"], tests["low95"], tests["high95"]])  # one seed has no interval
