@@ -8,15 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from snipnb._checks import (
-    check_alike_and_precise,
-    check_classes,
-    check_examples,
-    check_type,
-    copied,
-    float_parameters,
-    in_mode,
-)
+from snipnb._checks import check_alike_and_precise, check_classes, check_examples, copied, float_parameters, in_mode
 from snipnb._engine.ensembles import Kept, Stack, Stacked, check_alike, stacked
 from snipnb._engine.sequential import layers_of
 from snipnb.pruning.masks import Mask, check_mask_fits
@@ -30,25 +22,14 @@ SCORED = {"cpu": 48, "cuda": 1000}
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # what PyTorch's optimisers keep of a parameter, by its names
 
 
-def group_of(
-    models: Sequence[nn.Module], masks: Sequence[Mask | None] | None, recipes: Sequence[Recipe]
-) -> Together | Apart:
-    """Networks that are to be trained: stacked if they are of the layers that can be, else one after another."""
-    try:
-        for model in models:
-            layers_of(model)
-    except ValueError:
-        return Apart(models, masks, recipes)
-    return Together(models, masks, recipes)
+def group_of(models: Sequence[nn.Module], masks: Sequence[Mask | None], recipes: Sequence[Recipe]) -> Together | Apart:
+    """Networks that are to be trained: stacked if they are of the layers that can be, else one after another.
 
-
-def _checked(
-    models: Sequence[nn.Module], masks: Sequence[Mask | None] | None, recipes: Sequence[Recipe]
-) -> Sequence[Mask | None]:
-    """The masks of all models; an error if models, masks and recipes do not go together."""
+    Raises:
+        ValueError: If models, masks and recipes do not go together.
+    """
     if not models:
         raise ValueError("no models are given; there must be at least one")
-    masks = [None] * len(models) if masks is None else masks
     for model in models:
         float_parameters(model)  # an error if there are none
         if not any(p.requires_grad for p in model.parameters()):
@@ -58,8 +39,6 @@ def _checked(
     places = [{t.data_ptr() for t in (*m.parameters(), *m.buffers()) if t.numel()} for m in models]
     if len(set().union(*places)) < sum(map(len, places)):
         raise ValueError("two models share a tensor, or a model is given twice; each must have its own tensors")
-    for recipe in recipes:
-        check_type("every recipe", recipe, Recipe)
     for name, given in (("masks", masks), ("recipes", recipes)):
         if len(given) != len(models):
             raise ValueError(f"there must be as many {name} as models; got {len(given)} for {len(models)}")
@@ -68,32 +47,97 @@ def _checked(
     for model, mask in zip(models, masks, strict=True):
         if mask is not None:
             check_mask_fits(model, mask)
-    return masks
+    try:
+        for model in models:
+            layers_of(model)
+    except ValueError:
+        return Apart(models, masks, recipes)
+    return Together(models, masks, recipes)
 
 
-class Apart:
+@torch.no_grad()
+def set_to_zero(parameters: Mapping[str, Tensor], kept: Mask) -> None:
+    """Set pruned parameters to zero."""
+    for name, m in kept.items():
+        parameters[name].masked_fill_(~m, 0)
+
+
+class _Part:
+    """Networks of a group that share a recipe, and their optimiser.
+
+    Args:
+        number: The first of the networks, in the names of a state.
+        recipe: Their recipe.
+        trained: Their parameters by name.
+        fused: Of the optimiser. A fused one steps all parameters at once; else a state keeps how many steps each has done.
+    """
+
+    def __init__(self, number: int, recipe: Recipe, trained: Mapping[str, Tensor], fused: bool | None = None) -> None:
+        self.number, self.recipe, self.trained = number, recipe, trained
+        self.kinds = MOMENTS if fused else (*MOMENTS, "step")
+        self.optimiser = optimiser_of(recipe, trained.values(), fused=fused)
+
+    def state(self) -> dict[str, Tensor]:
+        return {
+            f"{kind} {self.number} {name}": tensor
+            for name, p in self.trained.items()
+            for kind, tensor in self.optimiser.state[p].items()
+            if kind in self.kinds
+        }
+
+    def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
+        for name, p in self.trained.items():
+            keys = {kind: f"{kind} {self.number} {name}" for kind in self.kinds}
+            found = {kind: state[key].to(p) for kind, key in keys.items() if key in state}
+            if found:  # nothing is kept of a parameter that the loss does not reach
+                self.optimiser.state[p] = found
+                if isinstance(self.optimiser, torch.optim.Adam):
+                    found.setdefault("step", torch.tensor(float(steps), device=p.device))
+
+
+class _Group:
+    """What both kinds of groups do alike."""
+
+    parts: list[_Part]
+
+    def _named(self) -> dict[str, Tensor]:
+        """Parameters and buffers by their names in a state."""
+        raise NotImplementedError
+
+    def set_rates(self, step: int, steps_per_epoch: int) -> None:
+        for part in self.parts:
+            part.optimiser.param_groups[0]["lr"] = learning_rate(part.recipe, step, steps_per_epoch)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next epoch depends on, except the number of epochs."""
+        state = self._named()
+        for part in self.parts:
+            state |= part.state()
+        return {key: tensor.detach().to("cpu", copy=True) for key, tensor in state.items()}
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
+        """Resume from a state that was saved after ``steps`` steps."""
+        for key, tensor in self._named().items():
+            tensor.copy_(state[key])
+        for part in self.parts:
+            part.restore(state, steps)
+
+
+class Apart(_Group):
     """Networks that take every step one after another, through their own layers: any module that returns logits."""
 
     is_stacked = False
 
-    def __init__(
-        self, models: Sequence[nn.Module], masks: Sequence[Mask | None] | None, recipes: Sequence[Recipe]
-    ) -> None:
-        masks = _checked(models, masks, recipes)
-        self.originals, self.recipes = models, recipes
+    def __init__(self, models: Sequence[nn.Module], masks: Sequence[Mask | None], recipes: Sequence[Recipe]) -> None:
+        self.originals = models
         self.models = [copied(model) for model in models]  # an error leaves the models as they are
         self.device = next(models[0].parameters()).device
         self.masks = [{name: m.to(self.device) for name, m in (mask or {}).items()} for mask in masks]
-        self.trained = [{n: p for n, p in m.named_parameters() if p.requires_grad} for m in self.models]
-        self.optimisers = [optimiser_of(r, own.values()) for r, own in zip(recipes, self.trained, strict=True)]
-        for k in range(len(models)):
-            self._prune(k)
-
-    @torch.no_grad()
-    def _prune(self, k: int) -> None:
-        parameters = dict(self.models[k].named_parameters())
-        for name, m in self.masks[k].items():
-            parameters[name].masked_fill_(~m, 0)
+        trained = [{n: p for n, p in m.named_parameters() if p.requires_grad} for m in self.models]
+        self.parts = [_Part(k, r, own) for k, (r, own) in enumerate(zip(recipes, trained, strict=True))]
+        for model, mask in zip(self.models, self.masks, strict=True):
+            set_to_zero(dict(model.named_parameters()), mask)
 
     @torch.no_grad()
     def check(self, images: Tensor, labels: Tensor) -> None:
@@ -104,28 +148,24 @@ class Apart:
             with in_mode(model, "eval"):
                 check_classes(model(images[:1].to(self.device)), labels)
 
-    def set_rates(self, step: int, steps_per_epoch: int) -> None:
-        for recipe, optimiser in zip(self.recipes, self.optimisers, strict=True):
-            optimiser.param_groups[0]["lr"] = learning_rate(recipe, step, steps_per_epoch)
-
     @torch.enable_grad()
     def step(self, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
         """Do one step of every network on one batch; returns the mean losses before the step [networks]."""
         losses = []
         cuda = [self.device] if self.device.type == "cuda" else []
-        for k, (model, recipe) in enumerate(zip(self.models, self.recipes, strict=True)):
-            if recipe.masks_at == "start":
-                self._prune(k)
+        for model, part, mask in zip(self.models, self.parts, self.masks, strict=True):
+            if part.recipe.masks_at == "start":
+                set_to_zero(dict(model.named_parameters()), mask)
             model.train()
             with torch.random.fork_rng(devices=cuda):
                 torch.manual_seed(_mixed(seed, 0))
                 loss = nn.functional.cross_entropy(model(images), labels)
-            self.optimisers[k].zero_grad()
+            part.optimiser.zero_grad()
             loss.backward()
-            for name, p in self.trained[k].items():
-                if p.grad is not None and recipe.masks_at == "end" and name in self.masks[k]:
-                    p.grad.mul_(self.masks[k][name])
-            self.optimisers[k].step()
+            for name, p in part.trained.items():
+                if p.grad is not None and part.recipe.masks_at == "end" and name in mask:
+                    p.grad.mul_(mask[name])
+            part.optimiser.step()
             losses.append(loss.detach().double())
         return torch.stack(losses)
 
@@ -134,29 +174,8 @@ class Apart:
         """Fraction of images that each network gets wrong; NaN without images."""
         return [error_rate(model, images, labels) for model in self.models]
 
-    def state(self) -> dict[str, Tensor]:
-        """Everything that the next epoch depends on, except the number of epochs."""
-        moments = {
-            f"{kind} {k} {name}": tensor
-            for k, (own, optimiser) in enumerate(zip(self.trained, self.optimisers, strict=True))
-            for name, p in own.items()
-            for kind, tensor in optimiser.state[p].items()
-            if kind in (*MOMENTS, "step")
-        }
-        return {key: tensor.detach().to("cpu", copy=True) for key, tensor in (self._named() | moments).items()}
-
     def _named(self) -> dict[str, Tensor]:
         return {f"value {k} {name}": t for k, m in enumerate(self.models) for name, t in _values(m).items()}
-
-    @torch.no_grad()
-    def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
-        """Resume from a state that was saved after ``steps`` steps."""
-        for key, tensor in self._named().items():
-            tensor.copy_(state[key])
-        for k, (own, optimiser) in enumerate(zip(self.trained, self.optimisers, strict=True)):
-            for name, p in own.items():
-                keys = {kind: f"{kind} {k} {name}" for kind in (*MOMENTS, "step")}
-                _restore_moments(optimiser, p, keys, state, steps)
 
     @torch.no_grad()
     def write_back(self) -> None:
@@ -177,26 +196,12 @@ def _mixed(seed: int, part: int) -> int:
     return int(np.random.SeedSequence((seed % 2**128, part)).generate_state(1)[0])
 
 
-def _restore_moments(
-    optimiser: torch.optim.Optimizer, p: Tensor, keys: Mapping[str, str], state: Mapping[str, Tensor], steps: int
-) -> None:
-    """Give an optimiser what it had kept of a parameter after ``steps`` steps."""
-    found = {kind: state[key].to(p) for kind, key in keys.items() if key in state}
-    if found:  # nothing is kept of a parameter that the loss does not reach
-        optimiser.state[p] = found
-        if isinstance(optimiser, torch.optim.Adam) and "step" not in found:
-            optimiser.state[p]["step"] = torch.tensor(float(steps), device=p.device)
-
-
-class Together:
+class Together(_Group):
     """Stacked parameters, gradients and optimiser state of networks that are trained together."""
 
     is_stacked = True
 
-    def __init__(
-        self, models: Sequence[nn.Module], masks: Sequence[Mask | None] | None, recipes: Sequence[Recipe]
-    ) -> None:
-        masks = _checked(models, masks, recipes)
+    def __init__(self, models: Sequence[nn.Module], masks: Sequence[Mask | None], recipes: Sequence[Recipe]) -> None:
         self.models, self.stack = models, Stack(models[0])
         first = dict(models[0].named_parameters())
         self.device = next(iter(first.values())).device
@@ -212,22 +217,21 @@ class Together:
                 everything = torch.ones(p.shape[1:], dtype=torch.bool)
                 kept = [everything if mask is None else mask.get(name, everything) for mask in masks]
                 self.masks[name] = torch.stack([m.to(self.device) for m in kept])
-        self._prune()
+        set_to_zero(self.parameters, self.masks)
         # What takes part in a step, and in scoring: everything where masks act at its start.
         self.kept = {name: m | late.view(-1, *(1,) * (m.dim() - 1)) for name, m in self.masks.items()}
         self.trained = {name: p for name, p in self.parameters.items() if first[name].requires_grad}
         self.gradients = {name: torch.zeros_like(p) for name, p in self.trained.items()}
-        self.parts = [_Part(some, recipe, self.trained, self.gradients) for some, recipe in _neighbours(recipes)]
+        self.parts = []
+        for some, recipe in _neighbours(recipes):
+            views = {name: p[some] for name, p in self.trained.items()}  # updates change the group's tensors
+            for name, p in views.items():
+                p.grad = self.gradients[name][some]
+            self.parts.append(_Part(some.start, recipe, views, fused=True))
         at_once = NETWORKS[self.device.type]
         self.blocks = [slice(k, k + at_once) for k in range(0, len(models), at_once)]
         self.kept_of = {b.start: Kept({n: kept[b] for n, kept in self.kept.items()}) for b in self.blocks}
         self.images = recipes[0].batch_size if self.stack.mixes_images else IMAGES[self.device.type]
-
-    @torch.no_grad()
-    def _prune(self) -> None:
-        """Set pruned parameters to zero."""
-        for name, m in self.masks.items():
-            self.parameters[name].masked_fill_(~m, 0)
 
     @torch.no_grad()
     def check(self, images: Tensor, labels: Tensor) -> None:
@@ -242,10 +246,6 @@ class Together:
         """Parameters, detached, and buffers of some networks."""
         return {n: p[some].detach() for n, p in self.parameters.items()}, {n: b[some] for n, b in self.buffers.items()}
 
-    def set_rates(self, step: int, steps_per_epoch: int) -> None:
-        for part in self.parts:
-            part.optimiser.param_groups[0]["lr"] = learning_rate(part.recipe, step, steps_per_epoch)
-
     @torch.enable_grad()
     def step(self, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
         """Do one step of every network on one batch; returns the mean losses before the step [networks]."""
@@ -253,20 +253,14 @@ class Together:
         for gradient in self.gradients.values():
             gradient.zero_()
         if self.has_late:
-            self._prune()
+            set_to_zero(self.parameters, self.masks)
         for part, (x, y) in enumerate(zip(images.split(self.images), labels.split(self.images), strict=True)):
             inputs = self.stack.inputs(x)
             for some in self.blocks:
                 parameters, buffers = self._tensors_of(some)
                 leaves = [parameters[name].requires_grad_() for name in self.trained]
-                logits = self.stack.logits(
-                    inputs,
-                    parameters,
-                    buffers,
-                    training=True,
-                    generator=self._generator(seed, part),
-                    kept=self.kept_of[some.start],
-                )
+                generator, kept = torch.Generator(self.device).manual_seed(_mixed(seed, part)), self.kept_of[some.start]
+                logits = self.stack.logits(inputs, parameters, buffers, training=True, generator=generator, kept=kept)
                 loss = nn.functional.cross_entropy(logits, y.expand(len(logits), -1), reduction="none").sum(1)
                 gradients = torch.autograd.grad(loss.sum() / len(labels), leaves)
                 for total, gradient in zip(self.gradients.values(), gradients, strict=True):
@@ -279,9 +273,6 @@ class Together:
             each.optimiser.step()
         return losses / len(labels)
 
-    def _generator(self, seed: int, part: int) -> torch.Generator:
-        return torch.Generator(self.device).manual_seed(_mixed(seed, part))
-
     @torch.no_grad()
     def error_rates(self, images: Tensor, labels: Tensor) -> list[float]:
         """Fraction of images that each network gets wrong; NaN without images."""
@@ -292,29 +283,13 @@ class Together:
         for x, y in zip(images.split(size), labels.split(size), strict=True):
             inputs = self.stack.inputs(x)
             for some in self.blocks:
-                kept = self.kept_of[some.start]
-                logits = self.stack.logits(inputs, *self._tensors_of(some), kept=kept)
+                logits = self.stack.logits(inputs, *self._tensors_of(some), kept=self.kept_of[some.start])
                 wrong[some] += (logits.argmax(1) != y).sum(1)
         return (wrong.double() / len(labels)).tolist()
 
-    def state(self) -> dict[str, Tensor]:
-        """Everything that the next epoch depends on, except the number of epochs."""
-        state = self._named()
-        for part in self.parts:
-            state |= part.state()
-        return {key: tensor.detach().to("cpu", copy=True) for key, tensor in state.items()}
-
     def _named(self) -> dict[str, Tensor]:
-        """Parameters and buffers by their names in a state."""
         kinds = {"parameter": self.parameters, "buffer": self.buffers}
         return {f"{kind} {name}": tensor for kind, tensors in kinds.items() for name, tensor in tensors.items()}
-
-    def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
-        """Resume from a state that was saved after ``steps`` steps."""
-        for key, tensor in self._named().items():
-            tensor.copy_(state[key])
-        for part in self.parts:
-            part.restore(state, steps)
 
     @torch.no_grad()
     def write_back(self) -> None:
@@ -324,29 +299,6 @@ class Together:
             for name, tensor in (*model.named_parameters(), *model.named_buffers()):
                 tensor.copy_(values[name][k])
             model.eval()
-
-
-class _Part:
-    """Neighbouring networks of a group that share a recipe, and their optimiser."""
-
-    def __init__(self, some: slice, recipe: Recipe, trained: Stacked, gradients: Stacked) -> None:
-        self.recipe, self.first = recipe, some.start
-        self.trained = {name: p[some] for name, p in trained.items()}  # views: updates change the group's tensors
-        for name, p in self.trained.items():
-            p.grad = gradients[name][some]
-        self.optimiser = optimiser_of(recipe, self.trained.values(), fused=True)
-
-    def state(self) -> dict[str, Tensor]:
-        return {
-            f"{kind} {self.first} {name}": tensor
-            for name, p in self.trained.items()
-            for kind, tensor in self.optimiser.state[p].items()
-            if kind in MOMENTS
-        }
-
-    def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
-        for name, p in self.trained.items():
-            _restore_moments(self.optimiser, p, {kind: f"{kind} {self.first} {name}" for kind in MOMENTS}, state, steps)
 
 
 def _neighbours(recipes: Sequence[Recipe]) -> list[tuple[slice, Recipe]]:

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from snipnb._checks import copied
+from snipnb._checks import check_type, copied
 from snipnb._progress import track
 from snipnb.data import Split
 from snipnb.pruning.masks import Mask
@@ -110,7 +110,9 @@ def train_together(
         [1, 1]
     """
     recipes = [recipe or Recipe()] * len(models) if recipe is None or isinstance(recipe, Recipe) else list(recipe)
-    group = group_of(models, masks, recipes)
+    for one in recipes:
+        check_type("every recipe", one, Recipe)
+    group = group_of(models, [None] * len(models) if masks is None else masks, recipes)
     with one_thread() if group.is_stacked else nullcontext():
         rows = _train(group, split, recipes[0], data_seed, checkpoint)
     return [

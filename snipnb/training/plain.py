@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import lr_scheduler
 
 from snipnb._checks import check_examples
 from snipnb._progress import track
 from snipnb.data import Split
 from snipnb.pruning.masks import Mask, check_mask_fits
+from snipnb.training.groups import set_to_zero
 from snipnb.training.recipe import WARM_UP_SHARE, Recipe, optimiser_of
 from snipnb.training.scores import error_rate
 
@@ -45,11 +44,10 @@ def plain_training(
     parameters = dict(model.named_parameters())
     device = next(iter(parameters.values())).device
     check_examples(split.train_images, split.train_labels, recipe.batch_size)
-    kept: dict[str, Tensor] = {}
     if mask is not None:
         check_mask_fits(model, mask)
-        kept = {name: m.to(device) for name, m in mask.items()}
-        _set_to_zero(parameters, kept)
+    kept = {name: m.to(device) for name, m in (mask or {}).items()}
+    set_to_zero(parameters, kept)
     images, labels = split.train_images.to(device), split.train_labels.to(device)
     steps = -(-len(labels) // recipe.batch_size)
     optimiser = optimiser_of(recipe, parameters.values())
@@ -62,7 +60,7 @@ def plain_training(
         order = torch.randperm(len(labels), generator=shuffle).to(device)
         for batch in track(order.split(recipe.batch_size), f"epoch {epoch}/{recipe.epochs}", total=steps):
             if recipe.masks_at == "start":
-                _set_to_zero(parameters, kept)
+                set_to_zero(parameters, kept)
             loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
             optimiser.zero_grad()
             loss.backward()
@@ -77,21 +75,10 @@ def plain_training(
         if not every_step:
             schedule.step()
         model.eval()
-        rows.append(
-            {
-                "epoch": epoch,
-                "train_loss": float(total) / len(labels),
-                "validation_error": error_rate(model, split.validation_images, split.validation_labels),
-                "test_error": error_rate(model, split.test_images, split.test_labels),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-@torch.no_grad()
-def _set_to_zero(parameters: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
-    for name, m in kept.items():
-        parameters[name].masked_fill_(~m, 0)
+        validation = error_rate(model, split.validation_images, split.validation_labels)
+        test = error_rate(model, split.test_images, split.test_labels)
+        rows.append((epoch, float(total) / len(labels), validation, test))
+    return pd.DataFrame(rows, columns=["epoch", "train_loss", "validation_error", "test_error"])
 
 
 def _schedule(optimiser: torch.optim.Optimizer, recipe: Recipe, steps: int) -> tuple[lr_scheduler.LRScheduler, bool]:
