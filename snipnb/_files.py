@@ -29,8 +29,7 @@ def data_dir() -> Path:
             return Path(os.environ["SNIPNB_DATA"]).expanduser().absolute()
         except RuntimeError as error:  # ~ of an unknown user
             raise ValueError(f"SNIPNB_DATA must be a folder; got {os.environ['SNIPNB_DATA']!r} ({error})") from None
-    root = project_root()
-    if root is not None:
+    if (root := project_root()) is not None:
         return root / "data"
     cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     return Path(cache) / "snipnb"
@@ -56,8 +55,7 @@ def runs_dir(profile: str) -> Path:
     """
     if os.environ.get("SNIPNB_RUNS"):
         return Path(os.environ["SNIPNB_RUNS"]).expanduser().absolute()
-    root = project_root()
-    if root is None:
+    if (root := project_root()) is None:
         return output_dir() / "runs"
     return root / "figures" / "full" / "runs" if profile == "full" else root / "build" / "runs"
 

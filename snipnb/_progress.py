@@ -48,14 +48,12 @@ def progress_stream() -> IO[str] | None:
 
 def track(items: Iterable[T], description: str, *, total: int | None = None) -> Iterable[T]:
     """Iterate over ``items`` with a bar that appears after two seconds, where somebody can see it."""
-    stream = progress_stream()
-    if stream is None:
+    if (stream := progress_stream()) is None:
         return items
     return tqdm(items, desc=description, total=total, file=stream, leave=False, delay=DELAY_SECONDS, mininterval=0.5)
 
 
 def note(message: str) -> None:
     """Print one line about a slow step, where somebody can see it."""
-    stream = progress_stream()
-    if stream is not None:
+    if (stream := progress_stream()) is not None:
         print(message, file=stream, flush=True)

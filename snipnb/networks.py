@@ -10,16 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from snipnb._checks import (
-    batch_starts,
-    check_choice,
-    check_examples,
-    check_integer,
-    check_number,
-    check_type,
-    copied,
-    in_mode,
-)
+from snipnb._checks import check_choice, check_examples, check_integer, check_number, check_type, copied, in_mode
+from snipnb._progress import track
 
 WHOLE = "whole network"
 Convolution = tuple[int, int, int, bool]  # channels, kernel size, padding, whether a max-pooling follows
@@ -201,8 +193,8 @@ def set_running_statistics(model: nn.Module, images: Tensor, *, batch_size: int 
                 norm.train()
                 norm.reset_running_stats()
                 norm.momentum = None  # the plain average over batches
-            for batch in batch_starts(len(images), batch_size, "running statistics"):
-                model(images[batch].to(device))
+            for batch in track(images.split(batch_size), "running statistics"):
+                model(batch.to(device))
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
@@ -212,9 +204,7 @@ def set_running_statistics(model: nn.Module, images: Tensor, *, batch_size: int 
 _HIDDEN = {"lenet5": ([6, 16], [120, 84]), "lenet_300_100": ([], [300, 100])}  # channels and units
 
 
-def _layers(
-    convolutions: Sequence[Convolution], units: Sequence[int], batch_norm: bool, side: int
-) -> OrderedDict[str, nn.Module]:
+def _layers(convolutions: Sequence[Convolution], units: Sequence[int], batch_norm: bool, side: int) -> nn.Sequential:
     """Layers for images [1, side, side]: convolutions, then fully connected layers, each with a ReLU, up to 10 logits."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     before, pools = 1, 0
@@ -236,7 +226,7 @@ def _layers(
         layers[f"relu{len(convolutions) + i}"] = nn.ReLU()
         before = after
     layers[f"full{len(units) + 1}"] = nn.Linear(before, 10)
-    return layers
+    return nn.Sequential(layers)
 
 
 def _build(
@@ -245,7 +235,7 @@ def _build(
     check_choice("init", init, INITIALISATIONS)
     with _drawing, torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)  # not torch.manual_seed, which would seed CUDA too
-        model = nn.Sequential(_layers(convolutions, units, batch_norm, side))
+        model = _layers(convolutions, units, batch_norm, side)
         redraw = _WEIGHT_INITIALISERS[init.removesuffix(_ZERO_BIAS)]
         for name, parameter in model.named_parameters():
             if name.endswith("weight") and parameter.dim() > 1 and redraw is not None:  # batch norms start at one

@@ -9,7 +9,6 @@ on the number of processors.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import tempfile
@@ -18,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, fields, replace
 from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
@@ -51,8 +51,6 @@ from snipnb.training.runs import (
 from snipnb.training.store import Store, StoreError
 
 _said: set[str] = set()  # criteria with a warning already given: their runs are not kept
-
-HISTORY = ("epoch", "train_loss", "validation_error", "test_error")  # columns, one row per epoch
 
 
 def run_grid(
@@ -143,16 +141,16 @@ def _runs_of(
 
 
 def _table(configs: Sequence[RunConfig], rows: Mapping[RunConfig, Mapping]) -> pd.DataFrame:
-    names = [field.name for field in dataclasses.fields(RunConfig) if field.name != "recipe"]
-    columns = [*names, "kept", "collapsed", *HISTORY]
+    names = [field.name for field in fields(RunConfig) if field.name != "recipe"]
+    columns = [*names, "kept", "collapsed", "epoch", "train_loss", "validation_error", "test_error"]
     if not configs:
         return pd.DataFrame(columns=columns)
     frames = []
     for config in configs:
-        run, fields = rows[config], {name: getattr(config, name) for name in names}
+        run, facts = rows[config], {name: getattr(config, name) for name in names}
         history = pd.DataFrame(run["history"])
         history = history.astype({column: float for column in history if column != "epoch"})  # None is NaN
-        frames.append(history.assign(**fields, kept=run["kept"], collapsed=len(run["collapsed"])))
+        frames.append(history.assign(**facts, kept=run["kept"], collapsed=len(run["collapsed"])))
     table = pd.concat(frames, ignore_index=True)[columns]
     table.attrs["trained_by"] = _provenance([rows[config] for config in dict.fromkeys(configs)])
     return table
@@ -183,9 +181,7 @@ _split = cache(load_split)
 
 def _source(config: RunConfig) -> RunConfig:
     """A configuration that holds only what the saliences of a run depend on."""
-    return dataclasses.replace(
-        config, criterion=ranked_by(config.criterion), sparsity=0.0, data_seed=0, recipe=Recipe()
-    )
+    return replace(config, criterion=ranked_by(config.criterion), sparsity=0.0, data_seed=0, recipe=Recipe())
 
 
 def _start(config: RunConfig, device: str) -> Start:
@@ -208,22 +204,19 @@ def masks_of(configs: Sequence[RunConfig], place: Store, device: str) -> list[Ma
     """The mask of every run. Saliences that use images, and masks that are made from images round by round, are kept in the store."""
     masks: list[Mask] = []
     # all that a mask depends on except its sparsity; in groups, runs are sorted by criterion
-    for alone, runs in groupby(configs, lambda c: dataclasses.replace(c, sparsity=0.0, recipe=Recipe())):
+    for alone, runs in groupby(configs, lambda c: replace(c, sparsity=0.0, recipe=Recipe())):
         start, salience = _start(alone, device), _salience(_source(alone), place, device)
         masks += [_mask(config, start, salience, place) for config in runs]
     return masks
 
 
 def _mask(config: RunConfig, start: Start, salience: Salience, place: Store) -> Mask:
-    def make() -> Mask:
-        return mask_for(config.criterion, start, salience, config.sparsity)
-
+    make = partial(mask_for, config.criterion, start, salience, config.sparsity)
     if salience or not CRITERIA[config.criterion].uses_images:
         return make()
-    alone = dataclasses.replace(config, data_seed=0, recipe=Recipe())
-    return _kept_tensors(
-        f"mask-{short_digest(run_key(alone))}", f"mask: {config.criterion}, seed {config.init_seed}", make, place
-    )
+    alone = replace(config, data_seed=0, recipe=Recipe())
+    title = f"mask: {config.criterion}, seed {config.init_seed}"
+    return _kept_tensors(f"mask-{short_digest(run_key(alone))}", title, make, place)
 
 
 def _salience(config: RunConfig, place: Store, device: str) -> Salience:
@@ -244,11 +237,9 @@ def _salience(config: RunConfig, place: Store, device: str) -> Salience:
 
 def _kept_tensors(name: str, title: str, make: Callable[[], Mapping[str, Tensor]], place: Store) -> dict[str, Tensor]:
     """What ``make`` returns, from the store if it is there."""
-    found = place.state(name)
-    if found is None:
+    if (found := place.state(name)) is None:
         with place.lock(name):
-            found = place.state(name)
-            if found is None:
+            if (found := place.state(name)) is None:
                 note(title)
                 found = {key: tensor.cpu().numpy() for key, tensor in make().items()}, {}
                 place.save_state(name, *found)
@@ -304,9 +295,8 @@ def _jobs(device: str) -> int:
     return configured if (configured or 1) != 1 else os.cpu_count() or 1
 
 
-_Own = tuple[
-    dict[str, Criterion], dict[str, Callable[..., nn.Module]]
-]  # criteria and networks that are not the package's
+# Criteria and networks that are not the package's.
+_Own = tuple[dict[str, Criterion], dict[str, Callable[..., nn.Module]]]
 
 
 def _own_of(configs: Iterable[RunConfig], place: Store) -> _Own:
@@ -314,7 +304,7 @@ def _own_of(configs: Iterable[RunConfig], place: Store) -> _Own:
     configs = list(configs)
     for key in {str(c.split) for c in configs} & OWN_SPLITS.keys():
         if place.facts(f"split-{key}") is None:
-            tensors = {f.name: getattr(OWN_SPLITS[key], f.name) for f in dataclasses.fields(Split) if f.name != "name"}
+            tensors = {f.name: getattr(OWN_SPLITS[key], f.name) for f in fields(Split) if f.name != "name"}
             arrays = {name: t.cpu().numpy() for name, t in tensors.items()}
             place.save_state(f"split-{key}", arrays, {"name": OWN_SPLITS[key].name})
     used = {name for c in configs for name in (c.criterion, ranked_by(c.criterion))}
@@ -338,8 +328,7 @@ def _train_quietly(
         MODELS.update(SHIPPED_MODELS | own[1])
         key = str(group[0].split)
         if key not in SPLITS and key not in OWN_SPLITS:
-            found = Store(folder).state(f"split-{key}")
-            if found is None:
+            if (found := Store(folder).state(f"split-{key}")) is None:
                 raise StoreError(f"the images of split {key!r} have gone from {folder}; run again")
             tensors = {part: torch.from_numpy(array) for part, array in found[0].items()}
             OWN_SPLITS[key] = Split(name=found[1]["name"], **tensors)
@@ -358,7 +347,7 @@ def _train_group(name: str, group: list[RunConfig], folder: Path, device: str, *
             histories = train_group(group, masks, device, checkpoint)
         runs = {
             run_key(config): {
-                "config": dataclasses.asdict(config),
+                "config": asdict(config),
                 "kept": num_kept(mask),
                 "collapsed": collapsed_layers(mask),
                 "history": history.to_dict(orient="list"),
@@ -391,8 +380,7 @@ class _Checkpoint:
         self.place, self.name, self.before, self.start = place, name, 0.0, time.time()
 
     def load(self) -> tuple[dict[str, Tensor], list] | None:
-        found = self.place.state(self.name)
-        if found is None:
+        if (found := self.place.state(self.name)) is None:
             return None
         arrays, facts = found
         self.before = facts["seconds"]
@@ -409,8 +397,7 @@ class _Checkpoint:
 @contextmanager
 def _progress(tasks: Mapping[str, list[RunConfig]], place: Store) -> Iterator[None]:
     """A progress bar over all epochs of all networks, read from the store, if there is somebody to see it."""
-    stream = progress_stream()
-    if stream is None:
+    if (stream := progress_stream()) is None:
         yield
         return
     total = sum(config.recipe.epochs for group in tasks.values() for config in group)

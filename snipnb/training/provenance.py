@@ -6,7 +6,7 @@ import importlib.util
 import os
 import platform
 import subprocess
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,14 @@ from snipnb._files import project_root
 @cache
 def commit() -> str | None:
     """The commit of the checkout that the package is imported from, with ``+`` if the package has changed since. None outside a checkout."""
-    root = project_root()
-    if root is None:
+    if (root := project_root()) is None:
         return None
+    git = partial(subprocess.check_output, cwd=root, stderr=subprocess.DEVNULL, text=True, timeout=30)
     try:
-        head = _git(root, "rev-parse", "--short=12", "HEAD")
-        return head + ("+" if _git(root, "status", "--porcelain", "--", "snipnb") else "")
+        head = git(["git", "rev-parse", "--short=12", "HEAD"]).strip()
+        return head + ("+" if git(["git", "status", "--porcelain", "--", "snipnb"]).strip() else "")
     except (OSError, subprocess.SubprocessError):  # no git, or no repository
         return None
-
-
-def _git(root: Path, *arguments: str) -> str:
-    return subprocess.run(
-        ["git", *arguments], cwd=root, check=True, capture_output=True, text=True, timeout=30
-    ).stdout.strip()
 
 
 def machine() -> dict[str, Any]:

@@ -41,11 +41,10 @@ def error_table(runs: pd.DataFrame, *, way: str | None = None) -> pd.DataFrame:
     rows = []
     for (criterion, seed, sparsity), history in runs.groupby(["criterion", "init_seed", "sparsity"], sort=False):
         run = {"criterion": criterion, "seed": seed, "sparsity": sparsity}
-        if several := [
-            name for name in ("model", "init", "split", "sample") if name in runs and history[name].nunique() > 1
-        ]:
-            found = ", ".join(map(repr, history[several[0]].unique()))
-            raise ValueError(f"runs of one table must have one {several[0]}; got {found}; make a table of each")
+        for name in ("model", "init", "split", "sample"):
+            if name in runs and history[name].nunique() > 1:
+                found = ", ".join(map(repr, history[name].unique()))
+                raise ValueError(f"runs of one table must have one {name}; got {found}; make a table of each")
         for name, value in error_rates(history.reset_index(drop=True)).items():
             # NaN: the published split has no validation images to select on
             if value == value and way in (None, WAYS[name]):

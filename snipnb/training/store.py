@@ -194,9 +194,8 @@ class Store:
 
 def _checked(name: str) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(
-            f"name must have 1 to 120 of the characters a-z 0-9 . _ - and not begin with a dot; got {name!r}"
-        )
+        words = "1 to 120 of the characters a-z 0-9 . _ - and not begin with a dot"
+        raise ValueError(f"name must have {words}; got {name!r}")
     return name
 
 
