@@ -49,7 +49,6 @@ def grid_of(
         recipe: Instead of the recipe in the parameters.
         model: Name in ``networks.MODELS``.
     """
-    own = Recipe(**{name: parameters[name] for name in ("epochs", "learning_rate", "schedule")})
     first = parameters.get("first_seed", 0)
     return grid(
         criteria=criteria,
@@ -59,7 +58,7 @@ def grid_of(
         sample=parameters["sample"],
         salience_images=parameters.get("salience_images") or None,
         model=model,
-        recipe=recipe or own,
+        recipe=recipe or Recipe(**{name: parameters[name] for name in ("epochs", "learning_rate", "schedule")}),
     )
 
 
@@ -213,10 +212,8 @@ def place_reported(counts: pd.DataFrame, reported: pd.DataFrame) -> tuple[pd.Dat
     if unknown := [cell for cell in cells if cell not in wide.columns]:
         raise ValueError(f"published counts must be among those measured, {list(wide.columns)}; got {unknown[0]}")
     for label, size in zip(reported["layer"], reported["params"], strict=True):
-        if sizes[label] != size:
-            raise ValueError(
-                f"the published table lists {size} parameters for {label!r}; the network has {sizes[label]}"
-            )
+        if (own := sizes[label]) != size:
+            raise ValueError(f"the published table lists {size} parameters for {label!r}; the network has {own}")
     fit = table_fit(reported["kept"].to_numpy(), wide[cells].to_numpy())
     rows = []
     for (sparsity, label), value, p in zip(cells, reported["kept"], fit.cell_p, strict=True):
@@ -295,10 +292,8 @@ def log_bins(**values: np.ndarray) -> pd.DataFrame:
 
 
 def check_same(first: Salience, second: Salience) -> None:
-    if first.keys() != second.keys():
-        raise ValueError(
-            f"saliences must cover the same parameters; they differ in {sorted(first.keys() ^ second.keys())}"
-        )
+    if differing := first.keys() ^ second.keys():
+        raise ValueError(f"saliences must cover the same parameters; they differ in {sorted(differing)}")
 
 
 def parts_of(

@@ -109,7 +109,7 @@ def test_places_are_averaged_over_everything_else():
     mask = torch.zeros(2, 3, 1, 2, 2, dtype=torch.bool)
     mask[:, :, :, 0, 1] = True
     mask[0, 0, 0, 1, 1] = True
-    found = consistency.place_maps({"conv1.weight": mask}, {"conv1.weight": (3, 1, 2, 2)}).set_index(["row", "column"])
+    found = consistency.place_map({"conv1.weight": mask}, "conv1.weight", (3, 1, 2, 2)).set_index(["row", "column"])
     assert found["kept"].tolist() == pytest.approx([0, 1, 0, 1 / 6])
     assert found.loc[(1, 1), "error"] == pytest.approx(np.std([1 / 3, 0], ddof=1) / 2**0.5)
 

@@ -63,10 +63,8 @@ def compare(model: nn.Sequential, images: Tensor, labels: Tensor, *, per_tensor:
 
 def agreement_by_seed(sample: pd.DataFrame) -> pd.DataFrame:
     """:func:`agreement` of every network of a sample: its columns and ``seed``."""
-    return pd.concat(
-        [agreement(part.drop(columns="seed")).assign(seed=seed) for seed, part in sample.groupby("seed")],
-        ignore_index=True,
-    )
+    frames = [agreement(part.drop(columns="seed")).assign(seed=seed) for seed, part in sample.groupby("seed")]
+    return pd.concat(frames, ignore_index=True)
 
 
 def sweep(

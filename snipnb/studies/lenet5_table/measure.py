@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from decimal import ROUND_HALF_UP, Decimal
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,14 +60,11 @@ def rejected_controls(counts: pd.DataFrame) -> pd.DataFrame:
         One row per ranking: ``ranking``, ``n``, ``rejected`` (tables with p-value at most 5 %), ``median_p``,
         ``smallest_possible_p``. For ``snip`` itself, each seed's table is scored against the tables of the other seeds.
     """
-    tables = {
-        name: part.pivot(index="seed", columns=["sparsity", "label"], values="kept")
-        for name, part in counts.groupby("ranking")
-    }
+    tables = counts.pivot(index="seed", columns=["ranking", "sparsity", "label"], values="kept")
     own = tables["snip"].to_numpy()
     rows = []
-    for name, table in tables.items():
-        others = table[tables["snip"].columns].to_numpy()
+    for name in sorted(counts["ranking"].unique()):
+        others = tables[name][tables["snip"].columns].to_numpy()
         references = [np.delete(own, i, axis=0) if name == "snip" else own for i in range(len(others))]
         p = np.array([table_fit(row, reference).p_value for row, reference in zip(others, references, strict=True)])
         row = {"ranking": name, "n": len(p), "rejected": int((p <= 1 - LEVEL).sum()), "median_p": float(np.median(p))}
@@ -128,18 +126,10 @@ def totals(counts: pd.DataFrame, reported: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for sparsity, cells in reported.groupby("sparsity"):
         count, published = int(cells["params"].sum()), int(cells["kept"].sum())
-        rows.append(
-            {
-                "sparsity": sparsity,
-                "m": count,
-                "rank": num_removed(count, sparsity),
-                "kept_if_rounded": count - round(sparsity * count),
-                "published": published,
-                "smallest": int(own[sparsity].min()),
-                "largest": int(own[sparsity].max()),
-                "seeds_with_another_total": int((own[sparsity] != published).sum()),
-            }
-        )
+        row = {"sparsity": sparsity, "m": count, "rank": num_removed(count, sparsity)}
+        row |= {"kept_if_rounded": count - round(sparsity * count), "published": published}
+        row |= {"smallest": int(own[sparsity].min()), "largest": int(own[sparsity].max())}
+        rows.append(row | {"seeds_with_another_total": int((own[sparsity] != published).sum())})
     return pd.DataFrame(rows)
 
 
@@ -278,15 +268,10 @@ def grids(parameters: Mapping[str, Any]) -> dict[str, Any]:
         each name in :data:`RECIPES`, runs at sparsity 0 and at the largest sparsity, and :data:`AT_START`, if recipes are compared at all.
     """
     sparsities, num_seeds = sorted(reported("figure2")["sparsity"].unique()), parameters["num_recipe_runs"]
+    of = partial(grid_of, parameters, ["snip"])
     others = {name: Recipe(epochs=parameters["epochs"], **options) for name, options in RECIPES.items()}
-    pruned = grid_of(parameters, ["snip"], sparsities, num_seeds=num_seeds)
-    at_start = [replace(c, recipe=replace(c.recipe, masks_at="start")) for c in pruned]
-    return {
-        "figure2": grid_of(parameters, ["snip"], [0.0, *sparsities]),
-        "assay": grid_of(parameters, ["snip"], [0.0, *sparsities], recipe=ASSAY),
-        "recipes": {
-            name: grid_of(parameters, ["snip"], [0.0, sparsities[-1]], num_seeds=num_seeds, recipe=recipe)
-            for name, recipe in others.items()
-        }
-        | {AT_START: at_start},
-    }
+    recipes = {name: of([0.0, sparsities[-1]], num_seeds=num_seeds, recipe=recipe) for name, recipe in others.items()}
+    pruned = of(sparsities, num_seeds=num_seeds)
+    recipes[AT_START] = [replace(c, recipe=replace(c.recipe, masks_at="start")) for c in pruned]
+    whole = [0.0, *sparsities]
+    return {"figure2": of(whole), "assay": of(whole, recipe=ASSAY), "recipes": recipes}

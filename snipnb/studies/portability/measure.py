@@ -78,9 +78,8 @@ def _of(parameters: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Network -> what the grid of its runs takes, for those networks that have runs."""
     numbers = {"lenet5": parameters["num_lenet5_runs"], "lenet_300_100": parameters["num_other_runs"]}
     found = {model: {**parameters, "num_runs": number, "model": model} for model, number in numbers.items()}
-    recipe = Recipe(
-        parameters["digits_epochs"], 32, learning_rate=parameters["learning_rate"], schedule=parameters["schedule"]
-    )
+    shared_by_all = {name: parameters[name] for name in ("learning_rate", "schedule")}
+    recipe = Recipe(parameters["digits_epochs"], 32, **shared_by_all)
     own = {"split_name": "digits", "sample": False, "salience_images": 0, "num_runs": parameters["num_digits_runs"]}
     found["lenet_digits"] = {**parameters, **own, "model": "lenet_digits", "recipe": recipe}
     return {model: of for model, of in found.items() if of["num_runs"]}
@@ -115,18 +114,12 @@ def tables(
         some = slice(0, of["salience_images"] or None)
         images, labels = split.train_images[some], split.train_labels[some]
         seeds = range(of["first_seed"], of["first_seed"] + of["num_seeds"])
-        given: dict[str, Any] = {
-            "seeds": seeds,
-            "inits": ["pytorch"],
-            "num_images": len(labels),
-            "sparsities": sparsities,
-        }
-        alike, kept, _ = shared.compare_networks(images, labels, **given, network=MODELS[model])
+        given: dict[str, Any] = {"num_images": len(labels), "sparsities": sparsities, "network": MODELS[model]}
+        alike, kept, _ = shared.compare_networks(images, labels, seeds=seeds, inits=["pytorch"], **given)
         counted = range(FIRST_COUNTED, FIRST_COUNTED + of["num_counted"])
         networks = shared.ensemble(images, labels, seeds=counted, network=MODELS[model])
         counts = shared.under_conditions({"SNIP": (networks, "snip"), "random": (networks, "random")}, sparsity=JUDGED)
-        own = runs[runs["name"] == model]
-        trained = own.drop(columns="name")
+        trained = runs[runs["name"] == model].drop(columns="name")
         found[NETWORKS[model]] = {
             "C2": [trained],
             "C24": [alike, kept],
@@ -142,9 +135,8 @@ def error_rates(runs: pd.DataFrame) -> pd.DataFrame:
     """How large the networks are and how well they learn: ``network``, ``parameters``, and mean error rates by SNIP's sparsities (0: dense), in percent."""
     own = runs[runs["criterion"] == "snip"]
     last = own[own["epoch"] == own.groupby("name")["epoch"].transform("max")]
-    wide = (
-        100 * last.pivot_table("test_error", index="name", columns="sparsity", sort=False)[[0.0, HALF, JUDGED, HIGHEST]]
-    )
+    wide = last.pivot_table("test_error", index="name", columns="sparsity", sort=False)
+    wide = 100 * wide[[0.0, HALF, JUDGED, HIGHEST]]
     names = {model: sum(p.numel() for p in MODELS[model]().parameters()) for model in wide.index}
     found = wide.set_axis(["dense", *(f"sparsity {s:g}" for s in wide.columns[1:])], axis=1).reset_index(drop=True)
     found.insert(0, "network", [NETWORKS[model] for model in names])
@@ -163,11 +155,8 @@ def verdicts(said: pd.DataFrame) -> pd.DataFrame:
 
 def scored(parameters: Mapping[str, Any]) -> str:
     """How many images trained networks are scored on, as a text."""
-    number = {
-        NETWORKS[model]: len(load_split(of["split_name"], sample=of["sample"]).test_labels)
-        for model, of in _of(parameters).items()
-    }
-    return ", ".join(f"{n:,} for {network}" for network, n in number.items())
+    splits = {model: load_split(of["split_name"], sample=of["sample"]) for model, of in _of(parameters).items()}
+    return ", ".join(f"{len(split.test_labels):,} for {NETWORKS[model]}" for model, split in splits.items())
 
 
 def numbers(said: pd.DataFrame) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -31,6 +32,7 @@ OPTIMISERS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     "SGD, one-cycle": ({"optimiser": "sgd", "schedule": "one_cycle", "momentum": 0.0}, (0.1, 0.3, 1.0)),
     "SGD, constant": ({"optimiser": "sgd", "schedule": "constant", "momentum": 0.0}, (0.03, 0.1, 0.3)),
 }
+TRIED = [(name, rate) for name, (_, rates) in OPTIMISERS.items() for rate in rates]
 TUNING_SEED = 1000  # its networks are in no comparison
 STATES = {"dense": 0.0, "pruned": 0.95}  # networks that learning rates are chosen for: name -> sparsity
 
@@ -100,11 +102,10 @@ def choose_rates(parameters: Mapping[str, Any], *, store: str | os.PathLike[str]
     last = runs[runs["epoch"] == parameters["optimiser_epochs"]]
     if last["validation_error"].isna().any():
         raise ValueError(f"learning rates are chosen on validation images; split {parameters['split_name']!r} has none")
-    pairs = [(name, rate) for name, (_, rates) in OPTIMISERS.items() for rate in rates]
-    table = pd.DataFrame(pairs, columns=columns[:2])
+    table = pd.DataFrame(TRIED, columns=columns[:2])
     for state, sparsity in STATES.items():
         errors = 100 * last[last["sparsity"] == sparsity].set_index("name")["validation_error"]
-        table[f"percent_{state}"] = [errors[_tried(*pair)] for pair in pairs]
+        table[f"percent_{state}"] = [errors[_tried(*pair)] for pair in TRIED]
         best = table.sort_values([f"percent_{state}", "rate"]).groupby("name").head(1).index
         table[f"best_{state}"] = table.index.isin(best)
     return table[columns]
@@ -125,13 +126,8 @@ def grids(parameters: Mapping[str, Any]) -> dict[str, list[RunConfig]]:
 def tuning(parameters: Mapping[str, Any]) -> dict[str, list[RunConfig]]:
     """Networks of a separate seed, dense and pruned. Learning rates of each optimiser are chosen by their validation error."""
     alone = {**parameters, "first_seed": TUNING_SEED}
-    return {
-        _tried(name, rate): grid_of(
-            alone, ["snip"], list(STATES.values()), num_seeds=1, recipe=_recipe(parameters, name, rate)
-        )
-        for name, (_, rates) in OPTIMISERS.items()
-        for rate in rates
-    }
+    grid = partial(grid_of, alone, ["snip"], list(STATES.values()), num_seeds=1)
+    return {_tried(*pair): grid(recipe=_recipe(parameters, *pair)) for pair in TRIED}
 
 
 def optimisers(

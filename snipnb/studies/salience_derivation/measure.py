@@ -239,18 +239,10 @@ def percentages(salience: Salience, sparsities: Sequence[float]) -> tuple[pd.Dat
         One row per parameter tensor: ``layer``, ``label``, ``parameters``, ``share_percent`` (of all salience),
         ``parameters_percent``; and one per sparsity: ``sparsity``, ``mask_changed``, ``sum_percent`` (of all percentages).
     """
-    shares = standardise(salience)
+    shares, columns = standardise(salience), ["layer", "label", "parameters", "parameters_percent", "share_percent"]
     total = sum(s.numel() for s in salience.values())
-    table = pd.DataFrame(
-        {
-            "layer": name,
-            "label": published_label(name),
-            "parameters": s.numel(),
-            "parameters_percent": 100 * s.numel() / total,
-            "share_percent": float(s.sum()),
-        }
-        for name, s in shares.items()
-    )
+    parts = [(n, published_label(n), s.numel(), 100 * s.numel() / total, float(s.sum())) for n, s in shares.items()]
+    table = pd.DataFrame(parts, columns=columns)
     changed = [overlap(keep_mask(shares, s), keep_mask(salience, s)) < 1 for s in sparsities]
     masks = {"sparsity": sparsities, "mask_changed": changed, "sum_percent": float(table["share_percent"].sum())}
     return table, pd.DataFrame(masks)

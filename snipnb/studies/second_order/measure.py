@@ -181,15 +181,9 @@ def row_sums(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[pd.DataF
     rows, filled = [], []
     for layer, names in parts_of(diagonal, label=str).items():
         d, s = (flat(x, names).numpy() for x in (diagonal, sums))
-        rows.append(
-            {
-                "layer": layer,
-                "parameters": len(d),
-                "spearman": rank_correlation(d, np.abs(s)),
-                "negative_percent": 100 * float((s < 0).mean()),
-                "median_factor": float(np.median(np.abs(s[d > 0]) / d[d > 0])) if (d > 0).any() else float("nan"),
-            }
-        )
+        factor = float(np.median(np.abs(s[d > 0]) / d[d > 0])) if (d > 0).any() else float("nan")
+        row = {"layer": layer, "parameters": len(d), "spearman": rank_correlation(d, np.abs(s))}
+        rows.append(row | {"negative_percent": 100 * float((s < 0).mean()), "median_factor": factor})
         for sign in (1, -1) if layer != WHOLE else ():
             chosen = (d > 0) & (sign * s > 0)
             filled.append(log_bins(diagonal=d[chosen], row_sum=np.abs(s[chosen])).assign(layer=layer, sign=sign))

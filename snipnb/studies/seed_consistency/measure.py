@@ -45,10 +45,10 @@ def mask_overlaps(first: Mask, second: Mask) -> pd.DataFrame:
         both, kept = (a & b).sum(1).double(), (a.sum(1).double(), b.sum(1).double())
         sums[name] = torch.stack([both, kept[0] * kept[1] / a.shape[1], kept[0] + kept[1]])
     for name, (both, expected, together) in {WHOLE: reduce(torch.add, sums.values()), **sums}.items():
-        found = (x / (together - x).clamp(min=1e-12) for x in (both, expected))
-        frame = pd.DataFrame(dict(zip(("overlap", "chance"), (f.tolist() for f in found), strict=True)))
-        rows.append(frame.assign(pair=range(len(frame)), layer=name))
-    return pd.concat(rows, ignore_index=True)[["pair", "layer", "overlap", "chance"]]
+        overlap, chance = ((x / (together - x).clamp(min=1e-12)).tolist() for x in (both, expected))
+        pairs = {"pair": range(len(both)), "layer": name, "overlap": overlap, "chance": chance}
+        rows.append(pd.DataFrame(pairs))
+    return pd.concat(rows, ignore_index=True)
 
 
 def next_seed(kept: Mask) -> Mask:
@@ -162,24 +162,22 @@ def _tables(counts: Mapping[str, pd.DataFrame], cells: Sequence[tuple[float, str
 # --- places and magnitudes --------------------------------------------------------------------------------------------
 
 
-def place_maps(kept: Mask, shapes: Mapping[str, Sequence[int]]) -> pd.DataFrame:
+def place_map(kept: Mask, name: str, shape: Sequence[int]) -> pd.DataFrame:
     """How often each place of a kernel, or of the image that a unit sees, is kept.
 
     Args:
         kept: Name -> bool [seeds, ...].
-        shapes: Name -> shape of one seed's tensor, with height and width last. Means are taken over all axes before.
+        name: Of the tensor.
+        shape: Of one seed's tensor, with height and width last. Means are taken over all axes before.
 
     Returns:
-        One row per tensor and place: ``layer``, ``row``, ``column``, ``kept`` (fraction), ``error`` (standard error over seeds).
+        One row per place: ``layer``, ``row``, ``column``, ``kept`` (fraction), ``error`` (standard error over seeds).
     """
-    frames = []
-    for name, shape in shapes.items():
-        each = kept[name].view(len(kept[name]), -1, *shape[-2:]).double().mean(1)  # [seeds, height, width]
-        rows, columns = np.indices(each.shape[1:])
-        error = each.std(0) / len(each) ** 0.5
-        places = {"row": rows.ravel(), "column": columns.ravel()}
-        frames.append(pd.DataFrame({"layer": name, **places, "kept": each.mean(0).ravel(), "error": error.ravel()}))
-    return pd.concat(frames, ignore_index=True)
+    each = kept[name].view(len(kept[name]), -1, *shape[-2:]).double().mean(1)  # [seeds, height, width]
+    rows, columns = np.indices(each.shape[1:])
+    error = each.std(0) / len(each) ** 0.5
+    places = {"row": rows.ravel(), "column": columns.ravel()}
+    return pd.DataFrame({"layer": name, **places, "kept": each.mean(0).ravel(), "error": error.ravel()})
 
 
 def unit_counts(kept: Mask, names: Sequence[str]) -> pd.DataFrame:
@@ -236,9 +234,8 @@ def kept_by_magnitude(networks: Ensemble, kept: Mask) -> pd.DataFrame:
         for k in range(BINS):
             here = tenth == k
             share = ((mask & here).sum(1) / here.sum(1)).double()
-            ends = {"low": float(share.min()), "high": float(share.max())}
-            rows.append({"layer": name, "tenth": k + 1, "kept": float(share.mean()), **ends})
-    return pd.DataFrame(rows)
+            rows.append((name, k + 1, float(share.mean()), float(share.min()), float(share.max())))
+    return pd.DataFrame(rows, columns=["layer", "tenth", "kept", "low", "high"])
 
 
 def low_to_middle(by_magnitude: pd.DataFrame) -> pd.DataFrame:
@@ -247,9 +244,8 @@ def low_to_middle(by_magnitude: pd.DataFrame) -> pd.DataFrame:
     for layer, part in by_magnitude.groupby("layer", sort=False):
         kept = part.sort_values("tenth")["kept"].to_numpy()
         middle = kept[1:-1].mean()
-        facts = {"lowest": kept[0], "middle": middle, "highest": kept[-1]}
-        rows.append({"layer": layer, **facts, "ratio": kept[0] / middle if middle else np.nan})
-    return pd.DataFrame(rows)
+        rows.append((layer, kept[0], middle, kept[-1], kept[0] / middle if middle else np.nan))
+    return pd.DataFrame(rows, columns=["layer", "lowest", "middle", "highest", "ratio"])
 
 
 def _weights(networks: Ensemble) -> list[str]:
@@ -279,14 +275,14 @@ def by_initialisation(given: Mapping[str, tuple], frame_of: Callable[..., pd.Dat
 def places_over_sparsities(
     places: Mapping[str, tuple[Ensemble, str, Sequence[int]]], sparsities: Sequence[float]
 ) -> pd.DataFrame:
-    """:func:`place_maps` of tensors, title -> (ensemble, name, shape), with the columns ``title`` and ``sparsity``."""
+    """:func:`place_map` of tensors, title -> (ensemble, name, shape), with the columns ``title`` and ``sparsity``."""
     frames, known = [], {}
     for sparsity in sparsities:
         for title, (networks, name, shape) in places.items():
             key = sparsity, id(networks)
             if key not in known:
                 known[key] = masks(networks, sparsity, ties="stable")
-            frames.append(place_maps(known[key], {name: shape}).assign(title=title, sparsity=sparsity))
+            frames.append(place_map(known[key], name, shape).assign(title=title, sparsity=sparsity))
     return pd.concat(frames, ignore_index=True)
 
 

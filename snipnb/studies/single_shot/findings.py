@@ -26,11 +26,9 @@ def findings(compared: pd.DataFrame, kept: pd.DataFrame, found: pd.DataFrame, lo
     """
     highest = compared["sparsity"].max()
     at = {(n, s): part.set_index("criterion") for (n, s), part in compared.groupby(["network", "sparsity"], sort=False)}
-    lenet5 = at["LeNet-5", highest]
+    why = f"Why is SNIP weak at {highest:g}: is its score too rough, or are all scores taken at once?"
     said = {
-        f"Why is SNIP weak at {highest:g}: is its score too rough, or are all scores taken at once?": _rounds(
-            lenet5, highest
-        ),
+        why: _rounds(at["LeNet-5", highest], highest),
         "Does any criterion train better than SNIP?": _better(at, highest),
         "Which estimates of the loss change are true?": _truest(found),
         "Do masks cut the network, or waste what they keep?": _wasted(kept, highest),
@@ -39,9 +37,8 @@ def findings(compared: pd.DataFrame, kept: pd.DataFrame, found: pd.DataFrame, lo
         said["Which parameters, or how many per layer?"] = _by_controls(lost)
     upper = [f"{_change(rows.loc[UPPER])} on {n} at {s:g}" for (n, s), rows in at.items() if UPPER in rows.index]
     if upper:
-        said["How far is the upper reference?"] = (
-            f"Iterative magnitude pruning, which trains the network many times, differs from SNIP by {_listed(upper)}."
-        )
+        which = "Iterative magnitude pruning, which trains the network many times,"
+        said["How far is the upper reference?"] = f"{which} differs from SNIP by {_listed(upper)}."
     return pd.DataFrame({"question": said.keys(), "what came out": said.values()})
 
 
@@ -76,10 +73,8 @@ def _truest(found: pd.DataFrame) -> str:
         for criterion, value in own["spearman"].round(3).sort_values(ascending=False, kind="stable").items():
             levels.setdefault(value, []).append(look(str(criterion)).label)
         ranks = ", ".join(f"{_listed(names)} {value:.3f}" for value, names in levels.items())
-        fewest = own["missed"].idxmin()
-        missed = ", ".join(
-            f"{look(str(c)).label} {100 * own.loc[c, 'missed']:.1f} %" for c in dict.fromkeys([fewest, "snip"])
-        )
+        shown = dict.fromkeys([own["missed"].idxmin(), "snip"])
+        missed = ", ".join(f"{look(str(c)).label} {100 * own.loc[c, 'missed']:.1f} %" for c in shown)
         parts.append(f"{state}: {ranks} (of the largest, missed: {missed})")
     return f"Rank correlation with the exact salience {'; '.join(parts)}."
 

@@ -96,11 +96,10 @@ def error_rates(runs: pd.DataFrame) -> pd.DataFrame:
     shown, columns = some[some["sparsity"].isin([0.0, JUDGED, highest])], {}
     for model, part in shown.groupby("model", sort=False):
         means = last_rates(part).groupby(["criterion", "sparsity"])["error_percent"].mean()
+        dense = pd.Series({"dense": means["snip", 0.0]})
         for sparsity in sorted({JUDGED, highest}):
             own = means.xs(sparsity, level="sparsity")
-            columns[f"{NETWORKS[str(model)]}, {sparsity:g}"] = pd.concat(
-                [pd.Series({"dense": means["snip", 0.0]}), own]
-            )
+            columns[f"{NETWORKS[str(model)]}, {sparsity:g}"] = pd.concat([dense, own])
     wide = pd.DataFrame(columns)
     rest = wide.drop(index=["dense", "snip"]).sort_values(next(reversed(columns)))
     return pd.concat([wide.loc[["dense", "snip"]], rest]).rename_axis("criterion").reset_index()
@@ -140,10 +139,8 @@ def kept_sets(parameters: Mapping[str, Any], images: Tensor, *, store: Path) -> 
                 row[f"in_common_with_{other}"] = _in_common(mask, masks[other, sparsity])
             rows.append(row)
             if sparsity == JUDGED:
-                weights = {name: m for name, m in mask.items() if name.endswith("weight")}
-                layers += [
-                    {**facts, "layer": n, "kept_percent": 100 * float(m.double().mean())} for n, m in weights.items()
-                ]
+                kept = {n: 100 * float(m.double().mean()) for n, m in mask.items() if n.endswith("weight")}
+                layers += [{**facts, "layer": name, "kept_percent": percent} for name, percent in kept.items()]
     by = ["network", "criterion", "layer"]
     return pd.DataFrame(rows), pd.DataFrame(layers).groupby(by, sort=False)["kept_percent"].mean().reset_index()
 
@@ -158,14 +155,10 @@ def path_summary(kept: pd.DataFrame) -> pd.DataFrame:
     by = ["network", "criterion", "sparsity"]
     share = (1 - kept["effective_sparsity"]) / (1 - kept["sparsity"])
     found = kept.assign(on_path=share.clip(upper=1)).groupby(by, sort=False)
-    return found.agg(
-        n=("seed", "size"),
-        effective_sparsity=("effective_sparsity", "mean"),
-        on_path=("on_path", "mean"),
-        cut=("cut", "sum"),
-        in_common_with_snip=("in_common_with_snip", "mean"),
-        in_common_with_exact=("in_common_with_exact", "mean"),
-    ).reset_index()
+    means = found[["effective_sparsity", "on_path", "in_common_with_snip", "in_common_with_exact"]].mean()
+    means.insert(0, "n", found.size())
+    means.insert(3, "cut", found["cut"].sum())
+    return means.reset_index()
 
 
 # --- which saliences are loss changes ---------------------------------------------------------------------------------
@@ -207,9 +200,8 @@ def estimates(states: Mapping[str, Iterable[nn.Module]], images: Tensor, labels:
 def estimates_table(found: pd.DataFrame) -> pd.DataFrame:
     """Means of :func:`estimates`: one row per estimate, a column per state and measure."""
     wide = found.pivot(index="criterion", columns=["state", "measure"], values="mean")
-    wide = wide.loc[
-        list(ESTIMATES), [(s, m) for s in found["state"].unique() for m in ("spearman", "in_common", "missed")]
-    ]
+    columns = [(s, m) for s in found["state"].unique() for m in ("spearman", "in_common", "missed")]
+    wide = wide.loc[list(ESTIMATES), columns]
     return wide.set_axis([f"{m}, {s}" for s, m in wide], axis=1).reset_index()
 
 

@@ -20,15 +20,7 @@ from snipnb.publish.stats import rank_correlation
 from snipnb.saliences import brute_force
 from snipnb.saliences.exact import exact_salience
 from snipnb.saliences.snip import snip
-from snipnb.studies.shared import (
-    PER_DECADE,
-    check_same,
-    flat,
-    grid_of,
-    log_bins,
-    overlaps,
-    parts_of,
-)
+from snipnb.studies.shared import PER_DECADE, check_same, flat, grid_of, log_bins, overlaps, parts_of
 from snipnb.studies.shared import agreement as agreement
 from snipnb.studies.shared import compare_networks as compare_networks
 from snipnb.training.runs import RunConfig
@@ -61,15 +53,9 @@ def against_brute_force(fast: Salience, brute: Salience, chosen: Mapping[str, Te
     rows = []
     for label, names in parts_of(chosen, whole_last=True).items():
         one, other = (flat(s, names).numpy() for s in (picked, brute))
-        rows.append(
-            {
-                "layer": label,
-                "parameters": len(one),
-                "largest_salience": float(np.abs(other).max()),
-                "largest_error": float(np.abs(one - other).max()) / scale,
-                "spearman": rank_correlation(np.abs(one), np.abs(other)),
-            }
-        )
+        row = {"layer": label, "parameters": len(one), "largest_salience": float(np.abs(other).max())}
+        row |= {"largest_error": float(np.abs(one - other).max()) / scale}
+        rows.append(row | {"spearman": rank_correlation(np.abs(one), np.abs(other))})
     return pd.DataFrame(rows)
 
 
@@ -146,15 +132,9 @@ def where_they_part(exact: Salience, first_order: Salience) -> pd.DataFrame:
         some = some[some["exact"] != 0]
         relative = (some["exact"] + some["snip"]).abs() / some["exact"].abs()
         start = "top" if high == 1 else f"{100 * (1 - high):.0f} to"
-        rows.append(
-            {
-                "slice": f"{start} {100 * (1 - low):.0f} %",
-                "parameters": len(some),
-                "median_relative_difference": relative.median(),
-                "off_by_half_percent": 100 * (relative > 0.5).mean(),
-                "other_sign_percent": 100 * (some["exact"] * some["snip"] > 0).mean(),
-            }
-        )
+        row = {"slice": f"{start} {100 * (1 - low):.0f} %", "parameters": len(some)}
+        row |= {"median_relative_difference": relative.median(), "off_by_half_percent": 100 * (relative > 0.5).mean()}
+        rows.append(row | {"other_sign_percent": 100 * (some["exact"] * some["snip"] > 0).mean()})
     return pd.DataFrame(rows[::-1])
 
 
@@ -178,12 +158,10 @@ def by_batch_size(
     Returns:
         One row per batch and comparison: ``images``, ``draw``, ``comparison``, ``spearman``, ``overlap``.
     """
-    rows = []
-    batches = [
-        (n, d) for n in sizes if n < len(images) for d in range(min(draws, len(images) // n) if n <= 1000 else 1)
-    ]
-    for number, draw in [*track(batches, "batches"), (len(images), 0)]:
-        if number == len(images):
+    rows, count = [], len(images)
+    batches = [(n, d) for n in sizes if n < count for d in range(min(draws, count // n) if n <= 1000 else 1)]
+    for number, draw in [*track(batches, "batches"), (count, 0)]:
+        if number == count:
             exact, linear = whole
         else:
             some = slice(draw * number, (draw + 1) * number)
