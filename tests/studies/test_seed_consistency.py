@@ -161,7 +161,7 @@ def test_tenths_of_magnitude_by_hand():
 def test_places_of_a_unit_are_its_last_two_axes():
     mask = torch.zeros(2, 3, 2, 2, dtype=torch.bool)
     mask[0, :2, 1, 0] = True  # of one seed, in two of three units
-    found = consistency.place_maps({"full1.weight": mask}, {"full1.weight": (3, 2, 2)})
+    found = consistency.place_map({"full1.weight": mask}, "full1.weight", (3, 2, 2))
     assert found[["row", "column"]].values.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
     assert found["kept"].tolist() == pytest.approx([0, 0, 1 / 3, 0])
 

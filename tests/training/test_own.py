@@ -136,8 +136,8 @@ def test_random_state_and_a_failed_network_are_left_alone():
 
 def test_only_covered_networks_are_stacked():
     recipes = [RECIPE]
-    assert groups.group_of([snipnb.lenet5()], None, recipes).is_stacked
-    assert not groups.group_of([Own()], None, recipes).is_stacked
+    assert groups.group_of([snipnb.lenet5()], [None], recipes).is_stacked
+    assert not groups.group_of([Own()], [None], recipes).is_stacked
 
 
 # --- splits -----------------------------------------------------------------------------------------------------------

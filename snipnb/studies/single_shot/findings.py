@@ -112,7 +112,7 @@ def _by_controls(lost: pd.DataFrame) -> str:
 
 def _change(row: pd.Series, *, bare: bool = False) -> str:
     """The mean difference with its interval, or the mean alone."""
-    mean, low, high = (f"{row[name]:.{2 if abs(row[name]) < 10 else 1}f}" for name in ("mean", "low95", "high95"))
+    mean, low, high = (f"{row[name]:z.{2 if abs(row[name]) < 10 else 1}f}" for name in ("mean", "low95", "high95"))
     sign, ends = "+" if row["mean"] > 0 else "", f" [{low}, {high}]" if row["n"] > 1 else " (one network)"
     return with_minus(f"{sign}{mean}" if bare else f"{sign}{mean} points{ends}")
 
