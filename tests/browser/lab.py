@@ -220,7 +220,7 @@ def finished(runs: Path) -> dict[str, int]:
 def disturbed(window, page, server: Server, name: str, runs: Path) -> tuple[object, bool]:
     """Restart the kernel once a group of networks is finished, close the page once another one is, and open it again.
 
-    The kernel has to go on without the page, the page opened again has to say that it is busy, and what was finished has to stay.
+    The kernel has to go on without the page: the page opened again says that it is busy, or more groups are finished. What was finished has to stay.
 
     Returns:
         The new page, and whether all that was so.
@@ -235,13 +235,15 @@ def disturbed(window, page, server: Server, name: str, runs: Path) -> tuple[obje
     page.close()
     time.sleep(3)
     page = window.new_page(viewport={"width": 1400, "height": 1000})
-    status = open_notebook(page, server, name, reset=False)["status"]
+    open_notebook(page, server, name, reset=False)
+    page.wait_for_function(f"() => !['unknown', 'connecting'].includes(({STATE})().status)", timeout=60_000)
+    status, meanwhile = page.evaluate(STATE)["status"], len(finished(runs)) - len(second)
     run_all(page)
     last = finished(runs)
     lost = [name for earlier in (first, second) for name, when in earlier.items() if last.get(name) != when]
-    print(f"kernel restarted after {len(first)} groups of networks, page closed after {len(second)}: kernel {status} when it was "
+    print(f"kernel restarted after {len(first)} groups of networks, page closed after {len(second)}: kernel {status} and {meanwhile} more when it was "
           f"opened again, {len(lost)} groups lost or trained again, {len(last)} in the end", flush=True)  # fmt: skip
-    return page, bool(first) and not lost and status == "busy"
+    return page, bool(first) and not lost and (status == "busy" or meanwhile > 0)
 
 
 def picture(page, path: Path) -> None:
