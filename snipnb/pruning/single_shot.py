@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -98,13 +97,8 @@ def prospr(
     return dict(zip(c, found, strict=True))
 
 
-_squares: WeakKeyDictionary[Start, Salience] = WeakKeyDictionary()  # several criteria take them of the same start
-
-
 def squared_gradients(start: Start) -> Salience:
     """The diagonal of the empirical Fisher matrix: the mean over images of the squared gradient of each image's loss."""
-    if start in _squares:
-        return _squares[start]
     model, values = start.model, float_parameters(start.model)
 
     def loss(values: Mapping[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
@@ -116,8 +110,7 @@ def squared_gradients(start: Start) -> Salience:
         for batch in batch_starts(len(start.images), EACH, "gradients of single images"):
             for name, g in of_each(values, start.images[batch], start.labels[batch]).items():
                 total[name] += g.square().sum(0)
-    _squares[start] = {name: t / len(start.images) for name, t in total.items()}
-    return _squares[start]
+    return {name: t / len(start.images) for name, t in total.items()}
 
 
 def fisher(start: Start) -> Salience:

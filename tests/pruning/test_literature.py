@@ -110,12 +110,6 @@ def test_fisher_is_the_mean_of_squared_gradients(name):
     torch.testing.assert_close(flat(single_shot.fisher_taylor(start)), -w * g + w.square() * squares / 2)
 
 
-def test_squared_gradients_of_a_start_are_computed_once():
-    start, other = start_of("two layers"), start_of("two layers", 50)
-    assert single_shot.squared_gradients(start) is single_shot.squared_gradients(start)
-    assert not torch.equal(flat(single_shot.squared_gradients(start)), flat(single_shot.squared_gradients(other)))
-
-
 def test_the_sign_of_fisher_taylor_is_the_step_that_it_scores(monkeypatch):
     """With the true curvature in place of the Fisher matrix, and small weights: removal, and, as coded, doubling."""
     start = start_of("linear")
