@@ -96,7 +96,7 @@ class _Part:
 
 
 class _Group:
-    """What both kinds of groups do alike."""
+    """Learning rates and saved states, for both kinds of groups."""
 
     parts: list[_Part]
 
