@@ -59,20 +59,17 @@ def row_sums(points: pd.DataFrame, table: pd.DataFrame) -> Figure:
     figure, axes = panels(2, len(layers), 2.3 * len(layers), 4.6, sharex=True, sharey="row")
     some = points[points["layer"].isin(layers)]
     width = np.diff(np.unique(some["log10_diagonal"])).min()
-    both = some[["log10_diagonal", "log10_row_sum"]]
-    low, lowest = (
-        np.floor(np.quantile(np.repeat(both["log10_diagonal"], some["parameters"]), 0.005)),
-        np.floor(both.min()),
-    )
-    ends = np.ceil(both.max())
-    edges = [np.arange(start, end + width / 2, width) for start, end in zip((low, lowest.iloc[1]), ends, strict=True)]
+    diagonal, sums = some["log10_diagonal"], some["log10_row_sum"]
+    left = np.floor(np.quantile(np.repeat(diagonal, some["parameters"]), 0.005))
+    right, bottom, top = np.ceil(diagonal.max()), np.floor(sums.min()), np.ceil(sums.max())
+    edges = [np.arange(start, end + width / 2, width) for start, end in ((left, right), (bottom, top))]
     norm = mpl.colors.LogNorm(1, some["parameters"].max())
     for column, layer in enumerate(layers):
         part = some[some["layer"] == layer]
         row = table[table["layer"] == layer].iloc[0]
         for axis, sign in zip(axes[:, column], (1, -1), strict=True):
             one, columns = part[part["sign"] == sign], ["log10_diagonal", "log10_row_sum"]
-            mesh = density(axis, one, columns, edges, (lowest.iloc[1], ends.iloc[0]), norm)
+            mesh = density(axis, one, columns, edges, (bottom, right), norm)
             if sign < 0:
                 axis.invert_yaxis()
                 axis.set_xlabel("diagonal entry")
