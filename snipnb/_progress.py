@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator, Sized
 from functools import cache
 from typing import IO, TypeVar
 
@@ -47,10 +48,27 @@ def progress_stream() -> IO[str] | None:
 
 
 def track(items: Iterable[T], description: str, *, total: int | None = None) -> Iterable[T]:
-    """Iterate over ``items`` with a bar that appears after two seconds, where somebody can see it."""
+    """Iterate over ``items`` with a bar that appears after two seconds, also within a first long step, where somebody can see it."""
     if (stream := progress_stream()) is None:
         return items
-    return tqdm(items, desc=description, total=total, file=stream, leave=False, delay=DELAY_SECONDS, mininterval=0.5)
+    total = len(items) if total is None and isinstance(items, Sized) else total
+    return _shown(
+        items, tqdm(desc=description, total=total, file=stream, leave=False, delay=DELAY_SECONDS, mininterval=0.5)
+    )
+
+
+def _shown(items: Iterable[T], bar: tqdm) -> Iterator[T]:
+    """The items, counted by a bar that by itself looks at the time only when a step ends."""
+    first = threading.Timer(DELAY_SECONDS + 0.1, bar.update, [0])
+    first.daemon = True
+    first.start()
+    try:
+        for item in items:
+            yield item
+            bar.update()
+    finally:
+        first.cancel()
+        bar.close()
 
 
 def note(message: str) -> None:
