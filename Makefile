@@ -20,7 +20,7 @@ endif
 PY = "$(ENV)/bin/python"
 
 # What `make test-torch` runs: the modules that need neither notebooks nor the tests' oracles.
-CORE := saliences engine pruning training publish/test_stats.py robustness/test_fuzz.py test_data.py test_networks.py
+CORE := saliences engine pruning training publish/test_stats.py test_fuzz.py test_data.py test_networks.py
 
 NOTEBOOKS := $(sort $(basename $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb))))
 
@@ -69,7 +69,7 @@ $(NOTEBOOKS): env
 	@$(PY) -m tools figures --profile "$(PROFILE)" $(if $(FORCE),--force) $(if $(FRESH),--fresh) $@
 
 redraw: env  ## redraw pictures, tables and ledger from published numbers, in minutes: after changes of captions, looks, prose, rules, or make bench
-	@$(PY) -m tools.redraw --profile "$(PROFILE)"
+	@$(PY) -m tools redraw --profile "$(PROFILE)"
 
 smoke: env  ## run every notebook on the shipped sample, into build/smoke/
 	@$(PY) -m tools figures --profile smoke $(if $(FORCE),--force) $(if $(FRESH),--fresh)
@@ -78,13 +78,13 @@ verify: env  ## recompute every verdict from the published tables, in seconds
 	@$(PY) -m tools.verify
 
 status: env  ## say which published notebooks are out of date, and why; runs nothing
-	@$(PY) -m tools.status
+	@$(PY) -m tools status
 
 claim: env  ## run the notebook that decides a claim, and compare what came out with what is published (C=C20)
-	@$(PY) -m tools.claim --profile "$(PROFILE)" "$(C)"
+	@$(PY) -m tools claim --profile "$(PROFILE)" "$(C)"
 
 verify-runs: env data  ## train the first epoch of some kept runs again, and compare it with the records (ALL=1: of every run)
-	@$(PY) -m tools.verify_runs $(if $(ALL),--all)
+	@$(PY) -m tools verify-runs $(if $(ALL),--all)
 
 bench: env-test data  ## measure speed, side by side, into figures/bench/ (20 minutes; on an otherwise idle machine)
 	@$(PY) -m tools bench
@@ -130,7 +130,7 @@ test-site: site  ## test the site in a headless browser; needs Chromium and play
 	@$(PY) tests/browser/explorer.py $(if $(PICTURES),--pictures "$(PICTURES)")
 
 explorer: env  ## make the explorer alone: one page with LeNet-5, its loss paths and masks, in build/explorer.html
-	@$(PY) -m tools.explorer build/explorer.html
+	@$(PY) -m tools explorer build/explorer.html
 
 readme: env  ## update the generated parts of README.md and the gallery figures/README.md
 	@$(PY) -m tools readme
@@ -148,7 +148,7 @@ lock: ## resolve the newest versions again: requirements.lock and environment.ym
 	@rm -rf build/lock
 
 clean:  ## remove build/ (kept training runs too) and caches; figures, data and environment stay
-	rm -rf build .pytest_cache .ruff_cache .hypothesis snipnb/__pycache__ tests/__pycache__
+	rm -rf build .pytest_cache .ruff_cache .mypy_cache .hypothesis; find snipnb tests tools -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean  ## remove the environment and the data too
 	rm -rf .venv data *.egg-info

@@ -1,4 +1,4 @@
-"""Commands that only ``make`` calls: they work on a checkout, and are not installed."""
+"""Programs for a checkout, nearly all called by ``make``; they are not installed."""
 
 from pathlib import Path
 

@@ -89,6 +89,9 @@ def run(
     facts = {**machine, "threads": threads, "torch": torch.__version__, "matmul_gflops": matmul_speed() / 1e9}
     values = [f"{value:.4g}" if isinstance(value, float) else value for value in facts.values()]
     # A table that is measured alone has its own description of the machine.
+    if only is None:
+        for alone in folder.glob("machine_*.csv"):  # of tables that are measured again now
+            alone.unlink()
     described = folder / ("machine.csv" if only is None else f"machine_{only}.csv")
     write_atomically(described, pd.DataFrame({"fact": list(facts), "value": values}).to_csv(index=False))
     return [*written, described]

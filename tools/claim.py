@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from snipnb.data import DataUnavailableError
 from snipnb.publish import ledger
 from snipnb.publish.profiles import load_profile
 from tools import checkout, runner, state
@@ -16,21 +13,8 @@ from tools import checkout, runner, state
 SHOWN = ("measured", "low", "high", "n", "scope", "verdict", "registered")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run and compare; returns 0 if the row comes out as published, 1 otherwise."""
-    parser = argparse.ArgumentParser(prog="tools.claim", description=__doc__)
-    parser.add_argument("claim", help="for instance C20")
-    parser.add_argument("--profile", default="default", help="profile name or path of a YAML file (default: default)")
-    given = parser.parse_args(arguments)
-    try:
-        return 0 if again(given.claim, given.profile) else 1
-    except (ValueError, OSError, DataUnavailableError) as error:
-        print(error, file=sys.stderr)
-        return 1
-
-
 def again(claim_id: str, profile: str) -> bool:
-    """Run the notebook of a claim and print the claim's row, before beside after where they differ; returns whether they are the same.
+    """Run the notebook of a claim and print the claim's row, with the published and the new value where they differ; returns whether they are the same.
 
     Raises:
         ValueError: If there is no such claim or profile.
@@ -60,7 +44,3 @@ def _row(file: Path, claim: str) -> dict[str, Any]:
     """A row of a published ledger; empty if there is none."""
     rows = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
     return next((row for row in rows if row["id"] == claim), {})
-
-
-if __name__ == "__main__":
-    sys.exit(main())

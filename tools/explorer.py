@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import base64
 import html
 import json
@@ -15,7 +14,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import snipnb
@@ -23,6 +21,7 @@ from snipnb._checks import Salience
 from snipnb._files import write_atomically
 from snipnb.data import PIXEL_MEAN, PIXEL_STD
 from snipnb.publish import style
+from snipnb.saliences.brute_force import loss_along_weight
 from tools import checkout
 
 SOURCES = Path("docs/explorer")
@@ -202,7 +201,8 @@ def picture(content: Content) -> tuple[bytes, str]:
     name = "conv1.weight"
     index = int((state.snip[name] + state.exact[name]).abs().flatten().argmax())  # where SNIP is off most
     factors = np.linspace(1, 0, FACTORS)
-    changes = np.array(_path(state.model, name, index, factors, content.images, content.labels))
+    losses = loss_along_weight(state.model, content.images, content.labels, name, index, factors.tolist())
+    changes = (losses - losses[0]).numpy()
     slope, exact = float(state.snip[name].flatten()[index]), float(state.exact[name].flatten()[index])
     mask = snipnb.keep_mask(state.snip, PICTURE_SPARSITY, ties="stable")["conv1.weight"]
     label = snipnb.published_label(name)
@@ -234,35 +234,7 @@ def picture(content: Content) -> tuple[bytes, str]:
     return png, alt
 
 
-@torch.no_grad()
-def _path(model: nn.Module, name: str, index: int, factors: np.ndarray, images: Tensor, labels: Tensor) -> list[float]:
-    """Changes of the loss while one parameter is scaled; the model is left as it was."""
-    parameter = model.get_parameter(name).view(-1)
-    whole = parameter[index].clone()
-    losses = []
-    for factor in factors:
-        parameter[index] = whole * factor
-        losses.append(float(F.cross_entropy(model(images), labels)))
-    parameter[index] = whole
-    return [loss - losses[0] for loss in losses]
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Write the page; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="tools.explorer", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("target", type=Path, help="path of the page")
-    target = parser.parse_args(arguments).target
-    write(target)
-    print(target)
-    return 0
-
-
 def write(target: Path) -> None:
     """Make the page from the checkout, at a path."""
     root = checkout()
-    target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, page(collect(root / "figures"), root / SOURCES).encode())
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

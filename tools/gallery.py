@@ -11,8 +11,8 @@ from snipnb.publish.report import DRAWN, Report
 
 HEAD = """# Figures
 
-The figures and tables of the default profile, as `make figures` leaves them; [the claims](claims.md) that they decide. A figure is drawn by the function
-of its name in `snipnb/studies/<study>/draw.py`, from the tables named beside it. The strongest evidence, where it is another, is linked as *full*.
+The figures and tables of the default profile, as `make figures` writes them, and [the claims](claims.md) that they decide. A figure is drawn by the function
+of its name in `snipnb/studies/<study>/draw.py`, from the tables named beside it. Where `full` has stronger evidence, *full* links to it.
 
 <!-- written by `make readme` -->
 """

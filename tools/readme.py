@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Container, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from tools.gallery import gallery
 
 MARKER = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TRAINED_ON = 55_000  # images of an epoch of the default profile
-PAGES = ("README.md", "docs/profiles.md", "docs/notebooks.md")
+PAGES = ("README.md", "docs/profiles.md")
 HERO = "hero.png"
 # The claims that answer a newcomer's questions, and the questions.
 FINDINGS = {
@@ -59,17 +58,23 @@ def update(*, check: bool = False) -> bool:
     """
     root = checkout()
     figures = root / "figures"
-    parts = set(_PARTS) - {"cost", "run", "notebooks", "copies"} if check else None
+    parts = set(_PARTS) - {"cost", "run"} if check else None
     pages = {root / page: render((root / page).read_text(encoding="utf-8"), figures, parts=parts) for page in PAGES}
     pages[figures / "README.md"] = gallery(figures, root / "notebooks")
     contents = {path: text.encode() for path, text in pages.items()} | {figures / HERO: hero.draw(figures)}
-    stale = [path for path, new in contents.items() if not path.is_file() or path.read_bytes() != new]
+    kept = _without_minutes if check else bytes
+    stale = [path for path, new in contents.items() if not path.is_file() or kept(path.read_bytes()) != kept(new)]
     if check and stale:
         print(f"{', '.join(str(path.relative_to(root)) for path in stale)}: out of date with figures/; run make readme")
         return False
     for path in stale:
         write_atomically(path, contents[path])
     return True
+
+
+def _without_minutes(page: bytes) -> bytes:
+    """A page without the last column of the table of notebooks."""
+    return re.sub(rb"(?m)^(\| \[.*\.ipynb\).*\|) \d+ \|$", rb"\1", page)
 
 
 def render(text: str, figures: Path, *, parts: Container[str] | None = None) -> str:
@@ -104,13 +109,13 @@ def findings(figures: Path) -> str:
     return "\n".join(lines)
 
 
-def notebooks(figures: Path, *, up: str = "") -> str:
-    """Each notebook's question, what came out, the executed copy, and minutes of the default profile; ``up`` leads from the page to the checkout."""
+def notebooks(figures: Path) -> str:
+    """Each notebook's question, what came out, the executed copy, and minutes of the default profile."""
     rows = {row["id"]: row for row in _ledger(figures)}
     runs = _provenance(figures)
     lines = ["| | question | what came out | minutes (default) |", "|---|---|---|---|"]
     for name, (question, claim) in QUESTIONS.items():
-        copy = f"[{name.split('_')[0]}]({up}figures/full/notebooks/{name}.ipynb)"
+        copy = f"[{name.split('_')[0]}](figures/full/notebooks/{name}.ipynb)"
         minutes = f"{runs[name]['seconds'] / 60:.0f}" if name in runs else ""
         said = _first_finding(figures / "full" / name) if claim is None else sentence(rows[claim])
         lines.append(f"| {copy} | {question} | {said} | {minutes} |")
@@ -206,7 +211,6 @@ _PARTS: dict[str, Callable[[Path], str]] = {
     "findings": findings,
     "run": run,
     "notebooks": notebooks,
-    "copies": partial(notebooks, up="../"),  # the same for a page of docs
     "verdicts": verdicts,
     "cost": cost,
     "kept": kept,

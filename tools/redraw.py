@@ -5,11 +5,9 @@ In this way captions, looks, prose, the wording of rules and the times of a new 
 
 from __future__ import annotations
 
-import argparse
 import ast
 import base64
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +15,6 @@ from typing import Any
 
 import matplotlib
 
-from snipnb._files import project_root
 from snipnb.publish import ledger, style
 from snipnb.publish.profiles import load_profile
 from snipnb.publish.report import DRAWN, Picture, Report, benchmark
@@ -31,25 +28,9 @@ class NeedsRunError(ValueError):
     """A notebook cannot be drawn again before it has run; the message says why."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Redraw the notebooks that are asked for; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("notebooks", nargs="*", help="names or leading digits; default all")
-    parser.add_argument("--profile", default="default", help="profile name or path of a YAML file (default: default)")
-    given = parser.parse_args(arguments)
-    matplotlib.use("Agg")
-    root = Path(__file__).resolve().parent.parent
-    try:
-        if project_root() != root:
-            raise ValueError(f"snipnb is imported from {project_root()}, not from {root}; use its own environment")
-        return 0 if redraw(root, given.profile, given.notebooks) else 1
-    except (ValueError, OSError) as error:
-        print(f"redraw: {error}", file=sys.stderr)
-        return 1
-
-
 def redraw(root: Path, profile_name: str, wanted: Sequence[str] = ()) -> bool:
-    """Redraw notebooks of a profile (default all published ones) and its ledger, and print what came of each; returns whether all were redrawn."""
+    """Redraw notebooks of a profile (default all published ones) and its ledger, and print the result for each; returns whether all were redrawn."""
+    matplotlib.use("Agg")
     profile, everything = load_profile(profile_name), runner.find_notebooks(root)
     chosen, place, failed = runner.choose(everything, wanted), state.place_of(profile, root), 0
     if not wanted:
@@ -59,7 +40,7 @@ def redraw(root: Path, profile_name: str, wanted: Sequence[str] = ()) -> bool:
     place.work.mkdir(parents=True, exist_ok=True)
     with runner.only_one(place):
         for path in chosen:
-            intact = as_published(path.stem, place)
+            intact, mark = as_published(path.stem, place), state.fingerprint(path, runner.parameters_of(path, profile))
             try:
                 files = redraw_one(path, place.published)
             except (ValueError, OSError) as error:
@@ -67,8 +48,7 @@ def redraw(root: Path, profile_name: str, wanted: Sequence[str] = ()) -> bool:
                 run = f"; make {path.stem} PROFILE={profile_name} runs it" if isinstance(error, NeedsRunError) else ""
                 print(f"{path.stem}: {error}{run}", flush=True)
                 continue
-            mark = state.fingerprint(path, runner.parameters_of(path, profile))
-            stale = refresh_state(path.stem, mark, place) if intact else state.why_stale(path.stem, mark, place)
+            stale = (refresh_state if intact else state.out_of_date)(path.stem, mark, place)
             print(f"{path.stem}: {files} redrawn{stale and f'; needs a run for the rest: {stale}'}", flush=True)
         if failed < len(chosen):
             ledger.write_ledger(place.published, runner.gather_ledger(place, everything))
@@ -122,12 +102,12 @@ def as_published(notebook: str, place: state.Place) -> bool:
 
 
 def refresh_state(notebook: str, mark: Mapping[str, str], place: state.Place) -> str:
-    """Record a redrawn notebook as up to date if no other part has changed since it ran; returns why it is still stale."""
+    """Record a redrawn notebook as up to date if no other part has changed since it ran; returns why it is still out of date."""
     kept = state.read_dict(place.state(notebook))
-    before = kept.get("fingerprint", {})
-    if not {part for part in mark if mark[part] != before.get(part)} - REDRAWN:
-        state.record(notebook, mark, kept["files"], place)
-    return state.why_stale(notebook, mark, place)
+    before = kept.get("fingerprint") if kept else state.made_from(notebook, place)
+    if isinstance(before, dict) and before and not {part for part in mark if mark[part] != before.get(part)} - REDRAWN:
+        state.record(notebook, mark, kept.get("files"), place)
+    return state.out_of_date(notebook, mark, place)
 
 
 def publish_benchmarks(notebook: Mapping[str, Any], report: Report) -> None:
@@ -220,7 +200,3 @@ def _text(cell: Mapping[str, Any]) -> str:
 
 def _statements(cell: Mapping[str, Any]) -> list[ast.stmt]:
     return ast.parse(_text(cell)).body if cell["cell_type"] == "code" else []
-
-
-if __name__ == "__main__":
-    sys.exit(main())

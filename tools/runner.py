@@ -408,7 +408,10 @@ def only_one(place: Place) -> AbstractContextManager[object]:
 def _clear_leftovers(place: Place) -> None:
     """Remove what killed runs left, which nothing else would ever remove; the profile's lock must be held."""
     ours = [place.work, place.work / "state", place.work / "matplotlib"]
-    for folder in [place.published, *place.published.glob("*/"), *ours]:
+    inner = [
+        folder for folder in place.published.glob("*/") if not (folder / "provenance.json").is_file()
+    ]  # no other profile's
+    for folder in [place.published, *inner, *ours]:
         for file in [*folder.glob(".*.part"), *folder.glob("*.matplotlib-lock")]:
             file.unlink(missing_ok=True)
     noted = place.work / "scratch"

@@ -116,12 +116,16 @@ def _read_yaml(text: str) -> Any:
 
 
 def record(
-    notebook: str, mark: Mapping[str, str], files: Iterable[str], place: Place, facts: dict[str, Any] | None = None
+    notebook: str,
+    mark: Mapping[str, str],
+    files: Iterable[str] | None,
+    place: Place,
+    facts: dict[str, Any] | None = None,
 ) -> None:
     """Record the published files of a notebook, relative to the folder, and the fingerprint of what they were made from.
 
     The fingerprint also goes to ``provenance.json``, the only file that holds times, and the one never compared: to the facts of this run, or
-    else to the facts that are there.
+    else to the facts that are there. Without ``files``, which then were made elsewhere, it goes nowhere else.
     """
     path = place.published / "provenance.json"
     known = read_dict(path).get("notebooks")
@@ -130,8 +134,9 @@ def record(
         known[notebook] = {**facts, "made_from": mark}
         content = {"about": ABOUT, "notebooks": dict(sorted(known.items()))}
         write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    hashes = {file: file_hash(place.published / file) for file in files}
-    write_atomically(place.state(notebook), json.dumps({"fingerprint": mark, "files": hashes}, indent=1))
+    if files is not None:
+        hashes = {file: file_hash(place.published / file) for file in files}
+        write_atomically(place.state(notebook), json.dumps({"fingerprint": mark, "files": hashes}, indent=1))
 
 
 def read_dict(path: Path) -> dict[str, Any]:
@@ -156,6 +161,24 @@ def why_stale(notebook: str, mark: Mapping[str, str], place: Place) -> str:
     missing = [file for file in files if now[file] is None]
     changed = [name for name in {**mark, **before} if name not in missing and before.get(name) != now.get(name)]
     return "; ".join(f"{_some(names)} {what}" for names, what in ((changed, "changed"), (missing, "missing")) if names)
+
+
+def out_of_date(notebook: str, mark: Mapping[str, str], place: Place) -> str:
+    """As :func:`why_stale`; of results that were made elsewhere, what has changed since then, as far as their provenance says."""
+    reason, made = why_stale(notebook, mark, place), made_from(notebook, place)
+    if reason != NOT_RUN or made is None:
+        return reason
+    if not made:
+        return "published, but its inputs are not recorded"
+    changed = [part for part in mark if mark[part] != made.get(part)]
+    return f"published; changed since then: {', '.join(changed)}" if changed else ""
+
+
+def made_from(notebook: str, place: Place) -> dict[str, str] | None:
+    """The fingerprint that published files were made from, here or elsewhere; empty if it is not recorded, None if nothing is published."""
+    known = read_dict(place.published / "provenance.json").get("notebooks")
+    made = known.get(notebook) if isinstance(known, dict) else None
+    return {**made.get("made_from", {})} if isinstance(made, dict) else None
 
 
 def _some(names: Sequence[str], most: int = 10) -> str:

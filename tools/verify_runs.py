@@ -1,7 +1,5 @@
 """Train the first epoch of kept runs again, with today's code and their own recipe, and compare it with the record.
 
-    python tools/verify_runs.py [--all] [folder]
-
 A kept run is found by its configuration, not by the code that made it. This command shows that the code still makes the same numbers.
 Runs are trained again in the groups in which they were recorded. On the kind of machine that made them, with the same versions, the
 first epoch comes out bit for bit. Elsewhere rounding differs and grows with every step, so the mean training loss may differ by 2 %,
@@ -10,9 +8,7 @@ and the error rate by one percentage point. Both tolerances are several times th
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +25,6 @@ from snipnb.training.recipe import Recipe
 from snipnb.training.runs import RunConfig, run_key
 from snipnb.training.store import Store
 
-FOLDER = Path(__file__).resolve().parent.parent / "figures" / "full" / "runs"
 CRITERIA = ("exact", "snip", "random")  # by default, the first seed of each is verified
 LOSS, ERROR = 0.02, 0.01  # tolerances on another kind of machine: relative, and as a fraction of the scored images
 
@@ -127,7 +122,9 @@ def verify(folder: Path, *, everything: bool = False) -> bool:
         for name, table in zip(names, done, strict=True):
             print(f"  {name}: {_in_words(table)}", flush=True)
             tables.append(table)
-    return bool(_within(pd.concat(tables)).all())
+    agree = bool(_within(pd.concat(tables)).all())
+    print("all agree" if agree else "some disagree: fix the code, or raise NUMERICS or a criterion's version")
+    return agree
 
 
 def _within(table: pd.DataFrame) -> pd.Series:
@@ -142,22 +139,3 @@ def _in_words(table: pd.DataFrame) -> str:
         words += f"{100 * table['error_difference'].max():.2g} points of the error rate"
     failed = table.loc[~_within(table), "run"]
     return words + (f"; OUTSIDE THE TOLERANCE: {', '.join(failed)}" if len(failed) else "")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Verify the runs that are kept with the project, or the runs of another folder; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="folder of records")
-    parser.add_argument("--all", action="store_true", help="every kept run; half an hour on two cores")
-    given = parser.parse_args(arguments)
-    try:
-        agree = verify(given.folder, everything=given.all)
-    except ValueError as error:
-        print(f"verify_runs: {error}", file=sys.stderr)
-        return 1
-    print("all agree" if agree else "some disagree: fix the code, or raise NUMERICS or a criterion's version")
-    return 0 if agree else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -16,6 +16,7 @@ from tags import Page
 
 import snipnb
 from snipnb._files import project_root
+from snipnb.saliences.brute_force import loss_along_weight
 from tools import explorer
 
 ROOT = project_root()
@@ -83,6 +84,11 @@ def test_what_scripts_ask_for_is_on_the_page(text):
     assert labelled <= set(ids)
 
 
+def change_of(content, state, name, index, factor):
+    losses = loss_along_weight(state.model, content.images, content.labels, name, index, [1.0, factor])
+    return float(losses[1] - losses[0])
+
+
 def test_weights_images_and_saliences_are_the_packages(content, data):
     images, labels = snipnb.load_mnist("test", sample=True)
     pixels = torch.from_numpy(np.frombuffer(base64.b64decode(data["images"]), "u1").astype("f8"))
@@ -101,7 +107,7 @@ def test_weights_images_and_saliences_are_the_packages(content, data):
 def test_exact_saliences_are_loss_changes(content):
     for state in content.states.values():
         for name, index in [("conv1.weight", 7), ("full1.weight", 5000), ("full3.bias", 3)]:
-            change = explorer._path(state.model, name, index, np.array([1.0, 0.0]), content.images, content.labels)[-1]
+            change = change_of(content, state, name, index, 0.0)
             assert float(state.exact[name].flatten()[index]) == pytest.approx(change, rel=1e-5, abs=1e-12)
 
 
@@ -190,7 +196,7 @@ def test_the_pages_numbers_are_the_packages(content, data):
     for (tensor, index), found in zip(wanted, made["found"], strict=True):
         name = list(parameters)[tensor]
         largest, weight = float(state.exact[name].abs().max()), float(parameters[name].flatten()[index])
-        half = explorer._path(state.model, name, index, np.array([1.0, 0.5]), content.images, content.labels)[-1]
+        half = change_of(content, state, name, index, 0.5)
         assert found["change"] == pytest.approx(float(state.exact[name].flatten()[index]), abs=1e-5 * largest)
         assert found["switched"] == switched_gates(state.model, name, index, content.images)
         assert found["half"] == pytest.approx(half, abs=1e-5 * largest)

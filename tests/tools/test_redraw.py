@@ -11,6 +11,8 @@ from snipnb.publish import captions, ledger, profiles, style
 from snipnb.publish.report import Report
 from snipnb.studies.salience_derivation import draw
 from tools import redraw, runner
+from tools import state as states
+from tools.__main__ import main
 
 ROOT = project_root()
 NOTEBOOK = "01_salience_derivation"
@@ -55,6 +57,12 @@ def stale(root):
     profile, path = profiles.load_profile("smoke"), root / "notebooks" / f"{NOTEBOOK}.ipynb"
     mark = runner.fingerprint(path, runner.parameters_of(path, profile))
     return runner.why_stale(NOTEBOOK, mark, runner.place_of(profile, root))
+
+
+def out_of_date(root):
+    profile, path = profiles.load_profile("smoke"), root / "notebooks" / f"{NOTEBOOK}.ipynb"
+    mark = states.fingerprint(path, runner.parameters_of(path, profile))
+    return states.out_of_date(NOTEBOOK, mark, states.place_of(profile, root))
 
 
 def edit(path, old, new):
@@ -157,15 +165,17 @@ def test_only_published_notebooks_are_drawn_unless_named(root, capsys):
 
 
 def test_an_unknown_name_is_said(capsys):
-    assert redraw.main(["--profile", "smoke", "77"]) == 1
-    assert "redraw: there is no notebook '77'" in capsys.readouterr().err
+    assert main(["redraw", "--profile", "smoke", "77"]) == 1
+    assert "there is no notebook '77'" in capsys.readouterr().err
 
 
-def test_another_checkouts_files_are_left(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(redraw, "project_root", lambda: tmp_path)
-    assert redraw.main(["--profile", "smoke"]) == 1
-    assert f"redraw: snipnb is imported from {tmp_path}, not from {ROOT}" in capsys.readouterr().err
-    assert not any(tmp_path.iterdir())
+def test_what_was_made_elsewhere_is_redrawn_and_its_provenance_goes_along(root, capsys):
+    shutil.rmtree(root / "build" / ".smoke" / "state")  # as in a fresh clone
+    edit(root / "notebooks" / f"{NOTEBOOK}.ipynb", "Ranked by magnitude they compete", "By magnitude they compete")
+    assert out_of_date(root) == "published; changed since then: prose"
+    assert again(root, capsys) == ({EXECUTED, "provenance.json"}, True, f"{NOTEBOOK}: 12 redrawn")
+    assert out_of_date(root) == ""
+    assert stale(root) == states.NOT_RUN  # here: make figures still runs it
 
 
 @pytest.mark.parametrize("name", ["02_snip_vs_exact", "05_second_order", "07_larger_networks"])

@@ -7,7 +7,8 @@ import pytest
 
 from snipnb._files import project_root
 from snipnb.publish import ledger
-from tools import claim, runner, state, status
+from tools import claim, runner, state
+from tools.__main__ import main
 
 ROOT = project_root()
 
@@ -20,17 +21,20 @@ def published(tmp_path, monkeypatch):
     mark = {"code": "a", "prose": "b"}
     provenance = {"notebooks": {"01_salience_derivation": {"made_from": mark}, "02_snip_vs_exact": {}}}
     (tmp_path / "figures" / "provenance.json").write_text(json.dumps(provenance))
-    monkeypatch.setattr(status, "checkout", lambda: tmp_path)
+    monkeypatch.setattr("tools.__main__.checkout", lambda: tmp_path)
     monkeypatch.setattr(state, "fingerprint", lambda path, parameters: dict(mark))
     return tmp_path, mark
 
 
 def lines(capsys):
-    assert status.main() == 0
+    assert main(["status"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "default, in figures/:"
     assert "full, in figures/full/:" in said
-    return {line.split()[0]: line.strip().partition(" ")[2].strip() for line in said[1:8]}
+    return {
+        line.split()[0]: line.strip().partition(" ")[2].strip()
+        for line in said[1 : said.index("full, in figures/full/:")]
+    }
 
 
 def test_what_is_published_is_compared_with_what_it_was_made_from(published, capsys):
@@ -73,13 +77,13 @@ def rows(tmp_path, monkeypatch):
 
 
 def test_a_claim_comes_out_as_published_or_not(rows, capsys):
-    assert claim.main(["C20"]) == 0
+    assert main(["claim", "C20"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("C20: “$$")
     assert said.endswith("as published\n")
     rows["C20"]["verdict"] = "correct"
     # the run writes what rows holds now
-    assert claim.main(["C20"]) == 1
+    assert main(["claim", "C20"]) == 1
     said = capsys.readouterr().out
     assert "verdict      published not run (its notebook has not)\n               obtained  correct" in said
     assert said.endswith("not as published\n")
@@ -93,5 +97,5 @@ def test_a_claim_comes_out_as_published_or_not(rows, capsys):
     ],
 )
 def test_an_unknown_claim_or_profile_is_named(arguments, message, capsys):
-    assert claim.main(arguments) == 1
+    assert main(["claim", *arguments]) == 1
     assert message in capsys.readouterr().err

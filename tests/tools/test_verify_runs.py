@@ -5,19 +5,10 @@ import json
 import pytest
 
 import snipnb
-from snipnb import _files
 from snipnb.training import store
+from tools.__main__ import main
 
-ROOT = _files.project_root()
-pytestmark = pytest.mark.skipif(ROOT is None, reason="needs a checkout")
 RECIPE = snipnb.Recipe(epochs=2, batch_size=500, learning_rate=0.003)
-
-
-@pytest.fixture(scope="module")
-def tool():
-    from tools import verify_runs
-
-    return verify_runs
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +19,12 @@ def kept(tmp_path_factory):
     return folder
 
 
-def test_what_agrees_is_said(tool, kept, capsys):
-    assert tool.main([str(kept)]) == 0
+def test_what_agrees_is_said(kept, capsys):
+    assert main(["verify-runs", str(kept)]) == 0
     said = capsys.readouterr().out
     assert said.startswith("4 of 8 kept runs, in 1 groups, train their first epoch again\n")
     assert ": 4 runs, 4 bit for bit\nall agree\n" in said
-    assert tool.main([str(kept), "--all"]) == 0
+    assert main(["verify-runs", str(kept), "--all"]) == 0
     assert capsys.readouterr().out.count("4 bit for bit") == 2
 
 
@@ -55,20 +46,20 @@ def altered(kept, folder, change):
         lambda run: run.update(kept=run["kept"] + 1),
     ],
 )
-def test_what_does_not_agree_is_named(tool, kept, tmp_path, capsys, change):
+def test_what_does_not_agree_is_named(kept, tmp_path, capsys, change):
     key = altered(kept, tmp_path, change)
-    assert tool.main([str(tmp_path)]) == 1
+    assert main(["verify-runs", str(tmp_path)]) == 1
     said = capsys.readouterr().out
     assert f"OUTSIDE THE TOLERANCE: {key}" in said
     assert "3 bit for bit" in said
 
 
-def test_a_run_under_a_key_that_is_not_its_own_is_named(tool, kept, tmp_path, capsys):
+def test_a_run_under_a_key_that_is_not_its_own_is_named(kept, tmp_path, capsys):
     altered(kept, tmp_path, lambda run: run["config"].update(sparsity=0.7))
-    assert tool.main([str(tmp_path)]) == 1
+    assert main(["verify-runs", str(tmp_path)]) == 1
     assert "1 runs have an identity from other numerics or another version" in capsys.readouterr().out
 
 
-def test_what_cannot_be_chosen_is_said(tool, tmp_path, capsys):
-    assert tool.main([str(tmp_path)]) == 1
+def test_what_cannot_be_chosen_is_said(tmp_path, capsys):
+    assert main(["verify-runs", str(tmp_path)]) == 1
     assert "there are no kept runs" in capsys.readouterr().err
