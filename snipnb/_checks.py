@@ -16,6 +16,7 @@ from torch.func import functional_call
 from snipnb._progress import track
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+PIXELS = (torch.float32, torch.float64, *INTEGERS)
 Salience = dict[str, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]  # (outputs, labels) of a batch -> mean loss, a scalar
 

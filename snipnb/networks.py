@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -188,6 +189,7 @@ def set_running_statistics(model: nn.Module, images: Tensor, *, batch_size: int 
     momenta = [m.momentum for m in norms]
     device = next(model.parameters()).device
     with in_mode(model, "eval"):
+        model(images[:1].to(device))  # an error comes before the old statistics are gone
         try:
             for norm in norms:
                 norm.train()
@@ -229,12 +231,23 @@ def _layers(convolutions: Sequence[Convolution], units: Sequence[int], batch_nor
     return nn.Sequential(layers)
 
 
+@contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """PyTorch's global generators with a seed, for one thread at a time; then put back: of the processor, and of a CUDA device if ``device`` is one."""
+    cuda = [device] if device is not None and device.type == "cuda" else []
+    with _drawing, torch.random.fork_rng(devices=cuda):
+        torch.random.default_generator.manual_seed(seed)  # not torch.manual_seed, which would seed every CUDA device
+        for one in cuda:
+            with torch.cuda.device(one):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
 def _build(
     convolutions: Sequence[Convolution], units: Sequence[int], batch_norm: bool, init: str, seed: int, side: int = 28
 ) -> nn.Sequential:
     check_choice("init", init, INITIALISATIONS)
-    with _drawing, torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)  # not torch.manual_seed, which would seed CUDA too
+    with seeded(seed):
         model = _layers(convolutions, units, batch_norm, side)
         redraw = _WEIGHT_INITIALISERS[init.removesuffix(_ZERO_BIAS)]
         for name, parameter in model.named_parameters():
@@ -272,8 +285,7 @@ class Network:
     def __call__(self, *, init: str = "pytorch", seed: int = 0) -> nn.Module:
         """The network with the initial weights of a seed. The global random state is neither used nor changed."""
         check_choice("init of a network of your own", init, ["pytorch"])
-        with _drawing, torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(seed)
+        with seeded(seed):
             try:
                 model = self.build()
             except TypeError as error:

@@ -199,3 +199,20 @@ def test_a_batch_norm_stands_before_every_relu():
     assert {n for n, _ in model.named_parameters() if not n.startswith("norm")} == set(plain)
     xavier = models.lenet_variant(batch_norm=True, init="xavier_uniform")
     assert torch.equal(xavier.norm1.weight, torch.ones(6))
+
+
+def test_statistics_survive_images_that_do_not_fit(few):
+    model = models.lenet_variant(batch_norm=True, seed=0).double()
+    model.norm1.running_mean.fill_(3)
+    with pytest.raises(RuntimeError):
+        snipnb.set_running_statistics(model, few[0][..., :4])
+    assert (model.norm1.running_mean == 3).all()
+
+
+def test_a_seed_is_for_the_processor_alone_and_put_back():
+    before = torch.random.default_generator.get_state()
+    with models.seeded(3):
+        first = torch.rand(2)
+    with models.seeded(3, torch.device("cpu")):
+        assert torch.equal(torch.rand(2), first)
+    assert torch.equal(torch.random.default_generator.get_state(), before)

@@ -141,7 +141,7 @@ def loss_changes(
                     at += size * after
                     h += size
                 if layers > 1:
-                    _relative_to(more, extra, sizes[-1], classes, labels[i], 0, extra)
+                    _relative_to(more, sizes[-1], classes, labels[i], 0, extra)
                 farthest = _bounds(bases[last:], o * positions, positions, more, extra, sizes[-1], low, high, down, up)
                 for c in range(0, classes, 4):
                     shape = (o * positions, positions, extra, sizes[-1], count, c * count, False)
@@ -181,12 +181,12 @@ def _all_jacobians(first, sources, sizes, on, ons, weights, label, room, bases):
         h += size
     if len(sizes) == 1:
         bases[: sources * classes] = first[: sources * classes]
-    _relative_to(bases, sources, classes, classes, label, before, sources)
+    _relative_to(bases, classes, classes, label, before, sources)
     return before
 
 
 @compiled
-def _relative_to(jacobian, sources, size, classes, label, begin, count):
+def _relative_to(jacobian, size, classes, label, begin, count):
     for source in range(count):
         k = begin + source * size
         own = jacobian[k + label]

@@ -1,7 +1,7 @@
 """The cross-entropy along a line: its change, its derivatives, and the terms of their series.
 
 Where the logits are affine in a parameter, with slopes J, the change of the loss is the cumulant generating function of J under the
-softmax, less the slope of the label. So the derivatives of the loss are cumulants.
+softmax, minus the slope of the label's logit. So the derivatives of the loss are cumulants.
 """
 
 from __future__ import annotations
@@ -69,6 +69,4 @@ def derivatives_of(p: Tensor, labels: Tensor, slopes: Tensor, order: int) -> lis
 
 def terms_for(length: float, dtype: torch.dtype) -> int:
     """Number of terms with which the series reaches the precision of the dtype, for abs(change) (max J - min J) up to ``length``."""
-    if length == 0:
-        return 1
     return max(1, math.ceil(math.log(torch.finfo(dtype).eps / 8) / math.log(length / math.pi)))

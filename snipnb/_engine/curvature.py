@@ -352,7 +352,3 @@ class LinearRegion(Rule):
             dz = b[n, :, u][:, :, None] * (x[n] * -w[u])[:, None]  # [rows, classes, inputs]
             total.index_add_(0, u, self._changes(state.part(n), dz).double())
         return total[None]
-
-
-def slices(number: int, size: int) -> list[slice]:
-    return [slice(start, start + size) for start in range(0, number, size)]

@@ -12,6 +12,7 @@ of a pooling window are the largest, the first gets the gradient, as in PyTorch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -185,7 +186,10 @@ def _images_last(x: Tensor, networks: int) -> Tensor:
 
 def _joined(layer: Layer) -> tuple[tuple[int, int], bool]:
     """The pooling (of windows side by side) and the ReLU that a compiled convolution before this layer includes."""
-    if layer.kind == "max" and layer.padding == (0, 0) and layer.kernel == layer.stride:
+    small = (
+        math.prod(layer.kernel) <= 255
+    )  # the winner's place in its window is a byte, and 255 says that there is none
+    if layer.kind == "max" and layer.padding == (0, 0) and layer.kernel == layer.stride and small:
         return layer.kernel, layer.relu
     return (1, 1), layer.kind == "relu"
 
@@ -292,7 +296,7 @@ def _batch_norm(
             seen += 1
             share = 1 / seen[:, None].to(x.dtype) if module.momentum is None else module.momentum
             mean += share * (now - mean)
-            variance += share * (spread * (count / max(1, count - 1)) - variance)
+            variance += share * (spread * (count / (count - 1)) - variance)
         mean, variance = now, spread
     y = (x - mean.view(shape)) * (variance.view(shape) + module.eps).rsqrt()
     if module.affine:

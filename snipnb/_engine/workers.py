@@ -23,7 +23,7 @@ class Crew:
     """
 
     def __init__(self, size: int) -> None:
-        self.size, self.scratch = size, Scratch()
+        self.size, self.scratch, self._threads = size, Scratch(), torch.get_num_threads()
         self._own = threading.local()
         self._pool = ThreadPoolExecutor(size, initializer=self._begin) if size > 1 else None
 
@@ -44,4 +44,4 @@ class Crew:
     def __exit__(self, *exc: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(self.size)  # what later threads begin with
+            torch.set_num_threads(self._threads)  # the workers' setting would otherwise be the default of later threads

@@ -33,7 +33,9 @@ from snipnb.saliences.snip import magnitude_salience, random_salience, snip, sni
 from snipnb.saliences.taylor import printed_second_order, taylor_salience
 
 OTHER_NETWORKS = 5  # networks whose saliences are taken where a rule knows the architecture, not the network
-PERTURBATIONS = 6  # draws of perturbed layer densities, each a criterion of its own
+PERTURBED = tuple(
+    f"perturbed_{number}" for number in range(1, 7)
+)  # draws of perturbed layer densities, each a criterion of its own
 OTHER_SEEDS = 1_000_000  # seeds of other networks begin here, above the network's own
 
 
@@ -127,18 +129,20 @@ def controls_of(name: str, own: Criterion) -> dict[str, Criterion]:
         that the criterion makes for other initial weights.
     """
 
+    taken = CRITERIA[own.salience_of].salience if own.salience_of else own.salience
+
     def shuffled(start: Start, salience: Salience, sparsity: float) -> Mask:
         return _drawn(start, densities.densities_of(own.mask(start, salience, sparsity)), sparsity)
 
     def salience_of_other(start: Start) -> Salience:
-        return own.salience(_other(start)) if own.salience else {}
+        return taken(_other(start)) if taken else {}
 
     def redrawn(start: Start, salience: Salience, sparsity: float) -> Mask:
         return own.mask(_other(start), salience, sparsity)
 
     return {
         f"{name}_shuffled": dataclasses.replace(own, salience_of=own.salience_of or name, mask=shuffled),
-        f"{name}_redrawn": dataclasses.replace(own, salience=salience_of_other, mask=redrawn),
+        f"{name}_redrawn": dataclasses.replace(own, salience=salience_of_other, salience_of=None, mask=redrawn),
     }
 
 
@@ -262,8 +266,8 @@ CRITERIA: dict[str, Criterion] = {
     "synflow": Criterion(mask=in_rounds(single_shot.synaptic_flow, 100), version=1),
     "ntk_sap": Criterion(mask=in_rounds(single_shot.neural_tangent, 20), version=1),
     **{
-        f"perturbed_{number}": Criterion(salience_of="snip_densities", mask=perturbed_densities(number), version=1)
-        for number in range(1, PERTURBATIONS + 1)
+        name: Criterion(salience_of="snip_densities", mask=perturbed_densities(number), version=1)
+        for number, name in enumerate(PERTURBED, 1)
     },
 }
 # The criteria that notebook 08 compares with their controls.

@@ -257,7 +257,7 @@ def _check_places(model: nn.Module) -> None:
                 )
             places[id(p)] = name
             if taken := [s for s in (f"{slot}_orig", f"{slot}_mask") if hasattr(module, s)]:
-                raise ValueError(f"{prefix!r} already has an attribute {taken[0]!r}, which pruning {name!r} needs")
+                raise ValueError(f"{name!r} cannot be pruned: its module already has an attribute {taken[0]!r}")
 
 
 def _flat_magnitudes(salience: Salience) -> Tensor:

@@ -46,8 +46,10 @@ def on_paths(model: nn.Module, mask: Mask, images: Tensor) -> Mask:
     check_mask_fits(model, mask)
     counting = copy.deepcopy(model).double().eval()
     for parent in list(counting.modules()):
-        for name, module in parent.named_children():
-            if isinstance(module, nn.ReLU):  # nothing is negative here
+        for name, module in list(parent._modules.items()):  # also one that stands in several places
+            if isinstance(
+                module, (nn.ReLU, nn.LogSoftmax)
+            ):  # nothing is negative here, and each output counts by itself
                 setattr(parent, name, nn.Identity())
             elif isinstance(module, nn.MaxPool2d):
                 setattr(parent, name, nn.AvgPool2d(module.kernel_size, module.stride, module.padding))

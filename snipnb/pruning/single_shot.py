@@ -29,14 +29,19 @@ EACH = 50  # images at a time where each has a gradient of its own
 Score = Callable[["Start", Mask, int], Salience]
 
 
+def _outputs(model: nn.Module, values: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """The outputs at given values of the parameters; what a forward pass writes goes into copies of the buffers."""
+    return call_with(model, {**{name: b.clone() for name, b in model.named_buffers()}, **values}, x)
+
+
 def gradient(model: nn.Module, images: Tensor, labels: Tensor, values: Mapping[str, Tensor]) -> Salience:
     """The gradient of the mean cross-entropy at given values of the parameters."""
     leaves = {name: v.detach().clone().requires_grad_() for name, v in values.items()}
     total = {name: torch.zeros_like(v) for name, v in leaves.items()}
     with in_mode(model, "eval"), torch.enable_grad():
         for batch in batch_starts(len(images), BATCH, "gradient"):
-            outputs = call_with(model, leaves, images[batch])
-            loss = F.cross_entropy(outputs, labels[batch], reduction="sum") / len(images)
+            outputs = _outputs(model, leaves, images[batch])
+            loss = F.cross_entropy(outputs, labels[batch].long(), reduction="sum") / len(images)
             found = torch.autograd.grad(loss, [*leaves.values()], materialize_grads=True)
             for name, g in zip(leaves, found, strict=True):
                 total[name] += g
@@ -88,7 +93,7 @@ def prospr(
         velocity = {name: torch.zeros_like(w) for name, w in weights.items()}
         for step in range(steps):
             some = torch.arange(step * batch, (step + 1) * batch, device=start.labels.device) % len(start.labels)
-            loss = F.cross_entropy(call_with(start.model, values, start.images[some]), start.labels[some])
+            loss = F.cross_entropy(_outputs(start.model, values, start.images[some]), start.labels[some].long())
             found = torch.autograd.grad(loss, [*values.values()], create_graph=True, materialize_grads=True)
             velocity = {name: momentum * velocity[name] + g for name, g in zip(values, found, strict=True)}
             values = {name: v - learning_rate * velocity[name] for name, v in values.items()}
@@ -102,7 +107,7 @@ def squared_gradients(start: Start) -> Salience:
     model, values = start.model, float_parameters(start.model)
 
     def loss(values: Mapping[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        return F.cross_entropy(call_with(model, values, image[None]), label[None])
+        return F.cross_entropy(_outputs(model, values, image[None]), label[None].long())
 
     of_each = vmap(grad(loss), (None, 0, 0))
     total = {name: torch.zeros_like(v) for name, v in values.items()}
@@ -207,7 +212,7 @@ def synaptic_flow(start: Start, kept: Mask, round_number: int) -> Salience:
     flow = {name: (p.detach() * kept[name]).abs().requires_grad_() for name, p in model.named_parameters()}
     ones = torch.ones_like(start.images[:1], dtype=torch.float64)
     with torch.enable_grad():
-        found = torch.autograd.grad(call_with(model, flow, ones).sum(), [*flow.values()], materialize_grads=True)
+        found = torch.autograd.grad(_outputs(model, flow, ones).sum(), [*flow.values()], materialize_grads=True)
     return {name: v.detach() * g for (name, v), g in zip(flow.items(), found, strict=True)}
 
 
@@ -216,8 +221,8 @@ def neural_tangent(
 ) -> Salience:
     """NTK-SAP: how the trace of the neural tangent kernel depends on each connection, for weights drawn anew. Of the images, only the shape counts.
 
-    **Definition.** abs of d/dc of the sum over x of norm(f(x; c w) - f(x; c (w + epsilon D)))^2 at c = the mask, averaged over ``draws`` of
-    weights w, of D from N(0, 1), and of ``noise`` images x from N(0, 1).
+    **Definition.** d/dc of the sum over x of norm(f(x; c w) - f(x; c (w + epsilon D)))^2 at c = the mask, averaged over ``draws`` of
+    weights w, of D from N(0, 1), and of ``noise`` images x from N(0, 1); signed.
 
     **Source.** Wang et al. (2023), NTK-SAP: improving neural network pruning by aligning training dynamics.
 
@@ -237,7 +242,7 @@ def neural_tangent(
             n: w + epsilon * torch.randn(w.shape, generator=draw, dtype=w.dtype).to(device) for n, w in weights.items()
         }
         with torch.enable_grad():
-            outputs = [call_with(model, {n: c[n] * v for n, v in values.items()}, x) for values in (weights, moved)]
+            outputs = [_outputs(model, {n: c[n] * v for n, v in values.items()}, x) for values in (weights, moved)]
             distance = (outputs[0] - outputs[1]).square().sum() / epsilon**2
             found = torch.autograd.grad(distance, [*c.values()], materialize_grads=True)
         for name, g in zip(c, found, strict=True):

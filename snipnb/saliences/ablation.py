@@ -44,8 +44,8 @@ def ablated(
         images: [n, ...].
         labels: [n].
         wanted: Name -> flat indices.
-        everything: Whether these are all parameters, because no others were asked for.
-        why: Why the structured way does not reach, for an error.
+        everything: Whether the caller named no parameters, so that all are wanted.
+        why: Why the fast way does not cover the model; begins or ends the error messages.
 
     Returns:
         Name -> loss changes in the order of the indices, in float64; computed in the model's dtype if it does not run in float64.
@@ -55,7 +55,9 @@ def ablated(
             model does not fit the images.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # what layers say of themselves is said when they are used
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # warnings from the layers; the caller sees them when running the model
         network, x = _precise(model, images)
     values, device = float_parameters(network), next(network.parameters()).device
     x, y = x.to(device), labels.to(device).long()
@@ -135,7 +137,7 @@ def _precise(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
     try:
         precise, x = copied(network).double(), images.double() if images.is_floating_point() else images
         precise(x[:1].to(next(precise.parameters()).device))
-    except (RuntimeError, TypeError, ValueError, AssertionError):
+    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError):
         return network, images  # layers with tensors of their own, devices without float64
     return precise, x
 

@@ -55,12 +55,15 @@ def sampled_saliences(
         >>> len(sample), round(sample["weight"].sum())
         (60, 61706)
     """
-    check_integer("per_tensor", per_tensor, 1)
     for name, other in (others or {}).items():
         if name in (*FACTS, "snip"):
-            raise ValueError(f"others may not be called {', '.join((*FACTS, 'snip'))}; got {name!r}")
+            raise ValueError(f"others must not use the names {', '.join((*FACTS, 'snip'))}; got {name!r}")
         check_type(f"salience {name!r}", other, dict)
         check_names(f"salience {name!r}", other, model)
+        for tensor, p in model.named_parameters():
+            if other[tensor].shape != p.shape:
+                shapes = f"the parameter's shape {tuple(p.shape)}; got {tuple(other[tensor].shape)}"
+                raise ValueError(f"salience {name!r} of {tensor!r} must have {shapes}")
     sample = stratified_sample(model, per_tensor, seed=seed)
     exact = exact_salience(model, images, labels, parameters=sample)
     first = pick(snip(model, images, labels, batch_size=min(500, len(images))), sample)

@@ -103,9 +103,6 @@ def exact_salience(
     first = check_alike_and_precise(tensors, images)
     steps = steps_of(model, images.shape[1:])
     tasks = [task for k in range(len(steps)) if (task := _task(steps, k, wanted)) is not None]
-    known = [name for step in steps if step.own is not None for name in step.own.names]
-    if extra := tensors.keys() - set(known):
-        raise ValueError(f"parameters {sorted(extra)} belong to no layer that is covered")
     probe = _Batch.of(steps, images[:1].to(first.device), labels[:1].to(first.device))
     check_classes(probe.log_p.T, labels)
 
@@ -119,17 +116,17 @@ def exact_salience(
                 batch = _Batch.of(steps, images[some].to(first.device), labels[some].to(first.device))
             task.add(batch, crew)
 
-    found = {}
+    found = {name: torch.zeros(len(index)) for name, index in wanted.items()}  # of a parameter that no layer uses
     for task in tasks:
         found |= task.result(len(images))
     return _result(found, tensors, parameters)
 
 
 def _result(found: Salience, tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor] | None) -> Salience:
-    """In the shape and the dtype of the parameters, or as a list where some were asked for."""
+    """In the parameters' shapes and dtype; for chosen parameters, a vector in the order of their indices."""
     if parameters is None:
-        return {name: found[name].view_as(p).to(p.dtype) for name, p in tensors.items()}
-    return {name: found.get(name, tensors[name].new_zeros(0)).to(tensors[name].dtype) for name in parameters}
+        return {name: found[name].view_as(p).to(p) for name, p in tensors.items()}
+    return {name: found[name].to(tensors[name]) for name in parameters}
 
 
 @dataclass

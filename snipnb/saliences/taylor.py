@@ -42,7 +42,7 @@ from snipnb._checks import (
     in_mode,
     unchanged,
 )
-from snipnb._engine.curvature import IMAGES, Cumulants, LinearRegion, Rule, Variance, mean_over_images, slices
+from snipnb._engine.curvature import IMAGES, Cumulants, LinearRegion, Rule, Variance, mean_over_images
 from snipnb._engine.sequential import layers_of, shapes_of
 from snipnb._progress import track
 from snipnb.saliences.ablation import CANNOT_MAP, ordinary_attention, over_versions
@@ -324,7 +324,7 @@ def _derivatives(
 def _covers(
     model: nn.Module, images: Tensor, labels: Tensor, batch_size: int, method: str, order: int, wanted: Wanted
 ) -> bool:
-    """Whether to use the closed form; an error if no method covers the model. Order 0 allows other models of any size."""
+    """Whether to use the closed form; an error if no method covers the model. With order 0, models outside the closed form are accepted whatever their size."""
     check_choice("method", method, METHODS)
     tensors = float_parameters(model)
     check_examples(images, labels, batch_size)
@@ -360,7 +360,10 @@ def _differentiated(
     first = next(iter(parameters.values()))
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     size = min(batch_size, MAPPED)
-    batches = [(images[s].to(first.device), labels[s].to(first.device).long()) for s in slices(len(images), size)]
+    batches = [
+        (x.to(first.device), y.to(first.device).long())
+        for x, y in zip(images.split(size), labels.split(size), strict=True)
+    ]
     indices = flat_indices(parameters, wanted)
     found = [
         {n: torch.zeros(len(i), dtype=torch.float64, device=first.device) for n, i in indices.items()}
@@ -369,7 +372,7 @@ def _differentiated(
     jobs = [
         (name, some)
         for name, index in indices.items()
-        for some in slices(len(index), max(1, min(TOGETHER, LARGEST // parameters[name].numel())))
+        for some in torch.arange(len(index)).split(max(1, min(TOGETHER, LARGEST // parameters[name].numel())))
     ]
 
     def along(direction: Tensor, x: Tensor, *, name: str, y: Tensor) -> tuple[Tensor, ...]:
@@ -380,7 +383,7 @@ def _differentiated(
         return _derivatives_at(first.new_zeros(()), loss, order)
 
     with in_mode(model, "eval"), unchanged(model), ordinary_attention(), torch.no_grad(), warnings.catch_warnings():
-        check_classes(call_with(model, {}, batches[0][0][:1]), labels)
+        check_classes(call_with(model, {**parameters, **buffers}, batches[0][0][:1]), labels)
         warnings.filterwarnings("ignore", ".*torch.jit.script", DeprecationWarning)  # PyTorch's own use of it
         warnings.filterwarnings("ignore", ".*performance drop", UserWarning)  # where vmap has no rule of its own
         for name, some in track(jobs, "derivatives, parameter by parameter", total=len(jobs)):

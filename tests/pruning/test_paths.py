@@ -83,3 +83,17 @@ def test_a_mask_that_does_not_fit_is_named(examples):
         on_paths(model, {n: m for n, m in mask.items() if n != "full3.bias"}, examples[0])
     with pytest.raises(ValueError, match=r"must be an nn\.Sequential"):
         on_paths(nn.ModuleList([nn.Linear(2, 2)]), mask, examples[0])
+
+
+def test_a_shared_relu_and_a_log_softmax_change_no_path():
+    draw, relu = torch.Generator().manual_seed(1), nn.ReLU()
+    layers = [nn.Linear(4, 5), nn.Linear(5, 4), nn.Linear(4, 3)]
+    plain = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+    for other in (
+        nn.Sequential(layers[0], relu, layers[1], relu, layers[2]),
+        nn.Sequential(*plain, nn.LogSoftmax(1)),
+    ):
+        for _ in range(20):
+            mask = {n: torch.rand(p.shape, generator=draw) < 0.4 for n, p in plain.named_parameters()}
+            a, b = (on_paths(model, mask, torch.zeros(1, 4)) for model in (plain, other))
+            assert all(torch.equal(a[n], b[n]) for n in mask)

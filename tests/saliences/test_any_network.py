@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import snipnb
+from snipnb.pruning import criteria
 from snipnb.saliences import ablation, brute_force, taylor
 
 
@@ -341,8 +342,13 @@ def test_what_is_no_sample_is_refused():
         snipnb.sampled_saliences(model, images, labels, per_tensor=0)
     with pytest.raises(ValueError, match="names of salience 'mine' and model differ"):
         snipnb.sampled_saliences(model, images, labels, others={"mine": {}})
-    with pytest.raises(ValueError, match="others may not be called layer, index, weight, exact, snip; got 'exact'"):
+    with pytest.raises(
+        ValueError, match="others must not use the names layer, index, weight, exact, snip; got 'exact'"
+    ):
         snipnb.sampled_saliences(model, images, labels, others={"exact": {}})
+    longer = {name: torch.zeros(p.numel() + 1) for name, p in model.named_parameters()}
+    with pytest.raises(ValueError, match=r"salience 'mine' of .* must have the parameter's shape"):
+        snipnb.sampled_saliences(model, images, labels, others={"mine": longer})
     sample = snipnb.sampled_saliences(model, images, labels, per_tensor=2)
     with pytest.raises(ValueError, match="the sample has no column 'exact'; it has layer, index, weight, snip"):
         snipnb.agreement(sample.drop(columns="exact"))
@@ -438,3 +444,55 @@ def test_what_has_no_second_derivative_is_named():
         snipnb.diagonal_hessian(model, images, labels)
     expected = brute_force.ablation_salience(model, images, labels)
     assert furthest(snipnb.exact_salience(model, images, labels), expected) < 1e-6 * largest(expected)
+
+
+def test_a_parameter_that_no_layer_uses_has_no_salience():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    model.register_parameter("spare", nn.Parameter(torch.ones(2)))
+    images, labels = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 1, 1])
+    found = snipnb.exact_salience(model, images, labels)
+    assert found["spare"].tolist() == [0, 0]
+    assert found["0.weight"].any()
+    chosen = snipnb.exact_salience(model, images, labels, parameters={"spare": torch.tensor([1])})
+    assert chosen["spare"].tolist() == [0]
+    assert snipnb.snip(model, images, labels)["spare"].tolist() == [0, 0]
+
+
+def test_words_that_an_embedding_does_not_have_are_said():
+    model = nn.Sequential(nn.Embedding(10, 3), nn.Flatten(), nn.Linear(6, 2))
+    with pytest.raises(ValueError, match="the Sequential cannot be run on images of shape"):
+        snipnb.exact_salience(model, torch.tensor([[1, 12]]), torch.tensor([0]))
+
+
+class Counting(nn.Module):
+    """Writes the number of its calls into a buffer, in place or as a new tensor."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.layer, self.in_place = nn.Linear(3, 2), in_place
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        if self.in_place:
+            self.calls += 1
+        else:
+            self.calls = self.calls + 1
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("criterion", ["snip", "exact", "grasp", "prospr", "iterative_snip", "fisher", "fisher_taylor"])
+def test_saliences_write_nothing_into_a_model(criterion, in_place):
+    model = Counting(in_place)
+    images, labels = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 1, 1])
+    start = snipnb.Start(model, images, labels.to(torch.int32), seed=0)
+    mask = criteria.mask_for(criterion, start, criteria.salience_for(criterion, start), 0.5)
+    assert sum(int(m.sum()) for m in mask.values()) == 4
+    assert float(model.calls) == 0
+
+
+def test_taylor_saliences_write_nothing_into_a_model():
+    model = Counting(in_place=False)
+    images, labels = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 1, 1])
+    assert snipnb.taylor_salience(model, images, labels, order=2)["layer.weight"].any()
+    assert float(model.calls) == 0

@@ -90,7 +90,7 @@ def region_by_definition(model, images, labels):
 
 
 def backpack_diagonal(model, images, labels):
-    import backpack
+    backpack = pytest.importorskip("backpack")
     from backpack.extensions import DiagHessian
 
     model = copy.deepcopy(model).eval()
@@ -144,7 +144,7 @@ def test_lenet5_agrees_with_backpack(few, dtype):
 )  # PyTorch's own, at its first forward derivative
 @pytest.mark.parametrize("name", ["linear, no bias", "LeNet in small", "pool before ReLU"])
 def test_the_diagonal_agrees_with_curvlinops(name):
-    from curvlinops import HessianLinearOperator
+    HessianLinearOperator = pytest.importorskip("curvlinops").HessianLinearOperator
 
     model, images, labels = sequential(name)
     operator = HessianLinearOperator(model, nn.CrossEntropyLoss(), list(model.parameters()), [(images, labels)])

@@ -64,14 +64,25 @@ def test_every_covered_layer_in_float64(name):
         assert all(float((one[n] - e).abs().max()) <= 1e-10 * scale for n, e in expected.items())
 
 
+@pytest.mark.parametrize("kernel", [15, 16, 28])
+def test_pooling_windows_of_any_size(sample, kernel):
+    images, labels = sample[0][:30], sample[1][:30]
+    size = (28 // kernel) ** 2 * 3
+    layers = [nn.Conv2d(1, 3, 3, padding=1), nn.MaxPool2d(kernel), nn.ReLU(), nn.Flatten(), nn.Linear(size, 10)]
+    model = nn.Sequential(*layers)
+    (found,), expected = snipnb.snip_together([model], images, labels), snipnb.snip(model, images, labels)
+    for name, e in expected.items():
+        torch.testing.assert_close(found[name], e, rtol=1e-4, atol=1e-6 * float(e.abs().max()))
+
+
 def test_the_number_of_workers_changes_nothing(sample):
     models, threads = [snipnb.lenet5(seed=k) for k in range(17)], torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         alone = snipnb.snip_together(models, *sample)
-        torch.set_num_threads(2)
+        torch.set_num_threads(3)  # more than there are jobs for
         several = snipnb.snip_together(models, *sample)
-        assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a[n], b[n]) for a, b in zip(alone, several, strict=True) for n in a)
