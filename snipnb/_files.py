@@ -19,16 +19,23 @@ def resource(*parts: str) -> Path:
     return Path(__file__).resolve().parent.joinpath("resources", *parts)
 
 
+def _given(variable: str) -> Path | None:
+    """The folder that an environment variable names, if it is set."""
+    if not (text := os.environ.get(variable)):
+        return None
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:  # ~ of an unknown user
+        raise ValueError(f"{variable} must be a folder; got {text!r} ({error})") from None
+
+
 def data_dir() -> Path:
     """Folder that holds ``MNIST/raw``.
 
     The environment variable ``SNIPNB_DATA`` if set, else ``data/`` of the checkout, else the user's cache folder.
     """
-    if os.environ.get("SNIPNB_DATA"):
-        try:
-            return Path(os.environ["SNIPNB_DATA"]).expanduser().absolute()
-        except RuntimeError as error:  # ~ of an unknown user
-            raise ValueError(f"SNIPNB_DATA must be a folder; got {os.environ['SNIPNB_DATA']!r} ({error})") from None
+    if (given := _given("SNIPNB_DATA")) is not None:
+        return given
     if (root := project_root()) is not None:
         return root / "data"
     cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
@@ -41,8 +48,8 @@ def output_dir() -> Path:
     ``SNIPNB_OUTPUT`` if set (the runner sets it), else ``build/lab`` of the checkout, else ``snipnb-output`` in the
     working directory: a notebook tried out by hand never overwrites the published ``figures/``.
     """
-    if os.environ.get("SNIPNB_OUTPUT"):
-        return Path(os.environ["SNIPNB_OUTPUT"])
+    if (given := _given("SNIPNB_OUTPUT")) is not None:
+        return given
     root = project_root()
     return root / "build" / "lab" if root is not None else Path("snipnb-output").resolve()
 
@@ -53,8 +60,8 @@ def runs_dir(profile: str) -> Path:
     ``SNIPNB_RUNS`` if set; else, in a checkout, ``figures/full/runs`` for the profile ``full``, whose runs are kept with the project, and
     ``build/runs`` for all others; else ``runs`` in :func:`output_dir`.
     """
-    if os.environ.get("SNIPNB_RUNS"):
-        return Path(os.environ["SNIPNB_RUNS"]).expanduser().absolute()
+    if (given := _given("SNIPNB_RUNS")) is not None:
+        return given
     if (root := project_root()) is None:
         return output_dir() / "runs"
     return root / "figures" / "full" / "runs" if profile == "full" else root / "build" / "runs"

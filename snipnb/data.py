@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snipnb._checks import INTEGERS, check_choice, check_examples, check_integer
+from snipnb._checks import INTEGERS, PIXELS, check_choice, check_examples, check_integer
 from snipnb._files import data_dir, resource, write_atomically
 from snipnb._progress import note
 
@@ -119,9 +119,13 @@ class Split:
         parts = {"train": train, "test": test} | ({} if validation is None else {"validation": validation})
         for part, given in parts.items():
             if not isinstance(given, (tuple, list)) or [type(t) for t in given] != [Tensor, Tensor]:
-                raise ValueError(f"{part} must be a pair of tensors, images and labels; got {type(given).__name__}")
+                kinds = [type(t).__name__ for t in given] if isinstance(given, (tuple, list)) else type(given).__name__
+                raise ValueError(f"{part} must be a pair of tensors, images and labels; got {kinds}")
         tensors = []
         for part in ("train", "validation", "test"):
+            if part in parts and (not parts[part][0].dim() or parts[part][0].dtype not in PIXELS):
+                kind = f"{parts[part][0].dtype} of shape {tuple(parts[part][0].shape)}"
+                raise ValueError(f"images of {part} must be float32, float64 or integers [n, ...]; got {kind}")
             images, labels = parts.get(part, (train[0][:0], train[1][:0]))
             if len(images) or len(labels) or part == "train":
                 check_examples(images, labels, 1)
@@ -256,12 +260,12 @@ def data_checksum(*, sample: bool = False, split: str = "standard") -> str:
         >>> snipnb.data_checksum(sample=True)[:16]
         'd0d4a6e971441ef0'
     """
+    check_choice("split", split, [*SPLITS, *OWN_SPLITS])
     if split in OWN_SPLITS:
         return OWN_SPLITS[split].checksum
     if split == "digits":
         return DIGITS_SHA256
     if sample:
-        _sample_file()
         return SAMPLE_FILE.sha256
     return hashlib.sha256("".join(f.sha256 for f in RAW_FILES).encode()).hexdigest()
 

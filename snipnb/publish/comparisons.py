@@ -36,7 +36,7 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], value: str = "increase") -
 
 
 def last_rates(runs: pd.DataFrame) -> pd.DataFrame:
-    """Error rates at the last epoch, as :func:`snipnb.error_table` has them."""
+    """Error rates at the last epoch, as :func:`snipnb.error_table` has them; all runs must have the same number of epochs."""
     last = runs[runs["epoch"] == runs["epoch"].max()]
     rates = {"seed": last["init_seed"], "way": LAST, "error_percent": 100 * last["test_error"]}
     return last[["criterion", "sparsity"]].assign(**rates)
@@ -102,7 +102,7 @@ def against_snip(runs: pd.DataFrame, *, smallest_margin: float) -> tuple[pd.Data
     """
     rates = draws_together(last_rates(runs))
     pairs = differences(rates, reference="snip")
-    cut = runs[runs["collapsed"] > 0].groupby(["criterion", "sparsity"])["init_seed"].nunique()
+    cut = _draws_named(runs[runs["collapsed"] > 0]).groupby(["criterion", "sparsity"])["init_seed"].nunique()
     rows = []
     for (criterion, sparsity), part in pairs.groupby(["criterion", "sparsity"], sort=False):
         values, here = part["difference"].to_numpy(), rates[rates["sparsity"] == sparsity]
@@ -174,9 +174,12 @@ def excess(table: pd.DataFrame, *, allowed: float) -> pd.DataFrame:
 
 def draws_together(errors: pd.DataFrame) -> pd.DataFrame:
     """Error rates with the criteria ``perturbed_1``, ``perturbed_2`` and so on of a seed replaced by their mean, ``perturbed``."""
-    named = errors.assign(criterion=errors["criterion"].str.replace(r"^perturbed_\d+$", "perturbed", regex=True))
     keys = ["criterion", "sparsity", "seed", "way"]
-    return named.groupby(keys, sort=False)["error_percent"].mean().reset_index()
+    return _draws_named(errors).groupby(keys, sort=False)["error_percent"].mean().reset_index()
+
+
+def _draws_named(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(criterion=rows["criterion"].str.replace(r"^perturbed_\d+$", "perturbed", regex=True))
 
 
 def increases(runs: pd.DataFrame) -> pd.DataFrame:

@@ -222,13 +222,14 @@ def entry(
 def assemble(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The whole ledger in the write-up's order: what notebooks found, with all other claims as not run."""
     found = {entry["id"]: entry for entry in entries}
+    rows = (found.get(claim_id) or _not_run(claim) for claim_id, claim in load_claims().items())
+    return [{field: row[field] for field in FIELDS} for row in rows]
+
+
+def _not_run(claim: Mapping[str, Any]) -> dict[str, Any]:
     nothing = {"measured": {}, "low": {}, "high": {}, "rows": {}, "scope": "", "reason": ""}
     nothing["verdict"] = "not run (its notebook has not)"
-    rows = []
-    for claim_id, claim in load_claims().items():
-        row = found.get(claim_id, {**dict.fromkeys(FIELDS), **nothing, **_description(claim)})
-        rows.append({field: row[field] for field in FIELDS})
-    return rows
+    return {**dict.fromkeys(FIELDS), **nothing, **_description(claim)}
 
 
 # --- proof ------------------------------------------------------------------------------------------------------------
@@ -271,13 +272,15 @@ def _differences(
     claim = _claim(claim_id)
     if row is None:
         return ["the ledger has no row for it; run its notebook"]
+    if row.keys() != set(FIELDS):
+        return [f"its row has not the fields of a ledger: {', '.join(sorted(row.keys() ^ set(FIELDS)))}"]
     found = []
     if quotation != digest(_squeezed(claim["words"])):
         found.append("its words differ from the words of the write-up")
     if row["rule_digest"] != _rule_digest(claim):
         found.append("its rule is not the rule that was applied")
     if row["profile"] is None:
-        return found
+        return found + _disagreeing(row, _not_run(claim))
     shelves = {"bench": benchmarks.parent, "reported": resource()}
     files = {name: shelves.get(name.split("/")[0], folder) / name for name in row["rows"]}
     for name, path in files.items():
@@ -285,10 +288,11 @@ def _differences(
             found.append(f"{name} is not the table that was read")
     finding = find(claim_id, map(read_rows, files.values()), profile=row["profile"])
     kept = {name: row[name] for name in ("profile", "rows", "figure", "data")}
-    again = entry(claim_id, finding, **kept)
-    return found + [
-        f"{field} is {again[field]!r}; published: {row[field]!r}" for field in FIELDS if again[field] != row[field]
-    ]
+    return found + _disagreeing(row, entry(claim_id, finding, **kept))
+
+
+def _disagreeing(row: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
+    return [f"{field} is {again[field]!r}; published: {row[field]!r}" for field in FIELDS if again[field] != row[field]]
 
 
 def digest(text: str) -> str:

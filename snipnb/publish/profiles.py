@@ -199,7 +199,7 @@ def _section(content: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, but two equal keys are an error instead of a silent win for the last."""
+    """YAML's safe loader, except that a duplicate key is an error; YAML keeps the last one silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]

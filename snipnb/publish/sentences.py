@@ -26,9 +26,9 @@ GENERAL = {"not run": "Not run.", "inconclusive": "Open.", "cannot tell": "Open.
 
 
 def power(value: float) -> str:
-    """Two digits times a power of ten, such as 6.3 × 10⁻⁸; 0 stays 0."""
-    if value == 0:
-        return "0"
+    """Two digits times a power of ten, such as 6.3 × 10⁻⁸; 0 and infinity stay as they are."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
     digit, exponent = f"{value:.1e}".split("e")
     return f"{digit} × 10{str(int(exponent)).translate(SUPERSCRIPTS)}"
 

@@ -1,4 +1,4 @@
-"""How tables read: columns of a CSV become headings, pairs of bounds intervals, and names of the code words, by ``tables.yaml``."""
+"""How tables read, as ``tables.yaml`` says: column names become headings, pairs of bounds become intervals, code names become words."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _cell(value: Any, digits: int, word: Callable[[Any], str] | None) -> str:
         return f"{value:,}" if abs(number) >= 10_000 else str(value)
     if 0 < abs(number) < 1e-3 or abs(number) >= 1e9:
         return sentences.power(number)
-    return _cell(round(number), digits, None) if abs(number) >= 10**digits else f"{number:.{digits}g}"
+    return _cell(round(number), digits, None) if round(abs(number)) >= 10**digits else f"{number:.{digits}g}"
 
 
 def _own(notebook: str, name: str) -> Mapping[str, Any]:

@@ -50,7 +50,7 @@ from snipnb.training.runs import (
 )
 from snipnb.training.store import Store, StoreError
 
-_said: set[str] = set()  # criteria with a warning already given: their runs are not kept
+_said: set[str] = set()  # unversioned criteria and networks that a warning was already given for
 
 
 def run_grid(
@@ -133,7 +133,9 @@ def _runs_of(
         _train_all(tasks, place, jobs, device)
         finished = place.runs()
     if gone := [config for config, key in keys.items() if key not in finished]:  # deleted in the meantime
-        raise StoreError(f"{len(gone)} finished runs have gone from {place.folder}; the first is {gone[0]}; run again")
+        raise StoreError(
+            f"{len(gone)} finished runs are missing from {place.folder}; the first is {gone[0]}; run again"
+        )
     return {config: finished[key] for config, key in keys.items()}
 
 
@@ -220,6 +222,9 @@ def _mask(config: RunConfig, start: Start, salience: Salience, place: Store) -> 
 
 
 def _salience(config: RunConfig, place: Store, device: str) -> Salience:
+    if CRITERIA[ranked_by(config.criterion)].salience is None:
+        return {}
+
     def make() -> Salience:
         start = _start(config, device)
         found = salience_for(config.criterion, start)
@@ -289,10 +294,11 @@ def _jobs(device: str) -> int:
     """How many groups to train at a time if the caller does not say."""
     if device != "cpu":
         return 1
+    import joblib
     from joblib.parallel import get_active_backend
 
     configured = get_active_backend()[1]
-    return configured if (configured or 1) != 1 else os.cpu_count() or 1
+    return joblib.effective_n_jobs(-1 if configured is None else configured)
 
 
 # Criteria and networks that are not the package's.
@@ -320,8 +326,8 @@ def _train_quietly(
 
     A reused process may still hold what an earlier call passed.
     """
-    os.environ["SNIPNB_PROGRESS"] = "0"
     if os.getpid() != caller:
+        os.environ["SNIPNB_PROGRESS"] = "0"
         CRITERIA.clear()
         CRITERIA.update(SHIPPED | own[0])
         MODELS.clear()
@@ -329,7 +335,7 @@ def _train_quietly(
         key = str(group[0].split)
         if key not in SPLITS and key not in OWN_SPLITS:
             if (found := Store(folder).state(f"split-{key}")) is None:
-                raise StoreError(f"the images of split {key!r} have gone from {folder}; run again")
+                raise StoreError(f"the images of split {key!r} are missing from {folder}; run again")
             tensors = {part: torch.from_numpy(array) for part, array in found[0].items()}
             OWN_SPLITS[key] = Split(name=found[1]["name"], **tensors)
     _train_group(name, group, folder, device, **options)

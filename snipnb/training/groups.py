@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from snipnb._checks import check_alike_and_precise, check_classes, check_examples, copied, float_parameters, in_mode
 from snipnb._engine.ensembles import Kept, Stack, Stacked, check_alike, stacked
 from snipnb._engine.sequential import layers_of
+from snipnb.networks import seeded
 from snipnb.pruning.masks import Mask, check_mask_fits
 from snipnb.training.recipe import Recipe, learning_rate, optimiser_of
 from snipnb.training.scores import error_rate
@@ -69,7 +70,7 @@ class _Part:
         number: The first of the networks, in the names of a state.
         recipe: Their recipe.
         trained: Their parameters by name.
-        fused: Of the optimiser. A fused one steps all parameters at once; else a state keeps how many steps each has done.
+        fused: Whether the optimiser is PyTorch's fused one. If not, a state also keeps each parameter's step count.
     """
 
     def __init__(self, number: int, recipe: Recipe, trained: Mapping[str, Tensor], fused: bool | None = None) -> None:
@@ -152,13 +153,11 @@ class Apart(_Group):
     def step(self, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
         """Do one step of every network on one batch; returns the mean losses before the step [networks]."""
         losses = []
-        cuda = [self.device] if self.device.type == "cuda" else []
         for model, part, mask in zip(self.models, self.parts, self.masks, strict=True):
             if part.recipe.masks_at == "start":
                 set_to_zero(dict(model.named_parameters()), mask)
             model.train()
-            with torch.random.fork_rng(devices=cuda):
-                torch.manual_seed(_mixed(seed, 0))
+            with seeded(_mixed(seed, 0), self.device):
                 loss = nn.functional.cross_entropy(model(images), labels)
             part.optimiser.zero_grad()
             loss.backward()

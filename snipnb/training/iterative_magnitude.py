@@ -23,7 +23,7 @@ def removal_order(start: Start) -> Salience:
 
     **Definition.** Train the network, remove the :data:`ROUND` share of what is left with the smallest trained magnitudes, set what is left to its
     initial weights, and repeat until :data:`LEAST` is left. Each round gives every parameter that it trains the number of the round (from 0) plus its
-    rank by trained magnitude among all parameters, divided by their number. So the mask at any sparsity is that of the last whole round before it and a shorter last round.
+    rank by trained magnitude among all parameters, divided by their number. So the mask at any sparsity is the mask of the last whole round that keeps more, pruned further by a shorter round.
 
     **Source.** Frankle and Carbin (2019), The lottery ticket hypothesis. Departs from it: biases are ranked with the weights, all layers alike.
     """

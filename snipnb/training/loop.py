@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from snipnb._checks import check_type, copied
 from snipnb._progress import track
 from snipnb.data import Split
+from snipnb.networks import seeded
 from snipnb.pruning.masks import Mask
 from snipnb.training.groups import Apart, Together, group_of
 from snipnb.training.recipe import Recipe
@@ -137,7 +138,7 @@ def _train(
     images, labels = split.train_images.to(group.device), split.train_labels.to(group.device, torch.int64)
     shuffle = torch.Generator().manual_seed(data_seed)
     steps = -(-len(labels) // batch_size)
-    if len(labels) % batch_size == 1:
+    if (len(labels) - 1) % batch_size == 0:
         different = group.models[:1] if group.is_stacked else group.models
         _check_trains_on_one(different, images[:1], f"{len(labels)} images, batch_size {batch_size}")
     rows: list[dict[str, list[float]]] = []
@@ -145,7 +146,9 @@ def _train(
         arrays, rows = found[0], list(found[1])
         group.restore(arrays, steps * len(rows))
     for epoch in range(epochs):
-        order = torch.randperm(len(labels), generator=shuffle)  # drawn for finished epochs too, as later draws follow
+        order = torch.randperm(
+            len(labels), generator=shuffle
+        )  # drawn for finished epochs too, so that a resumed run sees the same orders
         if epoch < len(rows):
             continue
         losses = torch.zeros(len(group.models), dtype=torch.float64, device=group.device)
@@ -167,7 +170,7 @@ def _check_trains_on_one(models: Sequence[nn.Module], image: Tensor, batches: st
     """Raise ValueError if a model cannot train on a batch of one image, as batch norm after linear layers cannot."""
     for model in models:
         try:
-            with torch.random.fork_rng(devices=[image.device] if image.is_cuda else []):
+            with seeded(0, image.device):
                 copied(model).train()(image)
         except ValueError as error:
             kind = type(model).__name__

@@ -48,6 +48,6 @@ def trained_by(device: str) -> dict[str, Any]:
         "commit": commit(),
         "torch": torch.__version__,
         "numba": metadata.version("numba") if importlib.util.find_spec("numba") else None,
-        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "processor": machine()["processor"],
     }

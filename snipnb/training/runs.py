@@ -43,7 +43,7 @@ class RunConfig:
         init_seed: Seed of the initial weights and of random saliences.
         data_seed: Seed of the image order; default ``init_seed``. Runs that share both seeds are compared as pairs.
         model: Name in :data:`snipnb.MODELS`.
-        init: One of ``INITIALISATIONS``; a network of your own has only its own.
+        init: One of ``INITIALISATIONS``; a network of your own takes only ``"pytorch"``, which leaves its own initialisation.
         split: ``"standard"``, ``"published"``, ``"digits"``, or a :class:`snipnb.Split` of your own, which then counts by its key.
         sample: Use the shipped sample instead of all of MNIST.
         salience_images: How many training images are used for saliences, from the first on; default all.
@@ -185,7 +185,7 @@ def short_digest(content: object) -> str:
 
 
 def groups_of(configs: Iterable[RunConfig], group_size: int = GROUP_SIZE) -> list[list[RunConfig]]:
-    """The groups of a grid, fixed by the whole grid: neither the order of its runs nor what is finished matters."""
+    """The groups of a grid, fixed by the whole grid: what is finished does not matter, and of the order only which recipe comes first."""
     alike: dict[tuple, list[RunConfig]] = {}
     for c in dict.fromkeys(configs):
         common = (c.recipe.epochs, c.recipe.batch_size)

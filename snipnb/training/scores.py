@@ -28,7 +28,7 @@ def error_table(runs: pd.DataFrame, *, way: str | None = None) -> pd.DataFrame:
         One row per run and way: ``criterion``, ``seed`` (of the initialisation), ``sparsity``, ``way``, ``error_percent``.
 
     Raises:
-        ValueError: If the way is unknown, or runs of one criterion, seed and sparsity differ in their network, initialisation or images.
+        ValueError: If the way is unknown, or runs of one criterion, seed and sparsity differ in anything else.
 
     Example:
         >>> import snipnb
@@ -45,6 +45,9 @@ def error_table(runs: pd.DataFrame, *, way: str | None = None) -> pd.DataFrame:
             if name in runs and history[name].nunique() > 1:
                 found = ", ".join(map(repr, history[name].unique()))
                 raise ValueError(f"runs of one table must have one {name}; got {found}; make a table of each")
+        if "epoch" in history and history.drop_duplicates()["epoch"].duplicated().any():
+            others = "recipe, image order, number of salience images and name"
+            raise ValueError(f"runs of one criterion, seed and sparsity must have one {others}; make a table of each")
         for name, value in error_rates(history.reset_index(drop=True)).items():
             # NaN: the published split has no validation images to select on
             if value == value and way in (None, WAYS[name]):

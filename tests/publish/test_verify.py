@@ -140,6 +140,16 @@ def test_an_altered_cell_is_noticed_by_its_number_when_the_digest_is_rewritten(p
     assert not any("is not the table that was read" in reason for reason in wrong[claim])
 
 
+@pytest.mark.parametrize("change", [{"profile": None}, {"profile": None, "verdict": "contradicted"}, {"more": 1}])
+def test_a_forged_row_is_noticed(published, change):
+    folder, rows = published
+    write(folder, [{**row, **change} if row["id"] == "C10" else row for row in rows])
+    try:
+        assert list(found(folder)) == ["C10"]
+    finally:
+        write(folder, rows)
+
+
 @pytest.mark.parametrize("seed", range(TRIES // 4))
 def test_an_altered_rule_or_quotation_is_noticed(published, monkeypatch, seed):
     folder, _ = published

@@ -420,6 +420,15 @@ def test_masks_of_other_weights_are_those_of_the_network_that_is_drawn(beginning
     assert overlap(mask_of("snip", beginning), expected) < 0.2
 
 
+def test_a_control_by_other_weights_takes_their_salience_also_where_it_is_another_criterions(beginning, monkeypatch):
+    controls = criteria.controls_of("snip_inverted", criteria.CRITERIA["snip_inverted"])
+    monkeypatch.setattr(criteria, "CRITERIA", criteria.CRITERIA | controls)
+    other = dataclasses.replace(beginning, model=beginning.draw(criteria.OTHER_SEEDS + 1))
+    found = mask_of("snip_inverted_redrawn", beginning)
+    assert counts(found) == counts(mask_of("snip", other))
+    assert overlap(found, mask_of("snip_inverted", other)) == 1
+
+
 @pytest.mark.parametrize("name", ["grasp", "force"])
 def test_controls_of_a_criterion_keep_its_counts_or_take_other_weights(beginning, name):
     own, shuffled = mask_of(name, beginning), mask_of(f"{name}_shuffled", beginning)

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -161,6 +162,9 @@ def test_a_split_is_known_by_its_content():
         ),
         ({"name": "My data"}, "got 'My data'"),
         ({"train": None}, "train must be a pair of tensors, images and labels; got NoneType"),
+        ({"train": (np.zeros((3, 2)), np.zeros(3))}, r"images and labels; got \['ndarray', 'ndarray'\]"),
+        ({"test": (torch.zeros(()), torch.zeros(3).long())}, r"images of test must be float32, .* of shape \(\)"),
+        ({"train": (torch.zeros(3, 2).half(), torch.zeros(3).long())}, "images of train .* got torch.float16"),
         ({"train": (torch.zeros(3, 2), torch.zeros(2).long())}, "3 images but 2 labels"),
         ({"train": (torch.zeros(0, 2), torch.zeros(0).long())}, "the data set is empty"),
         ({"test": (torch.zeros(3, 2), torch.zeros(3))}, r"labels of test must be integers \[n\]; got torch.float32"),
@@ -358,7 +362,7 @@ def test_a_worker_whose_images_have_gone_says_so(registered, tmp_path, monkeypat
     identity.OWN_SPLITS.clear()
     before = dict(networks.MODELS)
     try:
-        with pytest.raises(grid.StoreError, match=r"the images of split 'own-.*' have gone from"):
+        with pytest.raises(grid.StoreError, match=r"the images of split 'own-.*' are missing from"):
             grid._train_quietly(-1, ({}, {"own": before["own"]}), "name", [config], tmp_path, "cpu", wait=False)
     finally:
         networks.MODELS.clear()

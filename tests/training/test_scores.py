@@ -64,5 +64,10 @@ def test_a_table_has_one_network_and_one_split():
     runs = snipnb.run_grid([*snipnb.grid(**options), *snipnb.grid(model="lenet_300_100", **options)], jobs=1)
     with pytest.raises(ValueError, match="runs of one table must have one model; got 'lenet5', 'lenet_300_100'"):
         snipnb.error_table(runs)
-    assert len(snipnb.error_table(runs[runs["model"] == "lenet5"], way="last epoch")) == 1
+    one = runs[runs["model"] == "lenet5"]
+    assert len(snipnb.error_table(one, way="last epoch")) == 1
+    for other in ({"name": "sgd"}, {"data_seed": 3}, {"train_loss": 0.1}):
+        with pytest.raises(ValueError, match="runs of one criterion, seed and sparsity must have one recipe"):
+            snipnb.error_table(pd.concat([one, one.assign(**other)]))
+    assert len(snipnb.error_table(pd.concat([one, one]), way="last epoch")) == 1  # one run twice
     assert list(snipnb.error_table(runs[:0])) == ["criterion", "seed", "sparsity", "way", "error_percent"]

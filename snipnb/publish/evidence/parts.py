@@ -109,9 +109,12 @@ def power(values: np.ndarray, margin: float, *, sides: int = 2, wanted: float = 
     """The power of a test on these differences if the true difference is 0, and the n for which it would be ``wanted``; empty without a spread."""
     if len(values) < 2 or not (spread := values.std(ddof=1)) > 0:
         return {}
-    power = {n: power_of(spread / n**0.5, n, margin, sides=sides) for n in (len(values), *range(2, 1000))}
-    enough = next((n for n in range(2, 1000) if power[n] >= wanted), np.inf)
-    return {"power": power[len(values)], "n_to_decide": enough}
+
+    def of(n: int) -> float:
+        return power_of(spread / n**0.5, n, margin, sides=sides)
+
+    enough = next((n for n in range(2, 1000) if of(n) >= wanted), np.inf)
+    return {"power": of(len(values)), "n_to_decide": enough}
 
 
 def root_mean_square(values: pd.Series) -> float:
