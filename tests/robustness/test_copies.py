@@ -1,4 +1,4 @@
-"""What tests of robustness are made of; those themselves take most of an hour (``make robustness``)."""
+"""Tests of the helpers that the robustness tests use."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""``make figures`` is killed again and again, and let finish: it has to end as a run does that nobody disturbed."""
+"""``make figures`` is killed repeatedly and then allowed to finish. Its files must equal those of an undisturbed run."""
 
 import os
 
