@@ -93,7 +93,7 @@ CONTROLS = {"shuffled": "shuffled within layers", "redrawn": "made for other wei
 
 
 def look(criterion: str) -> Look:
-    """The look of a criterion. Controls that have none of their own look like their criterion; anything else is grey and has its own name."""
+    """The look of a criterion. Controls that have none of their own look like their criterion; anything else is grey and labelled with its name as it is."""
     name, _, control = criterion.rpartition("_")
     if criterion not in LOOKS and name in LOOKS and control in CONTROLS:
         return replace(LOOKS[name], label=f"{LOOKS[name].label}, {CONTROLS[control]}")
@@ -278,13 +278,24 @@ def forest(axis: Axes, pairs: pd.DataFrame, compared: pd.DataFrame, criteria: Se
     ticks = [t for t in (1, 3, 10, 30, 90) if t > 2.6 * margin]
     places = [*(-t for t in reversed(ticks)), -margin, 0, margin, *ticks]
     axis.set_xticks(places, [with_minus(f"{place:.2g}") for place in places])
-    axis.xaxis.set_minor_locator(NullLocator())
+    axis.minorticks_off()
     reach = pd.concat([pairs["difference"], rows["low95"], rows["high95"]]).dropna()
     axis.set_xlim(min(1.4 * min(reach), -2 * margin), max(1.4 * max(reach), 2 * margin))
     axis.set_xlabel("error rate minus SNIP's, percentage points")
     axis.grid(axis="y", visible=False)
     axis.set_yticks(range(len(criteria)), [look(c).label for c in criteria])
     axis.set_ylim(len(criteria) - 0.5, -0.5)
+
+
+def signed_axis(axis: Axes, values: pd.DataFrame) -> None:
+    """An axis across for values of both signs: logarithmic beyond 0.5 if one of them lies beyond 2."""
+    if np.nanmax(values.abs()) <= 2:
+        return
+    axis.set_xscale("symlog", linthresh=0.5, linscale=1.5)
+    low, high = min(1.3 * np.nanmin(values), -0.5), max(1.3 * np.nanmax(values), 0.5)
+    ticks = [tick for tick in (-50, -10, -2, -0.5, 0, 0.5, 2, 10, 50) if low <= tick <= high]
+    axis.set_xticks(ticks, [with_minus(f"{tick:g}") for tick in ticks])
+    axis.minorticks_off()
 
 
 def density(

@@ -129,11 +129,10 @@ def masks(networks: Ensemble, sparsity: float, *, ranking: str = "snip", ties: s
         ValueError: If the ranking is unknown.
     """
     check_choice("ranking", ranking, RANKINGS)
-    # The counts show where a control or an extreme sparsity cuts the network.
-    keep, found = keep_mask if ranking == "snip" and sparsity <= 0.98 else quiet_mask, []
+    found = []
     for k, seed in enumerate(networks.seeds):
         salience, weights = ({n: t[k] for n, t in s.items()} for s in (networks.saliences, networks.weights))
-        found.append(keep(RANKINGS[ranking](salience, weights, seed), sparsity, ties=ties))
+        found.append(quiet_mask(RANKINGS[ranking](salience, weights, seed), sparsity, ties=ties))
     return stacked(found)
 
 

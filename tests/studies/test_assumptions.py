@@ -19,7 +19,7 @@ def test_the_joint_change_is_that_of_the_loss(examples):
     images, labels = (t[:80] for t in examples)
     model = snipnb.lenet5(seed=1)
     before = {name: p.clone() for name, p in model.named_parameters()}
-    found = assumptions.joint_changes({assumptions.START: [model]}, images, labels, sparsities=[0.3, 0.9])
+    found = assumptions.joint_changes({"at initialisation": [model]}, images, labels, sparsities=[0.3, 0.9])
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     mask = snipnb.keep_mask(snipnb.snip(model, images, labels), 0.9, ties="stable")
     exact = snipnb.exact_salience(model, images, labels)

@@ -242,21 +242,31 @@ def test_findings_say_what_the_tables_hold(tables):
     )
     better = re.sub(r"−(1\.00|0\.99)", "−1", said.iloc[1])
     places = [f"on {network} at {sparsity}" for network in measure.NETWORKS.values() for sparsity in (0.95, 0.99)]
-    assert better == f"Shown to be better than SNIP: {'; '.join(f'{p}, iterative SNIP (−1)' for p in places)}."
+    head = "Shown to be better than SNIP at 0.95 or 0.99, change of the error rate in points"
+    assert better == f"{head}: {'; '.join(f'{p}, iterative SNIP (−1)' for p in places)}."
     assert said.iloc[2].startswith(
         "Rank correlation with the exact salience at initialisation: SNIP 1.000, second order 0.900"
     )
-    assert "(of the largest, missed: Fisher-Taylor as coded 30.0 %, SNIP 100.0 %)" in said.iloc[2]
+    assert (
+        "(share of the largest 1 % that would be removed: Fisher-Taylor as coded 30.0 %, SNIP 100.0 %)" in said.iloc[2]
+    )
     assert (
         "LeNet-5 at 0.99, share of the kept parameters on a path: SNIP 100 %, iterative SNIP 100 %, FORCE"
         in said.iloc[3]
     )
-    assert "cut through by random; iterative SNIP has 25 % of its kept parameters in common with SNIP" in said.iloc[3]
-    assert "worse by both: none; worse if shuffled, not shown to be worse with other weights: SNIP" in said.iloc[4]
+    assert (
+        "cut in at least one network by random; iterative SNIP has 25 % of its kept parameters in common with SNIP"
+        in said.iloc[3]
+    )
+    assert "worse by both: none; worse if shuffled, not shown to be worse with other weights: SNIP, " in said.iloc[4]
+    assert ", NTK-SAP (shuffled only), " in said.iloc[4]  # the other control does not apply
     assert said.iloc[4].endswith("worse with other weights only: none; not shown to be worse by either: none.")
     assert len(said) == 5  # no upper reference was trained
     alone = compared.assign(n=1)
     assert "too few for a verdict" in findings.findings(alone, kept, found, pd.DataFrame())["what came out"][1]
+    single = measure.controls(runs).assign(n=1, low95=np.nan, high95=np.nan)
+    assert findings._by_controls(single) == "One network each: too few for a verdict."
+    assert headline_of(draw.controls(single)).endswith("one network each, so no verdicts")
 
 
 def test_equal_estimates_are_named_together(tables):
@@ -291,7 +301,7 @@ def test_figures_name_what_they_show(tables):
         "0 of 13 criteria with a mask made for other weights"
     )
     assert headline_of(draw.controls(pd.DataFrame())) == ""
-    assert "random has 50 % of what it keeps on a path" in headline_of(draw.paths(kept))
+    assert headline_of(draw.paths(kept)).endswith("; of what random keeps, 50 %")
     plt.close("all")
 
 

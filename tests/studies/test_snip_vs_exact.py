@@ -7,6 +7,7 @@ import snipnb
 from snipnb import networks
 from snipnb.publish import stats
 from snipnb.saliences import brute_force
+from snipnb.studies import shared
 from snipnb.studies.snip_vs_exact import measure as agreement
 
 EXACT = {"full1.weight": torch.tensor([[1.0, -2.0], [0.0, 4.0]]), "full1.bias": torch.tensor([8.0, 0.0])}
@@ -14,7 +15,7 @@ SNIP = {"full1.weight": torch.tensor([[-1.0, 2.0], [3.0, -2.0]]), "full1.bias": 
 
 
 def test_agreement_by_hand():
-    frame = agreement.agreement(EXACT, SNIP).set_index("layer")
+    frame = shared.agreement(EXACT, SNIP).set_index("layer")
     assert list(frame.index) == [networks.WHOLE, "full 1", "bias full 1"]
     assert list(frame["parameters"]) == [6, 4, 2]
     assert frame["zero_in_both"].tolist() == [1, 0, 1]
@@ -23,7 +24,7 @@ def test_agreement_by_hand():
     assert frame.loc[networks.WHOLE, "typical_factor"] == 1.0  # of 1, 1, 2, 1 the median
     assert frame.loc["bias full 1", "spearman"] == pytest.approx(1.0)
     assert frame.loc["bias full 1", "pearson"] == pytest.approx(1.0)  # SNIP's sign is turned
-    same = agreement.agreement(EXACT, {name: -s for name, s in EXACT.items()})
+    same = shared.agreement(EXACT, {name: -s for name, s in EXACT.items()})
     assert same["spearman"].to_numpy() == pytest.approx(1.0)
     assert (same["typical_factor"] == 1).all()
 
@@ -124,7 +125,7 @@ def test_every_parameter_is_taken_unless_a_sample_is_asked_for():
 
 def test_saliences_of_different_networks_are_refused():
     with pytest.raises(ValueError, match=r"the same parameters; they differ in \['full1.bias'\]"):
-        agreement.agreement(EXACT, {"full1.weight": SNIP["full1.weight"]})
+        shared.agreement(EXACT, {"full1.weight": SNIP["full1.weight"]})
 
 
 def test_rank_correlation_of_what_does_not_vary_is_undefined():

@@ -6,7 +6,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 
 from snipnb.publish.published import published_label
 from snipnb.publish.style import CATEGORIES, NEUTRAL, headline, look, panels, percent_axis, whiskers, with_minus
@@ -87,7 +86,6 @@ def vgg(sample: pd.DataFrame, depth: pd.DataFrame) -> Figure:
     right.axhline(100, color=NEUTRAL, lw=0.8, ls=":")
     percent_axis(right, [1, 3, 10, 30, 100, 300, 1000], along="y")
     right.set_xticks(depth["place"], [published_label(name) for name in depth["layer"]], rotation=60, fontsize=7)
-    right.xaxis.set_minor_locator(NullLocator())
     right.set_ylabel("difference, % of the exact salience\n(median, quartiles; log)")
     right.grid(axis="x", visible=False)
     first, last = depth.iloc[0], depth.iloc[-1]
@@ -117,10 +115,9 @@ def layers(frame: pd.DataFrame, *, sparsity: float) -> Figure:
     axis.axhline(100 * (1 - sparsity), color=NEUTRAL, lw=0.8, ls=":", label="same share of every layer")
     axis.set_yscale("log")
     axis.set_xticks(range(len(layers)), [published_label(name) for name in layers], rotation=45, fontsize=7.5)
-    axis.xaxis.set_minor_locator(NullLocator())
     decades = [10.0**k for k in range(int(np.log10(floor)), 3)]
     axis.set_yticks([floor / 3, *decades], ["0", *(np.format_float_positional(d, trim="-") for d in decades)])
-    axis.yaxis.set_minor_locator(NullLocator())
+    axis.minorticks_off()
     axis.set_ylabel(f"weights kept at sparsity {sparsity:g}, %")
     axis.legend()
     axis.grid(axis="x", visible=False)

@@ -54,8 +54,8 @@ def compare(model: nn.Sequential, images: Tensor, labels: Tensor, *, per_tensor:
     Returns:
         One row per drawn parameter: ``layer``, ``weight``, ``exact``, ``snip``, ``train_mode`` (signed loss changes: SNIP with its sign reversed).
     """
-    set_running_statistics(model, images, batch_size=min(1000, len(images)))
-    in_training = snip(model, images, labels, batch_size=min(500, len(images)), mode="train")
+    set_running_statistics(model, images)
+    in_training = snip(model, images, labels, mode="train")
     others = {"train_mode": {name: -s for name, s in in_training.items()}}
     sample = sampled_saliences(model, images, labels, per_tensor=per_tensor, seed=seed, others=others)
     return sample[["layer", "weight", "exact", "snip", "train_mode"]]
@@ -157,9 +157,9 @@ def vgg_layers(images: Tensor, labels: Tensor, *, seed: int, sparsity: float) ->
     for mode in ("eval", "train", "untouched statistics"):
         model = vgg16_mnist(seed=seed)
         if mode != "untouched statistics":
-            set_running_statistics(model, images, batch_size=min(1000, len(images)))
+            set_running_statistics(model, images)
         how = "train" if mode == "train" else "eval"
-        found = snip(model, images, labels, batch_size=min(100, len(images)), mode=how)
+        found = snip(model, images, labels, batch_size=100, mode=how)
         table = layer_table(quiet_mask(found, sparsity))
         table = table[table["layer"].str.match(WEIGHTS)]
         frames.append(table.assign(mode=mode, kept_percent=100 * table["kept"] / table["parameters"]))

@@ -18,14 +18,14 @@ from snipnb._progress import track
 from snipnb.data import Split
 from snipnb.networks import lenet5
 from snipnb.pruning.masks import num_removed
+from snipnb.publish.comparisons import BEST, LAST, spread_of
 from snipnb.publish.comparisons import place_errors as place_errors  # notebooks take it from here
-from snipnb.publish.comparisons import spread_of
 from snipnb.publish.published import reported
 from snipnb.publish.stats import LEVEL, table_fit
 from snipnb.saliences.snip import snip, snip_together
 from snipnb.studies.shared import Ensemble, grid_of, kept_counts, of_snip, place_reported
 from snipnb.training.recipe import Recipe
-from snipnb.training.scores import WAYS, error_table
+from snipnb.training.scores import error_table
 
 # Recipes that the published training may have used, apart from the recipe that is followed. The longer report says Adam at 0.0012, but not how the rate falls.
 # The first recipe lets it fall as the published code does by default. The last recipe is the training of that code's sample notebook.
@@ -221,9 +221,8 @@ def recipe_levels(runs: pd.DataFrame, reported: pd.DataFrame, *, num_scored: int
     for name, own in runs.groupby("name", sort=False):
         rates = error_table(own)
         by_way = rates.groupby(["way", "sparsity"])["error_percent"]
-        last, best = WAYS["error_rate"], WAYS["best_error_rate"]
-        found = {"last_epoch": by_way.mean()[last], "smallest": by_way.min()[best], "largest": by_way.max()[best]}
-        found["untrained"] = by_way.agg(lambda rate: int((rate > 50).sum()))[best]
+        found = {"last_epoch": by_way.mean()[LAST], "smallest": by_way.min()[BEST], "largest": by_way.max()[BEST]}
+        found["untrained"] = by_way.agg(lambda rate: int((rate > 50).sum()))[BEST]
         placed = place_errors(rates, reported[reported["sparsity"].isin(own["sparsity"])], num_scored=num_scored)
         placed = placed.rename(columns={"mean": "best_epoch"}).assign(recipe=name)
         tables.append(placed.merge(pd.DataFrame(found), on="sparsity"))

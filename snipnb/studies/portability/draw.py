@@ -7,14 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 
 from snipnb.publish.sentences import outcome
-from snipnb.publish.style import NEUTRAL, headline, panels, with_minus, write
+from snipnb.publish.style import NEUTRAL, headline, panels, signed_axis, write
 
 MIRRORED = ("C2", "C25a")  # a margin on both sides of 0
-LOGARITHMIC = 2  # an axis that reaches further is logarithmic
-LINEAR = 0.5  # ... beyond this
 COLUMNS = 3
 
 
@@ -40,14 +37,7 @@ def rules(said: pd.DataFrame, *, shown: Mapping[str, str], counted: Mapping[str,
             box = {"boxstyle": "round,pad=0.25", "fc": colour, "ec": NEUTRAL, "lw": 0.6}
             placed = {"xycoords": ("axes fraction", "data"), "va": "center"}
             write(axis, glyph, (1.02, row), (0, 0), **placed, fontsize=9, color="black", bbox=box)
-        widest = np.nanmax(own[["value", "low", "high", "bound"]].abs())
-        if widest > LOGARITHMIC:
-            axis.set_xscale("symlog", linthresh=LINEAR, linscale=1.5)
-            ends = own[["value", "low", "high", "bound"]].to_numpy()
-            low, high = min(1.3 * np.nanmin(ends), -LINEAR), max(1.3 * np.nanmax(ends), LINEAR)
-            ticks = [tick for tick in (-10, -2, -LINEAR, 0, LINEAR, 2, 10, 50) if low <= tick <= high]
-            axis.set_xticks(ticks, [with_minus(f"{tick:g}") for tick in ticks])
-            axis.xaxis.set_minor_locator(NullLocator())
+        signed_axis(axis, own[["value", "low", "high", "bound"]])
         axis.set_title(f"{claim}: {what}", fontsize=9)
         axis.set(yticks=range(len(networks)), yticklabels=networks, ylim=(len(networks) - 0.5, -0.5))
         axis.grid(axis="y", visible=False)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from snipnb.data import load_split
 from snipnb.networks import MODELS
-from snipnb.pruning.criteria import PERTURBATIONS
+from snipnb.pruning.criteria import PERTURBED
 from snipnb.publish.sentences import outcome
 from snipnb.publish.style import with_minus
 from snipnb.studies import shared
@@ -24,7 +24,6 @@ NETWORKS = {
     "lenet_digits": "small LeNet (digits)",
 }
 HALF, JUDGED, HIGHEST = 0.5, 0.95, 0.99  # sparsities of the rules
-PERTURBED = [f"perturbed_{number}" for number in range(1, PERTURBATIONS + 1)]
 DENSITIES = ["snip_densities", "closed_form"]
 FIGURE_1 = [0.75, 0.85, 0.9, 0.93, 0.96]  # sparsities of the rule of C25a
 CONTROLS = ["snip_shuffled", "snip_inverted", "uniform", "erdos_renyi_kernel", *PERTURBED]
@@ -59,11 +58,11 @@ SHOWN = {
         "least_overlap",
     ),
     "C25a": Shown("mean_difference", "SNIP minus exact, points", "SNIP trains as well as the exact salience"),
-    "C29": Shown("perturbed_costs", "perturbed minus SNIP's densities, points", "SNIP knows what each layer needs"),
+    "C29": Shown("perturbed_costs", "perturbed minus SNIP, points", "SNIP knows what each layer needs"),
     "C31": Shown(
         "largest_typical_change",
         "typical change of a layer's count",
-        "layers keep as many from seed to seed",
+        "layers keep similar numbers from seed to seed",
         "change {:.0%}",
     ),
     "C35": Shown(
@@ -182,9 +181,9 @@ def kinds(said: pd.DataFrame) -> dict[str, list[str]]:
         elif (own == outcome("contradicted")[2]).any():
             kind = "contradicted on some"
         elif holds.all():
-            kind = "at least in part on all"
+            kind = "hold at least in part on all"
         else:
-            kind = "on some, open on others" if holds.any() else "open on all"
+            kind = "hold on some, open on others" if holds.any() else "open on all"
         found.setdefault(kind, []).append(str(claim))
     return dict(sorted(found.items(), key=lambda item: item[0] != "contradicted on some"))
 
@@ -205,9 +204,14 @@ def findings(said: pd.DataFrame) -> pd.DataFrame:
     rows = [{"question": "Which findings hold elsewhere, too?", "what came out": f"{text}."}]
     for claim, own in said.groupby("claim", sort=False):
         shown = SHOWN[str(claim)]
+        bound = "{:.0%}" if "%" in shown.form else "{:.2g}"
+        texts = (
+            f"{shown.form.format(row['value'])} (bound {bound.format(abs(row['bound']))})" for _, row in own.iterrows()
+        )
+        words = (outcome(verdict)[2] for verdict in own["verdict"])
         of = [
-            f"{row['network']}, {with_minus(shown.form.format(row['value'])).replace('%', ' %')} (bound {abs(row['bound']):.2g}): {outcome(row['verdict'])[2]}"
-            for _, row in own.iterrows()
+            f"{n}, {with_minus(t).replace('%', ' %')}: {w}"
+            for n, t, w in zip(own["network"], texts, words, strict=True)
         ]
         rows.append({"question": f"{claim}: {shown.says}", "what came out": f"{'; '.join(of)}."})
     return pd.DataFrame(rows)

@@ -26,7 +26,6 @@ from snipnb.studies.shared import flat, parts_of, quiet_mask
 from snipnb.training.scores import error_rate
 
 SETS_AT_ONCE = 64  # sets that fit into a processor's caches
-START = "at initialisation"  # the state that the rule of C4 is about
 
 
 def masked(model: nn.Module, mask: Mask) -> nn.Module:
@@ -36,11 +35,6 @@ def masked(model: nn.Module, mask: Mask) -> nn.Module:
         for name, p in pruned.named_parameters():
             p.mul_(mask[name])
     return pruned
-
-
-def _loss(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    with torch.no_grad():
-        return float(mean_loss(copy.deepcopy(model).double(), images.double(), labels))
 
 
 # --- do single changes add up? ------------------------------------------------------------------------------------------
@@ -75,14 +69,14 @@ def joint_changes(
     for state, k, model in track(jobs, "joint changes, networks"):
         known, seed = (exact or {}).get(state), first_seed + k
         alone = known[k] if known else exact_salience(model, images, labels)
-        before = _loss(model, images, labels)
+        before = float(mean_loss(model, images, labels))
         for name in criteria:
             start = Start(model, images, labels, seed)
             salience = salience_for(name, start)
             for sparsity in sparsities:
                 mask = mask_for(name, start, salience, sparsity)
                 single = sum(float(e[~mask[n]].double().sum()) for n, e in alone.items())
-                joint = _loss(masked(model, mask), images, labels) - before
+                joint = float(mean_loss(masked(model, mask), images, labels)) - before
                 facts = {"joint": joint, "sum_of_single": single, "ratio": joint / single if single else float("nan")}
                 rows.append({"state": state, "seed": seed, "criterion": name, "sparsity": sparsity} | facts)
     return pd.DataFrame(rows)

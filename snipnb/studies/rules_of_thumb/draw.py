@@ -6,7 +6,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 
 from snipnb.publish.published import published_label
 from snipnb.publish.style import NEUTRAL, beside, forest, headline, look, panels, sparsity_axis, whiskers, with_minus
@@ -154,7 +153,7 @@ def trained(errors: pd.DataFrame, by_layer: pd.DataFrame, *, sparsity: float, to
     right.set_yscale("symlog", linthresh=0.2)
     ticks = [-0.1, 0, 0.1, 0.2, 1, 5, 20, 80]
     right.set_yticks(ticks, [with_minus(f"{t:g}") for t in ticks])
-    right.yaxis.set_minor_locator(NullLocator())
+    right.minorticks_off()
     right.set_ylim(bottom=min(1.2 * by_layer["increase"].min(), -0.1))
     right.set_xticks(range(len(layers)), [f"{published_label(layer)}\nSNIP: {named[layer]:.0f} %" for layer in layers])
     right.set(title=f"{100 * sparsity:g} % of one layer removed; below: share SNIP would remove")

@@ -11,7 +11,7 @@ import pandas as pd
 from torch import Tensor
 
 from snipnb.networks import lenet5
-from snipnb.pruning.criteria import PERTURBATIONS, Start, mask_for, salience_for
+from snipnb.pruning.criteria import PERTURBED, Start, mask_for, salience_for
 from snipnb.pruning.masks import layer_table
 from snipnb.publish.comparisons import against_snip as against_snip  # notebooks take both from here
 from snipnb.publish.comparisons import recipe_ratios as recipe_ratios
@@ -22,7 +22,6 @@ from snipnb.training.runs import RunConfig
 
 RULES_OF_THUMB = ("snip", "snip_densities", "closed_form")  # with all seeds; the controls may have fewer
 CONTROLS = ("snip_shuffled", "snip_redrawn", "erdos_renyi_kernel", "uniform", "magnitude", "snip_inverted")
-PERTURBED = tuple(f"perturbed_{number}" for number in range(1, PERTURBATIONS + 1))
 # Optimisers and schedules that are tried: name -> recipe without epochs, and the learning rates to choose from.
 OPTIMISERS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     "Adam, one-cycle": ({"optimiser": "adam", "schedule": "one_cycle"}, (0.003, 0.01, 0.03)),

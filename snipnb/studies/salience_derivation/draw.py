@@ -6,7 +6,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 
 from snipnb.publish.sentences import fill, power
 from snipnb.publish.style import NEUTRAL, dots, headline, look, panels, write
@@ -78,7 +77,7 @@ def linearity(frame: pd.DataFrame, *, bound: float) -> Figure:
     write(axis, text, (bound, 1), (-4, 3), xycoords=("data", "axes fraction"), ha="right")
     powers = range(-16, 1, 2)
     axis.set_xticks([floor, *(10.0**k for k in powers)], ["0", *(f"$10^{{{k}}}$" for k in powers)])
-    axis.xaxis.set_minor_locator(NullLocator())
+    axis.minorticks_off()
     axis.set_xlim(left=floor / 3)
     axis.grid(axis="y", visible=False)
     most, elsewhere = (frame.loc[frame["case"] == case, "error"] for case in (cases[0], cases[-1]))

@@ -20,7 +20,7 @@ from snipnb.publish.comparisons import summarise
 from snipnb.publish.comparisons import variance_split as variance_split
 from snipnb.publish.stats import TableFit, table_fit
 from snipnb.studies.shared import Ensemble, kept_counts, masks, place_reported
-from snipnb.studies.shared import under_conditions as under_conditions
+from snipnb.studies.shared import under_conditions as under_conditions  # notebooks take it from here
 
 BINS = 10  # bins of magnitude, with equal numbers of weights
 
@@ -45,7 +45,7 @@ def mask_overlaps(first: Mask, second: Mask) -> pd.DataFrame:
         both, kept = (a & b).sum(1).double(), (a.sum(1).double(), b.sum(1).double())
         sums[name] = torch.stack([both, kept[0] * kept[1] / a.shape[1], kept[0] + kept[1]])
     for name, (both, expected, together) in {WHOLE: reduce(torch.add, sums.values()), **sums}.items():
-        overlap, chance = ((x / (together - x).clamp(min=1e-12)).tolist() for x in (both, expected))
+        overlap, chance = (torch.where(together > 0, x / (together - x), 1.0).tolist() for x in (both, expected))
         pairs = {"pair": range(len(both)), "layer": name, "overlap": overlap, "chance": chance}
         rows.append(pd.DataFrame(pairs))
     return pd.concat(rows, ignore_index=True)

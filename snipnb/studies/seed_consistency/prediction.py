@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from snipnb.networks import lenet5, lenet_300_100, lenet_variant
 from snipnb.pruning.closed_form import FITTED, Constants, predicted_densities
 from snipnb.pruning.densities import Rule, rules
-from snipnb.pruning.masks import LayerCollapseWarning
 from snipnb.studies.shared import ensemble, kept_counts
 
 SPARSITIES = (0.5, 0.9, 0.95, 0.99)
@@ -61,10 +59,8 @@ def measure_densities(
     seeds, frames = list(seeds), []
     for name, network in networks.items():
         for init in inits:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", LayerCollapseWarning)  # shows in the densities
-                several = ensemble(images, labels, seeds=seeds, network=network, init=init)
-                counts = kept_counts(several, sparsities=sparsities, ties="stable")
+            several = ensemble(images, labels, seeds=seeds, network=network, init=init)
+            counts = kept_counts(several, sparsities=sparsities, ties="stable")
             counts["density"] = counts["kept"] / counts["parameters"]
             groups = counts.groupby(["sparsity", "layer", "parameters"], sort=False)["density"]
             table = groups.agg(density="mean", deviation="std", n="count").reset_index()

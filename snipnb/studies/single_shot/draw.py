@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 
 from snipnb.publish.published import published_label
 from snipnb.publish.style import (
@@ -19,6 +18,7 @@ from snipnb.publish.style import (
     headline,
     look,
     panels,
+    signed_axis,
     whiskers,
     with_minus,
 )
@@ -78,7 +78,6 @@ def controls(frame: pd.DataFrame) -> Figure:
         return figure
     ranks = frame.groupby("criterion")["mean"].agg("first").sort_values()
     criteria = list(ranks.index)
-    reach = 1.2 * np.nanmax(frame[["mean", "low95", "high95"]].abs())
     figure, axes = panels(1, 2, 9.8, 1.2 + 0.33 * len(criteria), sharey=True, sharex=True)
     said = []
     for axis, (control, part) in zip(axes[0], frame.groupby("control", sort=False), strict=True):
@@ -93,15 +92,16 @@ def controls(frame: pd.DataFrame) -> Figure:
             axis.errorbar(ends["mean"], [row], xerr=bars, **options)
             beside(axis, row, with_minus(f"{rows.loc[criterion, 'mean']:+.2f}"))
         axis.axvline(0, color="black", lw=0.8)
-        axis.set_xscale("symlog", linthresh=0.5)
-        ticks = [t for t in (-30, -5, -2, -0.5, 0, 0.5, 2, 5, 30) if abs(t) <= reach]
-        axis.set_xticks(ticks, [with_minus(f"{t:g}") for t in ticks])
-        axis.xaxis.set_minor_locator(NullLocator())
-        axis.set(title=f"mask {CONTROLS[str(control)]}", xlabel="error rate minus its own mask's, percentage points")
+        signed_axis(axis, frame[["mean", "low95", "high95"]])
+        axis.set(
+            title=f"mask {CONTROLS[str(control)]}", xlabel="error rate minus that of the own mask, percentage points"
+        )
         axis.grid(axis="y", visible=False)
         said.append(f"{(rows['low95'] > 0).sum()} of {len(rows)} criteria with a mask {CONTROLS[str(control)]}")
     axes[0][0].set_yticks(range(len(criteria)), [look(c).label for c in criteria])
     axes[0][0].set_ylim(len(criteria) - 0.5, -0.5)
+    if frame["n"].max() < 2:
+        return headline(figure, f"Two controls for {len(criteria)} criteria, one network each, so no verdicts")
     return headline(figure, f"Worse than with their own mask: {'; '.join(said)}")
 
 
@@ -136,8 +136,10 @@ def paths(kept: pd.DataFrame) -> Figure:
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(sparsities))
     last = kept[kept["sparsity"] == sparsities[-1]].set_index(["network", "criterion"])["share"]
     (network, criterion), least = last.idxmin(), last.min()
-    said = f"At {sparsities[-1]:g}, {look(criterion).label} has {least:.0f} % of what it keeps on a path ({network})"
-    return headline(figure, f"{said}, SNIP {last[network, 'snip']:.0f} %")
+    said = (
+        f"At sparsity {sparsities[-1]:g}, {last[network, 'snip']:.0f} % of what SNIP keeps lies on a path in {network}"
+    )
+    return headline(figure, f"{said}; of what {look(criterion).label} keeps, {least:.0f} %")
 
 
 def layers(frame: pd.DataFrame, *, judged: float) -> Figure:
@@ -188,7 +190,9 @@ def estimates(found: pd.DataFrame) -> Figure:
     states = list(dict.fromkeys(found["state"]))
     first = found[(found["state"] == states[0]) & (found["measure"] == "spearman")]
     criteria = list(first.sort_values("mean", ascending=False, kind="stable")["criterion"])
-    figure, axes = panels(len(states), len(measures), 9.8, len(states) * (0.9 + 0.28 * len(criteria)), sharey=True)
+    figure, axes = panels(
+        len(states), len(measures), 9.8, len(states) * (0.9 + 0.28 * len(criteria)), sharex="col", sharey=True
+    )
     for line, state in zip(axes, states, strict=True):
         for axis, (measure, (label, factor)) in zip(line, measures.items(), strict=True):
             part = found[(found["state"] == state) & (found["measure"] == measure)].set_index("criterion").loc[criteria]

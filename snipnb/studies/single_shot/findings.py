@@ -26,19 +26,19 @@ def findings(compared: pd.DataFrame, kept: pd.DataFrame, found: pd.DataFrame, lo
     """
     highest = compared["sparsity"].max()
     at = {(n, s): part.set_index("criterion") for (n, s), part in compared.groupby(["network", "sparsity"], sort=False)}
-    why = f"Why is SNIP weak at {highest:g}: is its score too rough, or are all scores taken at once?"
+    why = f"Why is SNIP weak at {highest:g}: is its score too rough, or is scoring only once the problem?"
     said = {
         why: _rounds(at["LeNet-5", highest], highest),
         "Does any criterion train better than SNIP?": _better(at, highest),
-        "Which estimates of the loss change are true?": _truest(found),
+        "Which estimates of the loss change are accurate?": _truest(found),
         "Do masks cut the network, or waste what they keep?": _wasted(kept, highest),
     }
     if not lost.empty:
-        said["Which parameters, or how many per layer?"] = _by_controls(lost)
+        said["Does it matter which parameters are kept, or only how many per layer?"] = _by_controls(lost)
     upper = [f"{_change(rows.loc[UPPER])} on {n} at {s:g}" for (n, s), rows in at.items() if UPPER in rows.index]
     if upper:
-        which = "Iterative magnitude pruning, which trains the network many times,"
-        said["How far is the upper reference?"] = f"{which} differs from SNIP by {_listed(upper)}."
+        which = "Iterative magnitude pruning, which trains the network in every round,"
+        said["How much better is training many times?"] = f"{which} differs from SNIP by {_listed(upper)}."
     return pd.DataFrame({"question": said.keys(), "what came out": said.values()})
 
 
@@ -53,7 +53,7 @@ def _better(at: Mapping[tuple[str, float], pd.DataFrame], highest: float) -> str
             names = [f"{look(str(c)).label} ({_change(row, bare=True)})" for c, row in better.iterrows()]
             if names:
                 parts.append(f"on {network} at {sparsity:g}, {_listed(names)}")
-    return f"Shown to be better than SNIP: {'; '.join(parts) or 'none'}."
+    return f"Shown to be better than SNIP at {JUDGED:g} or {highest:g}, change of the error rate in points: {'; '.join(parts) or 'none'}."
 
 
 def _rounds(rows: pd.DataFrame, highest: float) -> str:
@@ -75,7 +75,7 @@ def _truest(found: pd.DataFrame) -> str:
         ranks = ", ".join(f"{_listed(names)} {value:.3f}" for value, names in levels.items())
         shown = dict.fromkeys([own["missed"].idxmin(), "snip"])
         missed = ", ".join(f"{look(str(c)).label} {100 * own.loc[c, 'missed']:.1f} %" for c in shown)
-        parts.append(f"{state}: {ranks} (of the largest, missed: {missed})")
+        parts.append(f"{state}: {ranks} (share of the largest 1 % that would be removed: {missed})")
     return f"Rank correlation with the exact salience {'; '.join(parts)}."
 
 
@@ -88,15 +88,17 @@ def _wasted(kept: pd.DataFrame, highest: float) -> str:
         cut = [look(str(c)).label for c in own.index[own["cut"] > 0]]
         alike = f"{100 * own.loc['iterative_snip', 'in_common_with_snip']:.0f} %"
         parts.append(
-            f"{network} at {highest:g}, share of the kept parameters on a path: {shares}; cut through by {_listed(cut) or 'none'}; "
+            f"{network} at {highest:g}, share of the kept parameters on a path: {shares}; cut in at least one network by {_listed(cut) or 'none'}; "
             f"iterative SNIP has {alike} of its kept parameters in common with SNIP"
         )
     return f"{'. '.join(parts)}."
 
 
 def _by_controls(lost: pd.DataFrame) -> str:
+    if lost["n"].max() < 2:
+        return "One network each: too few for a verdict."
     wide = lost.pivot(index="criterion", columns="control", values="low95").reindex(lost["criterion"].unique())
-    worse = wide > 0  # a control that does not apply shows nothing
+    worse, alone = wide > 0, wide.isna().any(axis=1)  # alone: one control applies
     kinds = {
         "worse by both": (1, 1),
         "worse if shuffled, not shown to be worse with other weights": (1, 0),
@@ -106,7 +108,9 @@ def _by_controls(lost: pd.DataFrame) -> str:
     parts = []
     for kind, (shuffled, redrawn) in kinds.items():
         names = worse.index[(worse["shuffled"] == shuffled) & (worse["redrawn"] == redrawn)]
-        parts.append(f"{kind}: {_listed([look(str(c)).label for c in names]) or 'none'}")
+        parts.append(
+            f"{kind}: {_listed([look(str(c)).label + ' (shuffled only)' * bool(alone[c]) for c in names]) or 'none'}"
+        )
     return f"On LeNet-5 at {JUDGED:g}, compared with the criterion's own mask, {'; '.join(parts)}."
 
 

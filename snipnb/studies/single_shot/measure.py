@@ -69,7 +69,7 @@ def compare(runs: pd.DataFrame, *, smallest_margin: float) -> tuple[pd.DataFrame
 def controls(runs: pd.DataFrame) -> pd.DataFrame:
     """What is lost if a criterion's mask is shuffled within layers, or made for other weights: error rate minus that of its own mask, LeNet-5.
 
-    Left out are :data:`WITHOUT_CONTROL`, and criteria whose own mask keeps nothing of some layer in every network: these are dead in any case.
+    Left out are :data:`WITHOUT_CONTROL`, and criteria whose own mask keeps nothing of some layer in every network: such networks cannot learn with either mask.
 
     Returns:
         One row per criterion and control: ``criterion``, ``control``, ``n``, ``own_percent`` (error rate), ``mean``, ``low95``, ``high95`` (of the

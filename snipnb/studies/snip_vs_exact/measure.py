@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from snipnb._checks import Salience
 from snipnb._progress import track
 from snipnb.networks import WHOLE
+from snipnb.pruning.masks import num_removed
 from snipnb.publish.comparisons import spread_of
 from snipnb.publish.published import published_label, reported
 from snipnb.publish.stats import rank_correlation
@@ -21,7 +22,6 @@ from snipnb.saliences import brute_force
 from snipnb.saliences.exact import exact_salience
 from snipnb.saliences.snip import snip
 from snipnb.studies.shared import PER_DECADE, check_same, flat, grid_of, log_bins, overlaps, parts_of
-from snipnb.studies.shared import agreement as agreement
 from snipnb.studies.shared import compare_networks as compare_networks
 from snipnb.training.runs import RunConfig
 
@@ -70,7 +70,7 @@ def cost(exact: pd.DataFrame, first_order: pd.DataFrame) -> pd.DataFrame:
         One row per way: ``way``, ``seconds``, ``compared_with``, ``ratio``, ``low95``, ``high95``.
     """
     row, unknown = exact.iloc[0], (np.nan, np.nan)
-    naive = f"one pass per parameter ({row['passes']:.0f} measured, the others alike)"
+    naive = f"one pass per parameter ({row['passes']:.0f} measured, the rest extrapolated)"
     loop, count = row["pass_seconds"] * row["parameters"], row["parameters"]
     engine = ("exact_salience, all parameters", row["engine_seconds"])
     slower = (1 / row[f"times_faster{end}"] for end in ("", "_high95", "_low95"))
@@ -100,7 +100,7 @@ def over_seeds(frame: pd.DataFrame, columns: Sequence[str], by: Sequence[str]) -
 
 
 def density(exact: Salience, first_order: Salience) -> pd.DataFrame:
-    """The parameters of each tensor, counted in bins of log axes. Zeros are left out (:func:`agreement` counts them).
+    """The parameters of each tensor, counted in bins of log axes. Zeros are left out (:func:`snipnb.studies.shared.agreement` counts them).
 
     Returns:
         One row per tensor and filled bin: ``layer``, ``log10_exact``, ``log10_snip`` (centres of the bin), ``parameters``.
@@ -268,7 +268,7 @@ def resolution_overlaps(found: Mapping[str, Salience], sparsities: Sequence[floa
     for key in ("published", "snip"):
         table[key] = overlaps(found[key], found["exact"], sparsities).query("layer == @WHOLE")["overlap"].to_numpy()
     values = np.sort(magnitudes(found["published"]))
-    thresholds = [values[max(int(s * len(values)) - 1, 0)] for s in sparsities]
+    thresholds = [values[max(num_removed(len(values), s) - 1, 0)] for s in sparsities]
     return table.assign(tied=[int((values == t).sum()) for t in thresholds])
 
 
