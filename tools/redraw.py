@@ -77,10 +77,13 @@ def redraw_one(source: Path, published: Path) -> int:
     if missing := ledger.without_verdict(source.stem, report.entries):
         raise NeedsRunError(f"it gave no verdict on {', '.join(missing)}")
     style.use_house_style()
+    told = report.tell() if "findings" in report.drawn else None
     shown: dict[tuple[str, str], Picture | Table] = {
         ("figure", name): report.draw(name) for name in report.drawn["figures"]
     }
     shown |= {("table", name): report.render(name) for name in report.drawn["tables"]}
+    if told is not None:
+        shown["findings", ""] = told
     if rows:
         shown["verdicts", ""] = report.verdicts()
         report.write_verdicts(rows[0]["data"])
@@ -141,13 +144,15 @@ def with_prose(executed: dict[str, Any], source: dict[str, Any]) -> dict[str, An
 
 
 def judges(cell: Mapping[str, Any]) -> bool:
-    """Whether a code cell only puts verdicts into the ledger, or shows them: verdicts follow from rows, not from a run."""
+    """Whether a code cell only puts verdicts into the ledger, or shows verdicts or findings: they follow from tables, not from a run."""
     body = _statements(cell)
-    return bool(body) and all(ast.unparse(line).startswith(("report.claim(", "report.verdicts(")) for line in body)
+    return bool(body) and all(
+        ast.unparse(line).startswith(("report.claim(", "report.verdicts(", "report.findings(")) for line in body
+    )
 
 
 def shown_by(cell: Mapping[str, Any]) -> tuple[str, str]:
-    """What a cell shows: ``figure`` or ``table`` and its name, ``verdicts`` and no name, or nothing."""
+    """What a cell shows: ``figure`` or ``table`` and its name, ``verdicts`` or ``findings`` and no name, or nothing."""
     match _statements(cell)[-1:]:
         case [ast.Expr(ast.Call(ast.Attribute(ast.Name("report"), kind), arguments))]:
             names = [one.value for one in arguments if isinstance(one, ast.Constant) and isinstance(one.value, str)]

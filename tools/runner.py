@@ -323,6 +323,8 @@ def promises(source: Path) -> set[str]:
                 ast.Attribute(ast.Name("report"), "figure" as kind), [ast.Constant(str(name)), *_]
             ) | ast.Call(ast.Attribute(ast.Name("report"), "table" | "data" as kind), [_, ast.Constant(str(name)), *_]):
                 found |= {f"{source.stem}/{name}.{ending}" for ending in WRITES[kind]}
+            case ast.Call(ast.Attribute(ast.Name("report"), "findings")):
+                found |= {f"{source.stem}/findings.{ending}" for ending in WRITES["table"]}
     return found
 
 

@@ -60,7 +60,7 @@ def fingerprint(path: Path, parameters: Mapping[str, Any], *, package: Path = PA
     drawing = [study / "draw.py", study / "captions.yaml", package / "resources" / "tables.yaml"]
     drawing += [package / "publish" / name for name in ("style.py", "tables.py")]
     evidence = {file.stem: file for file in package.glob("publish/evidence/*.py")}
-    judging = [package / "publish" / name for name in ("ledger.py", "sentences.py")]
+    judging = [study / "findings.py", *(package / "publish" / name for name in ("ledger.py", "sentences.py"))]
     judging += [file for name, file in evidence.items() if name in ("__init__", "parts", study.name)]
     others = {file for file in package.glob("studies/*/*") if file.parent != study} | {*evidence.values()}
     library = {*package.rglob("[!.]*.py")} - {*drawing, *others, *judging, package / "__main__.py"}

@@ -171,12 +171,7 @@ class Report:
             figure = f"{self._stem(name)}.{ending}"
             if not (self.folder / figure).is_file():
                 raise ValueError(f"{claim_id} points at {figure}, which this notebook has not written")
-        names = []
-        for number, frame in enumerate(frames, 1):
-            if (file := self._find(frame, PUBLISHED, "bench", self.notebook)) is None:
-                what = f"table {number} of {claim_id}"
-                raise ValueError(f"{what} is not in any file; write it with report.table or report.data first")
-            names.append(file)
+        names = self._files(frames, claim_id)
         self.entries = [entry for entry in self.entries if entry["id"] != claim_id]
         self.entries.append(self.judge(claim_id, names, figure))
 
@@ -208,6 +203,24 @@ class Report:
         if setting is not None:
             return row | {"bound": ledger.settings(claim_id)[setting]}
         return row | {"bound": self.bound(claim_id, shown) if bound is None else bound}
+
+    def findings(self, *frames: pd.DataFrame) -> Table:
+        """What came out in a notebook that decides no claim, for display: a table of questions and answers, which the runner also puts on top.
+
+        Args:
+            frames: What the function ``findings`` of the study's module of that name takes: tables that this run has written before. They are
+                read from their files, so that a redraw makes the same sentences.
+
+        Raises:
+            ValueError: If a table is missing.
+        """
+        self.drawn["findings"] = self._files(frames, "the findings")
+        return self.tell()
+
+    def tell(self) -> Table:
+        """Write the table ``findings`` from the files that :meth:`findings` found, and return it for display."""
+        found = import_module(f"{self.study}.findings").findings(*map(self._read, self.drawn["findings"]))
+        return self.table(found, "findings")
 
     def verdicts(self) -> Table:
         """The verdicts of this notebook as a table, with a sentence on what came out for each.
@@ -278,6 +291,17 @@ class Report:
             raise ValueError(f"a name may hold only ASCII letters, digits and underscores; got {name!r}")
         write_atomically(self.folder / f"{self._stem(name)}.csv", _csv_text(frame))
         return f"{self._stem(name)}.csv"
+
+    def _files(self, frames: Sequence[pd.DataFrame], of: str) -> list[str]:
+        """The files that hold frames."""
+        names = []
+        for number, frame in enumerate(frames, 1):
+            if (file := self._find(frame, PUBLISHED, "bench", self.notebook)) is None:
+                raise ValueError(
+                    f"table {number} of {of} is not in any file; write it with report.table or report.data first"
+                )
+            names.append(file)
+        return names
 
     def _find(self, frame: pd.DataFrame, *shelves: str) -> str | None:
         """The file that holds a frame, in the first of some folders that has it; None if no folder has it."""

@@ -8,7 +8,7 @@ import snipnb
 from snipnb.publish import ledger
 from snipnb.publish.report import Report
 from snipnb.publish.style import headline_of
-from snipnb.studies.portability import draw, measure
+from snipnb.studies.portability import draw, findings, measure
 
 PARAMETERS = {
     "profile": "default",
@@ -137,7 +137,7 @@ def test_findings_tell_what_holds_elsewhere():
     }
     assert kinds == expected
     assert next(iter(kinds)) == "contradicted on some"
-    found = measure.findings(rows)["what came out"]
+    found = findings.findings(rows)["what came out"]
     assert found[0] == (
         "Contradicted on some: SNIP trains as well as the exact salience, SNIP knows what each layer needs; hold at least in part on all: "
         "pruning by half costs nothing, SNIP keeps what the exact salience keeps; hold on some, open on others: layers keep similar numbers from "
@@ -178,7 +178,7 @@ def test_an_axis_that_reaches_far_is_logarithmic_and_has_ticks_on_both_sides():
 def test_one_network_has_its_verdicts_told():
     rows = made_up(*[("supported", "supported", "inconclusive (power 0.10)")] * 6)
     rows = rows[rows["network"] == "small LeNet (digits)"]
-    found = measure.findings(rows)["what came out"]
+    found = findings.findings(rows)["what came out"]
     assert found[0].startswith("On small LeNet (digits): open: pruning by half costs nothing, SNIP keeps")
     figure = draw.rules(
         rows, shown={claim: one.what for claim, one in measure.SHOWN.items()}, counted=measure.kinds(rows)
@@ -196,3 +196,17 @@ def test_scored_images_are_told():
 def test_numbers_of_networks_are_told():
     rows = made_up(*[("supported",) * 3] * 6).assign(n=7)
     assert measure.numbers(rows) == "7 for LeNet-5 (MNIST), 7 for LeNet-300-100 (MNIST), 7 for small LeNet (digits)"
+
+
+def test_findings_are_made_again_from_the_published_table(tmp_path):
+    report, rows = Report("09_portability", {"profile": "smoke"}, tmp_path), made_up(*[("supported",) * 3] * 6)
+    with pytest.raises(ValueError, match=r"table 1 of the findings is not in any file; write it with report.table"):
+        report.findings(rows)
+    report.data(rows, "said")
+    report.findings(rows)
+    files = {path: path.read_bytes() for path in (tmp_path / "09_portability").glob("findings.*")}
+    assert {path.suffix for path in files} == {".csv", ".md", ".tex"}
+    for path in files:
+        path.unlink()
+    Report("09_portability", {"profile": "smoke"}, tmp_path, drawn=report.drawn).tell()
+    assert {path: path.read_bytes() for path in files} == files

@@ -12,7 +12,6 @@ from snipnb.data import load_split
 from snipnb.networks import MODELS
 from snipnb.pruning.criteria import PERTURBED
 from snipnb.publish.sentences import outcome
-from snipnb.publish.style import with_minus
 from snipnb.studies import shared
 from snipnb.studies.shared import grid_of
 from snipnb.training.recipe import Recipe
@@ -186,32 +185,3 @@ def kinds(said: pd.DataFrame) -> dict[str, list[str]]:
             kind = "hold on some, open on others" if holds.any() else "open on all"
         found.setdefault(kind, []).append(str(claim))
     return dict(sorted(found.items(), key=lambda item: item[0] != "contradicted on some"))
-
-
-def findings(said: pd.DataFrame) -> pd.DataFrame:
-    """What came out, in a sentence for all claims and one for each.
-
-    Args:
-        said: ``network``, ``claim``, ``verdict``, ``value``, ``bound``.
-
-    Returns:
-        ``question``, ``what came out``.
-    """
-    networks = list(dict.fromkeys(said["network"]))
-    parts = [f"{kind}: {', '.join(SHOWN[claim].says for claim in claims)}" for kind, claims in kinds(said).items()]
-    text = "; ".join(parts)
-    text = f"On {networks[0]}: {text}" if len(networks) == 1 else f"{text[0].upper()}{text[1:]}"
-    rows = [{"question": "Which findings hold elsewhere, too?", "what came out": f"{text}."}]
-    for claim, own in said.groupby("claim", sort=False):
-        shown = SHOWN[str(claim)]
-        bound = "{:.0%}" if "%" in shown.form else "{:.2g}"
-        texts = (
-            f"{shown.form.format(row['value'])} (bound {bound.format(abs(row['bound']))})" for _, row in own.iterrows()
-        )
-        words = (outcome(verdict)[2] for verdict in own["verdict"])
-        of = [
-            f"{n}, {with_minus(t).replace('%', ' %')}: {w}"
-            for n, t, w in zip(own["network"], texts, words, strict=True)
-        ]
-        rows.append({"question": f"{claim}: {shown.says}", "what came out": f"{'; '.join(of)}."})
-    return pd.DataFrame(rows)
