@@ -19,7 +19,7 @@ from snipnb._progress import track
 from snipnb.networks import WHOLE, lenet5
 from snipnb.pruning.masks import LayerCollapseWarning, Mask, keep_mask
 from snipnb.publish.published import published_label
-from snipnb.publish.stats import TableFit, overlap, prediction_interval, rank_correlation, table_fit
+from snipnb.publish.stats import TableFit, prediction_interval, rank_correlation, table_fit
 from snipnb.saliences.exact import exact_salience
 from snipnb.saliences.snip import magnitude_salience, snip, snip_together
 from snipnb.training.recipe import Recipe
@@ -273,12 +273,12 @@ def overlaps(first: Salience, second: Salience, sparsities: Sequence[float]) -> 
     rows = []
     for sparsity in sparsities:
         one, other = (quiet_mask(s, sparsity) for s in (first, second))
+        sizes = {n: [a.numel(), *(int(m.sum()) for m in (a, other[n], a & other[n]))] for n, a in one.items()}
         for label, names in parts_of(one).items():
-            a, b = {name: one[name] for name in names}, {name: other[name] for name in names}
-            count, kept = sum(m.numel() for m in a.values()), [sum(int(m.sum()) for m in x.values()) for x in (a, b)]
-            common = kept[0] * kept[1] / count
-            chance = common / (sum(kept) - common) if sum(kept) else 1.0
-            rows.append({"sparsity": sparsity, "layer": label, "overlap": overlap(a, b), "chance": chance})
+            count, a, b, both = map(sum, zip(*(sizes[name] for name in names), strict=True))
+            expected = a * b / count
+            found = [common / (a + b - common) if a + b else 1.0 for common in (both, expected)]
+            rows.append({"sparsity": sparsity, "layer": label, "overlap": found[0], "chance": found[1]})
     return pd.DataFrame(rows)
 
 

@@ -117,7 +117,7 @@ def test_path(quiet, tmp_path):
 
 def test_network(fresh, quiet):
     """No network: the same files."""
-    fresh.check_same(quiet, environment=DEAD_PROXY, before=without_network)
+    fresh.check_same(quiet, environment={**DEAD_PROXY, "SNIPNB_OFFLINE": None}, before=without_network)
 
 
 @pytest.mark.parametrize("years", [15, 70])

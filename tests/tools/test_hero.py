@@ -1,4 +1,3 @@
-from snipnb._files import project_root
 from snipnb.publish import ledger
 from tools import hero
 
@@ -8,8 +7,3 @@ def test_titles_speak_of_claims_and_verdicts_that_there_are():
         words = {outcome["verdict"] for outcome in ledger.load_claims()[claim_id]["outcomes"]}
         assert titles.keys() - {""} <= words
         assert "" in titles
-
-
-def test_the_picture_is_the_same_each_time():
-    figures = project_root() / "figures"
-    assert hero.draw(figures) == hero.draw(figures)
