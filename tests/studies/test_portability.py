@@ -131,16 +131,16 @@ def test_findings_tell_what_holds_elsewhere():
     kinds = measure.kinds(rows)
     expected = {
         "contradicted on some": ["C25a", "C29"],
-        "hold at least in part on all": ["C2", "C24"],
-        "hold on some, open on others": ["C31"],
+        "upheld at least in part on all": ["C2", "C24"],
+        "upheld on some, open on others": ["C31"],
         "open on all": ["C35"],
     }
     assert kinds == expected
     assert next(iter(kinds)) == "contradicted on some"
     found = findings.findings(rows)["what came out"]
     assert found[0] == (
-        "Contradicted on some: SNIP trains as well as the exact salience, SNIP knows what each layer needs; hold at least in part on all: "
-        "pruning by half costs nothing, SNIP keeps what the exact salience keeps; hold on some, open on others: layers keep similar numbers from "
+        "Contradicted on some: SNIP trains as well as the exact salience, SNIP knows what each layer needs; upheld at least in part on all: "
+        "pruning by half costs nothing, SNIP keeps what the exact salience keeps; upheld on some, open on others: layers keep similar numbers from "
         "seed to seed; open on all: random places with SNIP's layer densities are as good."
     )
     assert found[1] == (
@@ -156,8 +156,8 @@ def test_findings_tell_what_holds_elsewhere():
     assert measure.key(rows) == "✓ holds, ≈ in part or reworded, ✗ contradicted, ? open"
     figure = draw.rules(rows, shown={claim: one.what for claim, one in measure.SHOWN.items()}, counted=kinds)
     assert headline_of(figure) == (
-        "6 rules on 3 networks. C25a, C29: contradicted on some; C2, C24: hold at least in part on all; "
-        "C31: hold on some, open on others; C35: open on all"
+        "6 rules on 3 networks. C25a, C29: contradicted on some; C2, C24: upheld at least in part on all; "
+        "C31: upheld on some, open on others; C35: open on all"
     )
     assert [len(axis.containers) for axis in figure.axes] == [3] * 6
     assert {axis.get_xscale() for axis in figure.axes} == {"linear"}

@@ -180,8 +180,8 @@ def kinds(said: pd.DataFrame) -> dict[str, list[str]]:
         elif (own == outcome("contradicted")[2]).any():
             kind = "contradicted on some"
         elif holds.all():
-            kind = "hold at least in part on all"
+            kind = "upheld at least in part on all"
         else:
-            kind = "hold on some, open on others" if holds.any() else "open on all"
+            kind = "upheld on some, open on others" if holds.any() else "open on all"
         found.setdefault(kind, []).append(str(claim))
     return dict(sorted(found.items(), key=lambda item: item[0] != "contradicted on some"))
