@@ -186,9 +186,8 @@ def _images_last(x: Tensor, networks: int) -> Tensor:
 
 def _joined(layer: Layer) -> tuple[tuple[int, int], bool]:
     """The pooling (of windows side by side) and the ReLU that a compiled convolution before this layer includes."""
-    small = (
-        math.prod(layer.kernel) <= 255
-    )  # the winner's place in its window is a byte, and 255 says that there is none
+    # The winner's place in its window is a byte, and 255 says that there is none.
+    small = math.prod(layer.kernel) <= 255
     if layer.kind == "max" and layer.padding == (0, 0) and layer.kernel == layer.stride and small:
         return layer.kernel, layer.relu
     return (1, 1), layer.kind == "relu"

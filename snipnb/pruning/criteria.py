@@ -33,9 +33,8 @@ from snipnb.saliences.snip import magnitude_salience, random_salience, snip, sni
 from snipnb.saliences.taylor import printed_second_order, taylor_salience
 
 OTHER_NETWORKS = 5  # networks whose saliences are taken where a rule knows the architecture, not the network
-PERTURBED = tuple(
-    f"perturbed_{number}" for number in range(1, 7)
-)  # draws of perturbed layer densities, each a criterion of its own
+# Draws of perturbed layer densities, each a criterion of its own.
+PERTURBED = tuple(f"perturbed_{number}" for number in range(1, 7))
 OTHER_SEEDS = 1_000_000  # seeds of other networks begin here, above the network's own
 
 

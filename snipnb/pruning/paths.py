@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,17 +46,16 @@ def on_paths(model: nn.Module, mask: Mask, images: Tensor) -> Mask:
     """
     layers_of(model)
     check_mask_fits(model, mask)
-    counting = copy.deepcopy(model).double().eval()
-    for parent in list(counting.modules()):
-        for name, module in list(parent._modules.items()):  # also one that stands in several places
-            if isinstance(
-                module, (nn.ReLU, nn.LogSoftmax)
-            ):  # nothing is negative here, and each output counts by itself
-                setattr(parent, name, nn.Identity())
-            elif isinstance(module, nn.MaxPool2d):
-                setattr(parent, name, nn.AvgPool2d(module.kernel_size, module.stride, module.padding))
-            elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                module.reset_running_stats()
+    # Nothing is negative here, and each output counts by itself.
+    others: dict[Any, Callable[[Any], nn.Module]] = {
+        nn.ReLU: nn.Identity,
+        nn.LogSoftmax: nn.Identity,
+        nn.MaxPool2d: _averaging,
+    }
+    counting = replaced(copy.deepcopy(model).double().eval(), others)
+    for module in counting.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            module.reset_running_stats()
     # The network of ones and zeros counts paths. Biases of zero keep paths apart that begin at a bias; they have derivatives all the same.
     ones = {name: m.double() for name, m in mask.items()}
     values = {name: o if o.dim() > 1 or name.endswith("weight") else o * 0 for name, o in ones.items()}
@@ -63,3 +64,19 @@ def on_paths(model: nn.Module, mask: Mask, images: Tensor) -> Mask:
         paths = call_with(counting, values, torch.ones_like(images[:1], dtype=torch.float64)).sum()
         found = torch.autograd.grad(paths, [*values.values()], materialize_grads=True)
     return {name: (g > 0) & mask[name] for name, g in zip(values, found, strict=True)}
+
+
+def replaced(model: nn.Module, others: Mapping[Any, Callable[[Any], nn.Module]]) -> nn.Module:
+    """The same model, with modules of some kinds replaced by what a function makes of each, wherever they stand."""
+    for parent in list(model.modules()):
+        for name, module in list(
+            parent._modules.items()
+        ):  # named_children leaves out places of a module that it has named
+            for kind, other in others.items():
+                if isinstance(module, kind):
+                    setattr(parent, name, other(module))
+    return model
+
+
+def _averaging(pool: nn.MaxPool2d) -> nn.AvgPool2d:
+    return nn.AvgPool2d(pool.kernel_size, pool.stride, pool.padding)

@@ -18,6 +18,7 @@ from torch.func import grad, vmap
 
 from snipnb._checks import Salience, batch_starts, call_with, float_parameters, in_mode
 from snipnb.pruning.masks import Mask, keep_number, sizes_and_kept
+from snipnb.pruning.paths import replaced
 from snipnb.saliences.exact import exact_salience
 from snipnb.saliences.taylor import diagonal_hessian, hessian_times
 
@@ -200,7 +201,7 @@ def exact_of_pruned(start: Start, kept: Mask, round_number: int) -> Salience:
 def synaptic_flow(start: Start, kept: Mask, round_number: int) -> Salience:
     """SynFlow: how much of the flow through the network passes each parameter. Of the images, only the shape counts.
 
-    **Definition.** s = abs(w) dR/d abs(w), with R the sum of the outputs of the network of absolute values for an image of ones, in float64.
+    **Definition.** s = abs(w) dR/d abs(w), with R the sum of the outputs (logits) of the network of absolute values for an image of ones, in float64.
 
     **Source.** Tanaka et al. (2020), Pruning neural networks without any data by iteratively conserving synaptic flow.
 
@@ -208,7 +209,7 @@ def synaptic_flow(start: Start, kept: Mask, round_number: int) -> Salience:
         ValueError: If the images are integers, such as the words of a text.
     """
     _check_not_integers(start)
-    model = copy.deepcopy(start.model).double().eval()
+    model = replaced(copy.deepcopy(start.model).double().eval(), {nn.LogSoftmax: nn.Identity})
     flow = {name: (p.detach() * kept[name]).abs().requires_grad_() for name, p in model.named_parameters()}
     ones = torch.ones_like(start.images[:1], dtype=torch.float64)
     with torch.enable_grad():

@@ -273,7 +273,7 @@ def _differences(
     if row is None:
         return ["the ledger has no row for it; run its notebook"]
     if row.keys() != set(FIELDS):
-        return [f"its row has not the fields of a ledger: {', '.join(sorted(row.keys() ^ set(FIELDS)))}"]
+        return [f"its row does not have the fields of a ledger: {', '.join(sorted(row.keys() ^ set(FIELDS)))}"]
     found = []
     if quotation != digest(_squeezed(claim["words"])):
         found.append("its words differ from the words of the write-up")

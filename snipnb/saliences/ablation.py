@@ -55,9 +55,7 @@ def ablated(
             model does not fit the images.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # warnings from the layers; the caller sees them when running the model
+        warnings.simplefilter("ignore", UserWarning)  # of layers; the caller sees them when running the model
         network, x = _precise(model, images)
     values, device = float_parameters(network), next(network.parameters()).device
     x, y = x.to(device), labels.to(device).long()

@@ -146,9 +146,8 @@ def _train(
         arrays, rows = found[0], list(found[1])
         group.restore(arrays, steps * len(rows))
     for epoch in range(epochs):
-        order = torch.randperm(
-            len(labels), generator=shuffle
-        )  # drawn for finished epochs too, so that a resumed run sees the same orders
+        # Drawn for finished epochs too, so that a resumed run sees the same orders.
+        order = torch.randperm(len(labels), generator=shuffle)
         if epoch < len(rows):
             continue
         losses = torch.zeros(len(group.models), dtype=torch.float64, device=group.device)

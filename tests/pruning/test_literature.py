@@ -216,6 +216,17 @@ def test_the_flow_through_every_layer_is_the_same():
     torch.testing.assert_close(sums[0], flow(ones).sum().detach())
 
 
+def test_synflow_flows_to_the_logits():
+    plain = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    normed = nn.Sequential(*plain, nn.LogSoftmax(1))
+    kept = {name: torch.ones_like(p, dtype=torch.bool) for name, p in plain.named_parameters()}
+    a, b = (
+        single_shot.synaptic_flow(Start(m, torch.zeros(1, 4), torch.zeros(1), seed=0), kept, 0) for m in (plain, normed)
+    )
+    assert all(torch.equal(a[name], b[name]) for name in kept)
+    assert normed[-1].dim == 1  # the model itself is left as it was
+
+
 def test_synflow_does_not_cut_a_layer():
     start = Start(snipnb.lenet5(), torch.zeros(1, 1, 28, 28), torch.zeros(1), seed=0)
     assert not snipnb.pruning.masks.collapsed_layers(mask_for("synflow", start, {}, 0.999))

@@ -85,6 +85,18 @@ def test_a_mask_that_does_not_fit_is_named(examples):
         on_paths(nn.ModuleList([nn.Linear(2, 2)]), mask, examples[0])
 
 
+def test_a_shared_pooling_passes_all_paths_both_times():
+    pool, draw = nn.MaxPool2d(2), torch.Generator().manual_seed(2)
+    first, second = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1)
+    one, other = (
+        nn.Sequential(first, pools[0], second, pools[1], nn.Flatten(), nn.Linear(8, 3))
+        for pools in ((pool, pool), (nn.MaxPool2d(2), nn.MaxPool2d(2)))
+    )
+    mask = {n: torch.rand(p.shape, generator=draw) < 0.15 for n, p in one.named_parameters()}
+    a, b = (on_paths(model, mask, torch.zeros(1, 1, 8, 8)) for model in (one, other))
+    assert all(torch.equal(a[n], b[n]) for n in mask)
+
+
 def test_a_shared_relu_and_a_log_softmax_change_no_path():
     draw, relu = torch.Generator().manual_seed(1), nn.ReLU()
     layers = [nn.Linear(4, 5), nn.Linear(5, 4), nn.Linear(4, 3)]
