@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from snipnb._checks import check_integer, check_names, float_parameters
-from snipnb.pruning.closed_form import predicted_densities
+from snipnb.pruning.closed_form import FITTED, Constants, predicted_densities
 from snipnb.pruning.masks import Mask, layer_table, sizes_and_kept, warn_of_collapse
 
 Densities = dict[str, float]
@@ -64,10 +64,12 @@ def proportional_densities(sizes: Mapping[str, int], ratios: Mapping[str, float]
         whole |= over
 
 
-def rules() -> dict[str, Rule]:
+def rules(*, constants: Constants = FITTED) -> dict[str, Rule]:
     """The rules for densities by name, each a function of model, sparsity and initialisation."""
     return {
-        "closed_form": lambda model, sparsity, init: predicted_densities(model, sparsity, init=init),
+        "closed_form": lambda model, sparsity, init: predicted_densities(
+            model, sparsity, init=init, constants=constants
+        ),
         "erdos_renyi_kernel": lambda model, sparsity, init: erdos_renyi_kernel_densities(model, sparsity),
         "uniform": lambda model, sparsity, init: uniform_densities(model, sparsity),
     }

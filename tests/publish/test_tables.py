@@ -83,7 +83,7 @@ def test_a_notebook_shows_eight_rows_and_says_where_the_others_are():
     assert "rows" not in whole
     empty = frame[:0].rename(columns={"x": "criterion"})
     said = tables.in_notebook(empty, shown(empty), "02_snip_vs_exact", "parting").text
-    assert said == "At no sparsity do they part."
+    assert said == "They differ at no sparsity."
 
 
 def test_markdown_and_latex_read_no_marks_out_of_a_table():
