@@ -77,13 +77,12 @@ def redraw_one(source: Path, published: Path) -> int:
     if missing := ledger.without_verdict(source.stem, report.entries):
         raise NeedsRunError(f"it gave no verdict on {', '.join(missing)}")
     style.use_house_style()
-    told = report.tell() if "findings" in report.drawn else None
+    if "findings" in report.drawn:
+        report.tell()
     shown: dict[tuple[str, str], Picture | Table] = {
         ("figure", name): report.draw(name) for name in report.drawn["figures"]
     }
     shown |= {("table", name): report.render(name) for name in report.drawn["tables"]}
-    if told is not None:
-        shown["findings", ""] = told
     if rows:
         shown["verdicts", ""] = report.verdicts()
         report.write_verdicts(rows[0]["data"])
@@ -152,9 +151,11 @@ def judges(cell: Mapping[str, Any]) -> bool:
 
 
 def shown_by(cell: Mapping[str, Any]) -> tuple[str, str]:
-    """What a cell shows: ``figure`` or ``table`` and its name, ``verdicts`` or ``findings`` and no name, or nothing."""
+    """What a cell shows: ``figure`` or ``table`` and its name, ``verdicts`` and no name, or nothing; findings are a table."""
     match _statements(cell)[-1:]:
         case [ast.Expr(ast.Call(ast.Attribute(ast.Name("report"), kind), arguments))]:
+            if kind == "findings":
+                return "table", kind
             names = [one.value for one in arguments if isinstance(one, ast.Constant) and isinstance(one.value, str)]
             return "table" if kind == "render" else kind, names[0] if names else ""
     return "", ""

@@ -410,9 +410,8 @@ def only_one(place: Place) -> AbstractContextManager[object]:
 def _clear_leftovers(place: Place) -> None:
     """Remove what killed runs left, which nothing else would ever remove; the profile's lock must be held."""
     ours = [place.work, place.work / "state", place.work / "matplotlib"]
-    inner = [
-        folder for folder in place.published.glob("*/") if not (folder / "provenance.json").is_file()
-    ]  # no other profile's
+    # A folder with a provenance of its own is another profile's.
+    inner = [folder for folder in place.published.glob("*/") if not (folder / "provenance.json").is_file()]
     for folder in [place.published, *inner, *ours]:
         for file in [*folder.glob(".*.part"), *folder.glob("*.matplotlib-lock")]:
             file.unlink(missing_ok=True)

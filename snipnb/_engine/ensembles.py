@@ -186,7 +186,7 @@ def _images_last(x: Tensor, networks: int) -> Tensor:
 
 def _joined(layer: Layer) -> tuple[tuple[int, int], bool]:
     """The pooling (of windows side by side) and the ReLU that a compiled convolution before this layer includes."""
-    # The winner's place in its window is a byte, and 255 says that there is none.
+    # A byte holds the place of the largest value in its window; 255 means that the ReLU cut it off.
     small = math.prod(layer.kernel) <= 255
     if layer.kind == "max" and layer.padding == (0, 0) and layer.kernel == layer.stride and small:
         return layer.kernel, layer.relu

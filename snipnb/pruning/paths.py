@@ -69,9 +69,7 @@ def on_paths(model: nn.Module, mask: Mask, images: Tensor) -> Mask:
 def replaced(model: nn.Module, others: Mapping[Any, Callable[[Any], nn.Module]]) -> nn.Module:
     """The same model, with modules of some kinds replaced by what a function makes of each, wherever they stand."""
     for parent in list(model.modules()):
-        for name, module in list(
-            parent._modules.items()
-        ):  # named_children leaves out places of a module that it has named
+        for name, module in list(parent._modules.items()):  # a shared module stands in several places
             for kind, other in others.items():
                 if isinstance(module, kind):
                     setattr(parent, name, other(module))
