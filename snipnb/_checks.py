@@ -147,6 +147,15 @@ def check_names(kind: str, names: Collection[str], model: nn.Module) -> None:
         )
 
 
+def check_tensors(kind: str, tensors: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Raise ValueError unless there is a tensor for every parameter of the model, in its shape."""
+    check_names(kind, tensors, model)
+    for name, p in model.named_parameters():
+        if tensors[name].shape != p.shape:
+            shapes = f"the parameter's shape {tuple(p.shape)}; got {tuple(tensors[name].shape)}"
+            raise ValueError(f"{kind} of {name!r} must have {shapes}")
+
+
 def flat_indices(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """Flat indices to compute, by name: what a caller gave, checked, or all."""
     if parameters is None:

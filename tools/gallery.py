@@ -20,8 +20,7 @@ of its name in `snipnb/studies/<study>/draw.py`, from the tables named beside it
 
 def gallery(figures: Path, notebooks: Path) -> str:
     """The page, from the folder of published files and the folder of notebooks."""
-    drawn = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((figures / DRAWN).glob("*.json"))}
-    reports = [Report(name, made.pop("parameters"), figures, drawn=made) for name, made in drawn.items()]
+    reports = (Report.published(path.stem, figures) for path in sorted((figures / DRAWN).glob("*.json")))
     return "\n".join([HEAD, *(_section(report, notebooks) for report in reports)])
 
 

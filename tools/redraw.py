@@ -177,10 +177,11 @@ def _show(cell: dict[str, Any], thing: Picture | Table) -> None:
 
 def _report(notebook: str, published: Path) -> Report:
     """The report of a published run, after checking that every file that it is drawn from is there."""
-    drawn = _read(published / DRAWN / f"{notebook}.json")
-    report = Report(notebook, drawn.pop("parameters"), published, drawn=drawn)
-    frames = [file for figure in drawn["figures"].values() for file in figure["frames"]]
-    for name in [*frames, *(f"{report._stem(table)}.csv" for table in drawn["tables"])]:
+    if not (record := published / DRAWN / f"{notebook}.json").is_file():
+        raise NeedsRunError(f"{record} is missing")
+    report = Report.published(notebook, published)
+    frames = [file for figure in report.drawn["figures"].values() for file in figure["frames"]]
+    for name in [*frames, *(f"{report._stem(table)}.csv" for table in report.drawn["tables"])]:
         if not report._path(name).is_file():
             raise NeedsRunError(f"{report._path(name)} is missing")
     return report

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @cache
-def compiled(name: str) -> Any:
+def compiled_module(name: str) -> Any:
     """The module of this name next to this one, or None if Numba is missing: everything works without it, only slower."""
     try:
         return import_module(f"snipnb._engine.{name}")
@@ -21,4 +21,4 @@ def compiled(name: str) -> Any:
 
 def runs_compiled(name: str, x: Tensor) -> bool:
     """Whether the module of this name is there, and takes numbers like these."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and compiled(name) is not None
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and compiled_module(name) is not None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
 from snipnb._checks import Salience, check_classes, float_parameters
-from snipnb._engine.compiled import compiled, runs_compiled
+from snipnb._engine.compiled import compiled_module, runs_compiled
 from snipnb._engine.cumulants import derivatives_of, loss_changes, terms_for
 from snipnb._engine.propagation import Scratch, running_statistics
 from snipnb._engine.sequential import Layer, check_finite, layers_of, padded, patches
@@ -143,7 +143,7 @@ def _compiled_slopes(
     layer: Layer, b: Tensor, x: Tensor, rule: Variance, back: bool, scratch: Scratch, place: int
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Sums for the weights and biases of a convolution, and the columns that reach its input, by ``slopes.py``."""
-    slopes, size = compiled("slopes"), x.shape[2:]
+    slopes, size = compiled_module("slopes"), x.shape[2:]
     x, weight, columns = padded(x, layer), layer.module.weight.detach().contiguous(), b.shape[1]
     reached = scratch.take(("reached", place), (*b.shape[:2], *x.shape[1:]) if back else (0,) * 5, x)
     found = x.new_zeros(2, len(weight), weight[0].numel() + 1, -(-columns // slopes.LANES) * slopes.LANES)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snipnb._engine.compiled import compiled, runs_compiled
+from snipnb._engine.compiled import compiled_module, runs_compiled
 from snipnb._engine.propagation import Scratch
 from snipnb._engine.sequential import Layer, layers_of, padded, shapes_of
 
@@ -204,7 +204,7 @@ class _Compiled(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, kept: Tensor | None, options: tuple) -> Tensor:
         dilation, pool, relu, scratch, layer = options
-        images, kernels = x.shape[-1], compiled("kernels")
+        images, kernels = x.shape[-1], compiled_module("kernels")
         x = _with_images(x, -images % kernels.LANES)
         together = weight.shape[:2] if len(x) == len(weight) else (1, weight.shape[0] * weight.shape[1])
         weights = weight.reshape(*together, *weight.shape[2:]).numpy()
@@ -225,7 +225,7 @@ class _Compiled(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        kernels, images = compiled("kernels"), gradient.shape[-1]
+        kernels, images = compiled_module("kernels"), gradient.shape[-1]
         gradient = _with_images(gradient, x.shape[-1] - images)
         weights = weight.reshape(*ctx.together, *weight.shape[2:])
         of_weight, of_bias = torch.empty_like(weights), weights.new_empty(ctx.together)
@@ -250,7 +250,7 @@ class _FewWeights(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, ends: Tensor, inputs: Tensor) -> Tensor:
-        images, kernels = x.shape[-1], compiled("kernels")
+        images, kernels = x.shape[-1], compiled_module("kernels")
         x = _with_images(x, -images % kernels.LANES)
         out = x.new_empty(*bias.shape, x.shape[-1])
         kernels.linear(*(t.numpy() for t in (x, weight, bias, ends, inputs, out)))
@@ -264,7 +264,7 @@ class _FewWeights(torch.autograd.Function):
         gradient = _with_images(gradient, x.shape[-1] - images)
         of_x, of_weight, of_bias = torch.zeros_like(x), torch.zeros_like(weight), weight.new_empty(weight.shape[:2])
         given = (x, weight, gradient, ends, inputs, of_x, of_weight, of_bias)
-        compiled("kernels").linear_gradients(*(t.numpy() for t in given))
+        compiled_module("kernels").linear_gradients(*(t.numpy() for t in given))
         return of_x[..., :images], of_weight, of_bias, None, None
 
 

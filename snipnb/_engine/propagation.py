@@ -1,6 +1,6 @@
 """How a change of activations passes through each kind of layer, in a form without cancellation.
 
-Every step computes two things. ``forward`` gives its output for a batch, and keeps what ``change`` needs. ``change`` gives
+Every step computes two things. ``forward`` gives its output for a batch, and saves what ``change`` needs. ``change`` gives
 the exact change of its output for a given change of its input. Convolutions and linear layers are linear, so they apply
 their weights to the change. ReLU and max-pooling share one rule. With a the values in a window, and M their maximum
 (at least 0 if there is a ReLU),
@@ -26,10 +26,12 @@ import torch
 from torch import Tensor, nn
 
 TILE = 2**20  # numbers that a convolution computes on a processor before the next gate takes them
-FEW = 16  # a linear layer with this many outputs or more has them innermost in memory, for a faster matrix product
+MANY_OUTPUTS = (
+    16  # a linear layer with this many outputs or more has them innermost in memory, for a faster matrix product
+)
 Channels = slice
 ALL = slice(None)
-Kept = tuple[Tensor, ...]  # what a step's ``change`` needs of a batch, images last
+Saved = tuple[Tensor, ...]  # what a step's ``change`` needs of a batch, images last
 Changed = tuple[Tensor, Channels]  # a change of activations, and which channels it is of
 
 
@@ -70,22 +72,22 @@ class Step:
         """The most numbers that this step computes from one column with this many changed channels."""
         return 1
 
-    def forward(self, a: Tensor) -> tuple[Tensor, Kept]:
+    def forward(self, a: Tensor) -> tuple[Tensor, Saved]:
         """Output for the input ``a`` [positions, window, channels, images], and what ``change`` needs, images last."""
         raise NotImplementedError
 
-    def change(self, d: Tensor, kept: Kept, channels: Channels, scratch: Scratch) -> Changed:
+    def change(self, d: Tensor, saved: Saved, channels: Channels, scratch: Scratch) -> Changed:
         """Change of the output for a change ``d`` of the input's ``channels``; may overwrite ``d``."""
         raise NotImplementedError
 
     def change_of_product(
-        self, factors: Tensor, values: Tensor, kept: Kept, channels: Channels, scratch: Scratch
+        self, factors: Tensor, values: Tensor, saved: Saved, channels: Channels, scratch: Scratch
     ) -> Changed:
         """``change`` for the input change values * factors of one channel."""
         d = torch.mul(factors, values, out=scratch.take((self, "start"), factors.shape, factors))
-        return self.change(d.unsqueeze(2), kept, channels, scratch)
+        return self.change(d.unsqueeze(2), saved, channels, scratch)
 
-    def factors(self, kept: Kept, channel: int, columns: Tensor) -> Tensor:
+    def factors(self, saved: Saved, channel: int, columns: Tensor) -> Tensor:
         """What a channel's own parameters in ``columns`` multiply: [positions, window, columns, images]."""
         raise NotImplementedError
 
@@ -137,7 +139,7 @@ class Mix(Step):
             rows = self._rows(d)
             return self._tile(rows, weight, ALL, scratch).view(-1, self.window, self.outputs, *columns)
         d = d.reshape(weight.shape[1], -1)
-        if self.outputs < FEW:
+        if self.outputs < MANY_OUTPUTS:
             out = torch.mm(weight, d, out=scratch.take((self, "product"), (self.outputs, d.shape[1]), d))
         else:
             out = torch.mm(d.T, weight.T, out=scratch.take((self, "product"), (d.shape[1], self.outputs), d)).T
@@ -157,33 +159,33 @@ class Mix(Step):
         out = scratch.take((self, "product"), (len(table), len(weight), field.shape[2]), rows)
         return torch.bmm(weight.expand(len(table), -1, -1), field, out=out)
 
-    def change_and_gate(self, gate: Gate, d: Tensor, kept: Kept, channels: Channels, scratch: Scratch) -> Changed:
-        """``change`` of this step and then of the next ``gate``, whose ``kept`` is given.
+    def change_and_gate(self, gate: Gate, d: Tensor, saved: Saved, channels: Channels, scratch: Scratch) -> Changed:
+        """``change`` of this step and then of the next ``gate``, whose ``saved`` is given.
 
         A convolution has many values before the gate. They are computed a few positions at a time, so that they are still
         in the processor's caches when the gate takes them.
         """
         if self.is_linear_layer or d.is_cuda:
-            return gate.change(self._product(d, channels, scratch), kept, ALL, scratch)
+            return gate.change(self._product(d, channels, scratch), saved, ALL, scratch)
         weight, columns, rows = self._block(channels), d.shape[3:], self._rows(d)
         out = scratch.take((self, "gated"), (self.outputs, 1, len(self.table), *columns), d).transpose(0, 2)
         several = max(1, TILE // (len(weight) * columns.numel()))
         for first in range(0, len(self.table), several):
             some = slice(first, first + several)
             tile = self._tile(rows, weight, some, scratch).view(-1, self.window, self.outputs, *columns)
-            gate.change(tile, tuple(t[some] for t in kept), ALL, scratch, out[some])
+            gate.change(tile, tuple(t[some] for t in saved), ALL, scratch, out[some])
         return out, ALL
 
-    def forward(self, a: Tensor) -> tuple[Tensor, Kept]:
+    def forward(self, a: Tensor) -> tuple[Tensor, Saved]:
         out = self._product(a, ALL, Scratch())
         return (out if self.bias is None else out.add_(self.bias[:, None])), (a,)
 
-    def change(self, d: Tensor, kept: Kept, channels: Channels, scratch: Scratch) -> Changed:
+    def change(self, d: Tensor, saved: Saved, channels: Channels, scratch: Scratch) -> Changed:
         return self._product(d, channels, scratch), ALL
 
-    def values_met(self, kept: Kept) -> Tensor:
+    def values_met(self, saved: Saved) -> Tensor:
         """What the layer's parameters multiply [values, images]: its inputs by position, then zeros for padding and a one for the bias."""
-        a = kept[0][:, 0]  # [positions in, inputs, images]
+        a = saved[0][:, 0]  # [positions in, inputs, images]
         inputs, images = a.shape[1:]
         return torch.cat([a.reshape(-1, images), a.new_zeros(inputs, images), a.new_ones(1, images)])
 
@@ -193,9 +195,9 @@ class Mix(Step):
         row = self.taps[:, :, columns % kernel] * self.inputs + columns // kernel
         return torch.where(columns >= self.inputs * kernel, (self.pixels + 1) * self.inputs, row)
 
-    def factors(self, kept: Kept, channel: int, columns: Tensor) -> Tensor:
+    def factors(self, saved: Saved, channel: int, columns: Tensor) -> Tensor:
         places = self.places_met(columns)
-        return self.values_met(kept).index_select(0, places.flatten()).view(*places.shape, -1)
+        return self.values_met(saved).index_select(0, places.flatten()).view(*places.shape, -1)
 
 
 def running_statistics(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -215,15 +217,15 @@ class Norm(Step):
         scale = 1 / self.spread if self.weight is None else self.weight / self.spread
         self.scale = scale[:, None]  # [channels, 1, 1]
 
-    def forward(self, a: Tensor) -> tuple[Tensor, Kept]:
+    def forward(self, a: Tensor) -> tuple[Tensor, Saved]:
         normal = (a - self.mean) / self.spread
         return (normal if self.weight is None else normal * self.weight + self.bias), (normal,)
 
-    def change(self, d: Tensor, kept: Kept, channels: Channels, scratch: Scratch) -> Changed:
+    def change(self, d: Tensor, saved: Saved, channels: Channels, scratch: Scratch) -> Changed:
         return d.mul_(self.scale[channels]), channels
 
-    def factors(self, kept: Kept, channel: int, columns: Tensor) -> Tensor:
-        normal = kept[0][:, :, channel]  # [positions, window, images]
+    def factors(self, saved: Saved, channel: int, columns: Tensor) -> Tensor:
+        normal = saved[0][:, :, channel]  # [positions, window, images]
         return torch.stack([normal, torch.ones_like(normal)], 2)[:, :, columns]
 
 
@@ -233,7 +235,7 @@ class Gate(Step):
     def __init__(self, relu: bool, windows: Windows | None) -> None:
         self.relu, self.windows = relu, windows  # windows: to be gathered here, or None if the input is in windows
 
-    def forward(self, a: Tensor) -> tuple[Tensor, Kept]:
+    def forward(self, a: Tensor) -> tuple[Tensor, Saved]:
         if self.windows is not None:
             a = self.windows.gather(a, -torch.inf)
         top = a if a.shape[1] == 1 else a.amax(1, keepdim=True)
@@ -241,8 +243,10 @@ class Gate(Step):
             top = top.relu()
         return top, (a - top, -top)
 
-    def change(self, d: Tensor, kept: Kept, channels: Channels, scratch: Scratch, out: Tensor | None = None) -> Changed:
-        gap, floor = (t[:, :, channels, None] for t in kept)
+    def change(
+        self, d: Tensor, saved: Saved, channels: Channels, scratch: Scratch, out: Tensor | None = None
+    ) -> Changed:
+        gap, floor = (t[:, :, channels, None] for t in saved)
         if self.windows is not None:
             d = self.windows.gather(d, 0.0)
         d.add_(gap)
@@ -255,11 +259,11 @@ class Gate(Step):
         return out, channels
 
     def change_of_product(
-        self, factors: Tensor, values: Tensor, kept: Kept, channels: Channels, scratch: Scratch
+        self, factors: Tensor, values: Tensor, saved: Saved, channels: Channels, scratch: Scratch
     ) -> Changed:
         if self.windows is not None:
-            return super().change_of_product(factors, values, kept, channels, scratch)
-        gap, floor = (t[:, :, channels, None] for t in kept)
+            return super().change_of_product(factors, values, saved, channels, scratch)
+        gap, floor = (t[:, :, channels, None] for t in saved)
         shape = (len(factors), *factors.shape[2:])
         d, other = (scratch.take((self, key), shape, factors) for key in ("start", "other"))
         torch.addcmul(gap[:, 0, 0], factors[:, 0], values, out=d)
@@ -275,10 +279,10 @@ class Mean(Step):
     def __init__(self, windows: Windows | None) -> None:
         self.windows = windows
 
-    def forward(self, a: Tensor) -> tuple[Tensor, Kept]:
+    def forward(self, a: Tensor) -> tuple[Tensor, Saved]:
         return (a if self.windows is None else self.windows.gather(a, 0.0)).mean(1, keepdim=True), ()
 
-    def change(self, d: Tensor, kept: Kept, channels: Channels, scratch: Scratch) -> Changed:
+    def change(self, d: Tensor, saved: Saved, channels: Channels, scratch: Scratch) -> Changed:
         return self.forward(d)[0], channels
 
 
@@ -288,10 +292,10 @@ class Flat(Step):
     def __init__(self, positions: int) -> None:
         self.positions = positions
 
-    def forward(self, a: Tensor) -> tuple[Tensor, Kept]:
+    def forward(self, a: Tensor) -> tuple[Tensor, Saved]:
         return a.transpose(0, 2).reshape(1, 1, -1, *a.shape[3:]), ()
 
-    def change(self, d: Tensor, kept: Kept, channels: Channels, scratch: Scratch) -> Changed:
+    def change(self, d: Tensor, saved: Saved, channels: Channels, scratch: Scratch) -> Changed:
         if channels != ALL:
             channels = slice(channels.start * self.positions, channels.stop * self.positions)
         return self.forward(d)[0], channels

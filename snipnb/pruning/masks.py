@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from snipnb._checks import Salience, check_choice, check_integer, check_names, float_parameters
+from snipnb._checks import Salience, check_choice, check_integer, check_tensors, float_parameters
 
 Mask = dict[str, Tensor]
 TIES = ("remove", "stable")
@@ -235,12 +235,7 @@ def apply_mask(model: nn.Module, mask: Mask) -> nn.Module:
 def check_mask_fits(model: nn.Module, mask: Mask) -> None:
     """Raise ValueError unless the mask has exactly the model's parameters, in their shapes."""
     _check_mask(mask)
-    check_names("mask", mask, model)
-    for name, p in model.named_parameters():
-        if mask[name].shape != p.shape:
-            raise ValueError(
-                f"mask of {name!r} must have the parameter's shape {tuple(p.shape)}; got {tuple(mask[name].shape)}"
-            )
+    check_tensors("mask", mask, model)
 
 
 def _check_places(model: nn.Module) -> None:

@@ -54,6 +54,12 @@ class Report:
     entries: list[dict[str, Any]] = field(default_factory=list)
     drawn: dict[str, Any] = field(default_factory=lambda: {"figures": {}, "tables": {}, "bounds": {}, "settings": {}})
 
+    @classmethod
+    def published(cls, notebook: str, folder: Path) -> Report:
+        """The report of a published run, with what :meth:`provenance` recorded, but without verdicts."""
+        drawn = json.loads((folder / DRAWN / f"{notebook}.json").read_text(encoding="utf-8"))
+        return cls(notebook, drawn.pop("parameters"), folder, drawn=drawn)
+
     @property
     def profile(self) -> str:
         """Name of the profile this run belongs to."""

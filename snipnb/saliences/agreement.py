@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from snipnb._checks import Salience, check_integer, check_names, check_type
+from snipnb._checks import Salience, check_integer, check_tensors, check_type
 from snipnb.saliences.brute_force import pick, stratified_sample
 from snipnb.saliences.exact import exact_salience
 from snipnb.saliences.snip import snip
@@ -59,11 +59,7 @@ def sampled_saliences(
         if name in (*FACTS, "snip"):
             raise ValueError(f"others must not use the names {', '.join((*FACTS, 'snip'))}; got {name!r}")
         check_type(f"salience {name!r}", other, dict)
-        check_names(f"salience {name!r}", other, model)
-        for tensor, p in model.named_parameters():
-            if other[tensor].shape != p.shape:
-                shapes = f"the parameter's shape {tuple(p.shape)}; got {tuple(other[tensor].shape)}"
-                raise ValueError(f"salience {name!r} of {tensor!r} must have {shapes}")
+        check_tensors(f"salience {name!r}", other, model)
     sample = stratified_sample(model, per_tensor, seed=seed)
     exact = exact_salience(model, images, labels, parameters=sample)
     first = pick(snip(model, images, labels, batch_size=min(500, len(images))), sample)

@@ -30,10 +30,10 @@ from snipnb._checks import (
     flat_indices,
     float_parameters,
 )
-from snipnb._engine.compiled import compiled, runs_compiled
+from snipnb._engine.compiled import compiled_module, runs_compiled
 from snipnb._engine.cumulants import loss_changes
 from snipnb._engine.heads import Head, before_relu
-from snipnb._engine.propagation import ALL, Gate, Kept, Mix, Own, Scratch, Step
+from snipnb._engine.propagation import ALL, Gate, Mix, Own, Saved, Scratch, Step
 from snipnb._engine.sequential import check_finite, layers_of, steps_of
 from snipnb._engine.workers import Crew
 from snipnb._progress import track
@@ -44,7 +44,7 @@ TEMPORARY = {"cpu": 2**24, "cuda": 2**26}
 PAIRS = {"cpu": 2**15, "cuda": 2**20}  # (parameter, image) pairs at once, at most
 LINEAR = {"cpu": 2**12, "cuda": 2**20}  # pairs that linear layers take at once
 TOGETHER = {"cpu": 128, "cuda": 1024}  # images at once, at most: the innermost, contiguous axis
-KEPT = 2**26  # numbers kept per batch of images: their activations
+SAVED = 2**26  # numbers saved per batch of images: their activations
 IMAGES = 1000  # images per batch, at most
 
 
@@ -133,7 +133,7 @@ def _result(found: Salience, tensors: Mapping[str, Tensor], parameters: Mapping[
 class _Batch:
     """Some images, with everything that the steps keep from them."""
 
-    kept: list[Kept]  # of each step
+    saved: list[Saved]  # of each step
     log_p: Tensor  # [classes, images]
     labels: Tensor
 
@@ -142,23 +142,23 @@ class _Batch:
         a = (images.flatten(2).permute(2, 1, 0)[:, None] if images.dim() == 4 else images.T[None, None]).contiguous()
         everything = []
         for step in steps:
-            a, kept = step.forward(a)
-            everything.append(kept)
+            a, saved = step.forward(a)
+            everything.append(saved)
         logits = a.reshape(-1, a.shape[-1])
         check_finite(logits)
         return cls(everything, logits.log_softmax(0), labels.long())
 
     def part(self, images: slice) -> _Batch:
         """The same for some of its images."""
-        kept = [tuple(t[..., images] for t in of_step) for of_step in self.kept]
-        return _Batch(kept, self.log_p[:, images], self.labels[images])
+        saved = [tuple(t[..., images] for t in of_step) for of_step in self.saved]
+        return _Batch(saved, self.log_p[:, images], self.labels[images])
 
 
 def _batch_size(steps: list[Step], one: _Batch) -> int:
-    """Images per batch, so that what is kept from them stays bounded; ``one`` is a batch of a single image."""
-    kept = sum(t.numel() for kept in one.kept for t in kept)
+    """Images per batch, so that what is saved from them stays bounded; ``one`` is a batch of a single image."""
+    saved = sum(t.numel() for saved in one.saved for t in saved)
     inside = max(step.rows(getattr(step, "inputs", 1)) for step in steps)
-    return max(1, min(IMAGES, KEPT // (kept + 2 * inside)))
+    return max(1, min(IMAGES, SAVED // (saved + 2 * inside)))
 
 
 # --- the parameters of one step ---------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ class _Task:
 
     def add(self, batch: _Batch, crew: Crew) -> None:
         kind = _kind(self.sums)
-        rows, inputs = [batch.kept[self.k][0].shape[0]], 1
+        rows, inputs = [batch.saved[self.k][0].shape[0]], 1
         for step in self.steps[self.k + 1 :]:
             rows.append(step.rows(inputs))
             inputs = step.outputs if isinstance(step, Mix) else inputs
@@ -225,7 +225,7 @@ class _Task:
         for o in channels:
             columns = self.columns[o]
             if factors is None or not (self.own.shared and of is columns):
-                factors, of = self.steps[self.k].factors(part.kept[self.k], o, columns), columns
+                factors, of = self.steps[self.k].factors(part.saved[self.k], o, columns), columns
             for first in range(0, len(columns), together):
                 some = slice(first, first + together)
                 changes = self._changes(part, o, columns[some], factors[:, :, some], scratch)
@@ -235,26 +235,26 @@ class _Task:
     def _changes(self, part: _Batch, o: int, columns: Tensor, factors: Tensor, scratch: Scratch) -> Tensor:
         """Loss changes [columns, images] for parameters of channel ``o``."""
         values, channels = -self.own.values[o, columns, None], slice(o, o + 1)
-        following = list(zip(self.steps, part.kept, strict=True))[self.k + 1 :]
+        following = list(zip(self.steps, part.saved, strict=True))[self.k + 1 :]
         if following:
-            step, kept = following.pop(0)
-            d, channels = step.change_of_product(factors, values, kept, channels, scratch)
+            step, saved = following.pop(0)
+            d, channels = step.change_of_product(factors, values, saved, channels, scratch)
         else:
             d = (factors * values).unsqueeze(2)
         while following and not following[0][0].is_linear_layer:
-            step, kept = following.pop(0)
+            step, saved = following.pop(0)
             gate = following[0][0] if following else None
             if isinstance(step, Mix) and isinstance(gate, Gate) and gate.windows is None:
-                kept = following.pop(0)[1]
-                d, channels = step.change_and_gate(gate, d, kept, channels, scratch)
+                saved = following.pop(0)[1]
+                d, channels = step.change_and_gate(gate, d, saved, channels, scratch)
             else:
-                d, channels = step.change(d, kept, channels, scratch)
+                d, channels = step.change(d, saved, channels, scratch)
         together = max(1, LINEAR[_kind(d)] // d.shape[4])
         dz = scratch.take(("logits",), (len(part.log_p), *d.shape[3:]), d)
         for some, into in zip(d.split(together, 3), dz.split(together, 1), strict=True):
             which = channels
-            for step, kept in following:
-                some, which = step.change(some, kept, which, scratch)
+            for step, saved in following:
+                some, which = step.change(some, saved, which, scratch)
             if which != ALL:  # nothing mixed: other logits do not change
                 into.zero_()
             into[which] = some[0, 0]
@@ -266,7 +266,7 @@ class _BeforeHead(_Task):
 
     def __init__(self, steps: list[Step], k: int, own: Own, wanted: Mapping[str, Tensor], head: Head) -> None:
         super().__init__(steps, k, own, wanted)
-        self.head, self.changes = head, compiled("changes")
+        self.head, self.changes = head, compiled_module("changes")
         lanes, sizes = self.changes.LANES, [len(c) for c in self.columns.values()]
         width = -(-max(sizes) // (2 * lanes)) * 2 * lanes
         more = {o: (0, width - size) for o, size in zip(self.columns, sizes, strict=True)}
@@ -291,14 +291,14 @@ class _BeforeHead(_Task):
 
     def _sums_of_part(self, part: _Batch) -> np.ndarray:
         """Sums over the images of ``part`` [channels, columns]."""
-        x, gate = self.head.layer.values_met(part.kept[self.k]).T, self.head.gate
+        x, gate = self.head.layer.values_met(part.saved[self.k]).T, self.head.gate
         if gate is None:
             gap = x.new_zeros(len(x), len(self.channels), *self.places.shape[1:3])
         else:
-            gap, floor = (t[:, :, self.channels].permute(3, 2, 1, 0) for t in part.kept[gate])
+            gap, floor = (t[:, :, self.channels].permute(3, 2, 1, 0) for t in part.saved[gate])
         if not self.head.relu:
             floor = x.new_full((*gap.shape[:2], 1, gap.shape[3]), -torch.inf)
-        hidden = [_filled(before_relu(part.kept[g]), self.changes.LANES) for g in self.head.gates]
+        hidden = [_filled(before_relu(part.saved[g]), self.changes.LANES) for g in self.head.gates]
         given = [x, self.places, self.values, gap, floor[:, :, 0], *self.weights, self.sizes]
         given += [torch.cat([x.new_zeros(len(x), 0), *hidden], 1), part.log_p.T.exp(), part.log_p.T, part.labels]
         sums, arrays = np.zeros(self.values.shape), [t.contiguous().numpy() for t in given]
