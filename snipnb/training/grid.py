@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from snipnb._checks import Salience, check_integer, check_tensors, check_type
+from snipnb._checks import Salience, check_integer, check_names, check_type
 from snipnb._progress import DELAY_SECONDS, note, progress_stream
 from snipnb.data import OWN_SPLITS, SPLITS, Split, load_split
 from snipnb.networks import MODELS, set_running_statistics
@@ -229,9 +229,9 @@ def _salience(config: RunConfig, place: Store, device: str) -> Salience:
         start = _start(config, device)
         found = salience_for(config.criterion, start)
         if found:
+            check_names(f"salience of {config.criterion!r}", found, start.model)
             for name, value in found.items():
                 check_type(f"salience of {config.criterion!r}, {name!r},", value, Tensor)
-            check_tensors(f"salience of {config.criterion!r}", found, start.model)
         return {name: value.detach() for name, value in found.items()}
 
     if not CRITERIA[config.criterion].uses_images:
