@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from snipnb._progress import print_anywhere
 from snipnb.data import DataUnavailableError, acquire_mnist
 from snipnb.training.recipe import Recipe
 from snipnb.training.store import StoreError
@@ -22,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--jobs", type=int, help="groups trained at a time (default: one per processor; one on a GPU)")
     run.add_argument("--device", help="cpu or cuda (default: cuda if available)")
     given = parser.parse_args(arguments)
+    print_anywhere()
     try:
         return _COMMANDS[given.command](given)
     except (ValueError, OSError, DataUnavailableError, StoreError) as error:

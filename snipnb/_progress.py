@@ -1,7 +1,8 @@
-"""Progress bars for people: on a terminal and in a live notebook, silent everywhere else."""
+"""What a terminal shows: progress bars for people, silent where nobody looks, and characters that it may lack."""
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import threading
@@ -75,3 +76,9 @@ def note(message: str) -> None:
     """Print one line about a slow step, where somebody can see it."""
     if (stream := progress_stream()) is not None:
         print(message, file=stream, flush=True)
+
+
+def print_anywhere() -> None:
+    """Make ``print`` write ``?`` for a character that the terminal's encoding lacks, where it would raise an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")

@@ -1,10 +1,15 @@
-"""Progress: seen within a long first step, gone afterwards, silent where nobody looks."""
+"""Progress: seen within a long first step, gone afterwards, silent where nobody looks. Output where an encoding lacks characters."""
 
+import io
+import sys
 import time
 
 import pytest
 
+from snipnb import __main__ as package
 from snipnb import _progress
+from tools import __main__ as tools
+from tools import verify
 
 
 @pytest.fixture
@@ -46,3 +51,17 @@ def test_silence_gives_the_items_themselves(monkeypatch):
     monkeypatch.setenv("SNIPNB_PROGRESS", "0")
     items = [1, 2]
     assert _progress.track(items, "counting") is items
+
+
+def test_characters_that_the_terminal_lacks_do_not_end_a_command(monkeypatch):
+    def say(_):
+        print("s_κ")
+
+    monkeypatch.setitem(package._COMMANDS, "data", say)
+    monkeypatch.setitem(tools._COMMANDS, "status", say)
+    monkeypatch.setattr(verify.ledger, "verify", lambda folder, **_: {"C6": ["s_κ"]})
+    for main, arguments, lines in ((package.main, ["data"], 1), (tools.main, ["status"], 1), (verify.main, [], 2)):
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out := io.BytesIO(), encoding="ascii"))
+        main(arguments)
+        sys.stdout.flush()
+        assert out.getvalue().count(b"s_?") == lines

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from snipnb._progress import print_anywhere
 from snipnb.data import DataUnavailableError
 from snipnb.training.store import StoreError
 from tools import checkout
@@ -39,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     readme.add_argument("--check", action="store_true", help="change nothing; fail if something is out of date")
     add("explorer", help="write the explorer, one page").add_argument("target", type=Path, help="path of the page")
     given = parser.parse_args(arguments)
+    print_anywhere()
     try:
         return 0 if _COMMANDS[given.command](given) else 1
     except (ValueError, OSError, DataUnavailableError, StoreError) as error:

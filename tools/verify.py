@@ -7,6 +7,7 @@ import sys
 import time
 
 from snipnb._files import published_dir
+from snipnb._progress import print_anywhere
 from snipnb.publish import ledger
 from tools import checkout
 
@@ -16,6 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tools.verify", description=__doc__)
     parser.add_argument("claims", nargs="*", help="ids such as C20; default all")
     wanted = parser.parse_args(arguments).claims
+    print_anywhere()
     figures, start, bad = checkout() / "figures", time.monotonic(), 0
     for profile in ("default", "full"):
         folder = published_dir(figures, profile)
