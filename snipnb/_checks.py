@@ -86,7 +86,7 @@ def call_with(model: nn.Module, replaced: Mapping[str, Tensor], inputs: Tensor) 
     return functional_call(model, places, (inputs,), tie_weights=False)
 
 
-def check_examples(images: Tensor, labels: Tensor, batch_size: int) -> None:
+def check_examples(images: Tensor, labels: Tensor, batch_size: int = 1) -> None:
     """Raise ValueError unless there are as many images as labels, at least one, and the batch size is a positive integer."""
     for name, given in (("images", images), ("labels", labels)):
         if not isinstance(given, Tensor) or given.dim() == 0:

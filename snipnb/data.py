@@ -128,7 +128,7 @@ class Split:
                 raise ValueError(f"images of {part} must be float32, float64 or integers [n, ...]; got {kind}")
             images, labels = parts.get(part, (train[0][:0], train[1][:0]))
             if len(images) or len(labels) or part == "train":
-                check_examples(images, labels, 1)
+                check_examples(images, labels)
             if labels.dim() != 1 or labels.dtype not in INTEGERS:
                 kind = f"{labels.dtype} of shape {tuple(labels.shape)}"
                 raise ValueError(f"labels of {part} must be integers [n]; got {kind}")

@@ -160,7 +160,7 @@ class _Examples:
         dtype: torch.dtype = torch.float64,
         chunk: int = CHUNK,
     ) -> None:
-        check_examples(images, labels, 1)
+        check_examples(images, labels)
         float_parameters(model)
         self.model: Any = copied(model).to(dtype).eval().requires_grad_(False)
         self.parameters = float_parameters(self.model)

@@ -92,7 +92,7 @@ def exact_salience(
         torch.Size([2])
     """
     tensors = float_parameters(model)
-    check_examples(images, labels, 1)
+    check_examples(images, labels)
     wanted = flat_indices(tensors, parameters)
     try:
         layers_of(model)

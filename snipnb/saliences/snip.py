@@ -217,7 +217,7 @@ def snip_together(models: Sequence[nn.Module], images: Tensor, labels: Tensor) -
         raise ValueError("no models are given; at least one is needed")
     for model in models:
         check_alike(model, models[0])
-    check_examples(images, labels, 1)
+    check_examples(images, labels)
     device = check_alike_and_precise(float_parameters(models[0]), images).device
     size = IMAGES.get(device.type, IMAGES["cuda"])
     Stack(models[0])  # an error if the models are not covered, before anything is done

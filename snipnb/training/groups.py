@@ -143,7 +143,7 @@ class Apart(_Group):
     @torch.no_grad()
     def check(self, images: Tensor, labels: Tensor) -> None:
         """Raise ValueError unless images fit the networks, and labels their classes."""
-        check_examples(images, labels, 1)
+        check_examples(images, labels)
         for model in self.models:
             check_alike_and_precise(float_parameters(model), images, integers=True)
             with in_mode(model, "eval"):
@@ -235,7 +235,7 @@ class Together(_Group):
     @torch.no_grad()
     def check(self, images: Tensor, labels: Tensor) -> None:
         """Raise ValueError unless images fit the networks, and labels their classes."""
-        check_examples(images, labels, 1)
+        check_examples(images, labels)
         check_alike_and_precise(dict(self.models[0].named_parameters()), images)
         x = images[:1].to(self.device)
         logits = self.stack.logits(self.stack.inputs(x), *self._tensors_of(slice(1)))

@@ -67,7 +67,7 @@ def error_rate(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """
     if len(labels) == 0:
         return float("nan")
-    check_examples(images, labels, SCORING_BATCH)
+    check_examples(images, labels)
     device = next(model.parameters()).device
     with in_mode(model, "eval"):
         logits = torch.cat([model(x.to(device)) for x in images.split(SCORING_BATCH)])
