@@ -540,6 +540,8 @@ def test_a_model_too_large_to_be_differentiated_says_so(monkeypatch):
     expected = dense_diagonal(model, images, labels)
     found = snipnb.diagonal_hessian(model, images, labels, method="autodiff")
     assert furthest(found, expected) < 1e-12 * largest(expected)
+    first = snipnb.taylor_salience(model, images, labels, order=1)  # one gradient, whatever the size
+    assert furthest(first, {name: -s for name, s in snipnb.snip(model, images, labels).items()}) == 0
 
 
 def test_what_cannot_be_followed_is_refused():
