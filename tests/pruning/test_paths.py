@@ -109,3 +109,38 @@ def test_a_shared_relu_and_a_log_softmax_change_no_path():
             mask = {n: torch.rand(p.shape, generator=draw) < 0.4 for n, p in plain.named_parameters()}
             a, b = (on_paths(model, mask, torch.zeros(1, 4)) for model in (plain, other))
             assert all(torch.equal(a[n], b[n]) for n in mask)
+
+
+def test_a_chain_that_begins_at_a_bias_makes_the_bias_count_and_not_the_weights_behind_it():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    mask = {
+        "0.weight": torch.tensor([[True, False], [False, False]]),  # nothing leads into the second unit
+        "0.bias": torch.tensor([True, True]),
+        "2.weight": torch.tensor([[True, True]]),
+        "2.bias": torch.tensor([True]),
+    }
+    found = on_paths(model, mask, torch.zeros(1, 2))
+    assert {n: m.tolist() for n, m in found.items()} == {
+        "0.weight": [[True, False], [False, False]],
+        "0.bias": [True, True],
+        "2.weight": [[True, False]],
+        "2.bias": [True],
+    }
+
+
+def test_a_batch_norm_passes_paths_whatever_its_statistics():
+    norm, draw = nn.BatchNorm2d(3), torch.Generator().manual_seed(4)
+    norm.running_mean.fill_(50)
+    conv, linear = nn.Conv2d(1, 3, 3), nn.Linear(12, 2)
+    plain = nn.Sequential(conv, nn.Identity(), nn.ReLU(), nn.Flatten(), linear)
+    normed = nn.Sequential(conv, norm, nn.ReLU(), nn.Flatten(), linear)
+    mask = {n: torch.rand(p.shape, generator=draw) < 0.3 for n, p in normed.named_parameters()}
+    mask |= {n: torch.tensor([True, True, False]) for n in ("1.weight", "1.bias")}
+    found = on_paths(normed, mask, torch.zeros(1, 1, 4, 4))
+    # A norm that is pruned in a channel is a channel whose weights are pruned.
+    as_plain = {n: m.clone() for n, m in mask.items() if not n.startswith("1.")}
+    as_plain["0.weight"][2] = as_plain["0.bias"][2] = False
+    expected = on_paths(plain, as_plain, torch.zeros(1, 1, 4, 4))
+    assert all(torch.equal(found[n], expected[n]) for n in expected)
+    assert found["1.weight"].any()
+    assert torch.equal(found["1.weight"], found["0.weight"].flatten(1).any(1))
