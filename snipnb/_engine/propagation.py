@@ -26,9 +26,8 @@ import torch
 from torch import Tensor, nn
 
 TILE = 2**20  # numbers that a convolution computes on a processor before the next gate takes them
-MANY_OUTPUTS = (
-    16  # a linear layer with this many outputs or more has them innermost in memory, for a faster matrix product
-)
+# A linear layer with this many outputs or more has them innermost in memory, for a faster matrix product.
+MANY_OUTPUTS = 16
 Channels = slice
 ALL = slice(None)
 Saved = tuple[Tensor, ...]  # what a step's ``change`` needs of a batch, images last

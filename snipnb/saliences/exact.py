@@ -44,7 +44,7 @@ TEMPORARY = {"cpu": 2**24, "cuda": 2**26}
 PAIRS = {"cpu": 2**15, "cuda": 2**20}  # (parameter, image) pairs at once, at most
 LINEAR = {"cpu": 2**12, "cuda": 2**20}  # pairs that linear layers take at once
 TOGETHER = {"cpu": 128, "cuda": 1024}  # images at once, at most: the innermost, contiguous axis
-SAVED = 2**26  # numbers saved per batch of images: their activations
+MOST_SAVED = 2**26  # numbers saved per batch of images: their activations
 IMAGES = 1000  # images per batch, at most
 
 
@@ -158,7 +158,7 @@ def _batch_size(steps: list[Step], one: _Batch) -> int:
     """Images per batch, so that what is saved from them stays bounded; ``one`` is a batch of a single image."""
     saved = sum(t.numel() for saved in one.saved for t in saved)
     inside = max(step.rows(getattr(step, "inputs", 1)) for step in steps)
-    return max(1, min(IMAGES, SAVED // (saved + 2 * inside)))
+    return max(1, min(IMAGES, MOST_SAVED // (saved + 2 * inside)))
 
 
 # --- the parameters of one step ---------------------------------------------------------------------------------------
