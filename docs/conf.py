@@ -22,6 +22,7 @@ include_patterns = [
     "figures/README.md",
     "figures/claims.md",
     "figures/full/claims.md",
+    "figures/robustness.md",
     "figures/[0-9b]*/*.md",
     "figures/full/[0-9]*/*.md",
     "figures/notebooks/*.ipynb",

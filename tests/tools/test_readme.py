@@ -86,7 +86,7 @@ def test_every_path_named_exists():
     texts = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in WRITTEN)
     paths = re.findall(r"`((?:snipnb|notebooks|tests|figures|tools)/[\w./]*)`", texts)
     assert len(paths) > 20
-    made_on_demand = {"figures/mine/", "figures/robustness.md", "notebooks/10_slug.ipynb", "snipnb/studies/slug/"}
+    made_on_demand = {"figures/mine/", "notebooks/10_slug.ipynb", "snipnb/studies/slug/"}
     assert not [path for path in set(paths) - made_on_demand if not (ROOT / path).exists()]
 
 
