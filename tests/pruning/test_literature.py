@@ -1,5 +1,6 @@
 """Criteria from the literature against explicit derivatives, in float64 on tiny networks, and against what they are in special cases."""
 
+import dataclasses
 import inspect
 import re
 import types
@@ -31,6 +32,8 @@ ADDED = (
     "synflow",
     "ntk_sap",
 )
+PAGE = (Path(__file__).parents[2] / "docs" / "library.md").read_text(encoding="utf-8")
+TABLE = PAGE[PAGE.index("## Criteria that come") : PAGE.index("## Criteria and densities")]
 
 
 def start_of(name, number=40):
@@ -271,6 +274,25 @@ def test_the_registry_prunes_lenet5_by_each(name):
     assert all(p.grad is None for p in start.model.parameters())
 
 
+@pytest.mark.parametrize(
+    ("name", "come_back"),
+    [("iterative_snip", False), ("force", True), ("iterative_exact", False), ("synflow", False), ("ntk_sap", False)],
+)
+def test_the_registry_prunes_in_as_many_rounds_as_the_page_says(name, come_back, monkeypatch):
+    row = next(line for line in TABLE.splitlines() if line.startswith("|") and f"`{name}`" in line)
+    among = []
+
+    def keep(salience, number, **options):
+        among.append(options["among"])
+        return keep_number(salience, number, **options)
+
+    monkeypatch.setattr(single_shot, "keep_number", keep)
+    start = dataclasses.replace(start_of("two layers"), draw=lambda seed: tiny("two layers"))
+    mask_for(name, start, {}, 0.5)
+    assert len(among) == int(re.search(r"in (\d+) rounds", row)[1])
+    assert {allowed is None for allowed in among} == {come_back}
+
+
 @pytest.mark.parametrize("name", ["synflow", "ntk_sap"])
 def test_words_cannot_be_replaced_by_ones_or_noise(name):
     def words(seed):
@@ -337,8 +359,6 @@ def test_a_number_is_kept_among_what_is_allowed():
 
 
 def test_the_page_names_every_criterion():
-    page = (Path(__file__).parents[2] / "docs" / "library.md").read_text(encoding="utf-8")
-    table = page[page.index("## Criteria that come") : page.index("## Criteria and densities")]
-    named = set(re.findall(r"`([a-z_0-9]+)`", table))
+    named = set(re.findall(r"`([a-z_0-9]+)`", TABLE))
     controls = {f"{name}_{kind}" for name in criteria.WITH_CONTROLS for kind in ("shuffled", "redrawn")}
     assert {re.sub(r"_[2-5]$", "_1", name) for name in snipnb.CRITERIA} - controls == named
