@@ -119,8 +119,11 @@ def keep_number(salience: Salience, number: int, *, among: Mask | None = None) -
         allowed = torch.cat([among[name].flatten().to(magnitudes.device) for name in salience])
         magnitudes = magnitudes.masked_fill(~allowed, -1)
     check_integer("number", number, 0, 1 + int((magnitudes >= 0).sum()))
-    order = torch.sort(magnitudes, descending=True, stable=True).indices
-    return _in_shape(torch.zeros_like(magnitudes, dtype=torch.bool).index_fill_(0, order[:number], True), salience)
+    if number == 0:
+        return _in_shape(torch.zeros_like(magnitudes, dtype=torch.bool), salience)
+    smallest_kept = magnitudes.kthvalue(magnitudes.numel() - number + 1).values
+    above, ties = magnitudes > smallest_kept, magnitudes == smallest_kept
+    return _in_shape(above | (ties & (ties.cumsum(0) <= number - above.sum())), salience)
 
 
 def _in_shape(kept: Tensor, salience: Salience) -> Mask:
