@@ -90,9 +90,10 @@ def keep_mask(salience: Salience, sparsity: float, *, ties: str = "remove") -> M
     magnitudes = _flat_magnitudes(salience)
     removed = num_removed(magnitudes.numel(), sparsity)
     if ties == "stable" or removed == 0:
-        mask = keep_number(salience, magnitudes.numel() - removed)
+        kept = _largest(magnitudes, magnitudes.numel() - removed)
     else:
-        mask = _in_shape(magnitudes > magnitudes.kthvalue(removed).values, salience)
+        kept = magnitudes > magnitudes.kthvalue(removed).values
+    mask = _in_shape(kept, salience)
     warn_of_collapse(mask)
     return mask
 
@@ -119,11 +120,16 @@ def keep_number(salience: Salience, number: int, *, among: Mask | None = None) -
         allowed = torch.cat([among[name].flatten().to(magnitudes.device) for name in salience])
         magnitudes = magnitudes.masked_fill(~allowed, -1)
     check_integer("number", number, 0, 1 + int((magnitudes >= 0).sum()))
+    return _in_shape(_largest(magnitudes, number), salience)
+
+
+def _largest(magnitudes: Tensor, number: int) -> Tensor:
+    """Which are the so many largest; among equals, the earlier ones."""
     if number == 0:
-        return _in_shape(torch.zeros_like(magnitudes, dtype=torch.bool), salience)
+        return torch.zeros_like(magnitudes, dtype=torch.bool)
     smallest_kept = magnitudes.kthvalue(magnitudes.numel() - number + 1).values
     above, ties = magnitudes > smallest_kept, magnitudes == smallest_kept
-    return _in_shape(above | (ties & (ties.cumsum(0) <= number - above.sum())), salience)
+    return above | (ties & (ties.cumsum(0) <= number - above.sum()))
 
 
 def _in_shape(kept: Tensor, salience: Salience) -> Mask:
@@ -265,12 +271,17 @@ def _flat_magnitudes(salience: Salience) -> Tensor:
             raise ValueError(f"salience of {name!r} must be a tensor; got a {type(s).__name__}")
         if not s.is_floating_point():
             raise ValueError(f"salience of {name!r} must be floating-point; got {s.dtype}")
-        if bad := int((~torch.isfinite(s)).sum()):
-            raise ValueError(f"salience of {name!r} must be finite; {bad} of {s.numel()} entries are not")
     if sum(s.numel() for s in salience.values()) == 0:
         raise ValueError("the salience is empty; it needs at least one parameter")
     device = next(iter(salience.values())).device
-    return torch.cat([s.detach().abs().flatten().to(device) for s in salience.values()])
+    magnitudes = torch.cat([s.detach().abs().flatten().to(device) for s in salience.values()])
+    if not torch.isfinite(magnitudes).all():
+        bad = {name: int((~torch.isfinite(s)).sum()) for name, s in salience.items()}
+        name = next(name for name, number in bad.items() if number)
+        raise ValueError(
+            f"salience of {name!r} must be finite; {bad[name]} of {salience[name].numel()} entries are not"
+        )
+    return magnitudes
 
 
 def _check_mask(mask: Mask) -> None:
