@@ -277,10 +277,8 @@ def _flat_magnitudes(salience: Salience) -> Tensor:
     magnitudes = torch.cat([s.detach().abs().flatten().to(device) for s in salience.values()])
     if not torch.isfinite(magnitudes).all():
         bad = {name: int((~torch.isfinite(s)).sum()) for name, s in salience.items()}
-        name = next(name for name, number in bad.items() if number)
-        raise ValueError(
-            f"salience of {name!r} must be finite; {bad[name]} of {salience[name].numel()} entries are not"
-        )
+        name, number = next((name, number) for name, number in bad.items() if number)
+        raise ValueError(f"salience of {name!r} must be finite; {number} of {salience[name].numel()} entries are not")
     return magnitudes
 
 

@@ -65,10 +65,9 @@ def test_agrees_with_sorting(sparsity, seed):
         stable = snipnb.keep_mask(salience, sparsity, ties="stable")
     assert {name: m.flatten().tolist() for name, m in mask.items()} == by_sorting(salience, sparsity)
     flat, kept = ([x for t in tensors.values() for x in t.flatten().tolist()] for tensors in (salience, stable))
-    largest = sorted(range(91), key=lambda i: -abs(flat[i]))[
-        : 91 - int(Fraction(str(sparsity)) * 91)
-    ]  # equals in order
-    assert {i for i, own in enumerate(kept) if own} == set(largest)
+    assert sum(kept) == 91 - int(Fraction(str(sparsity)) * 91)
+    largest_first = sorted(range(91), key=lambda i: -abs(flat[i]))  # equals stay in order
+    assert {i for i, own in enumerate(kept) if own} == set(largest_first[: sum(kept)])
     assert all(bool((stable[name] | ~m).all()) for name, m in mask.items())  # stable keeps more, never others
 
 
