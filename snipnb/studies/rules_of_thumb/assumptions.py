@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
 from snipnb._checks import Salience, float_parameters
+from snipnb._engine.ensembles import Stack
 from snipnb._progress import track
 from snipnb.data import Split
 from snipnb.pruning.criteria import Start, mask_for, salience_for
@@ -111,7 +111,7 @@ def changes_of_all_sets(model: nn.Module, images: Tensor, labels: Tensor) -> tup
     """The loss change when each set of parameters is removed, for all 2^m of them.
 
     Args:
-        model: Small: m at most 20 parameters.
+        model: An ``nn.Sequential`` of at most m = 20 parameters.
         images: [n, ...].
         labels: [n].
 
@@ -119,7 +119,7 @@ def changes_of_all_sets(model: nn.Module, images: Tensor, labels: Tensor) -> tup
         Which parameters are removed, bool [2^m, m], and the change [2^m].
 
     Raises:
-        ValueError: If the model has more than 20 parameters.
+        ValueError: If the model has more than 20 parameters, or layers that cannot be stacked.
     """
     parameters = float_parameters(model)
     sizes = [p.numel() for p in parameters.values()]
@@ -128,12 +128,15 @@ def changes_of_all_sets(model: nn.Module, images: Tensor, labels: Tensor) -> tup
         raise ValueError(f"the model must have at most 20 parameters, as all sets of them are tried; got {count}")
     removed = (torch.arange(2**count)[:, None] >> torch.arange(count)) % 2 == 1
 
-    def loss(kept: Tensor) -> Tensor:
-        parts = zip(parameters.items(), kept.split(sizes), strict=True)
-        outputs = functional_call(model, {n: p * k.view_as(p) for (n, p), k in parts}, (images,))
-        return nn.functional.cross_entropy(outputs, labels)
+    stack = Stack(model)
+    inputs = stack.inputs(images)
 
-    losses = torch.cat([vmap(loss)((~some).to(images.dtype)) for some in removed.split(SETS_AT_ONCE)])
+    def losses_of(kept: Tensor) -> Tensor:
+        parts = zip(parameters.items(), kept.split(sizes, 1), strict=True)
+        logits = stack.logits(inputs, {name: p * some.view(-1, *p.shape) for (name, p), some in parts}, {})
+        return nn.functional.cross_entropy(logits, labels.expand(len(kept), -1), reduction="none").mean(1)
+
+    losses = torch.cat([losses_of(~some) for some in removed.split(SETS_AT_ONCE)])
     return removed, losses - losses[0]
 
 
