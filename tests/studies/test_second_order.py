@@ -26,7 +26,7 @@ def compared():
 def test_the_corrected_formula_is_the_exact_salience_and_the_printed_one_is_not():
     table = orders.symbolic_second_order()
     assert table["exact"].tolist() == [True, True, True, False]
-    assert "(w_0 - 1)" in table["squared_less_exact"].iloc[-1]  # equal at w0 = 1 and -1 only
+    assert "(w_0 - 1)" in table["squared_minus_exact"].iloc[-1]  # equal at w0 = 1 and -1 only
 
 
 def test_numbers_say_the_same_on_a_quadratic_loss():

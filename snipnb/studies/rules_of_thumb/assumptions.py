@@ -213,11 +213,13 @@ def trained_agreement(saliences: Sequence[Mapping[str, Salience]], *, first_seed
     return pd.DataFrame(rows)
 
 
-def rankings_of(models: Sequence[nn.Module], images: Tensor, labels: Tensor) -> list[dict[str, Salience]]:
-    """Saliences of networks as they are, for every ranking in :data:`RANKINGS`."""
+def rankings_of(
+    models: Sequence[nn.Module], images: Tensor, labels: Tensor, *, first_seed: int = 0
+) -> list[dict[str, Salience]]:
+    """Saliences of networks as they are, for every ranking in :data:`RANKINGS`; the networks' seeds follow ``first_seed``."""
     return [
         {name: salience_for(name, Start(model, images, labels, seed)) for name in RANKINGS}
-        for seed, model in enumerate(track(models, "saliences, trained networks"))
+        for seed, model in enumerate(track(models, "saliences, trained networks"), first_seed)
     ]
 
 

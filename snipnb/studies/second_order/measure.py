@@ -44,7 +44,7 @@ def symbolic_second_order() -> pd.DataFrame:
     """The write-up's formulas for a quadratic loss along one weight, in SymPy: do they equal the exact salience, or what is left?
 
     Returns:
-        One row per formula: ``formula``, ``for_a_quadratic_loss`` (worked out), ``squared_less_exact`` (difference of the squares: zero if
+        One row per formula: ``formula``, ``for_a_quadratic_loss`` (worked out), ``squared_minus_exact`` (difference of the squares: zero if
         the magnitudes are equal for all weights), ``exact``.
     """
     import sympy as sp
@@ -65,7 +65,7 @@ def symbolic_second_order() -> pd.DataFrame:
     for name, formula in formulas.items():
         left = sp.factor(sp.expand(formula**2 - exact**2))
         row = {"formula": name, "for_a_quadratic_loss": str(sp.factor(sp.expand(formula)))}
-        rows.append(row | {"squared_less_exact": str(left), "exact": left == 0})
+        rows.append(row | {"squared_minus_exact": str(left), "exact": left == 0})
     return pd.DataFrame(rows)
 
 
