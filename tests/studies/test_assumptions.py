@@ -94,7 +94,9 @@ def test_trained_networks(examples):
     models = [snipnb.lenet5(seed=k) for k in range(2)]
     snipnb.train_together(models, split, recipe=snipnb.Recipe(epochs=1))
     images, labels = (t[:100] for t in examples)
-    saliences = assumptions.rankings_of(models, images, labels)
+    saliences = assumptions.rankings_of(models, images, labels, first_seed=7)
+    random = snipnb.random_salience(models[1], seed=8)  # of each network's own seed
+    assert all(torch.equal(saliences[1]["random"][name], random[name]) for name in random)
     agreement = assumptions.trained_agreement(saliences).set_index(["ranking", "layer", "seed"]).sort_index()
     assert agreement.loc[("snip", "whole network", 1), "spearman"] > 0.8
     assert abs(agreement.loc[("random", "whole network", 0), "spearman"]) < 0.05
