@@ -2,8 +2,8 @@
 
 Networks of one architecture that see the same images in the same order are trained together (``_engine/ensembles.py``). They share the
 copies that the first convolution needs, and their matrix products are computed as one. Each network computes what it would compute
-alone. On a processor, pruned weights take no time if most of a layer is pruned (``kernels.py``). Other networks take each step one after
-another, through their own layers.
+alone, up to rounding. On a processor, pruned weights take no time if most of a layer is pruned (``kernels.py``). Other networks take
+each step one after another, through their own layers.
 """
 
 from __future__ import annotations
