@@ -24,6 +24,7 @@ from snipnb.pruning.criteria import mask_for, salience_for
 FOLDER = Path(__file__).resolve().parent
 SPARSITIES = (0.5, 0.95)
 SALIENCE_IMAGES, TRAINED_IMAGES, SCORED_IMAGES = 200, 640, 500
+DATA_SEED = 1  # with the images in the order of seed 0, rounding decides a gate, and weights have one of two norms
 # Network -> the criteria whose masks are kept.
 CRITERIA = {
     "lenet5": (
@@ -120,7 +121,9 @@ def _trained(network: str, masks: dict, recipe: snipnb.Recipe, split: snipnb.Spl
     )
     trained = TRAINED[network]
     models = [MODELS[network](seed=0) for _ in trained]
-    histories = snipnb.train_together(models, few, masks=[masks[key] for key in trained], recipe=recipe, data_seed=0)
+    histories = snipnb.train_together(
+        models, few, masks=[masks[key] for key in trained], recipe=recipe, data_seed=DATA_SEED
+    )
     return {
         f"{name} {sparsity:g}": {
             "losses": history["train_loss"].tolist(),
