@@ -12,6 +12,7 @@ of a pooling window are the largest, the first gets the gradient, as in PyTorch.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -41,6 +42,7 @@ class Stack:
 
     def __init__(self, model: nn.Module) -> None:
         self.layers = layers_of(model, training=True)
+        self.is_padded = not any(layer.kind in ("norm", "dropout") for layer in self.layers)
         self.scratch = Scratch()
         self.fitting: set[torch.Size] = set()  # shapes of images that fit the layers
 
@@ -80,8 +82,8 @@ class Stack:
             generator: Random generator of dropout; all networks drop the same values.
             kept: Which parameters masked networks keep. The others are zero, and their gradients need not be right.
         """
-        networks = len(next(iter(parameters.values())))
-        x = inputs
+        networks, images = len(next(iter(parameters.values()))), inputs.shape[-1]
+        x = self._padded(inputs)
         if self.layers[0].kind != "conv":
             x = x.expand(networks, *x.shape[1:])
         layers = iter(enumerate(self.layers))
@@ -117,7 +119,13 @@ class Stack:
                     x = x.flatten(1, -2)
                 case "log_softmax":
                     x = x.log_softmax(1)
-        return x
+        return x[..., :images]
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """The inputs with images of zeros added up to whole registers, unless images are not independent of each other."""
+        if not self.is_padded or not runs_compiled("kernels", x):
+            return x
+        return _with_images(x, -x.shape[-1] % compiled_module("kernels").LANES)
 
 
 class Kept:
@@ -128,18 +136,27 @@ class Kept:
 
     Attributes:
         all: The given dictionary.
-        few: For weights [networks, outputs, inputs] of which every network keeps few: where the kept weights of each output begin and
-            end, and the inputs of all kept weights, one after the other.
+        few: For weights [networks, outputs, inputs] of which some networks keep few: where these weights of each output begin and end,
+            the inputs of all of them, one after the other, and stretches of the networks that keep more.
     """
 
     def __init__(self, kept: Mapping[str, Tensor]) -> None:
         self.all = kept
-        self.few: dict[str, tuple[Tensor, Tensor]] = {}
+        self.few: dict[str, tuple[Tensor, Tensor, list[slice]]] = {}
         for name, mask in kept.items():
-            if mask.dim() == 3 and mask.device.type == "cpu" and mask.sum((1, 2)).max() <= FEW * mask[0].numel():
-                ends = torch.zeros(mask.shape[0] * mask.shape[1] + 1, dtype=torch.int64)
-                ends[1:] = mask.sum(2).flatten().cumsum(0)
-                self.few[name] = ends, mask.nonzero()[:, 2].contiguous()
+            if mask.dim() == 3 and mask.device.type == "cpu":
+                few = mask.sum((1, 2)) <= FEW * mask[0].numel()
+                if few.any():
+                    listed = mask & few[:, None, None]
+                    ends = torch.zeros(mask.shape[0] * mask.shape[1] + 1, dtype=torch.int64)
+                    ends[1:] = listed.sum(2).flatten().cumsum(0)
+                    self.few[name] = ends, listed.nonzero()[:, 2].contiguous(), _stretches((~few).tolist())
+
+
+def _stretches(chosen: Sequence[bool]) -> list[slice]:
+    """Where all of a stretch are chosen."""
+    ends = [k for k, (one, other) in enumerate(itertools.pairwise([False, *chosen, False])) if one != other]
+    return [slice(*pair) for pair in zip(ends[::2], ends[1::2], strict=True)]
 
 
 def stacked(tensors: Sequence[Mapping[str, Tensor]]) -> Stacked:
@@ -246,26 +263,36 @@ class _Compiled(torch.autograd.Function):
 
 
 class _FewWeights(torch.autograd.Function):
-    """A linear layer, computed by ``kernels.py`` from the few weights that are kept."""
+    """A linear layer, computed by ``kernels.py`` from the few weights that are kept; for stretches of networks that keep more, by PyTorch."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, ends: Tensor, inputs: Tensor) -> Tensor:
+    def forward(
+        ctx, x: Tensor, weight: Tensor, bias: Tensor, ends: Tensor, inputs: Tensor, more: list[slice]
+    ) -> Tensor:
         images, kernels = x.shape[-1], compiled_module("kernels")
-        x = _with_images(x, -images % kernels.LANES)
-        out = x.new_empty(*bias.shape, x.shape[-1])
-        kernels.linear(*(t.numpy() for t in (x, weight, bias, ends, inputs, out)))
-        ctx.save_for_backward(x, weight, ends, inputs)
+        padded = _with_images(x, -images % kernels.LANES)
+        out = x.new_empty(*bias.shape, padded.shape[-1])
+        kernels.linear(*(t.numpy() for t in (padded, weight, bias, ends, inputs, out)))
+        for some in more:
+            out[some, :, :images] = torch.baddbmm(bias[some, :, None], weight[some], x[some])
+        ctx.save_for_backward(x, padded, weight, ends, inputs)
+        ctx.more = more
         return out[..., :images]
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, ends, inputs = ctx.saved_tensors
+        x, padded, weight, ends, inputs = ctx.saved_tensors
         images = gradient.shape[-1]
-        gradient = _with_images(gradient, x.shape[-1] - images)
-        of_x, of_weight, of_bias = torch.zeros_like(x), torch.zeros_like(weight), weight.new_empty(weight.shape[:2])
-        given = (x, weight, gradient, ends, inputs, of_x, of_weight, of_bias)
+        of_x, of_weight = torch.zeros_like(padded), torch.zeros_like(weight)
+        of_bias = weight.new_empty(weight.shape[:2])
+        of_out = _with_images(gradient, padded.shape[-1] - images)
+        given = (padded, weight, of_out, ends, inputs, of_x, of_weight, of_bias)
         compiled_module("kernels").linear_gradients(*(t.numpy() for t in given))
-        return of_x[..., :images], of_weight, of_bias, None, None
+        for some in ctx.more:
+            of_x[some, :, :images] = weight[some].mT @ gradient[some]
+            of_weight[some] = gradient[some] @ x[some].mT
+            of_bias[some] = gradient[some].sum(2)
+        return of_x[..., :images], of_weight, of_bias, None, None, None
 
 
 # --- pooling, batch norm ----------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from snipnb.training.scores import error_rate
 NETWORKS = {"cpu": 24, "cuda": 1024}
 IMAGES = {"cpu": 64, "cuda": 1024}
 SCORED = {"cpu": 48, "cuda": 1000}
+SPARE = 64  # a multiple of what processors take at once
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # what PyTorch's optimisers keep of a parameter, by its names
 
 
@@ -64,42 +65,99 @@ def set_to_zero(parameters: Mapping[str, Tensor], kept: Mask) -> None:
 
 
 class _Part:
-    """Networks of a group that share a recipe, and their optimiser.
+    """A network and its optimiser.
+
+    Args:
+        number: Of the network, in the names of a state.
+        recipe: Its recipe.
+        trained: Its parameters by name.
+        fused: Whether the optimiser is PyTorch's fused one.
+    """
+
+    def __init__(self, number: int, recipe: Recipe, trained: Mapping[str, Tensor], fused: bool | None = None) -> None:
+        self.number, self.recipe, self.trained = number, recipe, trained
+        self.optimiser = optimiser_of(recipe, trained.values(), fused=fused)
+
+    def step(self) -> None:
+        """Update all parameters by their gradients."""
+        self.optimiser.step()
+
+    def state(self) -> dict[str, Tensor]:
+        """What the optimiser keeps of each parameter."""
+        return {
+            f"{kind} {self.number} {name}": tensor
+            for name, p in self.trained.items()
+            for kind, tensor in self.optimiser.state[p].items()
+            if kind in (*MOMENTS, "step")
+        }
+
+    def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
+        for name, p in self.trained.items():
+            keys = {kind: f"{kind} {self.number} {name}" for kind in (*MOMENTS, "step")}
+            if found := {kind: state[key].to(p) for kind, key in keys.items() if key in state}:
+                self.optimiser.state[p] = found  # nothing is kept of a parameter that the loss does not reach
+
+
+class _Stretch(_Part):
+    """Stacked networks that share a recipe, and their optimiser.
+
+    The optimiser has all values in one tensor, with spare ones behind them: it treats the last few of a tensor in another way than the
+    others, and each network is to come out as it would alone, to the last bit.
 
     Args:
         number: The first of the networks, in the names of a state.
         recipe: Their recipe.
         trained: Their parameters by name.
-        fused: Whether the optimiser is PyTorch's fused one. If not, a state also keeps each parameter's step count.
+        gradients: Likewise.
     """
 
-    def __init__(self, number: int, recipe: Recipe, trained: Mapping[str, Tensor], fused: bool | None = None) -> None:
-        self.number, self.recipe, self.trained = number, recipe, trained
-        self.kinds = MOMENTS if fused else (*MOMENTS, "step")
-        self.optimiser = optimiser_of(recipe, trained.values(), fused=fused)
+    def __init__(
+        self, number: int, recipe: Recipe, trained: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
+    ) -> None:
+        self.named, self.gradients = trained, gradients
+        sizes = [p.numel() for p in trained.values()]
+        self.sizes = [*sizes, -sum(sizes) % SPARE]
+        self.flat = self._together(trained.values())
+        self.gradient = self.flat.grad = torch.zeros_like(self.flat)
+        super().__init__(number, recipe, {"all": self.flat}, fused=True)
+
+    def _together(self, tensors: Iterable[Tensor]) -> Tensor:
+        return nn.functional.pad(torch.cat([t.flatten() for t in tensors]), (0, self.sizes[-1]))
+
+    def _apart(self, flat: Tensor) -> dict[str, Tensor]:
+        return {n: t.view_as(p) for (n, p), t in zip(self.named.items(), flat.split(self.sizes), strict=False)}
+
+    def step(self) -> None:
+        self.flat.copy_(self._together(self.named.values()))
+        self.gradient.copy_(self._together(self.gradients.values()))
+        super().step()
+        for name, new in self._apart(self.flat).items():
+            self.named[name].copy_(new)
 
     def state(self) -> dict[str, Tensor]:
+        kept = self.optimiser.state[self.flat]
         return {
             f"{kind} {self.number} {name}": tensor
-            for name, p in self.trained.items()
-            for kind, tensor in self.optimiser.state[p].items()
-            if kind in self.kinds
+            for kind in MOMENTS
+            if kind in kept
+            for name, tensor in self._apart(kept[kind]).items()
         }
 
     def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
-        for name, p in self.trained.items():
-            keys = {kind: f"{kind} {self.number} {name}" for kind in self.kinds}
-            found = {kind: state[key].to(p) for kind, key in keys.items() if key in state}
-            if found:  # nothing is kept of a parameter that the loss does not reach
-                self.optimiser.state[p] = found
-                if isinstance(self.optimiser, torch.optim.Adam):
-                    found.setdefault("step", torch.tensor(float(steps), device=p.device))
+        found = {}
+        for kind in MOMENTS:
+            keys = [f"{kind} {self.number} {name}" for name in self.named]
+            if keys[0] in state:
+                found[kind] = self._together(state[key].to(self.flat) for key in keys)
+        if isinstance(self.optimiser, torch.optim.Adam):
+            found["step"] = torch.tensor(float(steps), device=self.flat.device)
+        self.optimiser.state[self.flat] = found
 
 
 class _Group:
     """Learning rates and saved states, for both kinds of groups."""
 
-    parts: list[_Part]
+    parts: Sequence[_Part]
 
     def _named(self) -> dict[str, Tensor]:
         """Parameters and buffers by their names in a state."""
@@ -164,7 +222,7 @@ class Apart(_Group):
             for name, p in part.trained.items():
                 if p.grad is not None and part.recipe.masks_at == "end" and name in mask:
                     p.grad.mul_(mask[name])
-            part.optimiser.step()
+            part.step()
             losses.append(loss.detach().double())
         return torch.stack(losses)
 
@@ -221,12 +279,12 @@ class Together(_Group):
         self.kept = {name: m | late.view(-1, *(1,) * (m.dim() - 1)) for name, m in self.masks.items()}
         self.trained = {name: p for name, p in self.parameters.items() if first[name].requires_grad}
         self.gradients = {name: torch.zeros_like(p) for name, p in self.trained.items()}
-        self.parts = []
-        for some, recipe in _neighbours(recipes):
-            views = {name: p[some] for name, p in self.trained.items()}  # updates change the group's tensors
-            for name, p in views.items():
-                p.grad = self.gradients[name][some]
-            self.parts.append(_Part(some.start, recipe, views, fused=True))
+        self.parts = [
+            _Stretch(
+                some.start, recipe, *({n: t[some] for n, t in of.items()} for of in (self.trained, self.gradients))
+            )
+            for some, recipe in _neighbours(recipes)
+        ]
         at_once = NETWORKS[self.device.type]
         self.blocks = [slice(k, k + at_once) for k in range(0, len(models), at_once)]
         self.kept_of = {b.start: Kept({n: kept[b] for n, kept in self.kept.items()}) for b in self.blocks}
@@ -269,7 +327,7 @@ class Together(_Group):
             if name in self.kept:
                 gradient.mul_(self.kept[name])
         for each in self.parts:
-            each.optimiser.step()
+            each.step()
         return losses / len(labels)
 
     @torch.no_grad()

@@ -87,6 +87,7 @@ def test_linear_layers_of_few_weights_are_pytorchs(images):
     x, weight, bias = (torch.randn(s, generator=draw, dtype=torch.float64) for s in shapes)
     mask = torch.rand(weight.shape, generator=draw) < 0.08
     mask[1, 2] = False  # nothing of one output
+    mask[2] = True
     kept = Kept({"full.weight": mask})
     found = [x.clone().requires_grad_(), (weight * mask).requires_grad_(), bias.clone().requires_grad_()]
     expected = [t.detach().clone().requires_grad_() for t in found]
@@ -100,15 +101,17 @@ def test_linear_layers_of_few_weights_are_pytorchs(images):
     torch.testing.assert_close(of_found[2], of_expected[2])
 
 
-def test_few_weights_are_few_in_every_network():
-    mask = torch.zeros(2, 10, 10, dtype=torch.bool)
-    mask[0, 3, 4:7] = True
-    kept = Kept({"conv.weight": torch.ones(2, 1, 1, 3, 3, dtype=torch.bool), "full.weight": mask})
-    ends, inputs = kept.few["full.weight"]
+def test_networks_that_keep_few_weights_are_listed_and_the_others_are_stretches():
+    mask = torch.zeros(5, 10, 10, dtype=torch.bool)
+    mask[1, 3, 4:7] = True
+    mask[[0, 3, 4]] = True
+    kept = Kept({"conv.weight": torch.ones(5, 1, 1, 3, 3, dtype=torch.bool), "full.weight": mask})
+    ends, inputs, more = kept.few["full.weight"]
     assert list(kept.few) == ["full.weight"]
     assert inputs.tolist() == [4, 5, 6]
-    assert ends.tolist() == [0] * 4 + [3] * 17
-    mask[1] = True
+    assert ends.tolist() == [0] * 14 + [3] * 37
+    assert more == [slice(0, 1), slice(3, 5)]
+    mask[:] = True
     assert not Kept({"full.weight": mask}).few
 
 

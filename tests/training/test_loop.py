@@ -131,6 +131,20 @@ def assert_each_as_alone(models, masks, split, recipe, *, data_seed=0, tolerance
 # --- each network as if it were alone ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("batch_size", [64, 25])  # whole registers of images, and not; the last batch is smaller
+@pytest.mark.parametrize("network", [snipnb.lenet5, snipnb.lenet_300_100])
+def test_what_a_network_is_trained_with_does_not_matter_to_the_last_bit(split, network, batch_size):
+    salience = snipnb.snip(network(), split.train_images, split.train_labels)
+    masks = [None, *(snipnb.keep_mask(salience, sparsity) for sparsity in (0.5, 0.95, 0.9, 0.99, 0.95))]
+    recipes = [snipnb.Recipe(epochs=2, batch_size=batch_size, learning_rate=rate) for rate in (3e-3, 1e-2, 1e-2)] * 2
+    models = [network() for _ in masks]
+    histories = train_together(models, split, masks=masks, recipe=recipes)
+    for model, mask, recipe, history in zip(models, masks, recipes, histories, strict=True):
+        alone = network()
+        pd.testing.assert_frame_equal(snipnb.train(alone, split, mask=mask, recipe=recipe), history, check_exact=True)
+        assert furthest(alone, model) == 0
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 3])
 def test_lenets_with_masks_of_their_own_are_trained_as_each_alone(double, epochs):
     models = [snipnb.lenet5(seed=k).double() for k in range(5)]
