@@ -68,7 +68,7 @@ def run_grid(
         store: Folder for finished runs and the state of unfinished runs. By default, nothing is kept.
         jobs: Groups trained at a time, spread by joblib. Default: what ``joblib.parallel_config`` says, else one process per
             processor, or a single process on a GPU.
-        group_size: Largest number of networks trained together. On a processor it changes no result.
+        group_size: Largest number of networks trained together. On a processor with Numba it changes no result.
         device: Where to train; default CUDA if available.
 
     Returns:

@@ -1,9 +1,9 @@
 """Training many masked networks; pruned weights are exactly zero at every step.
 
 Networks of one architecture that see the same images in the same order are trained together (``_engine/ensembles.py``). They share the
-copies that the first convolution needs, and their matrix products are computed as one. On a processor, each network computes what it
-would compute alone, to the last bit, and pruned weights take no time if most of a layer is pruned (``kernels.py``). Other networks
-take each step one after another, through their own layers.
+copies that the first convolution needs, and their matrix products are computed as one. On a processor with Numba, each network
+computes what it would compute alone, to the last bit, and pruned weights take no time if most of a layer is pruned (``kernels.py``).
+Other networks take each step one after another, through their own layers.
 """
 
 from __future__ import annotations
