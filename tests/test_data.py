@@ -344,6 +344,7 @@ def test_a_damaged_sample_is_never_read(damage, tmp_path, monkeypatch):
 
 
 def test_digits_are_split_once_and_for_all():
+    pytest.importorskip("sklearn")
     split = snipnb.load_split("digits")
     assert split.train_images.shape == (1437, 1, 8, 8)
     assert split.test_images.shape == (360, 1, 8, 8)
@@ -359,6 +360,7 @@ def test_digits_are_split_once_and_for_all():
 
 
 def test_digits_that_cannot_be_had_are_said(monkeypatch):
+    pytest.importorskip("sklearn")
     monkeypatch.setattr(data, "DIGITS_SHA256", "0" * 64)
     with pytest.raises(snipnb.DataUnavailableError, match="scikit-learn's digits have SHA-256 87ff0c9e"):
         snipnb.load_split("digits")

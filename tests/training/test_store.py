@@ -54,7 +54,7 @@ def tell(*words):
 
 
 def start(script, folder, *arguments):
-    command = [sys.executable, "-c", CHILD + script, str(Path(store.__file__).parent), str(folder), *arguments]
+    command = [sys.executable, "-c", CHILD + script, str(Path(store.__file__).parents[1]), str(folder), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
