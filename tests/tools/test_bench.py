@@ -39,8 +39,9 @@ def test_curvature_is_measured_in_gradients_and_against_backpack(examples, monke
     images, labels = (t[:60] for t in examples)
     model = snipnb.lenet5(seed=0)
     table = bench.curvature_cost(model, images, labels, rounds=2, few=30)
-    assert table["images"].tolist() == [60] * 4 + [30] * 6
-    assert table.loc[table["way"] == "one gradient", "in_gradients"].tolist() == [1, 1]
+    assert table["images"].tolist() == [60] * 3 + [30] * 8
+    assert table["rounds"].tolist() == [2] * 3 + [8] * 2 + [2] * 6
+    assert table.loc[table["way"] == "one gradient", "in_gradients"].tolist() == [1, 1, 1]
     frame = table.set_index("way")
     assert frame.loc["diagonal by BackPACK", "of_backpack"] == 1
     assert (frame["seconds"] > 0).all()

@@ -136,4 +136,4 @@ def if_seen(seeds: pd.Series, fresh_from: int) -> str:
 
 def timed(benchmark: pd.DataFrame, what: str) -> str:
     """What was timed, over how many images."""
-    return f"{what}, {benchmark['images'].iloc[0]:,} images"
+    return f"{what}, {' and '.join(f'{n:,}' for n in benchmark['images'].unique())} images"
