@@ -135,5 +135,5 @@ def if_seen(seeds: pd.Series, fresh_from: int) -> str:
 
 
 def timed(benchmark: pd.DataFrame, what: str) -> str:
-    """What was timed, over how many images."""
+    """What was timed, over how many images (more than one number, if its ways took different numbers)."""
     return f"{what}, {' and '.join(f'{n:,}' for n in benchmark['images'].unique())} images"
