@@ -42,6 +42,7 @@ class Stack:
 
     def __init__(self, model: nn.Module) -> None:
         self.layers = layers_of(model, training=True)
+        # Whether images of zeros may be added, up to whole registers: unless they would change what becomes of the others.
         self.is_padded = not any(layer.kind in ("norm", "dropout") for layer in self.layers)
         self.scratch = Scratch()
         self.fitting: set[torch.Size] = set()  # shapes of images that fit the layers
@@ -83,7 +84,7 @@ class Stack:
             kept: Which parameters masked networks keep. The others are zero, and their gradients need not be right.
         """
         networks, images = len(next(iter(parameters.values()))), inputs.shape[-1]
-        x = self._padded(inputs)
+        x = _whole(inputs) if self.is_padded and runs_compiled("kernels", inputs) else inputs
         if self.layers[0].kind != "conv":
             x = x.expand(networks, *x.shape[1:])
         layers = iter(enumerate(self.layers))
@@ -121,12 +122,6 @@ class Stack:
                     x = x.log_softmax(1)
         return x[..., :images]
 
-    def _padded(self, x: Tensor) -> Tensor:
-        """The inputs with images of zeros added up to whole registers, unless images are not independent of each other."""
-        if not self.is_padded or not runs_compiled("kernels", x):
-            return x
-        return _with_images(x, -x.shape[-1] % compiled_module("kernels").LANES)
-
 
 class Kept:
     """Which parameters of masked networks are kept, in the form that the layers of a :class:`Stack` use.
@@ -150,13 +145,14 @@ class Kept:
                     listed = mask & few[:, None, None]
                     ends = torch.zeros(mask.shape[0] * mask.shape[1] + 1, dtype=torch.int64)
                     ends[1:] = listed.sum(2).flatten().cumsum(0)
-                    self.few[name] = ends, listed.nonzero()[:, 2].contiguous(), _stretches((~few).tolist())
+                    more = [some for some in stretches(few.tolist()) if not few[some.start]]
+                    self.few[name] = ends, listed.nonzero()[:, 2].contiguous(), more
 
 
-def _stretches(chosen: Sequence[bool]) -> list[slice]:
-    """Where all of a stretch are chosen."""
-    ends = [k for k, (one, other) in enumerate(itertools.pairwise([False, *chosen, False])) if one != other]
-    return [slice(*pair) for pair in zip(ends[::2], ends[1::2], strict=True)]
+def stretches(values: Sequence[object]) -> list[slice]:
+    """Where equal values stand next to each other, from the first value to the last."""
+    starts = [k for k in range(len(values)) if k == 0 or values[k] != values[k - 1]]
+    return [slice(*pair) for pair in itertools.pairwise([*starts, len(values)])]
 
 
 def stacked(tensors: Sequence[Mapping[str, Tensor]]) -> Stacked:
@@ -210,8 +206,9 @@ def _joined(layer: Layer) -> tuple[tuple[int, int], bool]:
     return (1, 1), layer.kind == "relu"
 
 
-def _with_images(x: Tensor, more: int) -> Tensor:
-    """``x`` with ``more`` images of zeros added, in one piece of memory."""
+def _whole(x: Tensor) -> Tensor:
+    """``x`` with images of zeros added up to whole registers, in one piece of memory."""
+    more = -x.shape[-1] % compiled_module("kernels").LANES
     return F.pad(x, (0, more)) if more else x.contiguous()
 
 
@@ -222,7 +219,7 @@ class _Compiled(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, kept: Tensor | None, options: tuple) -> Tensor:
         dilation, pool, relu, scratch, layer = options
         images, kernels = x.shape[-1], compiled_module("kernels")
-        x = _with_images(x, -images % kernels.LANES)
+        x = _whole(x)
         together = weight.shape[:2] if len(x) == len(weight) else (1, weight.shape[0] * weight.shape[1])
         weights = weight.reshape(*together, *weight.shape[2:]).numpy()
         size = [
@@ -243,7 +240,7 @@ class _Compiled(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         kernels, images = compiled_module("kernels"), gradient.shape[-1]
-        gradient = _with_images(gradient, x.shape[-1] - images)
+        gradient = _whole(gradient)
         weights = weight.reshape(*ctx.together, *weight.shape[2:])
         of_weight, of_bias = torch.empty_like(weights), weights.new_empty(ctx.together)
         of_x = ctx.scratch.take(("of compiled", ctx.layer), x.shape if ctx.needs_input_grad[0] else (0,) * 5, x)
@@ -270,7 +267,7 @@ class _FewWeights(torch.autograd.Function):
         ctx, x: Tensor, weight: Tensor, bias: Tensor, ends: Tensor, inputs: Tensor, more: list[slice]
     ) -> Tensor:
         images, kernels = x.shape[-1], compiled_module("kernels")
-        padded = _with_images(x, -images % kernels.LANES)
+        padded = _whole(x)
         out = x.new_empty(*bias.shape, padded.shape[-1])
         kernels.linear(*(t.numpy() for t in (padded, weight, bias, ends, inputs, out)))
         for some in more:
@@ -285,8 +282,7 @@ class _FewWeights(torch.autograd.Function):
         images = gradient.shape[-1]
         of_x, of_weight = torch.zeros_like(padded), torch.zeros_like(weight)
         of_bias = weight.new_empty(weight.shape[:2])
-        of_out = _with_images(gradient, padded.shape[-1] - images)
-        given = (padded, weight, of_out, ends, inputs, of_x, of_weight, of_bias)
+        given = (padded, weight, _whole(gradient), ends, inputs, of_x, of_weight, of_bias)
         compiled_module("kernels").linear_gradients(*(t.numpy() for t in given))
         for some in ctx.more:
             of_x[some, :, :images] = weight[some].mT @ gradient[some]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from snipnb._checks import check_alike_and_precise, check_classes, check_examples, copied, float_parameters, in_mode
-from snipnb._engine.ensembles import Kept, Stack, Stacked, check_alike, stacked
+from snipnb._engine.ensembles import Kept, Stack, Stacked, check_alike, stacked, stretches
 from snipnb._engine.sequential import layers_of
 from snipnb.networks import seeded
 from snipnb.pruning.masks import Mask, check_mask_fits
@@ -117,22 +117,22 @@ class _Stretch(_Part):
         self.named, self.gradients = trained, gradients
         sizes = [p.numel() for p in trained.values()]
         self.sizes = [*sizes, -sum(sizes) % SPARE]
-        self.flat = self._together(trained.values())
+        self.flat = next(iter(trained.values())).new_zeros(sum(self.sizes))
         self.gradient = self.flat.grad = torch.zeros_like(self.flat)
         super().__init__(number, recipe, {"all": self.flat}, fused=True)
 
-    def _together(self, tensors: Iterable[Tensor]) -> Tensor:
-        return nn.functional.pad(torch.cat([t.flatten() for t in tensors]), (0, self.sizes[-1]))
-
     def _apart(self, flat: Tensor) -> dict[str, Tensor]:
+        """Views of the values of each parameter."""
         return {n: t.view_as(p) for (n, p), t in zip(self.named.items(), flat.split(self.sizes), strict=False)}
 
     def step(self) -> None:
-        self.flat.copy_(self._together(self.named.values()))
-        self.gradient.copy_(self._together(self.gradients.values()))
+        values, gradients = self._apart(self.flat), self._apart(self.gradient)
+        for name, value in values.items():
+            value.copy_(self.named[name])
+            gradients[name].copy_(self.gradients[name])
         super().step()
-        for name, new in self._apart(self.flat).items():
-            self.named[name].copy_(new)
+        for name, value in values.items():
+            self.named[name].copy_(value)
 
     def state(self) -> dict[str, Tensor]:
         kept = self.optimiser.state[self.flat]
@@ -148,7 +148,9 @@ class _Stretch(_Part):
         for kind in MOMENTS:
             keys = [f"{kind} {self.number} {name}" for name in self.named]
             if keys[0] in state:
-                found[kind] = self._together(state[key].to(self.flat) for key in keys)
+                found[kind] = torch.zeros_like(self.flat)
+                for value, key in zip(self._apart(found[kind]).values(), keys, strict=True):
+                    value.copy_(state[key])
         if isinstance(self.optimiser, torch.optim.Adam):
             found["step"] = torch.tensor(float(steps), device=self.flat.device)
         self.optimiser.state[self.flat] = found
@@ -281,9 +283,11 @@ class Together(_Group):
         self.gradients = {name: torch.zeros_like(p) for name, p in self.trained.items()}
         self.parts = [
             _Stretch(
-                some.start, recipe, *({n: t[some] for n, t in of.items()} for of in (self.trained, self.gradients))
+                some.start,
+                recipes[some.start],
+                *({n: t[some] for n, t in of.items()} for of in (self.trained, self.gradients)),
             )
-            for some, recipe in _neighbours(recipes)
+            for some in stretches(recipes)
         ]
         at_once = NETWORKS[self.device.type]
         self.blocks = [slice(k, k + at_once) for k in range(0, len(models), at_once)]
@@ -356,9 +360,3 @@ class Together(_Group):
             for name, tensor in (*model.named_parameters(), *model.named_buffers()):
                 tensor.copy_(values[name][k])
             model.eval()
-
-
-def _neighbours(recipes: Sequence[Recipe]) -> list[tuple[slice, Recipe]]:
-    """Stretches of equal recipes."""
-    bounds = [k for k in range(len(recipes)) if k == 0 or recipes[k] != recipes[k - 1]]
-    return [(slice(i, j), recipes[i]) for i, j in zip(bounds, [*bounds[1:], len(recipes)], strict=True)]
