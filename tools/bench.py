@@ -44,28 +44,13 @@ PASSES = "one pass per parameter"
 BATCH = 500  # images per pass, both for the loop and for gradients
 
 
-def run(
-    folder: Path, images: Tensor, labels: Tensor, *, threads: int, machine: dict[str, object], only: str | None = None
-) -> list[Path]:
-    """Measure everything and write the tables, with a file next to them that describes the machine.
+Table = Callable[[], pd.DataFrame]
 
-    Args:
-        folder: Where the tables go.
-        images: Images to measure on; all of MNIST's training images for the numbers that claims use.
-        labels: Their labels.
-        threads: Processor threads.
-        machine: What is known about the machine.
-        only: Name of a table, to measure only that table.
 
-    Returns:
-        The files written.
-
-    Raises:
-        ValueError: If there is no such table.
-    """
-    torch.set_num_threads(threads)
+def tables(images: Tensor, labels: Tensor, *, threads: int) -> dict[str, Table]:
+    """Name -> what measures the table, on these images: all of MNIST's training images for the numbers that claims use."""
     model = lenet5(seed=0)
-    tables: dict[str, Callable[[], pd.DataFrame]] = {
+    return {
         "snip": lambda: snip_cost(model, images, labels),
         "curvature": lambda: curvature_cost(model, images, labels),
         "exact": lambda: exact_against_loop(model, images, labels),
@@ -74,12 +59,25 @@ def run(
         "training": lambda: training_against_plain(images, labels, threads=threads),
         "larger": lambda: vgg_cost(images, labels),
     }
-    if only is not None and only not in tables:
-        raise ValueError(f"there is no table {only!r}; the tables are {', '.join(tables)}")
+
+
+def run(folder: Path, wanted: Mapping[str, Table], *, threads: int, machine: dict[str, object]) -> list[Path]:
+    """Measure everything and write the tables, with a file next to them that describes the machine.
+
+    Args:
+        folder: Where the tables go.
+        wanted: As from :func:`tables`.
+        threads: Processor threads.
+        machine: What is known about the machine.
+
+    Returns:
+        The files written.
+    """
+    torch.set_num_threads(threads)
     written = []
-    for name in tables if only is None else [only]:
+    for name, measure in wanted.items():
         note(f"measuring {name}")
-        frames = {name: tables[name]()}
+        frames = {name: measure()}
         if name == "larger":
             frames["projection"] = projection(frames[name])
         for stem, table in frames.items():
@@ -88,11 +86,7 @@ def run(
             written += [folder / f"{stem}.csv", folder / f"{stem}.md"]
     facts = {**machine, "threads": threads, "torch": torch.__version__, "matmul_gflops": matmul_speed() / 1e9}
     values = [f"{value:.4g}" if isinstance(value, float) else value for value in facts.values()]
-    # A table that is measured alone has its own description of the machine.
-    if only is None:
-        for alone in folder.glob("machine_*.csv"):  # of tables that are measured again now
-            alone.unlink()
-    described = folder / ("machine.csv" if only is None else f"machine_{only}.csv")
+    described = folder / "machine.csv"
     write_atomically(described, pd.DataFrame({"fact": list(facts), "value": values}).to_csv(index=False))
     return [*written, described]
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import base64
-import html
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -20,8 +18,6 @@ import snipnb
 from snipnb._checks import Salience
 from snipnb._files import write_atomically
 from snipnb.data import PIXEL_MEAN, PIXEL_STD
-from snipnb.publish import style
-from snipnb.saliences.brute_force import loss_along_weight
 from tools import checkout
 
 SOURCES = Path("docs/explorer")
@@ -31,8 +27,6 @@ EPOCHS = 5
 LARGEST = 3_000_000  # bytes of the page
 WAY = "best epoch on scored images"  # as the write-up's Figure 1
 DRAWN = ("snip", "exact")
-PICTURE_SPARSITY = 0.95
-FACTORS = 21
 PLACEHOLDER = re.compile(r"\{\{ (\w+) \}\}")
 
 
@@ -145,7 +139,7 @@ def _base64(array: np.ndarray) -> str:
 
 
 def page(content: Content, sources: Path) -> str:
-    """The page, with styles, scripts, data and picture inside.
+    """The page, with styles, scripts and data inside.
 
     Raises:
         ValueError: If the template asks for something unknown, a script would end its element, or the page is too large.
@@ -154,13 +148,9 @@ def page(content: Content, sources: Path) -> str:
     parts = {part: (sources / name).read_text("utf-8").strip() for part, name in files.items()}
     if any("</" in text for text in parts.values()):
         raise ValueError(f"a style sheet or script of {sources} has '</', which may end its element")
-    png, alt = picture(content)
     parts |= {
         "data": json.dumps(data(content), sort_keys=True).replace("<", "\\u003c"),
-        "picture": base64.b64encode(png).decode(),
-        "picture_alt": html.escape(alt),
-        "choices": choices({key: state.name for key, state in content.states.items()}),
-        "way": html.escape(WAY),
+        "way": WAY,
         "seed": f"{SEED}",
         "images": f"{len(content.images):,}",
         "training_images": f"{content.training_images:,}",
@@ -185,53 +175,6 @@ def fill(template: str, parts: dict[str, str]) -> str:
     if named != parts.keys():
         raise ValueError(f"the template's parts and the given ones differ: {', '.join(sorted(named ^ parts.keys()))}")
     return PLACEHOLDER.sub(lambda found: parts[found[1]], template)
-
-
-def choices(names: dict[str, str]) -> str:
-    """Radio buttons for the networks, the first one chosen."""
-    return "\n".join(
-        f'<label><input type="radio" name="state" value="{html.escape(key)}"{" checked" if number == 0 else ""}> {html.escape(name)}</label>'
-        for number, (key, name) in enumerate(names.items())
-    )
-
-
-def picture(content: Content) -> tuple[bytes, str]:
-    """For browsers without scripts: a loss path and the kernels that are left, as a PNG, and what it shows in words."""
-    state = content.states["initial"]
-    name = "conv1.weight"
-    index = int((state.snip[name] + state.exact[name]).abs().flatten().argmax())  # where SNIP is off most
-    factors = np.linspace(1, 0, FACTORS)
-    losses = loss_along_weight(state.model, content.images, content.labels, name, index, factors.tolist())
-    changes = (losses - losses[0]).numpy()
-    slope, exact = float(state.snip[name].flatten()[index]), float(state.exact[name].flatten()[index])
-    mask = snipnb.keep_mask(state.snip, PICTURE_SPARSITY, ties="stable")["conv1.weight"]
-    label = snipnb.published_label(name)
-    alt = (
-        f"Left: the loss while one weight of {label} is scaled from 1 to 0. SNIP's tangent predicts a change of {-slope:.2g}; it is {exact:.2g}. "
-        f"Right: the six kernels of conv 1; at sparsity {PICTURE_SPARSITY} SNIP keeps {int(mask.sum())} of {mask.numel()} weights."
-    )
-    style.use_house_style()
-    figure, axes = plt.subplot_mosaic("aabcd;aaefg", figsize=(8.38, 3.4), layout="constrained")
-    axis = axes.pop("a")
-    axis.plot(factors, changes, color="black", label="loss")
-    axis.plot(
-        factors,
-        slope * (factors - 1),
-        **{**style.look("snip").line, "marker": "", "ls": "--", "label": "SNIP's tangent"},
-    )
-    axis.plot(0, exact, **{**style.look("exact").line, "ls": "none", "label": "exact change"})
-    axis.set(
-        xlabel="factor c of the weight", ylabel="change of the loss", xlim=(1.03, -0.03), title=f"One weight of {label}"
-    )
-    axis.ticklabel_format(axis="y", scilimits=(0, 0))
-    axis.legend()
-    for number, (kernel, kept) in enumerate(zip(axes.values(), mask[:, 0], strict=True), 1):
-        kernel.pcolormesh(kept.flip(0).numpy(), cmap="Blues", vmin=0, vmax=1.3, edgecolors="#8a94a0", linewidth=0.5)
-        kernel.set(xticks=[], yticks=[], aspect="equal", title=f"kernel {number}")
-        kernel.spines[:].set_visible(False)
-    png = style.render(figure, "png", alt=alt, dpi=100)
-    plt.close(figure)
-    return png, alt
 
 
 def write(target: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,47 +44,32 @@ QUESTIONS: dict[str, tuple[str, str | None]] = {
 }
 
 
-def update(*, check: bool = False) -> bool:
+def update() -> bool:
     """Bring README.md, the pages with generated parts, the picture and the gallery up to date with what is published.
-
-    Args:
-        check: Change nothing; only say whether all is up to date, except the parts with run times, which differ every time.
-
-    Returns:
-        Whether all are up to date afterwards.
 
     Raises:
         ValueError: If a marker names a part that cannot be generated.
     """
-    root = checkout()
-    figures = root / "figures"
-    parts = set(_PARTS) - {"cost", "run"} if check else None
-    pages = {root / page: render((root / page).read_text(encoding="utf-8"), figures, parts=parts) for page in PAGES}
-    pages[figures / "README.md"] = gallery(figures, root / "notebooks")
-    contents = {path: text.encode() for path, text in pages.items()} | {figures / HERO: hero.draw(figures)}
-    kept = _without_minutes if check else bytes
-    stale = [path for path, new in contents.items() if not path.is_file() or kept(path.read_bytes()) != kept(new)]
-    if check and stale:
-        print(f"{', '.join(str(path.relative_to(root)) for path in stale)}: out of date with figures/; run make readme")
-        return False
-    for path in stale:
-        write_atomically(path, contents[path])
+    for path, content in contents(checkout()).items():
+        write_atomically(path, content)
     return True
 
 
-def _without_minutes(page: bytes) -> bytes:
-    """A page without the last column of the table of notebooks."""
-    return re.sub(rb"(?m)^(\| \[.*\.ipynb\).*\|) \d+ \|$", rb"\1", page)
+def contents(root: Path) -> dict[Path, bytes]:
+    """What :func:`update` writes: file -> content."""
+    figures = root / "figures"
+    pages = {root / page: render((root / page).read_text(encoding="utf-8"), figures) for page in PAGES}
+    pages[figures / "README.md"] = gallery(figures, root / "notebooks")
+    return {path: text.encode() for path, text in pages.items()} | {figures / HERO: hero.draw(figures)}
 
 
-def render(text: str, figures: Path, *, parts: Container[str] | None = None) -> str:
-    """The text with the named generated parts (default all) made anew, and all other parts unchanged."""
-    chosen = _PARTS if parts is None else parts
+def render(text: str, figures: Path) -> str:
+    """The text with the generated parts made anew."""
 
     def replace(found: re.Match[str]) -> str:
         if found[2] not in _PARTS:
             raise ValueError(f"there is no part {found[2]!r}; the generated parts are {', '.join(_PARTS)}")
-        return f"{found[1]}{_PARTS[found[2]](figures)}\n{found[3]}" if found[2] in chosen else found[0]
+        return f"{found[1]}{_PARTS[found[2]](figures)}\n{found[3]}"
 
     return MARKER.sub(replace, text)
 

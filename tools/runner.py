@@ -175,13 +175,8 @@ def run_one(path: Path, parameters: Mapping[str, Any], place: Place, mark: Mappi
 
 def gather_ledger(place: Place, notebooks: Sequence[Path]) -> list[dict[str, Any]]:
     """The ledger of a published folder, from what each notebook left there."""
-    entries: list[dict[str, Any]] = []
-    for path in notebooks:
-        file = place.published / "claims" / f"{path.stem}.json"
-        if (rows := _verdicts(file)) is None:
-            raise ValueError(f"{file} does not hold verdicts; remove it and run {path.stem} again")
-        entries += rows
-    return ledger.assemble(entries)
+    files = [place.published / "claims" / f"{path.stem}.json" for path in notebooks]
+    return ledger.assemble(row for file in files for row in _verdicts(file))
 
 
 def slow_cells(notebook: Mapping[str, Any]) -> dict[str, float]:
@@ -227,7 +222,6 @@ def write_notebook(path: Path, notebook: Mapping[str, Any]) -> None:
 def _execute(path: Path, executed: Path, parameters: Mapping[str, Any], stage: Path) -> None:
     import papermill
     from jupyter_client.kernelspec import NoSuchKernel
-    from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
     with _kernel_environment(stage, threads=parameters["threads"]) as scratch:
@@ -249,7 +243,7 @@ def _execute(path: Path, executed: Path, parameters: Mapping[str, Any], stage: P
         except papermill.PapermillExecutionError as error:
             message = f"  cell {error.cell_index}: {error.ename}: {error.evalue}\n  in: {_first_line(error.source)}"
             raise NotebookError(message) from None
-        except (DeadKernelError, NoSuchKernel, RuntimeError) as error:
+        except (NoSuchKernel, RuntimeError) as error:  # a kernel that died is a RuntimeError, too
             raise NotebookError(f"  the kernel failed: {type(error).__name__}: {error}") from None
 
 
@@ -304,9 +298,10 @@ def _check(notebook: Mapping[str, Any], source: Path, stage: Path) -> list[dict[
                 raise NotebookError(f"  cell {index}: {output['ename']}: {output['evalue']}")
     if missing := sorted(name for name in promises(source) if not (stage / name).is_file()):
         raise NotebookError(f"  it ran, but did not write {', '.join(missing)}")
-    given = _verdicts(stage / "claims" / f"{source.stem}.json")
-    if given is None or not all(row["notebook"] == source.stem for row in given):
-        raise NotebookError("  it ran, but its verdicts are not valid ledger rows; give them by report.claim")
+    try:
+        given = _verdicts(stage / "claims" / f"{source.stem}.json")
+    except ValueError:
+        raise NotebookError("  it ran, but its verdicts are not valid ledger rows; give them by report.claim") from None
     if missing := ledger.without_verdict(source.stem, given):
         raise NotebookError(f"  it ran, but gave no verdict on {', '.join(missing)}")
     return given
@@ -363,16 +358,19 @@ def _publish(notebook: str, stage: Path, place: Place) -> list[str]:
     return files
 
 
-def _verdicts(file: Path) -> list[dict[str, Any]] | None:
-    """The verdicts that a notebook left in a file, an empty list if there is no file; None if the file holds anything else."""
+def _verdicts(file: Path) -> list[dict[str, Any]]:
+    """The verdicts that the notebook of the same name left in a file, an empty list if there is no file; else ValueError."""
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
     except (OSError, ValueError):
-        return None
-    valid = isinstance(rows, list) and all(isinstance(row, dict) and row.keys() >= {*ledger.FIELDS} for row in rows)
-    return rows if valid else None
+        rows = None
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and row.keys() >= {*ledger.FIELDS} and row["notebook"] == file.stem for row in rows
+    ):
+        raise ValueError(f"{file} does not hold verdicts; remove it and run {file.stem} again")
+    return rows
 
 
 # --- bookkeeping ------------------------------------------------------------------------------------------------------

@@ -153,23 +153,21 @@ def equivalence(
     return pd.DataFrame(rows, columns=EQUIVALENCE), margin
 
 
-def excess(table: pd.DataFrame, *, allowed: float) -> pd.DataFrame:
-    """For each sparsity, the largest increase minus twice the best optimiser's increase and minus ``allowed``.
+def excess(runs: pd.DataFrame, *, sparsities: Sequence[float], allowed: float) -> float:
+    """The largest increase of the error rate by pruning, minus twice the increase under the best optimiser and minus ``allowed``.
+
+    **Definition.** Increases are means over seeds, last epoch, compared with an optimiser's own dense networks. The best optimiser has the
+    smallest mean error rate at the sparsity. Of the differences at all sparsities, the largest.
 
     Args:
-        table: ``name``, ``sparsity``, ``error_percent``, ``increase`` (means, in percentage points).
+        runs: As from :func:`snipnb.run_grid`, named by optimisers, including sparsity 0.
+        sparsities: Where to compare.
         allowed: In percentage points.
-
-    Returns:
-        ``sparsity``, ``best`` (smallest error rate), ``its_increase``, ``worst`` (largest increase), ``largest_increase``, ``excess``.
     """
-    rows = []
-    for sparsity, part in table.groupby("sparsity"):
-        best, worst = part.loc[part["error_percent"].idxmin()], part.loc[part["increase"].idxmax()]
-        over = worst["increase"] - (2 * best["increase"] + allowed)
-        row = {"sparsity": sparsity, "best": best["name"], "its_increase": best["increase"]}
-        rows.append(row | {"worst": worst["name"], "largest_increase": worst["increase"], "excess": over})
-    return pd.DataFrame(rows)
+    wide = _last_percent(runs)
+    increase = wide.sub(wide[0.0], axis=0).groupby("name").mean()
+    best = wide.groupby("name").mean().idxmin()
+    return max(float(increase[s].max() - 2 * increase.at[best[s], s]) - allowed for s in sparsities)
 
 
 def draws_together(errors: pd.DataFrame) -> pd.DataFrame:
@@ -180,25 +178,6 @@ def draws_together(errors: pd.DataFrame) -> pd.DataFrame:
 
 def _draws_named(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(criterion=rows["criterion"].str.replace(r"^perturbed_\d+$", "perturbed", regex=True))
-
-
-def increases(runs: pd.DataFrame) -> pd.DataFrame:
-    """How much pruning raises the error rate under each optimiser, compared with its own dense networks, seed by seed.
-
-    Args:
-        runs: As from :func:`snipnb.run_grid`, including sparsity 0.
-
-    Returns:
-        One row per name and sparsity above 0: ``name``, ``sparsity``, ``n``, ``dense_percent``, ``error_percent`` (means, last epoch), ``increase``,
-        ``low95``, ``high95`` (percentage points).
-    """
-    wide, rows = _last_percent(runs), []
-    for name, sparsity in [(n, s) for n in dict.fromkeys(runs["name"]) for s in wide.columns if s > 0]:
-        own = wide.loc[name]
-        facts = {"dense_percent": own[0.0].mean(), "error_percent": own[sparsity].mean()}
-        row = {"name": name, "sparsity": sparsity, "n": len(own)} | facts
-        rows.append(row | interval_of((own[sparsity] - own[0.0]).to_numpy()))
-    return pd.DataFrame(rows).rename(columns={"mean": "increase"})
 
 
 def recipe_ratios(runs: pd.DataFrame, *, level: float = LEVEL) -> pd.DataFrame:

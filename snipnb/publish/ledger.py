@@ -165,7 +165,7 @@ def find(claim_id: str, frames: Iterable[pd.DataFrame], *, profile: str) -> Find
     if profile not in claim.get("needs", {}).get("profiles", [profile]):
         return Finding({}, not_run=f"budget of profile {profile}")
     try:
-        return function_of(claim_id)(*frames, **claim.get("settings", {}), **claim.get("judged", {}))
+        return function_of(claim_id, claim["notebook"])(*frames, **claim.get("settings", {}), **claim.get("judged", {}))
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{claim_id} cannot be read from these rows: {type(error).__name__}: {error}") from error
 

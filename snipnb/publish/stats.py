@@ -98,7 +98,7 @@ def t_quantile(degrees: float, *, level: float = LEVEL) -> float:
     return float(stats.t.ppf((1 + level) / 2, degrees))
 
 
-def predictive_mid_p(value: int, reference: np.ndarray) -> float:
+def predictive_mid_p(value: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Two-sided mid-p of one more count, given the counts of n seeds: how unusual would ``value`` be as the next one?
 
     **Definition.** Approximate. Where the standard deviation is at least 1, the t predictive distribution of the next count (mean,
@@ -107,15 +107,15 @@ def predictive_mid_p(value: int, reference: np.ndarray) -> float:
     smaller tail, including half of the probability of equality.
 
     Args:
-        value: The count to place.
+        value: The count to place, or several [any shape].
         reference: Counts of the seeds, integers [n], n at least 2.
 
     Returns:
-        Probability in (0, 1]; small is unusual.
+        Probabilities in (0, 1] in the shape of ``value``; small is unusual.
     """
-    reference = np.asarray(reference, dtype=np.int64)
-    below, equal = np.sum(reference < value), np.sum(reference == value) + 1  # a count equals itself
-    return float(_mid_p(value, len(reference), reference.sum(), (reference**2).sum(), below, equal))
+    value, reference = np.asarray(value), np.asarray(reference, dtype=np.int64)
+    below, equal = (compare(reference, value[..., None]).sum(-1) for compare in (np.less, np.equal))
+    return _mid_p(value, len(reference), reference.sum(), (reference**2).sum(), below, equal + 1)  # equal to itself
 
 
 def _mid_p(value, n, total, squares, below, equal):
@@ -132,15 +132,8 @@ def prediction_interval(reference: np.ndarray, highest: int) -> tuple[int, int]:
 
     Not unusual: :func:`predictive_mid_p` above 1 - :data:`LEVEL`.
     """
-    reference = np.asarray(reference)
-    centre = round(float(reference.mean()))
-    ends = []
-    for step, limit in ((-1, 0), (1, highest)):
-        end = centre
-        while end != limit and predictive_mid_p(end + step, reference) > 1 - LEVEL:
-            end += step
-        ends.append(end)
-    return ends[0], ends[1]
+    usual = np.flatnonzero(predictive_mid_p(np.arange(highest + 1), reference) > 1 - LEVEL)
+    return int(usual[0]), int(usual[-1])
 
 
 @dataclass(frozen=True)

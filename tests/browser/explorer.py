@@ -254,10 +254,10 @@ def dragged(page, slider) -> np.ndarray:
 
 
 def without_scripts(browser, path: Path, pictures: Path | None) -> Iterator[str]:
-    """A picture stands in."""
+    """What is missing is said."""
     page, found = opened(browser, path, java_script_enabled=False, viewport={"width": 768, "height": 900})
-    if not page.locator("noscript img").is_visible() or page.locator("#explorer").is_visible():
-        yield "without scripts there is no picture, or there are controls"
+    if not page.locator("noscript p").is_visible() or page.locator("#explorer").is_visible():
+        yield "without scripts nothing is said, or there are controls"
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
         page.screenshot(path=pictures / "explorer-noscript.png", full_page=True)

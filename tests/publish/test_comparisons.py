@@ -188,8 +188,13 @@ def test_the_right_side_is_xavier_or_any_other():
 
 
 def test_an_excess_is_over_twice_the_best_one_of_its_sparsity():
-    rows = [("a", 0.5, 1.0, 0.5), ("b", 0.5, 2.0, 4.0), ("a", 0.9, 3.0, 1.0), ("b", 0.9, 2.0, 0.75)]
-    table = pd.DataFrame(rows, columns=["name", "sparsity", "error_percent", "increase"])
-    found = comparisons.excess(table, allowed=0.25)
-    # 4 - (2 * 0.5 + 0.25) and 1 - (2 * 0.75 + 0.25)
-    assert found.values.tolist() == [[0.5, "a", 0.5, "b", 4.0, 2.75], [0.9, "b", 0.75, "a", 1.0, -0.75]]
+    # name, seed, error rates in percent at sparsities 0, 0.5 and 0.9; increases a: 0.5 and 2.5, b: 4 and 0.75
+    rows = [("a", 1, 0.5, 0.75, 2.5), ("a", 2, 0.5, 1.25, 3.5), ("b", 1, 1.0, 5.0, 2.0), ("b", 2, 2.0, 6.0, 2.5)]
+    wide = pd.DataFrame(rows, columns=["name", "init_seed", 0.0, 0.5, 0.9])
+    runs = wide.melt(["name", "init_seed"], var_name="sparsity", value_name="test_error").assign(epoch=3)
+    runs["test_error"] /= 100
+    early = runs.assign(epoch=2, test_error=1.0)
+    both = pd.concat([runs, early])
+    assert comparisons.excess(both, sparsities=[0.5], allowed=0.25) == pytest.approx(4 - (2 * 0.5 + 0.25))
+    assert comparisons.excess(both, sparsities=[0.9], allowed=0.25) == pytest.approx(2.5 - (2 * 0.75 + 0.25))
+    assert comparisons.excess(both, sparsities=[0.5, 0.9], allowed=0.25) == pytest.approx(2.75)

@@ -25,7 +25,7 @@ def test_every_claim_has_a_rule_that_can_be_applied():
     assert {claim.rstrip("ab") for claim in CLAIMS} >= set(REGISTERED)  # nothing is deleted
     for claim in CLAIMS.values():
         assert FIELDS <= claim.keys() <= FIELDS | MORE
-        assert callable(evidence.function_of(claim["id"]))
+        assert callable(evidence.function_of(claim["id"], claim["notebook"]))
         assert "when" not in claim["outcomes"][-1]
         assert len(claim["rule"]) > 40
         for outcome in claim["outcomes"]:
@@ -201,8 +201,8 @@ def test_bad_claims_and_rows_are_named():
     with pytest.raises(ValueError, match="does not use the statistic 'size'"):
         ledger.bound("C23", "size")
     assert ledger.bound("C23", "largest_error") == 1e-10
-    with pytest.raises(ValueError, match=r"evidence/ has no function c99; add one for C99"):
-        evidence.function_of("C99")
+    with pytest.raises(ValueError, match=r"evidence/second_order.py has no function c99; add one for C99"):
+        evidence.function_of("C99", "05_second_order")
     rows = published.reported("figure2")
     with pytest.raises(ValueError, match="C23 cannot be read from these rows: KeyError: 'case'"):
         ledger.find("C23", [rows], profile="default")

@@ -268,7 +268,9 @@ def test_verdicts_need_every_claim_existing_figures_and_published_rows(written, 
     }
     with pytest.raises(ValueError, match="has no verdict on C10, C14"):
         current.verdicts()
-    monkeypatch.setattr(ledger, "function_of", lambda claim: lambda *frames, **settings: Finding(FOUND[claim]))
+    monkeypatch.setattr(
+        ledger, "function_of", lambda claim, notebook: lambda *frames, **settings: Finding(FOUND[claim])
+    )
     for claim in FOUND:
         current.claim(claim, cases)
     assert current.verdicts().text.count("\n| C") == 9

@@ -169,16 +169,6 @@ def named_runs():
     return pd.concat(frames, ignore_index=True)
 
 
-def test_increases_and_their_excess():
-    dense = named_runs().query("name.str.endswith('dense')")
-    increases = comparisons.increases(dense).set_index("name")
-    assert increases["increase"].to_dict() == pytest.approx({"good|dense": 0.5, "bad|dense": 3.1})
-    assert increases["dense_percent"].to_dict() == pytest.approx({"good|dense": 1.1, "bad|dense": 1.0})
-    excess = comparisons.excess(increases.reset_index(), allowed=0.2).iloc[0]
-    assert (excess["best"], excess["worst"]) == ("good|dense", "bad|dense")
-    assert excess["excess"] == pytest.approx(3.1 - 2 * 0.5 - 0.2)
-
-
 def test_factors_of_recipes():
     found = comparisons.recipe_ratios(named_runs(), level=0.9).set_index("name")
     good = (1.5 * 1.7 / (1.0 * 1.2)) ** 0.5

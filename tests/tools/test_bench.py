@@ -118,11 +118,12 @@ def test_training_is_compared_with_the_plain_loop(examples):
     assert frame["share_of_matmul_speed"].isna().tolist() == [False, False, True]
 
 
-def test_a_single_table_can_be_measured(examples, tmp_path):
-    written = bench.run(tmp_path, *examples, threads=2, machine={"cores": 2}, only="snip")
-    assert sorted(path.name for path in written) == ["machine_snip.csv", "snip.csv", "snip.md"]
-    with pytest.raises(ValueError, match="no table 'speed'; the tables are snip, curvature, exact"):
-        bench.run(tmp_path, *examples, threads=2, machine={}, only="speed")
+def test_tables_are_written_with_what_is_known_of_the_machine(examples, tmp_path):
+    tables = bench.tables(*examples, threads=2)
+    assert {*tables, "projection"} == set(report.BENCHMARKS)
+    written = bench.run(tmp_path, {"snip": tables["snip"]}, threads=2, machine={"cores": 2})
+    assert [path.name for path in written] == ["snip.csv", "snip.md", "machine.csv"]
+    assert "cores,2\nthreads,2\n" in (tmp_path / "machine.csv").read_text()
 
 
 def test_vgg_is_measured_layer_by_layer_and_projected(examples):

@@ -130,9 +130,6 @@ def test_numbers_of_the_prose_come_from_the_run(content, text):
 
 
 def test_texts_are_escaped(content):
-    assert explorer.choices({'"': "<b>"}).startswith(
-        '<label><input type="radio" name="state" value="&quot;" checked> &lt;b&gt;'
-    )
     named = dataclasses.replace(content.states["initial"], name="</script><script>alert(1)</script>")
     text = explorer.page(dataclasses.replace(content, states=content.states | {"initial": named}), SOURCES)
     assert "<script>alert" not in text

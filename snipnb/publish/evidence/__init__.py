@@ -7,7 +7,6 @@ arguments. Nothing here knows a network, and nothing imports torch.
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -16,15 +15,13 @@ import pandas as pd
 
 from snipnb.publish.evidence.parts import Finding as Finding
 
-MODULES = [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
 
-
-def function_of(claim_id: str) -> Callable[..., Finding]:
-    """The function of a claim; ValueError if there is none."""
-    name = claim_id.lower()
-    found = next((vars(module)[name] for module in MODULES if name in vars(module)), None)
+def function_of(claim_id: str, notebook: str) -> Callable[..., Finding]:
+    """The function of a claim, in the module named after its notebook; ValueError if there is none."""
+    slug, name = notebook.split("_", 1)[1], claim_id.lower()
+    found = getattr(import_module(f"{__name__}.{slug}"), name, None)
     if found is None:
-        raise ValueError(f"snipnb/publish/evidence/ has no function {name}; add one for {claim_id}")
+        raise ValueError(f"snipnb/publish/evidence/{slug}.py has no function {name}; add one for {claim_id}")
     return found
 
 

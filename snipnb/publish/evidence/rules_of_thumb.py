@@ -70,12 +70,11 @@ def c13(
     if histories.empty:
         return Finding({}, not_run="no optimisers were trained")
     dense = histories[histories["name"].str.endswith("|dense")]
-    plain = comparisons.increases(dense.assign(name=dense["name"].str.removesuffix("|dense")))
-    old = comparisons.excess(plain[plain["sparsity"].isin(sparsities)], allowed=allowed)
+    old = comparisons.excess(dense, sparsities=sparsities, allowed=allowed)
     last = dense[(dense["epoch"] == dense["epoch"].max()) & dense["sparsity"].isin(sparsities)]
     errors = (100 * last["test_error"]).groupby([last["name"], last["sparsity"]])
     ratios = comparisons.recipe_ratios(histories, level=ONE_SIDED)
-    found = {"excess_increase": old["excess"].max(), "largest_error": largest(one_sided(own) for _, own in errors)}
+    found = {"excess_increase": old, "largest_error": largest(one_sided(own) for _, own in errors)}
     for name, column in (("largest_factor_over_best", "over_best"), ("largest_factor_unadjusted", "unadjusted")):
         found[name] = largest(ratios[[column, f"{column}_low", f"{column}_high"]].itertuples(index=False, name=None))
     why = f"its rule asks for {least_epochs} epochs" if histories["epoch"].max() < least_epochs else ""
