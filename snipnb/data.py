@@ -126,12 +126,12 @@ class Split:
             if part in parts and (not parts[part][0].dim() or parts[part][0].dtype not in PIXELS):
                 kind = f"{parts[part][0].dtype} of shape {tuple(parts[part][0].shape)}"
                 raise ValueError(f"images of {part} must be float32, float64 or integers [n, ...]; got {kind}")
-            images, labels = parts.get(part, (train[0][:0], train[1][:0]))
-            if len(images) or len(labels) or part == "train":
-                check_examples(images, labels)
+            images, labels = parts[part] if part in parts else (train[0][:0], train[1][:0])
             if labels.dim() != 1 or labels.dtype not in INTEGERS:
                 kind = f"{labels.dtype} of shape {tuple(labels.shape)}"
                 raise ValueError(f"labels of {part} must be integers [n]; got {kind}")
+            if len(images) or len(labels) or part == "train":
+                check_examples(images, labels)
             if images.shape[1:] != train[0].shape[1:]:
                 shapes = f"{tuple(images.shape[1:])}, those of train {tuple(train[0].shape[1:])}"
                 raise ValueError(f"images of all parts must have one shape; those of {part} have {shapes}")

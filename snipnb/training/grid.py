@@ -28,12 +28,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from snipnb._checks import Salience, check_integer, check_names, check_type
+from snipnb._checks import Salience, check_choice, check_integer, check_names, check_type
 from snipnb._progress import DELAY_SECONDS, note, progress_stream
 from snipnb.data import OWN_SPLITS, SPLITS, Split, load_split
 from snipnb.networks import MODELS, set_running_statistics
 from snipnb.pruning.criteria import CRITERIA, Criterion, Start, mask_for, ranked_by, salience_for
 from snipnb.pruning.masks import Mask, collapsed_layers, num_kept
+from snipnb.training.groups import NETWORKS
 from snipnb.training.loop import Checkpoint, one_thread, train_together
 from snipnb.training.provenance import trained_by
 from snipnb.training.recipe import Recipe
@@ -79,7 +80,7 @@ def run_grid(
         Warnings say if devices or minor versions of PyTorch are mixed, and if runs are not kept because a criterion has no version.
 
     Raises:
-        ValueError: If an element of ``configs`` is not a RunConfig.
+        ValueError: If an element of ``configs`` is not a RunConfig, or the device is none of this machine's.
         StoreError: If the store cannot be written. Finished runs are kept.
 
     Example:
@@ -99,7 +100,9 @@ def run_grid(
         check_type("every run", config, RunConfig)
     check_integer("group_size", group_size, 1)
     check_integer("jobs", 1 if jobs is None else jobs, 1)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    usable = list(NETWORKS) if torch.cuda.is_available() else ["cpu"]
+    device = device or usable[-1]
+    check_choice("device", device.split(":")[0], usable)
     passing = [c for c in configs if unversioned(c)]
     for what in sorted({what for c in passing for what in unversioned(c)} - _said):
         _said.add(what)
@@ -305,9 +308,8 @@ def _jobs(device: str) -> int:
 _Own = tuple[dict[str, Criterion], dict[str, Callable[..., nn.Module]]]
 
 
-def _own_of(configs: Iterable[RunConfig], place: Store) -> _Own:
+def _own_of(configs: Sequence[RunConfig], place: Store) -> _Own:
     """What workers need to know of the caller's criteria and networks. Its splits are kept in the store, because they may be large."""
-    configs = list(configs)
     for key in {str(c.split) for c in configs} & OWN_SPLITS.keys():
         if place.facts(f"split-{key}") is None:
             tensors = {f.name: getattr(OWN_SPLITS[key], f.name) for f in fields(Split) if f.name != "name"}

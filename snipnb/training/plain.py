@@ -5,21 +5,20 @@ from __future__ import annotations
 import pandas as pd
 import torch
 from torch import nn
-from torch.optim import lr_scheduler
 
 from snipnb._checks import check_examples
 from snipnb._progress import track
 from snipnb.data import Split
 from snipnb.pruning.masks import Mask, check_mask_fits
 from snipnb.training.groups import set_to_zero
-from snipnb.training.recipe import WARM_UP_SHARE, Recipe, optimiser_of
+from snipnb.training.recipe import Recipe, learning_rate, optimiser_of
 from snipnb.training.scores import error_rate
 
 
 def plain_training(
     model: nn.Module, split: Split, *, mask: Mask | None = None, recipe: Recipe | None = None, data_seed: int = 0
 ) -> pd.DataFrame:
-    """Train one network in place by the obvious loop, with PyTorch's own gradients, optimisers and learning-rate schedules.
+    """Train one network in place by the obvious loop, with PyTorch's own gradients and optimisers.
 
     **Definition.** As :func:`snipnb.training.loop.train_together`, for a single network: pruned parameters start at zero and
     their gradients are masked before every step (``masks_at="end"``); mean cross-entropy of a batch; the same images in the same order. Dropout
@@ -51,14 +50,15 @@ def plain_training(
     images, labels = split.train_images.to(device), split.train_labels.to(device)
     steps = -(-len(labels) // recipe.batch_size)
     optimiser = optimiser_of(recipe, parameters.values())
-    schedule, every_step = _schedule(optimiser, recipe, steps)
     shuffle = torch.Generator().manual_seed(data_seed)
     rows = []
-    for epoch in range(1, recipe.epochs + 1):
+    for epoch in range(recipe.epochs):
         model.train()
         total = torch.zeros((), dtype=torch.float64, device=device)
         order = torch.randperm(len(labels), generator=shuffle).to(device)
-        for batch in track(order.split(recipe.batch_size), f"epoch {epoch}/{recipe.epochs}", total=steps):
+        batches = track(order.split(recipe.batch_size), f"epoch {epoch + 1}/{recipe.epochs}", total=steps)
+        for step, batch in enumerate(batches, epoch * steps):
+            optimiser.param_groups[0]["lr"] = learning_rate(recipe, step, steps)
             if recipe.masks_at == "start":
                 set_to_zero(parameters, kept)
             loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
@@ -69,34 +69,9 @@ def plain_training(
                 if gradient is not None and recipe.masks_at == "end":  # None: frozen, or not used
                     gradient.mul_(m)
             optimiser.step()
-            if every_step:
-                schedule.step()
             total += loss.detach() * len(batch)
-        if not every_step:
-            schedule.step()
         model.eval()
         validation = error_rate(model, split.validation_images, split.validation_labels)
         test = error_rate(model, split.test_images, split.test_labels)
-        rows.append((epoch, float(total) / len(labels), validation, test))
+        rows.append((epoch + 1, float(total) / len(labels), validation, test))
     return pd.DataFrame(rows, columns=["epoch", "train_loss", "validation_error", "test_error"])
-
-
-def _schedule(optimiser: torch.optim.Optimizer, recipe: Recipe, steps: int) -> tuple[lr_scheduler.LRScheduler, bool]:
-    """PyTorch's schedule for a recipe with ``steps`` steps per epoch, and whether it advances at every step, not every epoch."""
-    if recipe.schedule == "step":
-        return lr_scheduler.StepLR(optimiser, recipe.decay_every, recipe.decay), False
-    if recipe.schedule == "exponential":
-        return lr_scheduler.ExponentialLR(optimiser, recipe.decay), False
-    if recipe.schedule == "cosine":
-        return lr_scheduler.CosineAnnealingLR(optimiser, recipe.epochs * steps), True
-    if recipe.schedule == "one_cycle":
-        cycle = lr_scheduler.OneCycleLR(
-            optimiser,
-            max_lr=recipe.learning_rate,
-            total_steps=recipe.epochs * steps + 1,  # the step after the last is never used
-            pct_start=WARM_UP_SHARE,
-            anneal_strategy="linear",
-            cycle_momentum=False,
-        )
-        return cycle, True
-    return lr_scheduler.LambdaLR(optimiser, lambda _: 1.0), True

@@ -74,7 +74,8 @@ class RunConfig:
         own = CRITERIA[self.criterion]
         check_type(f"criterion {self.criterion!r}", own, Criterion)
         if own.salience_of is not None:
-            check_choice(f"salience_of of criterion {self.criterion!r}", own.salience_of, CRITERIA)
+            with_own = [name for name, other in CRITERIA.items() if not getattr(other, "salience_of", None)]
+            check_choice(f"salience_of of criterion {self.criterion!r}", own.salience_of, with_own)
         check_choice("model", self.model, MODELS)
         if not _is_shipped(self.model):
             check_type(f"network {self.model!r}", MODELS[self.model], Network)

@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,7 +27,6 @@ from snipnb._progress import note
 T = TypeVar("T")
 FORMAT = 2  # of records; a record of another format is left in place and not used
 WORK = ".work"  # what is not worth keeping once everything is finished
-_NAME = re.compile(r"[a-z0-9_-][a-z0-9._-]{0,119}")
 _DIGEST = 64  # characters
 _DAMAGE = (ValueError, LookupError, TypeError, RuntimeError, EOFError, OSError, zipfile.BadZipFile)
 
@@ -40,13 +38,10 @@ class StoreError(RuntimeError):
 class Store:
     """A folder of finished runs and of the state of unfinished work.
 
-    The name of a record or state has 1 to 120 of the characters ``a-z0-9._-`` and does not begin with a dot.
-
     Args:
         folder: Where the files are; created at the first write.
 
     Raises:
-        ValueError: From every method, if a name is not valid.
         StoreError: From every method, if the folder cannot be read or written.
     """
 
@@ -90,16 +85,16 @@ class Store:
             runs: Run key -> run, as plain JSON. Numbers that are not finite come back as None.
             trained_by: Where the runs come from, as plain JSON.
         """
-        path, lock = self.folder / f"{_checked(name)}.json", self.folder / WORK / "finish.lock"
-        with _os_errors_named(lock):
-            lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock, thread_local=False):
+        path = self.folder / f"{name}.json"
+        with self.lock("finish"):
             kept = self.runs()
             new = [{"key": key} | dict(run) for key, run in runs.items() if key not in kept]
             if new:
                 self._write(path, _pack_record({"format": FORMAT, "runs": new, "trained_by": dict(trained_by)}))
             records = {file.removesuffix(".json") for file in self._names(self.folder) if file.endswith(".json")}
-            states = {file.removesuffix(".state") for file in self._names(lock.parent) if file.endswith(".state")}
+            states = {
+                file.removesuffix(".state") for file in self._names(self.folder / WORK) if file.endswith(".state")
+            }
             for finished in {name} | (states & records):
                 self.drop(finished)
 
@@ -136,7 +131,7 @@ class Store:
             path.unlink(missing_ok=True)
 
     def _state_path(self, name: str) -> Path:
-        return self.folder / WORK / f"{_checked(name)}.state"
+        return self.folder / WORK / f"{name}.state"
 
     # --- locks --------------------------------------------------------------------------------------------------------
 
@@ -154,7 +149,7 @@ class Store:
         Returns:
             A context manager that gives True if the lock is held inside it, and False if somebody else holds it.
         """
-        path = self.folder / WORK / f"{_checked(name)}.lock"
+        path = self.folder / WORK / f"{name}.lock"
         lock = FileLock(path, thread_local=False)
         with _os_errors_named(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -190,13 +185,6 @@ class Store:
     def _write(path: Path, content: bytes) -> None:
         with _os_errors_named(path):
             write_atomically(path, content)
-
-
-def _checked(name: str) -> str:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        words = "1 to 120 of the characters a-z 0-9 . _ - and not begin with a dot"
-        raise ValueError(f"name must have {words}; got {name!r}")
-    return name
 
 
 @contextmanager
@@ -253,17 +241,8 @@ def _digest(content: bytes | memoryview) -> str:
 
 
 def _pack_record(record: Mapping) -> bytes:
-    content = _finite(dict(record))
+    content = json.loads(json.dumps(record), parse_constant=lambda _: None)  # for numbers that JSON does not have
     return f"{_json(content | {'digest': _digest(_json(content).encode())})}\n".encode()
-
-
-def _finite(value: Any) -> Any:
-    """The value with None for numbers that JSON cannot represent."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not abs(value) < float("inf") else value
 
 
 def _unpack_record(content: bytes) -> dict[str, Any]:
@@ -280,10 +259,6 @@ def _unpack_record(content: bytes) -> dict[str, Any]:
 
 def _pack_state(arrays: Mapping[str, np.ndarray], facts: Mapping) -> bytes:
     """The digest, followed by an npz file of the facts and the numbered arrays."""
-    for name, array in arrays.items():
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "biufc":
-            kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-            raise ValueError(f"array {name!r} must be a NumPy array of booleans or numbers; got {kind}")
     head = np.frombuffer(json.dumps({"facts": facts, "names": list(arrays)}).encode(), dtype=np.uint8)
     buffer = io.BytesIO()
     np.savez(buffer, head, *arrays.values())

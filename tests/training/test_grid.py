@@ -341,6 +341,8 @@ def test_bad_configurations_are_named(field, value):
 def test_what_is_no_run_is_refused():
     with pytest.raises(ValueError, match="must be a RunConfig"):
         snipnb.run_grid([{"criterion": "snip"}])
+    with pytest.raises(ValueError, match=r"device must be one of 'cpu'.*; got 'gpu'"):
+        snipnb.run_grid([], device="gpu")
     with pytest.raises(ValueError, match="group_size must be an integer of at least 1; got 0"):
         snipnb.run_grid(small_grid(), group_size=0)
     assert len(snipnb.run_grid([])) == 0

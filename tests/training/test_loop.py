@@ -6,6 +6,7 @@ import pytest
 import torch
 from small_networks import SEQUENTIAL, sequential
 from torch import nn
+from torch.optim import lr_scheduler
 
 import snipnb
 from snipnb.data import Split
@@ -358,14 +359,39 @@ def rates_of(recipe, steps):
 
 def rates_of_pytorch(recipe, steps):
     optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=recipe.learning_rate)
-    schedule, every_step = plain._schedule(optimiser, recipe, steps)
+    schedule = SCHEDULES[recipe.schedule](optimiser, recipe, recipe.epochs * steps)
     rates = []
     for step in range(recipe.epochs * steps):
         rates.append(optimiser.param_groups[0]["lr"])
         optimiser.step()
-        if every_step or (step + 1) % steps == 0:
+        if recipe.schedule not in ("step", "exponential") or (step + 1) % steps == 0:  # these two advance once an epoch
             schedule.step()
     return rates
+
+
+SCHEDULES = {
+    "constant": lambda optimiser, recipe, total: lr_scheduler.LambdaLR(optimiser, lambda _: 1.0),
+    "step": lambda optimiser, recipe, total: lr_scheduler.StepLR(optimiser, recipe.decay_every, recipe.decay),
+    "exponential": lambda optimiser, recipe, total: lr_scheduler.ExponentialLR(optimiser, recipe.decay),
+    "cosine": lambda optimiser, recipe, total: lr_scheduler.CosineAnnealingLR(optimiser, total),
+    "one_cycle": lambda optimiser, recipe, total: lr_scheduler.OneCycleLR(
+        optimiser,
+        max_lr=recipe.learning_rate,
+        total_steps=total + 1,  # the step after the last is never used
+        pct_start=recipe_module.WARM_UP_SHARE,
+        anneal_strategy="linear",
+        cycle_momentum=False,
+    ),
+}
+
+
+def test_nine_steps_of_one_cycle_have_no_warm_up(split):
+    """PyTorch's own schedule divides by zero there."""
+    recipe = snipnb.Recipe(epochs=3, batch_size=40, schedule="one_cycle", learning_rate=0.01)
+    models = [snipnb.lenet5(seed=0) for _ in range(2)]
+    assert rates_of(recipe, 3)[0] == pytest.approx(0.01)
+    plain_losses = plain.plain_training(models[0], split, recipe=recipe)["train_loss"]
+    assert plain_losses.tolist() == pytest.approx(snipnb.train(models[1], split, recipe=recipe)["train_loss"], rel=1e-3)
 
 
 @pytest.mark.parametrize("schedule", recipe_module.SCHEDULES)

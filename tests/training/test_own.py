@@ -166,6 +166,10 @@ def test_a_split_is_known_by_its_content():
         ({"test": (torch.zeros(()), torch.zeros(3).long())}, r"images of test must be float32, .* of shape \(\)"),
         ({"train": (torch.zeros(3, 2).half(), torch.zeros(3).long())}, "images of train .* got torch.float16"),
         ({"train": (torch.zeros(3, 2), torch.zeros(2).long())}, "3 images but 2 labels"),
+        (
+            {"train": (torch.zeros(3, 2), torch.tensor(1))},
+            r"labels of train must be integers \[n\]; got .* of shape \(\)",
+        ),
         ({"train": (torch.zeros(0, 2), torch.zeros(0).long())}, "the data set is empty"),
         ({"test": (torch.zeros(3, 2), torch.zeros(3))}, r"labels of test must be integers \[n\]; got torch.float32"),
         ({"test": (torch.zeros(3, 4), torch.zeros(3).long())}, r"those of test have \(4,\), those of train \(2,\)"),
@@ -266,6 +270,9 @@ def test_what_is_no_criterion_is_refused(registered, monkeypatch):
     monkeypatch.setitem(criteria.CRITERIA, "lost", snipnb.Criterion(salience_of="nobody", version=1))
     with pytest.raises(ValueError, match=r"salience_of of criterion 'lost' must be one of .*; got 'nobody'"):
         RunConfig(criterion="lost")
+    monkeypatch.setitem(criteria.CRITERIA, "lost", snipnb.Criterion(salience_of="snip_inverted", version=1))
+    with pytest.raises(ValueError, match=r"salience_of of criterion 'lost' must be one of .*; got 'snip_inverted'"):
+        RunConfig(criterion="lost")  # its version would not be part of the run's key
 
 
 @pytest.mark.parametrize(

@@ -166,25 +166,6 @@ def test_a_record_is_read_once_until_it_changes(results, monkeypatch):
     assert len(read) == 1
 
 
-@pytest.mark.parametrize("name", ["", ".a", "a/b", "A", "a b", "ä", "x" * 121, 3, None, "..", "a\n"])
-def test_bad_names_are_named(results, name):
-    for attempt in (
-        lambda: results.finish(name, {}, {}),
-        lambda: results.state(name),
-        lambda: results.save_state(name, {}, {}),
-        lambda: results.lock(name).__enter__(),
-    ):
-        with pytest.raises(ValueError, match="must have 1 to 120 of the characters"):
-            attempt()
-    assert not results.folder.exists()
-
-
-@pytest.mark.parametrize("array", [[1, 2], np.array(["a"]), np.array([None]), 3])
-def test_what_is_no_array_of_numbers_is_refused(results, array):
-    with pytest.raises(ValueError, match="array 'x' must be a NumPy array of booleans or numbers"):
-        results.save_state("a", {"x": array}, {})
-
-
 # --- damaged and foreign files ----------------------------------------------------------------------------------------
 
 
