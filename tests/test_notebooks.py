@@ -169,7 +169,13 @@ ALL = [path.stem[:2] for path in NOTEBOOKS]
     [
         ("snipnb/pruning/masks.py", '"""', '"""Otherwise said: ', [], ""),
         ("snipnb/pruning/masks.py", "\n\n\ndef ", "\n# a comment\n\n\ndef ", [], ""),
-        ("snipnb/_engine/heads.py", "\n\n\ndef ", "\n\n\ndef _later() -> None: ...\n\n\ndef ", ALL, "library changed"),
+        (
+            "snipnb/_engine/cumulants.py",
+            "\n\n\ndef ",
+            "\n\n\ndef _later() -> None: ...\n\n\ndef ",
+            ALL,
+            "library changed",
+        ),
         ("snipnb/studies/second_order/draw.py", "\n\n\ndef ", "\n\nLATER = 1\n\n\ndef ", ["05"], "drawing changed"),
         ("snipnb/studies/second_order/captions.yaml", "note:", "note: Then", ["05"], "drawing changed"),
         ("snipnb/resources/tables.yaml", "headings:", "# Headings\nheadings:", ALL, "drawing changed"),

@@ -18,7 +18,6 @@ class Head:
     layer: Mix
     scale: Tensor  # [channels]: batch norms before the layer's own gate
     gate: int | None  # index of that gate's step, if there is one
-    relu: bool  # whether it has a ReLU
     matrices: list[Tensor]  # [hidden, channels * positions], ..., [classes, hidden]
     gates: list[int]  # indices of the steps of the ReLUs between the matrices
 
@@ -30,39 +29,29 @@ class Head:
             return None
         scale = columns = layer.weight.new_ones(layer.outputs)  # columns: of each channel after its own gate
         gate: int | None = None
-        relu = False
         matrices: list[Tensor] = []
         gates: list[int] = []
-        flat = False  # whether channels have become features
+        own = True  # still channel by channel, before the layer's own gate
         matrix: Tensor | None = None  # what comes next: matrix (None: identity) times diag(columns)
         for index, step in enumerate(steps[k + 1 :], k + 1):
             if isinstance(step, Mix) and step.is_linear_layer:
-                mixing = step.weight[:, 0]
+                mixing, own = step.weight[:, 0], False
                 matrix = mixing * columns if matrix is None else mixing @ matrix
             elif isinstance(step, Norm):
                 if matrix is not None:
                     matrix = step.scale[:, 0] * matrix
-                elif gate is None and not gates and not flat:
+                elif own:
                     scale = scale * step.scale[:, 0, 0]
                 else:
                     columns = columns * step.scale[:, 0, 0]
-            elif isinstance(step, Flat) and matrix is None and not gates:
-                columns, flat = columns.repeat_interleave(step.positions), True
-            elif isinstance(step, Gate) and step.windows is None:
-                if matrix is None and (gate is not None or gates or flat):
-                    return None  # no gate of the layer's own, channel by channel, or a second one
-                if matrix is None:
-                    gate, relu = index, step.relu
-                else:
-                    matrices.append(matrix)
-                    gates.append(index)
-                    columns, matrix = matrix.new_ones(len(matrix)), None
+            elif isinstance(step, Flat):
+                columns, own = columns.repeat_interleave(step.positions), False
+            elif isinstance(step, Gate) and matrix is not None:
+                matrices.append(matrix)
+                gates.append(index)
+                columns, matrix = matrix.new_ones(len(matrix)), None
+            elif isinstance(step, Gate) and own:
+                gate, own = index, False
             else:
                 return None
-        return cls(layer, scale, gate, relu, [*matrices, torch.diag(columns) if matrix is None else matrix], gates)
-
-
-def before_relu(kept: tuple[Tensor, ...]) -> Tensor:
-    """The inputs of a ReLU [images, units], from what its step keeps."""
-    gap, floor = kept
-    return (gap - floor)[0, 0].T.contiguous()
+        return cls(layer, scale, gate, [*matrices, torch.diag(columns) if matrix is None else matrix], gates)

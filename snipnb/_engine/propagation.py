@@ -8,12 +8,12 @@ their weights to the change. ReLU and max-pooling share one rule. With a the val
     change = max(max_q(r_q + d_q), -M)    where r = a - M.
 
 An unchanged window gives exactly 0 and a small change keeps all its digits, because M is never added and subtracted
-again. Without a ReLU there is no -M. A ReLU alone has windows of one value.
+again. Without a ReLU, minus infinity takes the place of -M. A ReLU alone has windows of one value.
 
 **Layout.** Activations are [positions, window, channels, images] and changes [positions, window, channels, parameters,
 images]. Features come first, so every layer is ``weight @ change`` with parameters and images as columns. The window axis
-is longer than 1 only between a convolution and the pooling it feeds: there the convolution computes the values of each
-pooling window side by side. A change of one channel keeps a channel axis of 1 until a layer mixes channels.
+is longer than 1 only before a pooling: the convolution that feeds it computes the values of each pooling window side by
+side, or they are gathered. A change of one channel keeps a channel axis of 1 until a layer mixes channels.
 """
 
 from __future__ import annotations
@@ -58,7 +58,6 @@ class Own:
     names: tuple[str, ...]  # of the model's parameters: weight, bias
     columns: tuple[int, ...]  # how many columns each of them has
     values: Tensor  # [channels, sum of columns]
-    shared: bool  # whether the factors are the same for every channel
 
 
 class Step:
@@ -231,37 +230,28 @@ class Norm(Step):
 class Gate(Step):
     """ReLU, max-pooling, or both, by the rule at the top of this module."""
 
-    def __init__(self, relu: bool, windows: Windows | None) -> None:
-        self.relu, self.windows = relu, windows  # windows: to be gathered here, or None if the input is in windows
+    def __init__(self, relu: bool) -> None:
+        self.relu = relu
 
     def forward(self, a: Tensor) -> tuple[Tensor, Saved]:
-        if self.windows is not None:
-            a = self.windows.gather(a, -torch.inf)
         top = a if a.shape[1] == 1 else a.amax(1, keepdim=True)
         if self.relu:
             top = top.relu()
-        return top, (a - top, -top)
+        return top, (a - top, -top if self.relu else torch.full_like(top, -torch.inf))
 
     def change(
         self, d: Tensor, saved: Saved, channels: Channels, scratch: Scratch, out: Tensor | None = None
     ) -> Changed:
         gap, floor = (t[:, :, channels, None] for t in saved)
-        if self.windows is not None:
-            d = self.windows.gather(d, 0.0)
         d.add_(gap)
-        candidates = [*d.unbind(1), *([floor[:, 0]] if self.relu else [])]
         if out is None:
             out = d if d.shape[1] == 1 else scratch.take((self, "gate"), (d.shape[0], 1, *d.shape[2:]), d)
-        if len(candidates) == 1:
-            return out.copy_(d), channels
-        reduce(lambda top, other: torch.maximum(top, other, out=out[:, 0]), candidates)
+        reduce(lambda top, other: torch.maximum(top, other, out=out[:, 0]), [*d.unbind(1), floor[:, 0]])
         return out, channels
 
     def change_of_product(
         self, factors: Tensor, values: Tensor, saved: Saved, channels: Channels, scratch: Scratch
     ) -> Changed:
-        if self.windows is not None:
-            return super().change_of_product(factors, values, saved, channels, scratch)
         gap, floor = (t[:, :, channels, None] for t in saved)
         shape = (len(factors), *factors.shape[2:])
         d, other = (scratch.take((self, key), shape, factors) for key in ("start", "other"))
@@ -269,17 +259,35 @@ class Gate(Step):
         for q in range(1, factors.shape[1]):
             torch.addcmul(gap[:, q, 0], factors[:, q], values, out=other)
             torch.maximum(d, other, out=d)
-        return (torch.maximum(d, floor[:, 0, 0], out=d) if self.relu else d)[:, None, None], channels
+        return torch.maximum(d, floor[:, 0, 0], out=d)[:, None, None], channels
+
+
+class Windows(Step):
+    """Gathers the values of each window of the next pooling, where no convolution has computed them side by side."""
+
+    def __init__(self, table: Tensor, pixels: int, padding: float) -> None:
+        self.table = table  # [positions out, window]; ``pixels`` stands for padding
+        self.padded, self.padding = int(table.max()) == pixels, padding  # its value
+
+    def _gather(self, a: Tensor, padding: float) -> Tensor:
+        """[positions, 1, ...] -> [positions out, window, ...]."""
+        a = a[:, 0]
+        if self.padded:
+            a = torch.cat([a, a.new_full((1, *a.shape[1:]), padding)])
+        return a[self.table]
+
+    def forward(self, a: Tensor) -> tuple[Tensor, Saved]:
+        return self._gather(a, self.padding), ()
+
+    def change(self, d: Tensor, saved: Saved, channels: Channels, scratch: Scratch) -> Changed:
+        return self._gather(d, 0.0), channels
 
 
 class Mean(Step):
-    """Average pooling; padding counts as zeros."""
-
-    def __init__(self, windows: Windows | None) -> None:
-        self.windows = windows
+    """Average pooling."""
 
     def forward(self, a: Tensor) -> tuple[Tensor, Saved]:
-        return (a if self.windows is None else self.windows.gather(a, 0.0)).mean(1, keepdim=True), ()
+        return a.mean(1, keepdim=True), ()
 
     def change(self, d: Tensor, saved: Saved, channels: Channels, scratch: Scratch) -> Changed:
         return self.forward(d)[0], channels
@@ -298,24 +306,3 @@ class Flat(Step):
         if channels != ALL:
             channels = slice(channels.start * self.positions, channels.stop * self.positions)
         return self.forward(d)[0], channels
-
-
-# --- which position meets which ---------------------------------------------------------------------------------------
-
-
-@dataclass
-class Windows:
-    """Positions of each pooling window: [positions out, window]; ``pixels`` stands for padding."""
-
-    table: Tensor
-    pixels: int
-
-    def __post_init__(self) -> None:
-        self.padded = int(self.table.max()) == self.pixels
-
-    def gather(self, a: Tensor, padding: float) -> Tensor:
-        """[positions, 1, ...] -> [positions out, window, ...]."""
-        a = a[:, 0]
-        if self.padded:
-            a = torch.cat([a, a.new_full((1, *a.shape[1:]), padding)])
-        return a[self.table]

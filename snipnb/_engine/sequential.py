@@ -224,18 +224,19 @@ def steps_of(model: nn.Module, image_shape: Sequence[int]) -> list[Step]:
             case "norm":
                 steps.append(Norm(layer.module))
             case "max" | "mean":
-                table = _positions((shape[1], shape[2]), layer.kernel, layer.stride, layer.padding).to(device)
-                windows = None if arranged else Windows(table, shape[1] * shape[2])
-                steps.append(Gate(layer.relu, windows) if layer.kind == "max" else Mean(windows))
+                if not arranged:
+                    table = _positions((shape[1], shape[2]), layer.kernel, layer.stride, layer.padding).to(device)
+                    steps.append(Windows(table, shape[1] * shape[2], -torch.inf if layer.kind == "max" else 0.0))
+                steps.append(Gate(layer.relu) if layer.kind == "max" else Mean())
                 arranged = False
             case "relu":
-                steps.append(Gate(True, None))
+                steps.append(Gate(relu=True))
             case "flat" if len(shape) == 3:
                 steps.append(Flat(shape[1] * shape[2]))
         if names := layer.own_names:
             parts = [p.detach().reshape(len(p), -1) for p in layer.module.parameters()]
             sizes = tuple(part.shape[1] for part in parts)
-            steps[-1].own = Own(names, sizes, torch.cat(parts, 1), shared=layer.kind != "norm")
+            steps[-1].own = Own(names, sizes, torch.cat(parts, 1))
     return steps
 
 

@@ -32,7 +32,7 @@ from snipnb._checks import (
 )
 from snipnb._engine.compiled import compiled_module, runs_compiled
 from snipnb._engine.cumulants import loss_changes
-from snipnb._engine.heads import Head, before_relu
+from snipnb._engine.heads import Head
 from snipnb._engine.propagation import ALL, Gate, Mix, Own, Saved, Scratch, Step
 from snipnb._engine.sequential import check_finite, layers_of, steps_of
 from snipnb._engine.workers import Crew
@@ -224,7 +224,7 @@ class _Task:
         factors, of = None, None
         for o in channels:
             columns = self.columns[o]
-            if factors is None or not (self.own.shared and of is columns):
+            if factors is None or not (isinstance(self.steps[self.k], Mix) and of is columns):
                 factors, of = self.steps[self.k].factors(part.saved[self.k], o, columns), columns
             for first in range(0, len(columns), together):
                 some = slice(first, first + together)
@@ -244,7 +244,7 @@ class _Task:
         while following and not following[0][0].is_linear_layer:
             step, saved = following.pop(0)
             gate = following[0][0] if following else None
-            if isinstance(step, Mix) and isinstance(gate, Gate) and gate.windows is None:
+            if isinstance(step, Mix) and isinstance(gate, Gate):
                 saved = following.pop(0)[1]
                 d, channels = step.change_and_gate(gate, d, saved, channels, scratch)
             else:
@@ -294,11 +294,11 @@ class _BeforeHead(_Task):
         x, gate = self.head.layer.values_met(part.saved[self.k]).T, self.head.gate
         if gate is None:
             gap = x.new_zeros(len(x), len(self.channels), *self.places.shape[1:3])
+            floor = x.new_full((*gap.shape[:2], 1, gap.shape[3]), -torch.inf)
         else:
             gap, floor = (t[:, :, self.channels].permute(3, 2, 1, 0) for t in part.saved[gate])
-        if not self.head.relu:
-            floor = x.new_full((*gap.shape[:2], 1, gap.shape[3]), -torch.inf)
-        hidden = [_filled(before_relu(part.saved[g]), self.changes.LANES) for g in self.head.gates]
+        saved = [part.saved[g] for g in self.head.gates]
+        hidden = [_filled((gap - floor)[0, 0].T, self.changes.LANES) for gap, floor in saved]  # inputs of the gates
         given = [x, self.places, self.values, gap, floor[:, :, 0], *self.weights, self.sizes]
         given += [torch.cat([x.new_zeros(len(x), 0), *hidden], 1), part.log_p.T.exp(), part.log_p.T, part.labels]
         sums, arrays = np.zeros(self.values.shape), [t.contiguous().numpy() for t in given]
