@@ -256,15 +256,15 @@ def forest(axis: Axes, pairs: pd.DataFrame, compared: pd.DataFrame, criteria: Se
         compared: ``criterion``, ``n``, ``mean``, ``low95``, ``high95``, ``margin``, ``outcome``.
         criteria: The rows, from the top.
     """
-    rows = compared.set_index("criterion")
-    margin = rows["margin"].iloc[0]
+    tests = compared.set_index("criterion")
+    margin = tests["margin"].iloc[0]
     axis.axvspan(-margin, margin, color="#d9d9d9", lw=0, zorder=0)
     axis.axvline(0, color="black", lw=0.8)
     axis.set_xscale("symlog", linthresh=2 * margin, linscale=1.2)
     for row, criterion in enumerate(criteria):
-        if criterion not in rows.index:
+        if criterion not in tests.index:
             continue
-        style, test = look(criterion), rows.loc[[criterion]]
+        style, test = look(criterion), tests.loc[[criterion]]
         own = pairs.loc[pairs["criterion"] == criterion, "difference"]
         axis.plot(own, np.full(len(own), row + 0.2), ".", color=style.colour, ms=5, alpha=0.7, mew=0)
         bars = whiskers(test, "mean", "low95", "high95")
@@ -279,12 +279,16 @@ def forest(axis: Axes, pairs: pd.DataFrame, compared: pd.DataFrame, criteria: Se
     places = [*(-t for t in reversed(ticks)), -margin, 0, margin, *ticks]
     axis.set_xticks(places, [with_minus(f"{place:.2g}") for place in places])
     axis.minorticks_off()
-    reach = pd.concat([pairs["difference"], rows["low95"], rows["high95"]]).dropna()
+    reach = pd.concat([pairs["difference"], tests["low95"], tests["high95"]]).dropna()
     axis.set_xlim(min(1.4 * min(reach), -2 * margin), max(1.4 * max(reach), 2 * margin))
     axis.set_xlabel("error rate minus SNIP's, percentage points")
+    rows(axis, [look(c).label for c in criteria])
+
+
+def rows(axis: Axes, labels: Sequence[str]) -> None:
+    """A labelled row for each of these, the first at the top, without grid lines along them."""
+    axis.set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.5, -0.5))
     axis.grid(axis="y", visible=False)
-    axis.set_yticks(range(len(criteria)), [look(c).label for c in criteria])
-    axis.set_ylim(len(criteria) - 0.5, -0.5)
 
 
 def signed_axis(axis: Axes, values: pd.DataFrame) -> None:

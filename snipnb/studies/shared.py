@@ -18,6 +18,7 @@ from snipnb._engine.ensembles import stacked
 from snipnb._progress import track
 from snipnb.networks import WHOLE, lenet5
 from snipnb.pruning.masks import LayerCollapseWarning, Mask, keep_mask
+from snipnb.publish.comparisons import summarise
 from snipnb.publish.published import published_label
 from snipnb.publish.stats import TableFit, prediction_interval, rank_correlation, table_fit
 from snipnb.saliences.exact import exact_salience
@@ -282,6 +283,12 @@ def overlaps(first: Salience, second: Salience, sparsities: Sequence[float]) -> 
     return pd.DataFrame(rows)
 
 
+def with_chance(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Overlaps summarised: ``by``, ``n``, ``mean``, ``smallest``, ``largest``, and the mean of ``chance``."""
+    chance = frame.groupby(list(by), sort=False)["chance"].mean()
+    return summarise(frame, by, "overlap").assign(chance=chance.to_numpy())
+
+
 def log_bins(**values: np.ndarray) -> pd.DataFrame:
     """Parameters counted in bins of log10 along all axes: a row per filled bin, ``log10_<axis>`` (centres) and ``parameters``."""
     bins = [np.floor(np.log10(x) * PER_DECADE).astype(int) for x in values.values()]
@@ -327,20 +334,19 @@ def compare_networks(
         (exact, SNIP) of the first network.
     """
     networks = [(init, seed) for init in inits for seed in seeds]
-    alike, kept = [], []
-    first: tuple[Salience, Salience] | None = None
-    for init, seed in track(networks, "networks"):
-        number = len(images) if first is None else min(num_images, len(images))
+    alike, kept, found = [], [], []
+    for place, (init, seed) in enumerate(track(networks, "networks")):
+        number = min(num_images, len(images)) if place else len(images)
         model = network(init=init, seed=seed)
         exact = exact_salience(model, images[:number], labels[:number])
         linear = snip(model, images[:number], labels[:number])
-        first = first or (exact, linear)
+        found.append((exact, linear))
         facts = {"init": init, "seed": seed, "images": number}
         alike.append(agreement(exact, linear).assign(**facts))
         kept.append(overlaps(exact, linear, sparsities).assign(**facts))
-    if first is None:
+    if not found:
         raise ValueError(f"at least one seed and one initialisation are needed; got {list(seeds)} and {list(inits)}")
-    return pd.concat(alike, ignore_index=True), pd.concat(kept, ignore_index=True), first
+    return pd.concat(alike, ignore_index=True), pd.concat(kept, ignore_index=True), found[0]
 
 
 def under_conditions(networks: Mapping[str, tuple[Ensemble, str]], *, sparsity: float) -> pd.DataFrame:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from decimal import ROUND_HALF_UP, Decimal
 from functools import partial
 from typing import Any
 
@@ -91,8 +90,8 @@ def beside_reported(counts: pd.DataFrame, reported: pd.DataFrame, *, seed: int) 
 
 
 def _cell(kept: int, size: int) -> str:
-    removed = Decimal(100 * (size - kept)) / size  # the write-up rounds halves up
-    return f"{kept} ({removed.quantize(Decimal('0.1'), ROUND_HALF_UP)} %)"
+    thousandths = (2000 * (size - kept) + size) // (2 * size)  # the write-up rounds halves up
+    return f"{kept} ({thousandths / 10} %)"
 
 
 def kept_percent(counts: pd.DataFrame, placement: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from snipnb.publish.sentences import outcome
-from snipnb.publish.style import NEUTRAL, headline, panels, signed_axis, write
+from snipnb.publish.style import NEUTRAL, headline, panels, rows, signed_axis, write
 
 MIRRORED = ("C2", "C25a")  # a margin on both sides of 0
 COLUMNS = 3
@@ -39,8 +39,7 @@ def rules(said: pd.DataFrame, *, shown: Mapping[str, str], counted: Mapping[str,
             write(axis, glyph, (1.02, row), (0, 0), **placed, fontsize=9, color="black", bbox=box)
         signed_axis(axis, own[["value", "low", "high", "bound"]])
         axis.set_title(f"{claim}: {what}", fontsize=9)
-        axis.set(yticks=range(len(networks)), yticklabels=networks, ylim=(len(networks) - 0.5, -0.5))
-        axis.grid(axis="y", visible=False)
+        rows(axis, networks)
     counts = "; ".join(f"{', '.join(claims)}: {kind}" for kind, claims in counted.items())
     where = networks[0] if len(networks) == 1 else f"{len(networks)} networks"
     return headline(figure, f"{len(shown)} rules on {where}. {counts}")

@@ -285,7 +285,5 @@ def removal_by_layer(
 
 def layer_summary(by_layer: pd.DataFrame) -> pd.DataFrame:
     """Over networks: ``layer``, ``named_percent`` (mean), ``ranking``, ``n``, ``mean``, ``smallest``, ``largest`` of the increase."""
-    named = by_layer.groupby("layer", sort=False)["named_percent"].mean()
-    table = summarise(by_layer, ["layer", "ranking"])
-    table.insert(1, "named_percent", table["layer"].map(named))
-    return table
+    named = by_layer.groupby("layer")["named_percent"].transform("mean")
+    return summarise(by_layer.assign(named_percent=named), ["layer", "named_percent", "ranking"])

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from snipnb.publish.sentences import fill, power
-from snipnb.publish.style import NEUTRAL, dots, headline, look, panels, write
+from snipnb.publish.style import NEUTRAL, dots, headline, look, panels, rows, write
 
 
 def loss_paths(frame: pd.DataFrame) -> Figure:
@@ -70,7 +70,7 @@ def linearity(frame: pd.DataFrame, *, bound: float) -> Figure:
         shown = np.maximum(errors.to_numpy(), floor)
         dots(axis, shown, row, spread=0.22, draw=draw, ms=3.5, alpha=0.45, color=look("snip").colour)
         axis.plot([np.median(shown)] * 2, [row - 0.32, row + 0.32], color="black", lw=2)
-    axis.set(yticks=range(len(cases)), yticklabels=cases, ylim=(len(cases) - 0.5, -0.5))
+    rows(axis, cases)
     axis.set(xscale="log", xlabel="difference between SNIP and exact salience, relative to the largest exact salience")
     axis.axvspan(floor / 3, bound, color="#efefef", zorder=0)
     text = f"exact by the rule of C23: up to {power(bound)}"
@@ -79,7 +79,6 @@ def linearity(frame: pd.DataFrame, *, bound: float) -> Figure:
     axis.set_xticks([floor, *(10.0**k for k in powers)], ["0", *(f"$10^{{{k}}}$" for k in powers)])
     axis.minorticks_off()
     axis.set_xlim(left=floor / 3)
-    axis.grid(axis="y", visible=False)
     most, elsewhere = (frame.loc[frame["case"] == case, "error"] for case in (cases[0], cases[-1]))
     said = "Relative to the largest salience, SNIP is off by at most {most:power} where the loss is linear in each weight, by {usual:power} (median) in LeNet-5"
     return headline(figure, fill(said, {"most": most.max(), "usual": elsewhere.median()}))

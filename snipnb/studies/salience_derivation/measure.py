@@ -18,8 +18,8 @@ from snipnb.pruning.masks import keep_mask, standardise
 from snipnb.publish.published import published_label
 from snipnb.publish.stats import largest_relative_difference, overlap
 from snipnb.saliences import brute_force
-from snipnb.saliences.snip import snip
-from snipnb.studies.shared import above_zero
+from snipnb.saliences.snip import magnitude_salience, snip
+from snipnb.studies.shared import RANKINGS
 
 
 def compare_indicators(model: nn.Module, images: Tensor, labels: Tensor) -> pd.DataFrame:
@@ -67,11 +67,8 @@ def step_errors(
 
 def step_table(errors: pd.DataFrame) -> pd.DataFrame:
     """Median and largest error by layer and, in the last row, over all layers, with one pair of columns per step."""
-    pieces = []
-    for layers, part in ((errors["layer"], errors), ("all", errors)):
-        grouped = part.assign(layer=layers).groupby(["layer", "step"], sort=False)["error"]
-        pieces.append(grouped.agg(["median", "max"]).unstack("step"))
-    table = pd.concat(pieces)
+    both = pd.concat([errors, errors.assign(layer="all")])
+    table = both.pivot_table("error", "layer", "step", aggfunc=["median", "max"], sort=False)
     table.columns = [f"{kind} at {step:g}" for kind, step in table.columns]
     return table.reset_index()
 
@@ -194,17 +191,12 @@ def count_operations(model: nn.Module, images: Tensor, labels: Tensor) -> pd.Dat
     Returns:
         Rows ``forward pass``, ``gradient``, ``SNIP``; columns ``operations`` and ``over_one_gradient``.
     """
-
-    def gradient() -> None:
-        loss = nn.functional.cross_entropy(model(images), labels)
-        torch.autograd.grad(loss, list(model.parameters()))
-
-    def forward() -> None:
-        with torch.no_grad():
-            model(images)
-
-    counts = {"forward pass": _flops(forward), "gradient": _flops(gradient)}
-    counts["SNIP"] = _flops(lambda: snip(model, images, labels, batch_size=len(images)))
+    loss, parameters = nn.functional.cross_entropy, list(model.parameters())
+    counts = {
+        "forward pass": _flops(lambda: model(images)),
+        "gradient": _flops(lambda: torch.autograd.grad(loss(model(images), labels), parameters)),
+        "SNIP": _flops(lambda: snip(model, images, labels, batch_size=len(images))),
+    }
     frame = pd.DataFrame({"what": list(counts), "operations": list(counts.values())})
     frame["over_one_gradient"] = frame["operations"] / counts["gradient"]
     return frame
@@ -218,18 +210,12 @@ def other_rankings(model: nn.Module, images: Tensor, labels: Tensor, *, sparsity
         ``overlap`` (kept sets against SNIP's, intersection over union).
     """
     network = _double(model)
-    nn.functional.cross_entropy(network(images.double()), labels).backward()
-    gradients = {name: p.grad for name, p in network.named_parameters()}
-    salience = snip(network, images.double(), labels)
-    mask = keep_mask(salience, sparsity)
-    others: dict[str, tuple[str, Any]] = {
-        "signed salience": ("w dL/dw", above_zero(salience)),
-        "gradient": ("abs(dL/dw)", gradients),
-    }
-    return pd.DataFrame(
-        {"ranking": name, "formula": formula, "overlap": overlap(mask, keep_mask(other, sparsity))}
-        for name, (formula, other) in others.items()
-    )
+    salience, weights = snip(network, images.double(), labels), magnitude_salience(network)
+    mask, rows = keep_mask(salience, sparsity), []
+    for name, formula in (("signed salience", "w dL/dw"), ("gradient", "abs(dL/dw)")):
+        other = keep_mask(RANKINGS[name](salience, weights, 0), sparsity)
+        rows.append({"ranking": name, "formula": formula, "overlap": overlap(mask, other)})
+    return pd.DataFrame(rows)
 
 
 def percentages(salience: Salience, sparsities: Sequence[float]) -> tuple[pd.DataFrame, pd.DataFrame]:

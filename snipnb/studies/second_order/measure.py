@@ -279,11 +279,8 @@ def switching(compared: pd.DataFrame) -> pd.DataFrame:
     """
     some = compared[(compared["measure"] == "relative_error") & compared["approximation"].isin(IN_UNITS_OF_LOSS)]
     names = dict(zip(IN_UNITS_OF_LOSS, ("order 1", "order 2", "order 3", "switching"), strict=True))
-    rows = []
-    for (state, layer), part in some.groupby(["state", "layer"], sort=False):
-        left = part.set_index("approximation")["mean"]
-        rows.append({"state": state, "layer": layer} | {label: 100 * left[name] for name, label in names.items()})
-    return pd.DataFrame(rows)
+    wide = some.pivot_table("mean", ["state", "layer"], "approximation", sort=False)[list(names)]
+    return (100 * wide).rename(columns=names).rename_axis(columns=None).reset_index()
 
 
 def gains(rates: pd.DataFrame, *, than: str, way: str = LAST) -> pd.DataFrame:

@@ -229,7 +229,7 @@ def curves(curves: pd.DataFrame) -> Figure:
     """Kept share of each tensor against sparsity, a panel per network: mean and range of the seeds, prediction dashed.
 
     Args:
-        curves: ``network``, ``layer``, ``sparsity``, ``mean``, ``smallest``, ``largest``, and, if there is a prediction, ``predicted``.
+        curves: ``network``, ``layer``, ``sparsity``, ``mean``, ``smallest``, ``largest``, ``predicted``.
     """
     networks = list(dict.fromkeys(curves["network"]))
     figure, axes = panels(1, len(networks), 4.9 * len(networks), 4.2, sharey=True)
@@ -244,14 +244,13 @@ def curves(curves: pd.DataFrame) -> Figure:
             last = one.loc[one["sparsity"].idxmax()]
             end = 1 - last["sparsity"], 100 * last["mean"]
             axis.annotate(published_label(layer), end, xytext=(5, 0), textcoords="offset points", va="center")
-            if "predicted" in one:
-                axis.plot(x, 100 * one["predicted"], color=colour, ls=(0, (3, 2)), lw=1.2)
+            axis.plot(x, 100 * one["predicted"], color=colour, ls=(0, (3, 2)), lw=1.2)
         axis.plot([1 - s for s in sparsities], [100 * (1 - s) for s in sparsities], color=NEUTRAL, ls=":", lw=1)
         labelled = (0.05, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
         sparsity_axis(axis, sparsities, unlabelled=[s for s in sparsities if s not in labelled])
         percent_axis(axis, [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100], along="y")
         axis.set_title(network)
-    shown = curves[[name for name in ("mean", "predicted") if name in curves]].stack()
+    shown = curves[["mean", "predicted"]].stack()
     axes[0, 0].set(ylabel="weights kept, % (log)", ylim=(80 * shown[shown > 0].min(), 130))
     last = curves[(curves["network"] == networks[0]) & (curves["sparsity"] == curves["sparsity"].max())]
     last = last.set_index("layer")["mean"] * 100

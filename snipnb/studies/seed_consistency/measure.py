@@ -19,7 +19,7 @@ from snipnb.publish.comparisons import right_side as right_side  # notebooks tak
 from snipnb.publish.comparisons import summarise
 from snipnb.publish.comparisons import variance_split as variance_split
 from snipnb.publish.stats import TableFit, table_fit
-from snipnb.studies.shared import Ensemble, kept_counts, masks, place_reported
+from snipnb.studies.shared import Ensemble, kept_counts, masks, place_reported, with_chance
 from snipnb.studies.shared import under_conditions as under_conditions  # notebooks take it from here
 
 BINS = 10  # bins of magnitude, with equal numbers of weights
@@ -58,13 +58,8 @@ def next_seed(kept: Mask) -> Mask:
 
 def overlap_summary(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Overlaps under several comparisons: ``comparison``, ``layer``, ``n``, ``mean``, ``smallest``, ``largest``, ``chance``."""
-    rows = []
-    for comparison, frame in frames.items():
-        for layer, part in frame.groupby("layer", sort=False):
-            found = part["overlap"]
-            facts = {"n": len(part), "mean": found.mean(), "smallest": found.min(), "largest": found.max()}
-            rows.append({"comparison": comparison, "layer": layer} | facts | {"chance": part["chance"].mean()})
-    return pd.DataFrame(rows)
+    pairs = pd.concat([frame.assign(comparison=comparison) for comparison, frame in frames.items()])
+    return with_chance(pairs, ["comparison", "layer"])
 
 
 def image_effect(some: Mapping[int, Ensemble], whole: Ensemble, *, sparsities: Sequence[float]) -> pd.DataFrame:
@@ -83,12 +78,10 @@ def image_effect(some: Mapping[int, Ensemble], whole: Ensemble, *, sparsities: S
     rows = []
     for number, networks in some.items():
         for sparsity in sparsities:
-            tables = [
-                kept_counts(n, sparsities=[sparsity], ties="stable").pivot(index="seed", columns="layer", values="kept")
-                for n in (networks, whole)
-            ]
-            shift = (tables[0] - tables[1]).mean() / tables[1].std(ddof=1).clip(lower=1)
-            pairs = mask_overlaps(*(masks(n, sparsity, ties="stable") for n in (networks, whole)))
+            kept = [masks(n, sparsity, ties="stable") for n in (networks, whole)]
+            few, many = (pd.DataFrame({name: m.flatten(1).sum(1) for name, m in mask.items()}) for mask in kept)
+            shift = (few - many).mean() / many.std(ddof=1).clip(lower=1)
+            pairs = mask_overlaps(*kept)
             facts = {"largest_shift": float(shift.abs().max()), "typical_shift": float((shift**2).mean() ** 0.5)}
             facts |= {"overlap": float(pairs.loc[pairs["layer"] == WHOLE, "overlap"].mean())}
             rows.append({"images": number, "sparsity": sparsity, "n": len(networks.seeds)} | facts)
@@ -240,12 +233,10 @@ def kept_by_magnitude(networks: Ensemble, kept: Mask) -> pd.DataFrame:
 
 def low_to_middle(by_magnitude: pd.DataFrame) -> pd.DataFrame:
     """How often the lowest tenth is kept, relative to the middle eight: ``layer``, ``lowest``, ``middle``, ``highest``, ``ratio``."""
-    rows = []
-    for layer, part in by_magnitude.groupby("layer", sort=False):
-        kept = part.sort_values("tenth")["kept"].to_numpy()
-        middle = kept[1:-1].mean()
-        rows.append((layer, kept[0], middle, kept[-1], kept[0] / middle if middle else np.nan))
-    return pd.DataFrame(rows, columns=["layer", "lowest", "middle", "highest", "ratio"])
+    kept = by_magnitude.pivot(index="layer", columns="tenth", values="kept").loc[by_magnitude["layer"].unique()]
+    middle = kept.loc[:, 2 : BINS - 1].mean(axis=1)
+    found = pd.DataFrame({"lowest": kept[1], "middle": middle, "highest": kept[BINS]})
+    return found.assign(ratio=kept[1] / middle.where(middle > 0)).reset_index()
 
 
 def _weights(networks: Ensemble) -> list[str]:
@@ -263,8 +254,8 @@ def density_curves(counts: pd.DataFrame) -> pd.DataFrame:
 
 def placed_by_initialisation(counts: Mapping[str, pd.DataFrame], reported: pd.DataFrame) -> pd.DataFrame:
     """:func:`snipnb.studies.shared.place_reported` for each initialisation, with the column ``init``."""
-    given = {init: (frame, reported) for init, frame in counts.items()}
-    return by_initialisation(given, lambda *args: place_reported(*args)[0])
+    placed = [place_reported(frame, reported)[0].assign(init=init) for init, frame in counts.items()]
+    return pd.concat(placed, ignore_index=True)
 
 
 def by_initialisation(given: Mapping[str, tuple], frame_of: Callable[..., pd.DataFrame]) -> pd.DataFrame:

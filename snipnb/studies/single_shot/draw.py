@@ -18,6 +18,7 @@ from snipnb.publish.style import (
     headline,
     look,
     panels,
+    rows,
     signed_axis,
     whiskers,
     with_minus,
@@ -81,25 +82,23 @@ def controls(frame: pd.DataFrame) -> Figure:
     figure, axes = panels(1, 2, 9.8, 1.2 + 0.33 * len(criteria), sharey=True, sharex=True)
     said = []
     for axis, (control, part) in zip(axes[0], frame.groupby("control", sort=False), strict=True):
-        rows = part.set_index("criterion")
+        tests = part.set_index("criterion")
         for row, criterion in enumerate(criteria):
-            if criterion not in rows.index:
+            if criterion not in tests.index:
                 beside(axis, row, "does not apply")
                 continue
-            style, ends = look(criterion), rows.loc[[criterion]]
+            style, ends = look(criterion), tests.loc[[criterion]]
             bars = whiskers(ends, "mean", "low95", "high95")
             options = {"fmt": style.marker, "color": style.colour, "ms": 6, "capsize": 3, "elinewidth": 1.2}
             axis.errorbar(ends["mean"], [row], xerr=bars, **options)
-            beside(axis, row, with_minus(f"{rows.loc[criterion, 'mean']:+.2f}"))
+            beside(axis, row, with_minus(f"{tests.loc[criterion, 'mean']:+.2f}"))
         axis.axvline(0, color="black", lw=0.8)
         signed_axis(axis, frame[["mean", "low95", "high95"]])
         axis.set(
             title=f"mask {CONTROLS[str(control)]}", xlabel="error rate minus that of the own mask, percentage points"
         )
-        axis.grid(axis="y", visible=False)
-        said.append(f"{(rows['low95'] > 0).sum()} of {len(rows)} criteria with a mask {CONTROLS[str(control)]}")
-    axes[0][0].set_yticks(range(len(criteria)), [look(c).label for c in criteria])
-    axes[0][0].set_ylim(len(criteria) - 0.5, -0.5)
+        rows(axis, [look(c).label for c in criteria])
+        said.append(f"{(tests['low95'] > 0).sum()} of {len(tests)} criteria with a mask {CONTROLS[str(control)]}")
     if frame["n"].max() < 2:
         return headline(figure, f"Two controls for {len(criteria)} criteria, one network each, so no verdicts")
     return headline(figure, f"Worse than with their own mask: {'; '.join(said)}")
@@ -130,9 +129,7 @@ def paths(kept: pd.DataFrame) -> Figure:
             if own["cut"].any():
                 beside(axis, row, f"cut: {own['cut'].iloc[-1]} of {own['n'].iloc[-1]}")
         axis.set(title=network, xlabel="kept parameters that lie on a path, %")
-        axis.grid(axis="y", visible=False)
-    axes[0][0].set_yticks(range(len(criteria)), [look(c).label for c in criteria])
-    axes[0][0].set_ylim(len(criteria) - 0.5, -0.5)
+        rows(axis, [look(c).label for c in criteria])
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(sparsities))
     last = kept[kept["sparsity"] == sparsities[-1]].set_index(["network", "criterion"])["share"]
     (network, criterion), least = last.idxmin(), last.min()
@@ -202,9 +199,7 @@ def estimates(found: pd.DataFrame) -> Figure:
                 axis.errorbar(own["mean"], [row], xerr=whiskers(own), fmt=style.marker, color=style.colour, ms=6)
                 beside(axis, row, with_minus(f"{own['mean'].item():.3g}"))
             axis.set(title=state, xlabel=label)
-            axis.grid(axis="y", visible=False)
-    axes[0][0].set_yticks(range(len(criteria)), [look(c).label for c in criteria])
-    axes[0][0].set_ylim(len(criteria) - 0.5, -0.5)
+            rows(axis, [look(c).label for c in criteria])
     means = found[found["measure"] == "spearman"].set_index(["state", "criterion"])["mean"].round(3)
     said = []
     for state in states:

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
@@ -93,15 +92,13 @@ def error_rates(runs: pd.DataFrame) -> pd.DataFrame:
     """
     some = runs[~runs["criterion"].str.endswith(CONTROL_ENDINGS)]
     highest = some["sparsity"].max()
-    shown, columns = some[some["sparsity"].isin([0.0, JUDGED, highest])], {}
-    for model, part in shown.groupby("model", sort=False):
-        means = last_rates(part).groupby(["criterion", "sparsity"])["error_percent"].mean()
-        dense = pd.Series({"dense": means["snip", 0.0]})
-        for sparsity in sorted({JUDGED, highest}):
-            own = means.xs(sparsity, level="sparsity")
-            columns[f"{NETWORKS[str(model)]}, {sparsity:g}"] = pd.concat([dense, own])
-    wide = pd.DataFrame(columns)
-    rest = wide.drop(index=["dense", "snip"]).sort_values(next(reversed(columns)))
+    shown = some[some["sparsity"].isin([0.0, JUDGED, highest])]
+    rates = last_rates(shown).assign(model=shown["model"])
+    dense = rates[rates["sparsity"] == 0].assign(criterion="dense")
+    rates = pd.concat([rates[rates["sparsity"] > 0], *(dense.assign(sparsity=s) for s in {JUDGED, highest})])
+    wide = rates.pivot_table("error_percent", "criterion", ["model", "sparsity"])
+    wide = wide.set_axis([f"{NETWORKS[model]}, {sparsity:g}" for model, sparsity in wide], axis=1)
+    rest = wide.drop(index=["dense", "snip"]).sort_values(wide.columns[-1])
     return pd.concat([wide.loc[["dense", "snip"]], rest]).rename_axis("criterion").reset_index()
 
 
@@ -220,12 +217,9 @@ def beside_published(runs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFram
         ``iterative_magnitude`` (mean error rates at the last epoch; dense networks under ``snip``).
     """
     rates = last_rates(runs[runs["model"] == "lenet_300_100"])
-    means = rates.groupby(["criterion", "sparsity"])["error_percent"].mean()
-    rows = []
-    for row in published.sort_values("kept_percent", ascending=False, kind="stable").to_dict("records"):
-        sparsity = round(1 - row["kept_percent"] / 100, 6)
-        if ("snip", sparsity) in means.index:
-            facts = {name: row[name] for name in ("kept_percent", "method")} | {"published": row["error_percent"]}
-            facts |= {name: row[name] for name in ("standard_error", "source")}
-            rows.append(facts | {name: means.get((name, sparsity), np.nan) for name in ("snip", UPPER)})
-    return pd.DataFrame(rows)
+    ours = rates.pivot_table("error_percent", "sparsity", "criterion").reindex(columns=["snip", UPPER])
+    theirs = published.sort_values("kept_percent", ascending=False, kind="stable")
+    theirs = theirs.rename(columns={"error_percent": "published"})
+    sparsities = (1 - theirs["kept_percent"] / 100).round(6)
+    both = theirs.assign(sparsity=sparsities).merge(ours.dropna(subset="snip"), on="sparsity")
+    return both[["kept_percent", "method", "published", "standard_error", "source", "snip", UPPER]]

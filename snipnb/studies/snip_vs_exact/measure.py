@@ -21,7 +21,7 @@ from snipnb.publish.stats import rank_correlation
 from snipnb.saliences import brute_force
 from snipnb.saliences.exact import exact_salience
 from snipnb.saliences.snip import snip
-from snipnb.studies.shared import PER_DECADE, check_same, flat, grid_of, log_bins, overlaps, parts_of
+from snipnb.studies.shared import PER_DECADE, check_same, flat, grid_of, log_bins, overlaps, parts_of, with_chance
 from snipnb.studies.shared import compare_networks as compare_networks
 from snipnb.training.runs import RunConfig
 
@@ -252,9 +252,7 @@ def overlap_lines(kept: pd.DataFrame) -> pd.DataFrame:
     layers = kept[(kept["init"] == kept["init"].iloc[0]) & (kept["layer"] != WHOLE)]
     layers = layers[~layers["layer"].str.startswith("bias")]
     layers = layers.assign(panel=f"weights of each layer, {kept['init'].iloc[0]}", line=lambda f: f["layer"])
-    grouped = pd.concat([whole, layers]).groupby(["panel", "line", "sparsity"], sort=False)
-    found = grouped["overlap"].agg(n="size", mean="mean", smallest="min", largest="max")
-    return found.assign(chance=grouped["chance"].mean()).reset_index()
+    return with_chance(pd.concat([whole, layers]), ["panel", "line", "sparsity"])
 
 
 def resolution_overlaps(found: Mapping[str, Salience], sparsities: Sequence[float]) -> pd.DataFrame:
