@@ -52,13 +52,13 @@ def readable(frame: pd.DataFrame, notebook: str, name: str, *, digits: int) -> p
         digits: Significant digits of a number.
     """
     known, own = load_tables(), _own(notebook, name)
-    headings = {**known["headings"], **own.get("headings", {})}
+    headings, words = ({**known[key], **own.get(key, {})} for key in ("headings", "words"))
     hidden = {*own.get("hide", []), *(["layer"] if "label" in frame else [])}
     texts = {}
     for column in (column for column in frame if column not in hidden):
         values = frame[column] * 100 if column in own.get("percent", []) else frame[column]
         word = sentences.p_value if column in known["p_values"] else WORDS.get(column)
-        found = [known["words"].get(value) or _cell(value, digits, word) for value in values]
+        found = [words.get(value) or _cell(value, digits, word) for value in values]
         texts[column] = [style.with_minus(text) for text in found]
     for low, high, heading in [*own.get("pairs", []), *known["pairs"]]:
         ends = {column: column.removesuffix(low) + high for column in texts if column.endswith(low)}
