@@ -130,8 +130,7 @@ def loss_changes(
                                     copy_all(rows, (to + k) * count, rows, row * count, count)
                                 low[row], high[row], units[new] = 0, top, units[t + k]
                                 new += 1
-                    if extra:
-                        _advance(more, extra, size, on[h:], ons[layer], weights, at, after, room, other, 0)
+                    _advance(more, extra, size, on[h:], ons[layer], weights, at, after, room, other, 0)
                     for k in range(new):
                         for s in range(0, after, LANES):
                             store(other, (extra + k) * after + s, load_all(weights, at + units[k] * after + s))
@@ -140,8 +139,7 @@ def loss_changes(
                     base += (sources + 4) * size if layer else 0
                     at += size * after
                     h += size
-                if layers > 1:
-                    _relative_to(more, sizes[-1], classes, labels[i], 0, extra)
+                _relative_to(more, sizes[-1], classes, labels[i], 0, extra)
                 farthest = _bounds(bases[last:], o * positions, positions, more, extra, sizes[-1], low, high, down, up)
                 for c in range(0, classes, 4):
                     shape = (o * positions, positions, extra, sizes[-1], count, c * count, False)

@@ -56,9 +56,8 @@ def derivatives_of(p: Tensor, labels: Tensor, slopes: Tensor, order: int) -> lis
     mean = (slopes * p).sum(1)
     own = slopes.gather(1, labels[:, None, None].expand(-1, 1, slopes.shape[2]))[:, 0]
     found, moments = [mean - own], [torch.ones_like(mean), torch.zeros_like(mean)]
-    if order > 1:
-        centred = slopes - mean[:, None]
-        power = centred * p
+    centred = slopes - mean[:, None]
+    power = centred * p
     for k in range(2, order + 1):
         power = power * centred
         moments.append(power.sum(1))

@@ -19,7 +19,7 @@ from snipnb._checks import Salience, check_classes, float_parameters
 from snipnb._engine.compiled import compiled_module, runs_compiled
 from snipnb._engine.cumulants import derivatives_of, loss_changes, terms_for
 from snipnb._engine.propagation import Scratch, running_statistics
-from snipnb._engine.sequential import Layer, check_finite, layers_of, padded, patches
+from snipnb._engine.sequential import Layer, check_finite, layers_of, padded
 from snipnb._engine.workers import Crew
 from snipnb._progress import track
 
@@ -85,21 +85,15 @@ class _Network:
         for layer in self.layers:
             kept, module = _Kept(x), layer.module
             match layer.kind:
-                case "conv":
-                    x = F.conv2d(x, module.weight, module.bias, layer.stride, layer.padding, layer.dilation)
-                case "linear":
-                    x = F.linear(x, module.weight, module.bias)
+                case "conv" | "linear" | "mean" | "flat":
+                    x = module(x)
                 case "norm":
                     mean, deviation = running_statistics(module)
                     x = kept.input = (x - _wide(mean, x)) / _wide(deviation, x)
                     if module.affine:
                         x = x * _wide(module.weight, x) + _wide(module.bias, x)
-                case "flat":
-                    x = x.flatten(1)
                 case "max":
                     x, kept.places = F.max_pool2d(x, layer.kernel, layer.stride, layer.padding, return_indices=True)
-                case "mean":
-                    x = F.avg_pool2d(x, layer.kernel, layer.stride, layer.padding)
             if layer.kind == "relu" or layer.relu:
                 x = x.relu()
                 kept.switches = x > 0
@@ -168,28 +162,23 @@ def _back(layer: Layer, b: Tensor, kept: _Kept, scratch: Scratch, place: int) ->
         b = b * kept.switches[:, None]
     match layer.kind:
         case "linear":
-            return (b.flatten(0, 1) @ module.weight).view(images, columns, -1)
+            b = b.flatten(0, 1) @ module.weight
         case "conv":
             options = (layer.stride, layer.padding, layer.dilation)
-            whole = conv2d_input((images * columns, *shape), module.weight, b.flatten(0, 1), *options)
-            return whole.view(images, columns, *shape)
+            b = conv2d_input((images * columns, *shape), module.weight, b.flatten(0, 1), *options)
         case "norm":
             _, deviation = running_statistics(module)
-            return b * _wide(1 / deviation if module.weight is None else module.weight / deviation, kept.input)
-        case "flat":
-            return b.view(images, columns, *shape)
+            b = b * _wide(1 / deviation if module.weight is None else module.weight / deviation, kept.input)
         case "max":
             out = scratch.take(("pool", place), (images, columns, shape[0], shape[1] * shape[2]), b).zero_()
             places = kept.places.flatten(2)[:, None].expand(-1, columns, -1, -1)
             apart = all(s >= k for s, k in zip(layer.stride, layer.kernel, strict=True))
-            (out.scatter_ if apart else out.scatter_add_)(3, places, b.flatten(3))
-            return out.view(images, columns, *shape)
+            b = (out.scatter_ if apart else out.scatter_add_)(3, places, b.flatten(3))
         case "mean":
             like = kept.input[:1].expand(images * columns, *shape)
             window = (layer.kernel, layer.stride, layer.padding, False, True, None)
-            whole = torch.ops.aten.avg_pool2d_backward(b.flatten(0, 1), like, *window)
-            return whole.view(images, columns, *shape)
-    return b
+            b = torch.ops.aten.avg_pool2d_backward(b.flatten(0, 1), like, *window)
+    return b.view(images, columns, *shape)
 
 
 def _of_patches(
@@ -199,7 +188,9 @@ def _of_patches(
     x = padded(x, layer)
     images, inputs = x.shape[:2]
     columns, outputs, *size = b.shape[1:]
-    seen = patches(x, layer, size)
+    s = x.stride()
+    along = (a * t for steps in (layer.dilation, layer.stride) for a, t in zip(s[2:], steps, strict=True))
+    seen = x.as_strided((images, inputs, *layer.kernel, *size), (*s[:2], *along))  # what each output sees of the input
     taps, positions = inputs * math.prod(layer.kernel), math.prod(size)
     b = b.flatten(3)  # [images, columns, outputs, positions]
     several = max(1, limit // (columns * taps))  # outputs

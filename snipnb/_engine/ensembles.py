@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ class Stack:
         # Whether images of zeros may be added, up to whole registers: unless they would change what becomes of the others.
         self.is_padded = not any(layer.kind in ("norm", "dropout") for layer in self.layers)
         self.scratch = Scratch()
-        self.fitting: set[torch.Size] = set()  # shapes of images that fit the layers
+        self.check_fit = cache(partial(shapes_of, self.layers))  # an error if images of a shape do not fit the layers
 
     @property
     def mixes_images(self) -> bool:
@@ -58,9 +59,7 @@ class Stack:
         Raises:
             ValueError: If a layer does not fit the images.
         """
-        if images.shape[1:] not in self.fitting:
-            shapes_of(self.layers, images.shape[1:])  # an error if they do not fit, as compiled kernels do not check
-            self.fitting.add(images.shape[1:])
+        self.check_fit(images.shape[1:])  # compiled kernels do not check
         return images.movedim(0, -1).contiguous()[None]
 
     def logits(
@@ -247,7 +246,7 @@ class _Compiled(torch.autograd.Function):
         turned, _ = kernels.packed(weights.transpose(1, 2).flip(3, 4).numpy())
         gradient = gradient.view(*ctx.together, *gradient.shape[2:])
         arrays = x.numpy(), gradient.numpy(), ctx.winner.numpy()
-        kept = weights.new_empty((0,) * 5, dtype=torch.bool) if ctx.kept is None else ctx.kept.reshape(weights.shape)
+        kept = torch.ones_like(weights, dtype=torch.bool) if ctx.kept is None else ctx.kept.reshape(weights.shape)
         written = of_weight.numpy(), of_bias.numpy(), turned, of_x.numpy()
         kernels.gradients(*arrays, ctx.dilation, ctx.pool, *written, kept.numpy())
         return (

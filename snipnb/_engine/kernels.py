@@ -235,10 +235,10 @@ def convolve(x, weight, bias, dilation, zeros, pool, relu, out, winner):
 
 
 @compiled
-def _pair(x, offsets, g, second, columns, apart, down, rows, total):
+def _pair(x, offsets, g, first, second, columns, apart, down, rows, total):
     """Sums over images and positions of two outputs' gradients times the values at five taps, into total [2, 5].
 
-    Arrays are flat. Rows of the gradient are ``apart`` from each other, and rows of the input ``down``.
+    Arrays are flat. The gradients begin at ``first`` and at ``second``. Their rows are ``apart`` from each other, and rows of the input ``down``.
     """
     o, p, q, r, s = offsets[0], offsets[1], offsets[2], offsets[3], offsets[4]
     a, b, c, d, e = zero_sums(x), zero_sums(x), zero_sums(x), zero_sums(x), zero_sums(x)
@@ -246,7 +246,7 @@ def _pair(x, offsets, g, second, columns, apart, down, rows, total):
     for y in range(rows):
         for n in range(0, columns, LANES // 2):
             place = y * down + n
-            one, two = load_half(g, y * apart + n), load_half(g, second + y * apart + n)
+            one, two = load_half(g, first + y * apart + n), load_half(g, second + y * apart + n)
             value = load_half(x, o + place)
             a, f = add_product(a, one, value), add_product(f, two, value)
             value = load_half(x, p + place)
@@ -320,7 +320,7 @@ def gradients(x, gradient, winner, dilation, pool, of_weight, of_bias, weight, o
         of_bias: [networks, outputs], written.
         weight: Weights for the gradient of the input: inputs and outputs exchanged, kernels turned around, packed.
         of_x: The gradient of the input, written; empty if it is not wanted.
-        kept: bool like ``of_weight``: which gradients are wanted; empty for all.
+        kept: bool like ``of_weight``: which gradients are wanted.
     """
     networks, outputs, rows, columns, images = gradient.shape
     _, channels, height, width, _ = x.shape
@@ -366,11 +366,9 @@ def gradients(x, gradient, winner, dilation, pool, of_weight, of_bias, weight, o
                                     won = if_won(g, which_won, down_by * pool[1] + right_by)
                                     store(flat_before, place + right_by * images, won)
             begin = (k * outputs + first) * taps
-            wanted = (second + 1) * taps
-            if kept.size:
-                wanted = 0
-                for i in range(begin, begin + (second + 1) * taps):
-                    wanted += flat_kept[i]
+            wanted = 0
+            for i in range(begin, begin + (second + 1) * taps):
+                wanted += flat_kept[i]
             if wanted < DENSE * (second + 1) * taps:
                 for o in range(first, first + second + 1):
                     begin, n = (k * outputs + o) * taps, 0
@@ -391,13 +389,13 @@ def gradients(x, gradient, winner, dilation, pool, of_weight, of_bias, weight, o
                             flat_of_weight[begin + which[done + t]] = eight[t]
                         done += 8
                 continue
-            flat = before[0, first % buffered :].reshape(-1)[margin * images :]
-            other = (((first + second) % buffered) - first % buffered) * high * apart
+            one = first % buffered * high * apart + margin * images
+            other = (first + second) % buffered * high * apart + margin * images
             for group in range(0, taps, 5):
                 start = max(0, min(group, taps - 5))
                 for t in range(5):
                     nearby[t] = offsets[min(start + t, taps - 1)]
-                _pair(flat_x, nearby, flat, other, wide * images, apart, down, high, total)
+                _pair(flat_x, nearby, flat_before, one, other, wide * images, apart, down, high, total)
                 for t in range(min(5, taps)):
                     for o in range(second + 1):
                         flat_of_weight[begin + o * taps + start + t] = total[o, t]

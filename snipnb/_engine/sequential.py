@@ -285,11 +285,3 @@ def padded(x: Tensor, layer: Layer, *, images_last: bool = False) -> Tensor:
     if not (vertical or horizontal):
         return x.contiguous()
     return F.pad(x, (*((0, 0) if images_last else ()), horizontal, horizontal, vertical, vertical))
-
-
-def patches(x: Tensor, layer: Layer, size: Sequence[int]) -> Tensor:
-    """What each output of a convolution sees of padded inputs [., ., height, width]: a view [., ., *kernel, *size]."""
-    s = x.stride()
-    down = (a * d for a, d in zip(s[2:4], layer.dilation, strict=True))
-    along = (a * t for a, t in zip(s[2:4], layer.stride, strict=True))
-    return x.as_strided((*x.shape[:2], *layer.kernel, *size), (*s[:2], *down, *along))

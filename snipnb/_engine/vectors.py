@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, models, register_model
 
-LANES = 16  # images that are computed together; sums over images take half as many
+LANES = 16  # numbers in a vector (of images, parameters or columns); sums over images take half as many at a time
 DEAD = 255  # marks a value that a ReLU cuts off, in place of its position in the window
 
 

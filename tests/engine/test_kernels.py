@@ -13,7 +13,6 @@ import snipnb
 from snipnb._engine import ensembles, kernels
 from snipnb._engine.ensembles import Kept, Stack
 
-NONE = np.empty((0,) * 5, bool)  # all gradients are wanted
 # inputs [channels, height, width], outputs, kernel, dilation, pooling, ReLU, networks
 CASES = {
     "lenet's second": ((6, 14, 14), 16, (5, 5), (1, 1), (2, 2), True, 2),
@@ -57,9 +56,8 @@ def test_outputs_and_all_gradients_are_pytorchs(name, images, share):
 
     found = [np.full(t.shape, np.nan) for t in (weight, bias, x)]
     turned, _ = kernels.packed(arrays[1].swapaxes(1, 2)[..., ::-1, ::-1])
-    of_kept = kept.numpy() if share < 1 else NONE
     kernels.gradients(
-        arrays[0], gradient.numpy(), winner, dilation, pool, found[0], found[1], turned, found[2], of_kept
+        arrays[0], gradient.numpy(), winner, dilation, pool, found[0], found[1], turned, found[2], kept.numpy()
     )
     for array, tensor in zip(found[1:], (of_bias, of_x), strict=True):
         np.testing.assert_allclose(array, tensor, atol=1e-11)
@@ -72,7 +70,7 @@ def test_gradients_of_kept_weights_are_the_same_to_the_last_bit_whatever_else_is
     turned, _ = kernels.packed(draw.standard_normal((2, 3, 6, 5, 5), dtype=np.float32))
     kept = draw.random((2, 6, 3, 5, 5)) < 0.3
     found = {}
-    for name, wanted in (("all", NONE), ("some", kept)):
+    for name, wanted in (("all", np.ones_like(kept)), ("some", kept)):
         found[name] = np.full(kept.shape, np.nan, np.float32)
         of_bias, of_x = np.empty((2, 6), np.float32), np.empty_like(x)
         winner = np.empty((0,) * 5, np.uint8)
