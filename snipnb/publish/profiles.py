@@ -21,6 +21,8 @@ RESERVED = ("default", "smoke", "full", "notebooks", "claims", "drawn", "bench")
 KINDS = {int: "an integer", float: "a number", str: "text", bool: "true or false", list: "a list", dict: "a mapping"}
 MOST_THREADS = 1024
 REQUIRED = ("profile", "threads", "sample")
+# What reading YAML raises: its constructors trust that a tag fits its value, and that nothing is nested too deeply.
+_NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def load_profile(name: str) -> Profile:
         )
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _NOT_YAML as error:
         raise ValueError(f"profile {path} is not valid YAML: {error}") from None
     if not isinstance(content, dict) or set(content) - set(SECTIONS) or "notebooks" not in content:
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__

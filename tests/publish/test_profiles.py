@@ -47,6 +47,10 @@ def test_unknown_profile_is_named():
     ("text", "message"),
     [
         ("notebooks: [", "is not valid YAML"),
+        (f"notebooks: {'[' * 3000}{']' * 3000}", "is not valid YAML: maximum recursion depth"),
+        ("notebooks: {}\nabout: !!int ''", "is not valid YAML"),
+        ("notebooks: {}\nabout: !!timestamp never", "is not valid YAML"),
+        ("notebooks: {}\nabout: 2026-13-45", "is not valid YAML: month must be in"),
         ("- 1", "has list; the accepted sections are about, common, notebooks"),
         ("common: {}", "the accepted sections are"),
         ("notebooks: {}\nnotebook: {}", "the accepted sections are"),
