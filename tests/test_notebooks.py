@@ -627,6 +627,35 @@ def test_a_notebook_finds_the_list_of_fonts_ready(project):
     assert list((root / "build" / ".mine" / "matplotlib").iterdir()) == fonts
 
 
+@pytest.mark.parametrize("damage", [lambda text: text[:1000], lambda text: "", lambda text: "[1]"])
+def test_a_damaged_list_of_fonts_is_made_anew(damage, project):
+    root, _ = project
+    assert run(root)
+    (fonts,) = (root / "build" / ".mine" / "matplotlib").iterdir()
+    before = fonts.read_text()
+    fonts.write_text(damage(before))
+    assert run(root)
+    assert fonts.read_text() == before
+
+
+def test_a_list_of_fonts_that_cannot_be_written_is_said(project, monkeypatch):
+    from matplotlib import font_manager
+
+    root, _ = project
+    dump = font_manager.json_dump
+
+    def full_disk(fonts, path):  # Matplotlib warns, and goes on
+        dump(fonts, path)
+        path.write_text(path.read_text()[:1000])
+
+    monkeypatch.setattr(font_manager, "json_dump", full_disk)
+    with pytest.raises(OSError, match=r"fontlist-v.*\.json cannot be written"):
+        run(root)
+    assert not list((root / "build" / ".mine" / "matplotlib").iterdir())
+    monkeypatch.undo()
+    assert run(root)
+
+
 def test_environment_variables_come_back(project, monkeypatch):
     import os
 

@@ -421,14 +421,23 @@ def _clear_leftovers(place: Place) -> None:
 
 
 def _write_font_list(folder: Path) -> None:
-    """Make Matplotlib's list of fonts here: made in a notebook, the list can leave a warning about its slowness in the outputs."""
+    """Make Matplotlib's list of fonts here, if there is none that can be read: made in a notebook, it can leave a warning in the outputs."""
     from matplotlib import font_manager
 
+    def usable(path: Path) -> bool:
+        try:
+            return isinstance(font_manager.json_load(path), font_manager.FontManager)
+        except Exception:  # whatever is wrong with it
+            return False
+
     path = folder / f"fontlist-v{font_manager.FontManager.__version__}.json"
-    if not path.is_file():
+    if not usable(path):
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f".{path.name}.part"
         font_manager.json_dump(font_manager.FontManager(), part)
+        if not usable(part):  # Matplotlib only warns of a full disk
+            part.unlink(missing_ok=True)
+            raise OSError(f"{path} cannot be written; make room in its folder and run again")
         os.replace(part, path)
 
 
