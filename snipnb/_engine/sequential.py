@@ -121,7 +121,7 @@ def layers_of(model: nn.Module, *, training: bool = False) -> list[Layer]:
     Dropout acts only in training. A final LogSoftmax is left out unless ``training``, because it does not change a cross-entropy.
 
     Raises:
-        ValueError: If the model is not an ``nn.Sequential``, has a layer or an option that is not covered, or shares parameters.
+        ValueError: If the model is not an ``nn.Sequential``, has a layer or an option that is not covered, shares parameters, or has none in its layers.
     """
     if type(model) is not nn.Sequential:
         raise ValueError(f"the model is a {type(model).__name__}; it must be an nn.Sequential of {ACCEPTED}")
@@ -148,6 +148,8 @@ def layers_of(model: nn.Module, *, training: bool = False) -> list[Layer]:
             layers[-1] = replace(layer, relu=True)
         elif layer.kind not in idle:
             layers.append(layer)
+    if not any(layer.own_names for layer in layers):
+        raise ValueError(f"no layer of the model has parameters; it must be an nn.Sequential of {ACCEPTED}")
     return layers
 
 

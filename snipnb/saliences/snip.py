@@ -53,8 +53,8 @@ def snip(
     Ranking by abs(s_j) is the connection sensitivity of Lee, Ajanthan and Torr (2019).
 
     **Source.** Write-up, sections 1 and 3. **Departs from** it: the write-up omits the absolute value, which the ranking
-    needs. Its code sums abs(gradient) over mini-batches, as the option ``aggregate="batch_magnitude"`` does here. With this
-    option, noise that would cancel over batches adds up.
+    needs. Its code sums abs(gradient) over mini-batches. The option ``aggregate="batch_magnitude"`` takes their mean here, which
+    ranks in the same way. With this option, noise that would cancel over batches adds up.
 
     Args:
         model: Any module with floating-point parameters; its outputs for a batch must suit ``loss``.
@@ -244,7 +244,8 @@ def _some(models: Sequence[nn.Module], images: Tensor, labels: Tensor, size: int
         if k == 0:
             check_classes(logits[0].T, labels)
         loss = F.cross_entropy(logits, y.long().expand(len(logits), -1), reduction="sum")
-        for name, gradient in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
+        gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        for name, gradient in zip(leaves, gradients, strict=True):
             sums[name] += gradient
     total = {name: (p * sums[name] / len(images)).to(p.dtype) for name, p in parameters.items()}
     return [{name: t[k].clone() for name, t in total.items()} for k in range(len(models))]

@@ -323,7 +323,7 @@ class Together(_Group):
                 generator, kept = torch.Generator(self.device).manual_seed(_mixed(seed, part)), self.kept_of[some.start]
                 logits = self.stack.logits(inputs, parameters, buffers, training=True, generator=generator, kept=kept)
                 loss = nn.functional.cross_entropy(logits, y.expand(len(logits), -1), reduction="none").sum(1)
-                gradients = torch.autograd.grad(loss.sum() / len(labels), leaves)
+                gradients = torch.autograd.grad(loss.sum() / len(labels), leaves, materialize_grads=True)
                 for total, gradient in zip(self.gradients.values(), gradients, strict=True):
                     total[some] += gradient
                 losses[some] += loss.detach()

@@ -64,6 +64,38 @@ def test_every_covered_layer_in_float64(name):
         assert all(float((one[n] - e).abs().max()) <= 1e-10 * scale for n, e in expected.items())
 
 
+def test_a_parameter_that_no_layer_uses_has_no_salience():
+    model, images, labels = sequential("norm before ReLU")
+    functions = {
+        "together": lambda *given: snipnb.snip_together([given[0]], *given[1:])[0],
+        "alone": snipnb.snip,
+        "exact": snipnb.exact_salience,
+        "curvature": snipnb.diagonal_hessian,
+    }
+    expected = {name: function(model, images, labels) for name, function in functions.items()}
+    model.register_parameter("spare", nn.Parameter(torch.ones(2, dtype=torch.float64)))
+    for name, function in functions.items():
+        found = function(model, images, labels)
+        assert found.pop("spare").tolist() == [0, 0]
+        assert all(torch.equal(found[n], e) for n, e in expected[name].items()), name
+
+
+def test_a_model_without_parameters_in_its_layers_is_refused():
+    model, images, labels = nn.Sequential(nn.Flatten()), torch.ones(3, 2, 1, 1), torch.zeros(3, dtype=torch.int64)
+    model.register_parameter("spare", nn.Parameter(torch.ones(2)))
+    with pytest.raises(
+        ValueError, match=r"no layer of the model has parameters; it must be an nn\.Sequential of Conv2d"
+    ):
+        snipnb.snip_together([model], images, labels)
+    with pytest.raises(
+        ValueError, match=r"no layer of the model has parameters; it must be an nn\.Sequential of Conv2d"
+    ):
+        snipnb.diagonal_hessian(model, images, labels, method="cumulants")
+    with pytest.raises(ValueError, match="the loss must be a scalar tensor that depends on the parameters"):
+        snipnb.diagonal_hessian(model, images, labels)
+    assert snipnb.exact_salience(model, images, labels)["spare"].tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("kernel", [15, 16, 28])
 def test_pooling_windows_of_any_size(sample, kernel):
     images, labels = sample[0][:30], sample[1][:30]

@@ -640,6 +640,16 @@ def test_frozen_parameters_stay_but_for_the_mask():
         assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["0.weight", "4.bias"]
 
 
+def test_a_parameter_that_no_layer_uses_stays():
+    split, recipe = random_split((6,), 3), snipnb.Recipe(epochs=1, batch_size=9)
+    with_spare, without = (built(lambda: nn.Linear(6, 3), number=2) for _ in range(2))
+    for model in with_spare:
+        model.register_parameter("spare", nn.Parameter(torch.ones(2, dtype=torch.float64)))
+    for one, other in zip(*(train_together(m, split, recipe=recipe) for m in (with_spare, without)), strict=True):
+        pd.testing.assert_frame_equal(one, other)
+    assert all(model.spare.tolist() == [1, 1] for model in with_spare)
+
+
 def test_the_given_models_get_the_values_in_their_own_tensors_and_evaluation_mode():
     models = with_norm_and_dropout()
     places = [{name: t.data_ptr() for name, t in m.state_dict().items()} for m in models]
