@@ -58,7 +58,6 @@ class _Mixing:
     inside: float  # share of connections that do not lie in the padding
     weight_variance: float
     bias_variance: float
-    results: np.ndarray  # moments of its outputs: [one image, two of a class, two of different classes]
     unit_moments: np.ndarray  # moments[1:] of single inputs, over initialisations [2, nodes]
     # probability that an output passes a gradient, for both images; unit_gates are gates[1:] of single outputs
     gates: np.ndarray = field(default_factory=lambda: np.ones(3))
@@ -111,9 +110,9 @@ def predicted_scales(
         raise ValueError(f"constants must have 0 < between < within < 1; got {constants}")
     check_number("neighbours", constants.neighbours, "[0, 1]")
     check_number("contrast", constants.contrast, "[0, inf)")
-    mixings = _mixings(model, tuple(image_shape), init, constants)
+    mixings, moments = _mixings(model, tuple(image_shape), init, constants)
     classes, normal = len(mixings[-1].layer.module.weight), init.startswith("xavier_normal")
-    spread = (1 - 1 / classes) / classes**2 * np.expm1(mixings[-1].results[2])
+    spread = (1 - 1 / classes) / classes**2 * np.expm1(moments[2])
     signal = np.array([(1 - 1 / classes) / classes, -1 / classes**2]) + spread  # within, between classes
     within = np.array([1, classes - 1]) / classes
     found = {}
@@ -177,8 +176,10 @@ def predicted_densities(
     return {name: share(name, threshold) if name in live else 0.0 for name in sizes}
 
 
-def _mixings(model: nn.Module, shape: tuple[int, ...], init: str, constants: Constants) -> list[_Mixing]:
-    """Propagate the second moments forward."""
+def _mixings(
+    model: nn.Module, shape: tuple[int, ...], init: str, constants: Constants
+) -> tuple[list[_Mixing], np.ndarray]:
+    """Propagate the second moments forward, up to those of the logits: [one image, two of a class, two of different classes]."""
     moments = np.array([1, constants.within, constants.between])
     unit_moments = moments[1:, None]
     if len(shape) not in (1, 3) or min(shape) < 1:
@@ -196,11 +197,9 @@ def _mixings(model: nn.Module, shape: tuple[int, ...], init: str, constants: Con
             inputs, outputs = weight[0].numel(), len(weight) * math.prod(layer.kernel)
             weight_variance, bias_variance = _variances(init, inputs, outputs)
             bias_variance *= layer.module.bias is not None
-            moments_after = weight_variance * inside * inputs * moments + bias_variance
-            mixings.append(
-                _Mixing(layer, outputs, positions, inside, weight_variance, bias_variance, moments_after, unit_moments)
-            )
-            moments, unit_moments, positions = moments_after, moments_after[1:, None], 1
+            mixings.append(_Mixing(layer, outputs, positions, inside, weight_variance, bias_variance, unit_moments))
+            moments = weight_variance * inside * inputs * moments + bias_variance
+            unit_moments, positions = moments[1:, None], 1
         elif layer.kind == "flat":
             positions = math.prod(before[1:])
         elif layer.kind == "relu" or layer.relu:
@@ -216,7 +215,7 @@ def _mixings(model: nn.Module, shape: tuple[int, ...], init: str, constants: Con
             )
     if not mixings or len(shape) != 1 or mixings[-1].gates[0] != 1:
         raise ValueError("the model does not end in logits; its last layer must be a Linear")
-    return mixings
+    return mixings, moments
 
 
 def _gate(moments: np.ndarray, kernel: int, neighbours: float) -> tuple[np.ndarray, ...]:

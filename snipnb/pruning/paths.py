@@ -50,7 +50,7 @@ def on_paths(model: nn.Module, mask: Mask, images: Tensor) -> Mask:
     others: dict[Any, Callable[[Any], nn.Module]] = {
         nn.ReLU: nn.Identity,
         nn.LogSoftmax: nn.Identity,
-        nn.MaxPool2d: _averaging,
+        nn.MaxPool2d: lambda pool: nn.AvgPool2d(pool.kernel_size, pool.stride, pool.padding),
     }
     counting = replaced(copy.deepcopy(model).double().eval(), others)
     for module in counting.modules():
@@ -58,8 +58,7 @@ def on_paths(model: nn.Module, mask: Mask, images: Tensor) -> Mask:
             module.reset_running_stats()
     # The network of ones and zeros counts paths. Biases of zero keep paths apart that begin at a bias; they have derivatives all the same.
     ones = {name: m.double() for name, m in mask.items()}
-    values = {name: o if o.dim() > 1 or name.endswith("weight") else o * 0 for name, o in ones.items()}
-    values = {name: v.requires_grad_() for name, v in values.items()}
+    values = {n: (o if o.dim() > 1 or n.endswith("weight") else o * 0).requires_grad_() for n, o in ones.items()}
     with torch.enable_grad():
         paths = call_with(counting, values, torch.ones_like(images[:1], dtype=torch.float64)).sum()
         found = torch.autograd.grad(paths, [*values.values()], materialize_grads=True)
@@ -74,7 +73,3 @@ def replaced(model: nn.Module, others: Mapping[Any, Callable[[Any], nn.Module]])
                 if isinstance(module, kind):
                     setattr(parent, name, other(module))
     return model
-
-
-def _averaging(pool: nn.MaxPool2d) -> nn.AvgPool2d:
-    return nn.AvgPool2d(pool.kernel_size, pool.stride, pool.padding)

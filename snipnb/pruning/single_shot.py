@@ -52,15 +52,6 @@ def gradient(model: nn.Module, images: Tensor, labels: Tensor, values: Mapping[s
 # --- one score ----------------------------------------------------------------------------------------------------------
 
 
-class _Softened(nn.Module):
-    def __init__(self, model: nn.Module, temperature: float) -> None:
-        super().__init__()
-        self.model, self.temperature = model, temperature
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x) / self.temperature
-
-
 def grasp(start: Start, *, temperature: float = 200.0) -> Salience:
     """GraSP: the predicted effect of removing a parameter on the squared norm of the gradient.
 
@@ -69,10 +60,12 @@ def grasp(start: Start, *, temperature: float = 200.0) -> Salience:
 
     **Source.** Wang, Zhang and Grosse (2020), Picking winning tickets before training by preserving gradient flow.
     """
-    model = _Softened(start.model, temperature)
-    values = float_parameters(model)
-    product = hessian_times(model, start.images, start.labels, gradient(model, start.images, start.labels, values))
-    signed = {name.removeprefix("model."): -(w * product[name]).double() for name, w in values.items()}
+    given = start.model, start.images, start.labels
+    values = float_parameters(start.model)
+    # The model itself has the hook, until the end of the block: a copy would not follow parameters that are held outside of it.
+    with start.model.register_forward_hook(lambda module, inputs, outputs: outputs / temperature):
+        product = hessian_times(*given, gradient(*given, values))
+    signed = {name: -(w * product[name]).double() for name, w in values.items()}
     highest = max(float(s.max()) for s in signed.values())
     return {name: highest - s for name, s in signed.items()}
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from snipnb._checks import Salience, call_with, check_classes, copied, float_parameters, unchanged
+from snipnb._checks import Salience, call_with, check_classes, copied, float_parameters
 from snipnb._engine.cumulants import loss_changes
 from snipnb._engine.sequential import check_finite
 from snipnb._progress import note, track
@@ -60,7 +60,7 @@ def ablated(
     values, device = float_parameters(network), next(network.parameters()).device
     x, y = x.to(device), labels.to(device).long()
     number = sum(len(index) for index in wanted.values())
-    with unchanged(network), ordinary_attention(), warnings.catch_warnings():
+    with ordinary_attention(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # vmap, where a function of PyTorch has no rule of its own
         try:
             logits, again = network(x[:1]), network(x[:1])
@@ -148,11 +148,9 @@ def _largest_output(network: nn.Module, one: Tensor) -> int:
         sizes.append(output.numel() if isinstance(output, Tensor) else 1)
 
     hooks = [module.register_forward_hook(see) for module in network.modules()]
-    try:
-        network(one)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    network(one)
+    for hook in hooks:
+        hook.remove()
     return max(sizes)
 
 

@@ -53,6 +53,7 @@ Wanted = Mapping[str, Tensor] | None  # name -> flat indices; None: all paramete
 METHODS = ("auto", "cumulants", "autodiff")
 LINEAR_REGION = "linear-region"
 SMALL = 2**22  # most (parameter, image) pairs that are differentiated one by one by default
+TWICE = 500  # images at once where gradients are differentiated once more
 TOGETHER = 64  # parameters differentiated at once
 MAPPED = 100  # images at once, at most, where parameters are differentiated one by one
 LARGEST = 2**24  # numbers in all directions along which is differentiated at once
@@ -230,7 +231,7 @@ def printed_second_order(model: nn.Module, images: Tensor, labels: Tensor) -> Sa
     return {name: first[name] - second[name] * w / 2 for name, w in float_parameters(model).items()}
 
 
-def row_sum_hessian(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 500) -> Salience:
+def row_sum_hessian(model: nn.Module, images: Tensor, labels: Tensor) -> Salience:
     """Row sums of the Hessian, H 1: what code often computes where its text says diagonal.
 
     **Definition.** (H 1)_j = sum_k d^2 L / dw_j dw_k over all parameters k, by differentiating the sum of all first derivatives (Pearlmutter
@@ -240,7 +241,6 @@ def row_sum_hessian(model: nn.Module, images: Tensor, labels: Tensor, *, batch_s
         model: Any module that returns logits and can be differentiated backwards twice; used in evaluation mode.
         images: Inputs [n, ...].
         labels: Classes [n].
-        batch_size: Images per pass.
 
     Returns:
         Dictionary name -> row sums in the parameter's shape, device and dtype.
@@ -249,12 +249,10 @@ def row_sum_hessian(model: nn.Module, images: Tensor, labels: Tensor, *, batch_s
         ValueError: As for :func:`snipnb.snip`.
     """
     ones = {name: torch.ones_like(p) for name, p in float_parameters(model).items()}
-    return hessian_times(model, images, labels, ones, batch_size=batch_size)
+    return hessian_times(model, images, labels, ones)
 
 
-def hessian_times(
-    model: nn.Module, images: Tensor, labels: Tensor, vectors: Salience, *, batch_size: int = 500
-) -> Salience:
+def hessian_times(model: nn.Module, images: Tensor, labels: Tensor, vectors: Salience) -> Salience:
     """The Hessian of the mean cross-entropy times a vector, which is given parameter by parameter.
 
     Args:
@@ -262,7 +260,6 @@ def hessian_times(
         images: Likewise.
         labels: Likewise.
         vectors: Name -> entries in the parameter's shape, for every parameter.
-        batch_size: Likewise.
 
     Returns:
         Dictionary name -> product in the parameter's shape, device and dtype.
@@ -271,14 +268,14 @@ def hessian_times(
         ValueError: As for :func:`row_sum_hessian`.
     """
     snip(model, images[:1], labels[:1])  # an error where a parameter's effect cannot be followed
-    check_examples(images, labels, batch_size)
+    check_examples(images, labels)
     parameters = float_parameters(model)
     leaves = {name: p.clone().requires_grad_() for name, p in parameters.items()}
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     device = next(iter(parameters.values())).device
     total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
     with in_mode(model, "eval"), unchanged(model), torch.enable_grad():
-        for batch in batch_starts(len(images), batch_size, "Hessian times a vector"):
+        for batch in batch_starts(len(images), TWICE, "Hessian times a vector"):
             x, y = images[batch].to(device), labels[batch].to(device)
             outputs = call_with(model, {**leaves, **buffers}, x)
             if batch.start == 0:

@@ -319,7 +319,7 @@ def of(test, *arguments):
 
 PERTURBED = [  # what stands in the code, what stands there instead, and the test that has to fail
     ("-(w * product[name])", "w * product[name]", of(test_grasp_is_the_hessian_times_the_gradient, "two layers")),
-    ("self.model(x) / self.temperature", "self.model(x)", of(test_grasp_is_the_hessian_times_the_gradient, "two layers")),
+    ("outputs: outputs / temperature", "outputs: outputs", of(test_grasp_is_the_hessian_times_the_gradient, "two layers")),
     ("values = {name: c[name] * w", "values = {name: c[name] + w", of(test_prospr_without_steps_is_snip, "two layers")),
     ("momentum * velocity[name] + g", "velocity[name] + g", of(test_prospr_follows_the_chain_of_two_steps, "two layers")),
     ("v - learning_rate", "v + learning_rate", of(test_prospr_follows_the_chain_of_two_steps, "two layers")),
