@@ -229,9 +229,9 @@ def test_some_of_a_window_tie():
 
 @pytest.mark.parametrize("p", [0.3, 0.5, 1.0])
 def test_dropout_scales_what_it_keeps_and_acts_in_training_only(p):
-    model = nn.Sequential(nn.Dropout(p), nn.Flatten()).double()
-    stack, images = Stack(model), random_images(3, (4000,))
-    some = {"one for the number of networks": torch.zeros(2, 1)}
+    model = nn.Sequential(nn.Dropout(p), nn.Flatten(), nn.Linear(300, 300, bias=False)).double()
+    stack, images = Stack(model), random_images(40, (300,))
+    some = {"2.weight": torch.eye(300, dtype=torch.float64).repeat(2, 1, 1)}
     draw = torch.Generator().manual_seed(5)
     dropped = stack.logits(stack.inputs(images), some, {}, training=True, generator=draw)
     assert torch.equal(dropped[0], dropped[1])  # the same for all networks
