@@ -6,6 +6,7 @@ themselves, as a user's ``kill -9`` leaves them, and the next attempt starts at 
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import itertools
 import json
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from tools.state import place_of
 
 GRACE_SECONDS = 320.0  # after the last attempt for what was left behind: idle workers of joblib end after 300
 DROP_FROM_BOUND, NEW_NETWORK, SEES_ALL = 24, 0x40000000, (1, 2)  # Linux: prctl, unshare, capabilities that ignore modes
+LONGEST_SECONDS = 1200  # of a run, beside other busy programs
 LONGEST_MESSAGE = 4000  # characters of a message that can be read
 HEAD = "| what was done to `make figures` | times | as it should be | seconds |\n|---|--:|--:|--:|\n"
 Interval = tuple[str, float, float]  # a notebook, and when the quiet run began and ended it, in seconds
@@ -148,14 +150,14 @@ class Copy:
 
     def check_same(self, quiet: Copy, **options) -> None:
         """Run; the published files have to be those of a quiet run, byte for byte."""
-        code, _ = self.attempt(600, **options)
+        code, _ = self.attempt(LONGEST_SECONDS, **options)
         assert code == 0, self.log.read_text(encoding="utf-8", errors="replace")
         assert differences(quiet.published, self.published) == []
 
     def check_refused(self, message: str, **options) -> None:
         """Run; that has to fail with a readable message, and nothing may be half written."""
         before = _contents(self.published)
-        code, _ = self.attempt(600, **options)
+        code, _ = self.attempt(LONGEST_SECONDS, **options)
         said = self.log.read_text(encoding="utf-8", errors="replace")
         assert code == 1, f"exit status {code}: {said}"
         assert re.search(message, said), said
@@ -368,11 +370,31 @@ def without_network() -> None:
 # --- what came of it ------------------------------------------------------------------------------------------------------
 
 
-def write_down(path: Path, tried: Mapping[str, tuple[int, int, float]]) -> None:
-    """Put rows into the table: what was tried -> times, times that it came out as it should, seconds."""
+def write_down(path: Path, tried: Mapping[str, tuple[int, int, float]], known: Collection[str]) -> None:
+    """Put rows into the table: what was tried -> times, times that it came out as it should, seconds. Rows of what is not known go."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     rows = {line.split(" | ")[0][2:]: line for line in lines if line.startswith("| ") and line not in HEAD}
+    rows = {what: line for what, line in rows.items() if what in known}
     for what, (times, right, seconds) in tried.items():
         rows[what] = f"| {what} | {times} | {right} | {seconds:.0f} |"
     body = "\n".join(rows[what] for what in sorted(rows))
     write_atomically(path, f"# Robustness\n\nWritten by `make robustness`.\n\n{HEAD}{body}\n")
+
+
+def what_tests_try(folder: Path) -> set[str]:
+    """What the tests of a folder try, in words: the first line of each one's docstring."""
+    found = set()
+    for path in folder.glob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.FunctionDef)
+                and node.name.startswith("test_")
+                and (text := ast.get_docstring(node))
+            ):
+                found.add(in_words(text))
+    return found
+
+
+def in_words(docstring: str) -> str:
+    """The first line of a test's docstring, as a row has it."""
+    return docstring.splitlines()[0].rstrip(".")

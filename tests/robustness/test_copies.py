@@ -239,9 +239,15 @@ def test_tables_that_disagree_are_named(tmp_path):
     ]
 
 
-def test_rows_of_what_was_not_tried_stay(tmp_path):
+def test_rows_of_what_was_not_tried_stay_while_there_is_a_test_of_it(tmp_path):
     path = tmp_path / "figures" / "robustness.md"
-    copies.write_down(path, {"b": (2, 1, 3.4), "c": (1, 1, 0.1)})
-    copies.write_down(path, {"a": (1, 1, 9.6), "c": (5, 5, 7)})
+    copies.write_down(path, {"b": (2, 1, 3.4), "c": (1, 1, 0.1), "d": (1, 1, 1)}, "bcd")
+    copies.write_down(path, {"a": (1, 1, 9.6), "c": (5, 5, 7)}, "abc")
     assert path.read_text().endswith("|--:|\n| a | 1 | 1 | 10 |\n| b | 2 | 1 | 3 |\n| c | 5 | 5 | 7 |\n")
     assert path.read_text().count("as it should be") == 1
+
+
+def test_what_tests_try_is_what_their_docstrings_say(tmp_path):
+    (tmp_path / "test_a.py").write_text('def test_x():\n    """Killed.\n\n    More."""\n\ndef y():\n    """Not."""\n')
+    (tmp_path / "b.py").write_text('def test_z():\n    """Not."""\n')
+    assert copies.what_tests_try(tmp_path) == {"Killed"}
