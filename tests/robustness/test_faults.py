@@ -69,9 +69,7 @@ def quiet(profile, tmp_path_factory):
     """A copy that ran undisturbed."""
     copy = Copy(project_root(), tmp_path_factory.mktemp("faults") / "quiet", str(profile), notebooks=NOTEBOOKS)
     code, _ = copy.attempt()
-    said = copy.log.read_text(encoding="utf-8", errors="replace")
-    assert code == 0, said
-    assert "Warning" not in said, said
+    assert code == 0, copy.log.read_text(encoding="utf-8", errors="replace")
     return copy
 
 
@@ -186,25 +184,31 @@ def _full_disk(size):
 def _read_only(published, quiet):
     published.mkdir(parents=True, exist_ok=True)
     published.chmod(0o555)
-    yield {"before": without_override}
-    published.chmod(0o755)
+    try:
+        yield {"before": without_override}
+    finally:
+        published.chmod(0o755)
 
 
 @contextmanager
 def _file_in_the_way(published, quiet):
     published.mkdir(parents=True, exist_ok=True)
     (published / "notebooks").write_text("mine")
-    yield {"notebooks": NOTEBOOKS[:1]}
-    assert (published / "notebooks").read_text() == "mine"
-    (published / "notebooks").unlink()
+    try:
+        yield {"notebooks": NOTEBOOKS[:1]}
+        assert (published / "notebooks").read_text() == "mine"
+    finally:
+        (published / "notebooks").unlink()
 
 
 @contextmanager
 def _folder_in_the_way(published, quiet):
     name = next(file.relative_to(quiet) for file in sorted(quiet.glob("03_*/*.png")))
     (published / name).mkdir(parents=True)
-    yield {"notebooks": NOTEBOOKS[1:]}
-    (published / name).rmdir()
+    try:
+        yield {"notebooks": NOTEBOOKS[1:]}
+    finally:
+        (published / name).rmdir()
 
 
 FULL = r"File too large|cannot be written|No space"
