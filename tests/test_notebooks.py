@@ -617,14 +617,6 @@ def test_a_kernel_keeps_its_files_in_the_folder_that_is_removed(project, monkeyp
     assert not (root / "build" / ".mine" / "scratch").exists()
 
 
-def test_a_kernel_has_time_to_clear_away_after_itself(project, tmp_path):
-    root, change = project
-    late = f"import atexit, pathlib, time\natexit.register(lambda: (time.sleep(4), pathlib.Path({str(tmp_path)!r}, 'end').touch()))"
-    change(WRITE, late)
-    assert run(root)
-    assert (tmp_path / "end").is_file()
-
-
 def test_a_notebook_finds_the_list_of_fonts_ready(project):
     root, change = project
     change(WRITE, "import os\nassert any(n.startswith('fontlist-v') for n in os.listdir(os.environ['MPLCONFIGDIR']))")

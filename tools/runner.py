@@ -39,7 +39,6 @@ SUMMARY_ID = "summary"
 WRITES = {"figure": ("png", "svg", "csv"), "table": ("md", "tex", "csv"), "data": ("csv",)}
 QUIET_KERNEL = "--IPKernelApp.log_level=50"  # otherwise an interrupted kernel prints a traceback of its sockets
 SLOW = 5.0  # seconds; slower cells are named in the provenance
-END_SECONDS = 60.0  # for a kernel to end and clear away after itself; it gets a signal after half of it
 SCRATCH = "snipnb-"  # prefix of the kernels' temporary folders
 # Variables that would let a user's own set-up into the kernel.
 REMOVED = ("JUPYTER_PATH", "JUPYTER_CONFIG_PATH", "MPLBACKEND", "MATPLOTLIBRC", "PYTHONSTARTUP", "PYTHONWARNINGS")
@@ -226,7 +225,7 @@ def _execute(path: Path, executed: Path, parameters: Mapping[str, Any], stage: P
     from traitlets.config import Config
 
     with _kernel_environment(stage, threads=parameters["threads"]) as scratch:
-        kernel = {"connection_file": os.path.join(scratch, "kernel.json"), "shutdown_wait_time": END_SECONDS}
+        kernel = {"connection_file": os.path.join(scratch, "kernel.json")}
         if sys.platform != "win32":  # sockets in the working directory: paths have to be short
             kernel |= {"transport": "ipc", "ip": "kernel-ipc"}
         try:
