@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from snipnb._progress import print_anywhere
 from snipnb.data import DataUnavailableError, load_mnist
 from snipnb.publish.profiles import load_profile
 from snipnb.training.provenance import machine
 from snipnb.training.store import StoreError
-from tools import bench, checkout, claim, explorer, readme, redraw, runner, state, verify_runs
+from tools import checkout
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,9 +52,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+def _tool(name: str) -> Any:
+    """A module of tools, imported when its command is called: together they would take seconds."""
+    return import_module(f"tools.{name}")
+
+
 def _status(_: argparse.Namespace) -> bool:
     """Print a line for each notebook of each published profile."""
-    root = checkout()
+    root, runner, state = checkout(), _tool("runner"), _tool("state")
     for name in ("default", "full"):
         profile = load_profile(name)
         place = state.place_of(profile, root)
@@ -66,7 +73,8 @@ def _status(_: argparse.Namespace) -> bool:
 def _bench(given: argparse.Namespace) -> bool:
     if given.threads < 1:
         raise ValueError(f"--threads must be at least 1; got {given.threads}")
-    root, tables = checkout(), bench.tables(*load_mnist("train"), threads=given.threads)
+    root, bench = checkout(), _tool("bench")
+    tables = bench.tables(*load_mnist("train"), threads=given.threads)
     for path in bench.run(root / "figures" / "bench", tables, threads=given.threads, machine=machine()):
         if path.suffix == ".md":
             print(f"\n{path.relative_to(root)}\n\n{path.read_text()}", end="")
@@ -74,19 +82,21 @@ def _bench(given: argparse.Namespace) -> bool:
 
 
 def _explorer(given: argparse.Namespace) -> bool:
-    explorer.write(given.target)
+    _tool("explorer").write(given.target)
     print(given.target)
     return True
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], bool]] = {
-    "figures": lambda g: runner.run(g.profile, g.notebooks, force=g.force, fresh=g.fresh),
-    "redraw": lambda g: redraw.redraw(checkout(), g.profile, g.notebooks),
-    "claim": lambda g: claim.again(g.claim, g.profile),
+    "figures": lambda g: _tool("runner").run(g.profile, g.notebooks, force=g.force, fresh=g.fresh),
+    "redraw": lambda g: _tool("redraw").redraw(checkout(), g.profile, g.notebooks),
+    "claim": lambda g: _tool("claim").again(g.claim, g.profile),
     "status": _status,
-    "verify-runs": lambda g: verify_runs.verify(g.folder or checkout() / "figures/full/runs", everything=g.all),
+    "verify-runs": lambda g: _tool("verify_runs").verify(
+        g.folder or checkout() / "figures/full/runs", everything=g.all
+    ),
     "bench": _bench,
-    "readme": lambda _: readme.update(),
+    "readme": lambda _: _tool("readme").update(),
     "explorer": _explorer,
 }
 

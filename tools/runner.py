@@ -421,7 +421,7 @@ def _clear_leftovers(place: Place) -> None:
 
 
 def _write_font_list(folder: Path) -> None:
-    """Make Matplotlib's list of fonts here, if there is none that can be read: made in a notebook, it can leave a warning in the outputs."""
+    """Make Matplotlib's list of fonts here, unless a readable one exists. If a notebook had to make it, a warning could end up in its outputs."""
     from matplotlib import font_manager
 
     def usable(path: Path) -> bool:

@@ -34,7 +34,6 @@ from snipnb.data import OWN_SPLITS, SPLITS, Split, load_split
 from snipnb.networks import MODELS, set_running_statistics
 from snipnb.pruning.criteria import CRITERIA, Criterion, Start, mask_for, ranked_by, salience_for
 from snipnb.pruning.masks import Mask, collapsed_layers, num_kept
-from snipnb.training.groups import NETWORKS
 from snipnb.training.loop import Checkpoint, one_thread, train_together
 from snipnb.training.provenance import trained_by
 from snipnb.training.recipe import Recipe
@@ -80,7 +79,7 @@ def run_grid(
         Warnings say if devices or minor versions of PyTorch are mixed, and if runs are not kept because a criterion has no version.
 
     Raises:
-        ValueError: If an element of ``configs`` is not a RunConfig, or the device is none of this machine's.
+        ValueError: If an element of ``configs`` is not a RunConfig, or this machine does not have the device.
         StoreError: If the store cannot be written. Finished runs are kept.
 
     Example:
@@ -100,9 +99,9 @@ def run_grid(
         check_type("every run", config, RunConfig)
     check_integer("group_size", group_size, 1)
     check_integer("jobs", 1 if jobs is None else jobs, 1)
-    usable = list(NETWORKS) if torch.cuda.is_available() else ["cpu"]
-    device = device or usable[-1]
-    check_choice("device", device.split(":")[0], usable)
+    kinds = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    device = device or kinds[-1]
+    check_choice("device", str(device).split(":")[0], kinds)
     passing = [c for c in configs if unversioned(c)]
     for what in sorted({what for c in passing for what in unversioned(c)} - _said):
         _said.add(what)

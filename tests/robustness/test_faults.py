@@ -1,9 +1,9 @@
 """``make figures`` in odd set-ups, among obstacles, beside itself, with damaged files, on hostile input (``make robustness``).
 
-Each is tried in a copy of the checkout with two notebooks, one that computes and one that trains, on as little as they allow. Where a fault
-should not matter, the published files must be those of a quiet run, byte for byte; where it does, what is said must be readable, nothing may be
-half written, and once it is gone the same folder must end in the same files. What needs no notebook is tried in this process, in every
-combination.
+The tests run in copies of the checkout with two notebooks, one that computes and one that trains, on as little as they allow. If a fault should
+not matter, the published files must equal those of an undisturbed run byte for byte. If it does matter, the message must be readable and no file
+may be half written; once the fault is gone, another run in the same folder must produce the same files. Whatever needs no notebook is tested in
+this process, in every combination.
 """
 
 import json

@@ -17,7 +17,7 @@ from snipnb.publish.evidence.parts import Finding as Finding
 
 
 def function_of(claim_id: str, notebook: str) -> Callable[..., Finding]:
-    """The function of a claim, in the module named after its notebook; ValueError if there is none."""
+    """Find a claim's function in the module that is named after its notebook. Raises ValueError if it has none."""
     slug, name = notebook.split("_", 1)[1], claim_id.lower()
     found = getattr(import_module(f"{__name__}.{slug}"), name, None)
     if found is None:
