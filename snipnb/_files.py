@@ -75,7 +75,11 @@ def published_dir(figures: Path, profile: str) -> Path:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write ``content`` to ``path`` so that a reader sees the old file or the whole new file, never a part."""
+    """Write ``content`` to ``path`` so that a reader sees the old file or the whole new file, never a part.
+
+    Raises:
+        OSError: If it cannot be written; it names the file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode("utf-8") if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
@@ -86,6 +90,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)  # a full disk names no file
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

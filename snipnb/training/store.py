@@ -69,11 +69,12 @@ class Store:
         return {key: run for name in reversed(known) for key, run in known[name][1].items()}
 
     def _runs_in(self, path: Path) -> dict[str, dict]:
-        record = _load(path, _unpack_record, "its runs are trained again")
-        if record is None:
-            return {}
-        added = {"record": path.stem, "trained_by": record["trained_by"]}
-        return {run["key"]: run | added for run in record["runs"]}
+        def unpack(content: bytes) -> dict[str, dict]:
+            record = _unpack_record(content)
+            added = {"record": path.stem, "trained_by": record["trained_by"]}
+            return {run["key"]: run | added for run in record["runs"]}
+
+        return _load(path, unpack, "its runs are trained again") or {}
 
     def finish(self, name: str, runs: Mapping[str, Mapping], trained_by: Mapping) -> None:
         """Keep finished runs and delete the state they came from. A run that is already kept stays as it is.

@@ -202,6 +202,27 @@ def test_a_damaged_state_is_moved_aside_and_never_used(results, notes):
         assert path.with_name("a.state.damaged").read_bytes() == bad
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        {"runs": []},
+        {"runs": 3},
+        {"runs": [3]},
+        {"runs": [RUN]},
+        {"runs": [{"key": []}]},
+        {"runs": [{"key": None}] * 2},
+    ],
+)
+def test_a_record_that_holds_something_else_is_moved_aside_although_its_digest_matches(results, notes, record):
+    results.folder.mkdir()
+    path = results.folder / "a.json"
+    path.write_bytes(store._pack_record({"format": store.FORMAT} | record))
+    assert results.runs() == {}
+    assert path.with_name("a.json.damaged").exists()
+    assert "is damaged" in notes[-1]
+
+
 @pytest.mark.parametrize("number", [1, 3])
 def test_a_record_of_another_format_is_left_alone(results, notes, number):
     results.folder.mkdir()
