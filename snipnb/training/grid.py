@@ -284,8 +284,11 @@ def _train_all(tasks: Mapping[str, list[RunConfig]], place: Store, jobs: int | N
             work = joblib.delayed(_train_quietly)
             own = _own_of([c for _, group in left for c in group], place)
             calls = (work(os.getpid(), own, *task, place.folder, device, wait=wait) for task in left)
-            for _ in joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")(calls):
-                pass
+            with warnings.catch_warnings():
+                # joblib replaces a worker that has grown. Its warning, where warnings are errors, would end the thread that hands out the work
+                warnings.filterwarnings("ignore", "A worker stopped", UserWarning)
+                for _ in joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")(calls):
+                    pass
 
 
 def _is_finished(group: Iterable[RunConfig], finished: Collection[str]) -> bool:

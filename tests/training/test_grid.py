@@ -85,6 +85,28 @@ def test_spread_over_processes_or_threads_the_table_is_the_same(quiet, tmp_path)
         pd.testing.assert_frame_equal(snipnb.run_grid(small_grid(), group_size=2), quiet)
 
 
+WORKERS_LEAVE = """
+from joblib.externals.loky import process_executor
+import snipnb
+
+def leaving():
+    process_executor._MAX_MEMORY_LEAK_SIZE = -(2**62)
+    process_executor._MEMORY_LEAK_CHECK_DELAY = 0
+    return snipnb.lenet5()
+
+snipnb.MODELS["leaving"] = snipnb.Network(leaving, version=1)
+common = {"model": "leaving", "sample": True, "recipe": snipnb.Recipe(epochs=1, batch_size=500)}
+grid = snipnb.grid(criteria=["random"], sparsities=[0.5], seeds=range(5), **common)
+print(len(snipnb.run_grid(grid, jobs=2, group_size=1)))
+"""
+
+
+def test_workers_that_joblib_replaces_do_not_stop_the_others_where_warnings_are_errors():
+    command = [sys.executable, "-W", "error:A worker stopped:UserWarning", "-c", WORKERS_LEAVE]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "5\n", done.stderr
+
+
 def test_a_finished_grid_is_looked_up(quiet, tmp_path, monkeypatch):
     snipnb.run_grid(small_grid(), store=tmp_path, jobs=1, group_size=2)
     monkeypatch.setattr(grid, "train_together", lambda *_, **__: pytest.fail("trained again"))
