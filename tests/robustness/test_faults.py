@@ -21,6 +21,7 @@ from snipnb._files import data_dir, project_root, resource
 from snipnb.training.store import Store
 from tests.robustness.copies import (
     DAMAGE,
+    LONGEST_SECONDS,
     Copy,
     damage_all,
     differences,
@@ -148,7 +149,7 @@ def test_dates(finished, quiet, record_property):
 def test_three_at_once(fresh, quiet):
     """Three runs at once, one of both notebooks and one of each, as make -j3 does: each notebook once, the same files."""
     processes = [fresh.launch(notebooks=share) for share in (NOTEBOOKS, NOTEBOOKS[:1], NOTEBOOKS[1:])]
-    assert [process.wait(1200) for process, _ in processes] == [0, 0, 0]
+    assert [process.wait(LONGEST_SECONDS) for process, _ in processes] == [0, 0, 0]
     said = "".join(log.read_text(encoding="utf-8") for _, log in processes)
     assert len(re.findall(r"\b\d+ s, \d+ files$", said, flags=re.MULTILINE)) == len(NOTEBOOKS)
     assert differences(quiet.published, fresh.published) == []
@@ -159,7 +160,7 @@ def test_one_thread(quiet, tmp_path):
     profile = tmp_path / "one_thread.yaml"
     profile.write_text(LEAST.replace("threads: 2", "threads: 1"), encoding="utf-8")
     copy = _anew(quiet, tmp_path / "copy", str(profile))
-    assert copy.attempt(1200)[0] == 0, copy.log.read_text(encoding="utf-8", errors="replace")
+    assert copy.attempt(LONGEST_SECONDS)[0] == 0, copy.log.read_text(encoding="utf-8", errors="replace")
     assert disagreements(quiet.published, copy.published, tolerance=1e-3) == []
 
 

@@ -207,11 +207,11 @@ def test_a_damaged_state_is_moved_aside_and_never_used(results, notes):
     [
         {},
         {"runs": []},
-        {"runs": 3},
-        {"runs": [3]},
-        {"runs": [RUN]},
-        {"runs": [{"key": []}]},
-        {"runs": [{"key": None}] * 2},
+        {"trained_by": {}},
+        {"trained_by": {}, "runs": 3},
+        {"trained_by": {}, "runs": [3]},
+        {"trained_by": {}, "runs": [RUN]},
+        {"trained_by": {}, "runs": [{"key": []}]},
     ],
 )
 def test_a_record_that_holds_something_else_is_moved_aside_although_its_digest_matches(results, notes, record):
